@@ -1,0 +1,58 @@
+//! The one place that reads the wall clock; everything else is handed a [`UnixMillis`].
+
+use std::fmt;
+use std::time::Duration;
+
+/// A moment: milliseconds since 1970-01-01T00:00:00Z.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixMillis(pub i64);
+
+impl UnixMillis {
+    /// The present.
+    #[expect(clippy::disallowed_methods, reason = "this is the place the ban points to")]
+    pub fn now() -> Self {
+        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        Self(i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX))
+    }
+
+    /// Whole seconds since the epoch, as WeChat's `timestamp` and `CreateTime` count.
+    pub fn seconds(self) -> i64 {
+        self.0.div_euclid(1000)
+    }
+
+    /// This moment plus `wait`, at most the end of time.
+    pub fn after(self, wait: Duration) -> Self {
+        Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long ago `earlier` was; zero if it lies ahead.
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds: `2026-11-20T08:00:00.123Z`.
+impl fmt::Display for UnixMillis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_millisecond(self.0) {
+            Ok(moment) => write!(f, "{moment:.3}"),
+            Err(_) => write!(f, "{}ms", self.0),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prints_rfc_3339_with_milliseconds() {
+        assert_eq!(UnixMillis(1_795_161_600_120).to_string(), "2026-11-20T08:00:00.120Z");
+    }
+
+    #[test]
+    fn arithmetic_saturates() {
+        assert_eq!(UnixMillis(5).since(UnixMillis(9)), Duration::ZERO);
+        assert_eq!(UnixMillis(5).after(Duration::MAX), UnixMillis(i64::MAX));
+    }
+}

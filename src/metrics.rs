@@ -1,0 +1,361 @@
+//! Every metric of the relay, in one struct with its own registry; no other file knows a metric's name.
+//!
+//! Invariants: labels come from the configuration or from closed lists in the code, never from what a request holds;
+//! the series of an account or a target exist, at zero, from the moment its handles are taken. Who measures holds
+//! [`AccountMetrics`] or [`TargetMetrics`], which are resolved once, so that a push looks up no account by name.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+
+/// Seconds that answering WeChat takes; it hangs up at 5.
+const PUSH_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 4.5, 5.0];
+/// Seconds that one attempt at a target takes.
+const DELIVERY_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+/// Seconds from a push to the identity provider's 2xx, over all attempts; useless after two minutes.
+const IDENTITY_BUCKETS: &[f64] =
+    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
+/// Seconds that making a batch durable takes.
+const COMMIT_BUCKETS: &[f64] =
+    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+
+/// What an attempt can come to.
+const OUTCOMES: [&str; 4] = ["delivered", "retry", "dead", "expired"];
+
+/// All metrics.
+pub struct Metrics {
+    registry: Registry,
+    pushes: IntCounterVec,
+    push_duration: HistogramVec,
+    duplicates: IntCounterVec,
+    replies: IntCounterVec,
+    deliveries: IntCounterVec,
+    delivery_duration: HistogramVec,
+    identity_latency: HistogramVec,
+    pending: IntGaugeVec,
+    oldest_pending: GaugeVec,
+    dead: IntGaugeVec,
+    up: IntGaugeVec,
+    config_info: IntGaugeVec,
+    tls_expiry: IntGaugeVec,
+    /// The targets whose backlog was reported last.
+    backlogged: Mutex<BTreeSet<String>>,
+    /// How long commits of the queue take.
+    pub commit_duration: Histogram,
+    /// The bytes that the store takes on disk.
+    pub queue_bytes: IntGauge,
+    /// Deliveries that are in no state; anything but 0 is a bug.
+    pub unaccounted: IntGauge,
+    /// The last verified push's timestamp minus our clock, in seconds.
+    pub clock_skew: Gauge,
+}
+
+/// One account's metrics.
+#[derive(Clone)]
+pub struct AccountMetrics {
+    name: Arc<str>,
+    pushes: IntCounterVec,
+    replies: IntCounterVec,
+    /// Seconds from a push's arrival to its answer.
+    pub push_duration: Histogram,
+    /// Pushes that were tries of an event already known.
+    pub duplicates: IntCounter,
+}
+
+/// One target's metrics.
+#[derive(Clone)]
+pub struct TargetMetrics {
+    name: Arc<str>,
+    deliveries: IntCounterVec,
+    /// Seconds that an attempt takes.
+    pub delivery_duration: Histogram,
+    /// Seconds from the push to the 2xx; observed for identity targets only.
+    pub identity_latency: Histogram,
+    /// Deliveries that wait.
+    pub pending: IntGauge,
+    /// The age in seconds of the oldest delivery that waits; 0 when none does.
+    pub oldest_pending: Gauge,
+    /// Dead letters.
+    pub dead: IntGauge,
+    /// 1, or 0 while the circuit breaker lets only probes through.
+    pub up: IntGauge,
+}
+
+/// What waits for a target, as the queue counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Deliveries that wait.
+    pub pending: u64,
+    /// The age of the oldest of them.
+    pub oldest: Duration,
+    /// Dead letters.
+    pub dead: u64,
+}
+
+impl Metrics {
+    /// A fresh set, registered, with the process's own metrics beside it.
+    pub fn new() -> Arc<Self> {
+        let registry = Registry::new();
+        let at = &registry;
+        let metrics = Self {
+            pushes: counters(at, "wxrelay_pushes_total", "Requests to a server URL.", &["account", "kind", "result"]),
+            push_duration: histograms(
+                at,
+                "wxrelay_push_duration_seconds",
+                "Time to answer a push.",
+                "account",
+                PUSH_BUCKETS,
+            ),
+            duplicates: counters(at, "wxrelay_duplicates_total", "Pushes of an event already known.", &["account"]),
+            replies: counters(at, "wxrelay_replies_total", "Passive replies.", &["account", "result"]),
+            deliveries: counters(at, "wxrelay_deliveries_total", "Attempts by outcome.", &["target", "outcome"]),
+            delivery_duration: histograms(
+                at,
+                "wxrelay_delivery_duration_seconds",
+                "Time of one attempt.",
+                "target",
+                DELIVERY_BUCKETS,
+            ),
+            identity_latency: histograms(
+                at,
+                "wxrelay_identity_latency_seconds",
+                "Time from a push to the identity provider's 2xx.",
+                "target",
+                IDENTITY_BUCKETS,
+            ),
+            pending: gauges(at, "wxrelay_pending", "Deliveries that wait.", &["target"]),
+            oldest_pending: registered(
+                at,
+                GaugeVec::new(
+                    Opts::new("wxrelay_oldest_pending_seconds", "Age of the oldest delivery that waits."),
+                    &["target"],
+                ),
+            ),
+            dead: gauges(at, "wxrelay_dead", "Dead letters.", &["target"]),
+            up: gauges(at, "wxrelay_target_up", "0 while the target keeps failing and gets only probes.", &["target"]),
+            config_info: gauges(at, "wxrelay_config_info", "The configuration in use.", &["sha256", "generation"]),
+            tls_expiry: gauges(at, "wxrelay_tls_expiry_timestamp_seconds", "When the served certificate ends.", &[]),
+            backlogged: Mutex::default(),
+            commit_duration: registered(
+                at,
+                Histogram::with_opts(
+                    HistogramOpts::new("wxrelay_commit_duration_seconds", "Time to make a batch durable.")
+                        .buckets(COMMIT_BUCKETS.to_vec()),
+                ),
+            ),
+            queue_bytes: registered(at, IntGauge::new("wxrelay_queue_bytes", "Bytes that the store takes on disk.")),
+            unaccounted: registered(
+                at,
+                IntGauge::new("wxrelay_unaccounted_deliveries", "Deliveries in no state; more than 0 is a bug."),
+            ),
+            clock_skew: registered(
+                at,
+                Gauge::new("wxrelay_clock_skew_seconds", "A verified push's timestamp minus our clock."),
+            ),
+            registry,
+        };
+        describe_build(&metrics.registry);
+        describe_process(&metrics.registry);
+        Arc::new(metrics)
+    }
+
+    /// The metrics of an account; the empty name stands for requests to no account's path.
+    pub fn account(&self, name: &str) -> AccountMetrics {
+        AccountMetrics {
+            name: name.into(),
+            pushes: self.pushes.clone(),
+            replies: self.replies.clone(),
+            push_duration: self.push_duration.with_label_values(&[name]),
+            duplicates: self.duplicates.with_label_values(&[name]),
+        }
+    }
+
+    /// The metrics of a target, for the one who delivers to it: it counts as up from now.
+    pub fn target(&self, name: &str) -> TargetMetrics {
+        let metrics = TargetMetrics {
+            name: name.into(),
+            deliveries: self.deliveries.clone(),
+            delivery_duration: self.delivery_duration.with_label_values(&[name]),
+            identity_latency: self.identity_latency.with_label_values(&[name]),
+            pending: self.pending.with_label_values(&[name]),
+            oldest_pending: self.oldest_pending.with_label_values(&[name]),
+            dead: self.dead.with_label_values(&[name]),
+            up: self.up.with_label_values(&[name]),
+        };
+        metrics.up.set(1);
+        // A counter that begins with its first event hides that event from `increase`.
+        for outcome in OUTCOMES {
+            self.deliveries.with_label_values(&[name, outcome]);
+        }
+        metrics
+    }
+
+    /// Sets what waits for each target; a target reported before and not now has nothing waiting.
+    pub fn set_backlogs<'a>(&self, backlogs: impl IntoIterator<Item = (&'a str, Backlog)>) {
+        let mut known = self.backlogged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut gone = std::mem::take(&mut *known);
+        for (target, backlog) in backlogs {
+            self.set_backlog(target, backlog);
+            gone.remove(target);
+            known.insert(target.to_owned());
+        }
+        for target in gone {
+            self.set_backlog(&target, Backlog::default());
+        }
+    }
+
+    /// Says which configuration is in use; the series of the one before ends.
+    pub fn config_info(&self, sha256: &str, generation: u64) {
+        self.config_info.reset();
+        self.config_info.with_label_values(&[sha256, &generation.to_string()]).set(1);
+    }
+
+    /// Says when the served certificate ends, in seconds since the epoch; before the first call there is no series, so
+    /// that an alert on "soon" stays quiet where TLS ends elsewhere.
+    pub fn tls_expiry(&self, timestamp: i64) {
+        self.tls_expiry.with_label_values::<&str>(&[]).set(timestamp);
+    }
+
+    /// Everything in Prometheus' text format.
+    pub fn render(&self) -> String {
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| {
+            tracing::error!(%error, "metrics cannot be written");
+            String::new()
+        })
+    }
+
+    fn set_backlog(&self, target: &str, backlog: Backlog) {
+        let pending = i64::try_from(backlog.pending).unwrap_or(i64::MAX);
+        self.pending.with_label_values(&[target]).set(pending);
+        self.oldest_pending.with_label_values(&[target]).set(backlog.oldest.as_secs_f64());
+        self.dead.with_label_values(&[target]).set(i64::try_from(backlog.dead).unwrap_or(i64::MAX));
+    }
+}
+
+impl AccountMetrics {
+    /// Counts a request: what it was (`text`, `scan`, `verify`, .. `none`) and what became of it.
+    pub fn push(&self, kind: &'static str, result: &'static str) {
+        self.pushes.with_label_values(&[&*self.name, kind, result]).inc();
+    }
+
+    /// Counts a passive reply by what became of it.
+    pub fn reply(&self, result: &'static str) {
+        self.replies.with_label_values(&[&*self.name, result]).inc();
+    }
+}
+
+impl TargetMetrics {
+    /// Counts the end of an attempt, or of a delivery without one.
+    pub fn delivery(&self, outcome: &'static str) {
+        self.deliveries.with_label_values(&[&*self.name, outcome]).inc();
+    }
+}
+
+fn describe_build(registry: &Registry) {
+    let opts =
+        Opts::new("wxrelay_build_info", "The version that runs.").const_label("version", env!("CARGO_PKG_VERSION"));
+    registered(registry, IntGauge::with_opts(opts)).set(1);
+}
+
+#[cfg(target_os = "linux")]
+fn describe_process(registry: &Registry) {
+    let process = prometheus::process_collector::ProcessCollector::for_self();
+    if let Err(error) = registry.register(Box::new(process)) {
+        tracing::warn!(%error, "the process's own metrics are missing");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn describe_process(_registry: &Registry) {}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    registered(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    registered(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn histograms(registry: &Registry, name: &str, help: &str, label: &str, buckets: &[f64]) -> HistogramVec {
+    registered(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), &[label]))
+}
+
+#[expect(
+    clippy::expect_used,
+    reason = "names, labels and buckets are constants of this file; any test shows a bad one"
+)]
+fn registered<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("a metric's name and labels are constants");
+    registry.register(Box::new(collector.clone())).expect("each metric is registered once");
+    collector
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_configured_shows_at_zero_from_the_start() {
+        let metrics = Metrics::new();
+        let (_account, _target) = (metrics.account("shop"), metrics.target("crm"));
+        let text = metrics.render();
+        for line in [
+            r#"wxrelay_duplicates_total{account="shop"} 0"#,
+            r#"wxrelay_push_duration_seconds_count{account="shop"} 0"#,
+            r#"wxrelay_pending{target="crm"} 0"#,
+            r#"wxrelay_dead{target="crm"} 0"#,
+            r#"wxrelay_target_up{target="crm"} 1"#,
+            "wxrelay_unaccounted_deliveries 0",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(text.contains(concat!("wxrelay_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")));
+        assert!(!text.contains("wxrelay_tls_expiry_timestamp_seconds"), "no series without a certificate");
+        #[cfg(target_os = "linux")]
+        assert!(text.contains("process_resident_memory_bytes"));
+    }
+
+    #[test]
+    fn counts_by_label() {
+        let metrics = Metrics::new();
+        let account = metrics.account("shop");
+        account.push("text", "stored");
+        account.clone().push("text", "stored");
+        account.reply("fixed");
+        metrics.account("").push("none", "unknown_path");
+        metrics.target("crm").delivery("delivered");
+        let text = metrics.render();
+        assert!(text.contains(r#"wxrelay_pushes_total{account="shop",kind="text",result="stored"} 2"#), "{text}");
+        assert!(text.contains(r#"wxrelay_pushes_total{account="",kind="none",result="unknown_path"} 1"#), "{text}");
+        assert!(text.contains(r#"wxrelay_replies_total{account="shop",result="fixed"} 1"#), "{text}");
+        assert!(text.contains(r#"wxrelay_deliveries_total{outcome="delivered",target="crm"} 1"#), "{text}");
+    }
+
+    #[test]
+    fn a_new_configuration_replaces_the_series_of_the_old() {
+        let metrics = Metrics::new();
+        metrics.config_info("aa", 1);
+        metrics.config_info("bb", 2);
+        let text = metrics.render();
+        assert!(text.contains(r#"wxrelay_config_info{generation="2",sha256="bb"} 1"#), "{text}");
+        assert!(!text.contains(r#"sha256="aa""#), "{text}");
+    }
+
+    #[test]
+    fn a_backlog_no_longer_reported_is_zero() {
+        let metrics = Metrics::new();
+        let backlog = Backlog { pending: 3, oldest: Duration::from_millis(1500), dead: 2 };
+        metrics.set_backlogs([("crm", backlog)]);
+        let handles = metrics.target("crm");
+        assert_eq!((handles.pending.get(), handles.oldest_pending.get(), handles.dead.get()), (3, 1.5, 2));
+        metrics.set_backlogs([]);
+        assert_eq!((handles.pending.get(), handles.oldest_pending.get(), handles.dead.get()), (0, 0.0, 0));
+    }
+}

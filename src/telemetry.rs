@@ -1,0 +1,189 @@
+//! Logs: one line per thing that happened, on stderr.
+//!
+//! Invariants: a line's fields lie flat beside `timestamp`, `level` and `message`, so the module path (which is called
+//! `target` too) is left out of JSON; the level can change while the relay runs. What may be logged is decided where it
+//! is logged; this file only says how an OpenID is shown.
+
+use std::borrow::Cow;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal};
+
+use sha2::{Digest, Sha256};
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+/// `[log]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How a line is written.
+    pub format: LogFormat,
+    /// A level (`info`) or a filter (`info,wxrelay::push=debug`).
+    pub level: String,
+    /// How OpenIDs are shown.
+    pub openid: OpenIds,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// How OpenIDs are shown in logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenIds {
+    /// As a short hash, the same for one user.
+    Hash,
+    /// As they are.
+    Clear,
+}
+
+/// What keeps logs from starting, or the level from changing.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The level is neither a level nor a filter.
+    #[error(
+        "log.level is `{level}`: expected trace, debug, info, warn, error or off, or a filter as in `info,wxrelay=debug`"
+    )]
+    Level {
+        /// What it is.
+        level: String,
+        /// What is wrong with it, if it is a filter.
+        #[source]
+        source: Option<ParseError>,
+    },
+    /// Logs are set up once per process.
+    #[error("logs are set up already")]
+    Started(#[source] TryInitError),
+    /// The subscriber is gone.
+    #[error("the log level cannot change any more")]
+    Gone(#[source] reload::Error),
+}
+
+/// The running logs.
+#[derive(Clone, Debug)]
+pub struct Handle(reload::Handle<EnvFilter, Registry>);
+
+/// Starts the logs of this process.
+pub fn init(settings: &Settings) -> Result<Handle, Error> {
+    let (filter, handle) = reload::Layer::new(filter(&settings.level)?);
+    let lines = lines(settings.format, io::stderr, io::stderr().is_terminal());
+    tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(Error::Started)?;
+    Ok(Handle(handle))
+}
+
+impl Handle {
+    /// Changes what is logged; on an error everything stays as it is.
+    pub fn set_level(&self, level: &str) -> Result<(), Error> {
+        self.0.reload(filter(level)?).map_err(Error::Gone)
+    }
+}
+
+/// Parses `log.level`.
+pub fn filter(level: &str) -> Result<EnvFilter, Error> {
+    let bad = |source| Error::Level { level: level.to_owned(), source };
+    // A filter may be a bare module path, so a misspelt level would pass for one and silence everything.
+    if !level.contains(['=', ',', '[', ':']) && level.parse::<LevelFilter>().is_err() {
+        return Err(bad(None));
+    }
+    EnvFilter::builder().parse(level).map_err(|source| bad(Some(source)))
+}
+
+/// An OpenID as logs show it: itself, or the first 12 hex digits of its SHA-256.
+pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
+    match shown {
+        OpenIds::Clear => Cow::Borrowed(openid),
+        OpenIds::Hash => Cow::Owned(Sha256::digest(openid).iter().take(6).fold(String::new(), |mut hex, byte| {
+            // Writing to a String cannot fail.
+            write!(hex, "{byte:02x}").ok();
+            hex
+        })),
+    }
+}
+
+fn lines<S, W>(format: LogFormat, writer: W, ansi: bool) -> Box<dyn Layer<S> + Send + Sync>
+where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
+    W: for<'w> fmt::MakeWriter<'w> + Send + Sync + 'static,
+{
+    match format {
+        LogFormat::Json => fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .with_target(false)
+            .with_writer(writer)
+            .boxed(),
+        LogFormat::Text => fmt::layer().with_ansi(ansi).with_writer(writer).boxed(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[test]
+    fn json_lines_are_flat_and_a_field_may_be_called_target() {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let subscriber = tracing_subscriber::registry().with(lines(LogFormat::Json, Shared(written.clone()), false));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::info!(target = "crm", attempt = 2_u32, "attempt");
+        });
+        let line = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(json["message"], "attempt");
+        assert_eq!(json["level"], "INFO");
+        assert_eq!(json["target"], "crm");
+        assert_eq!(json["attempt"], 2);
+        assert!(json["timestamp"].is_string());
+        assert_eq!(line.matches("target").count(), 1, "{line}");
+    }
+
+    #[test]
+    fn a_level_is_a_level_or_a_filter() {
+        for good in ["info", "INFO", "off", "info,wxrelay=debug"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        for bad in ["wxrelay=loud", "inof"] {
+            let error = filter(bad).unwrap_err().to_string();
+            assert!(error.contains(&format!("log.level is `{bad}`")), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_openid_is_hashed_unless_asked_otherwise() {
+        assert_eq!(openid(OpenIds::Clear, "abc"), "abc");
+        // SHA-256 of "abc" from FIPS 180-2, appendix B.1.
+        assert_eq!(openid(OpenIds::Hash, "abc"), "ba7816bf8f01");
+    }
+
+    #[derive(Clone)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for Shared {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl fmt::MakeWriter<'_> for Shared {
+        type Writer = Self;
+
+        fn make_writer(&self) -> Self {
+            self.clone()
+        }
+    }
+}
