@@ -1,7 +1,11 @@
 //! wxrelay: one WeChat server URL, as many handlers as you want, and no event lost.
 //!
 
+pub mod backoff;
 pub mod clock;
+pub mod event;
 pub mod metrics;
+pub mod route;
 pub mod secret;
 pub mod telemetry;
+pub mod wechat;

@@ -1,0 +1,409 @@
+//! Which targets an event goes to, and who replies. Pure.
+//!
+//! Invariants: a plan names each target once, in the order of the routes; the first matching route that has a reply
+//! decides it; `otherwise` matches what no route before it did. Patterns are compiled here once, so that a table that
+//! exists can be followed without an error. Deliberately not here: whether the names are those of targets (`config`).
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use globset::{GlobBuilder, GlobMatcher};
+use regex::{Regex, RegexBuilder};
+
+use crate::wechat::{Message, ReplyBody};
+
+/// An account's routes, read top to bottom.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// The routes in order.
+    pub routes: Vec<Route>,
+}
+
+/// What a table says about one event.
+#[derive(Debug)]
+pub struct Plan<'t> {
+    /// The targets that get it, each once.
+    pub targets: Vec<&'t Arc<str>>,
+    /// How it is replied to, if at all.
+    pub reply: Option<&'t ReplyRule>,
+}
+
+/// One route: what it is for, where that goes, who replies.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// The events it is for.
+    pub when: When,
+    /// The names of the targets; may be empty where a fixed reply is all there is to do.
+    pub to: Vec<Arc<str>>,
+    /// The passive reply.
+    pub reply: Option<ReplyRule>,
+}
+
+/// The events that a route is for.
+#[derive(Clone, Debug)]
+pub enum When {
+    /// Those that hold these patterns.
+    Match(Match),
+    /// Those that no route before it matched.
+    Otherwise,
+}
+
+/// Where a passive reply comes from.
+#[derive(Clone, Debug)]
+pub enum ReplyRule {
+    /// From the configuration.
+    Fixed(ReplyBody),
+    /// From the answer of the target of that name.
+    Target(Arc<str>),
+}
+
+impl Table {
+    /// What becomes of a message.
+    pub fn plan(&self, message: &Message) -> Plan<'_> {
+        let mut plan = Plan { targets: Vec::new(), reply: None };
+        let mut matched = false;
+        for route in &self.routes {
+            let holds = match &route.when {
+                When::Match(patterns) => patterns.holds(message),
+                When::Otherwise => !matched,
+            };
+            if !holds {
+                continue;
+            }
+            matched = true;
+            plan.reply = plan.reply.or(route.reply.as_ref());
+            for target in &route.to {
+                if !plan.targets.contains(&target) {
+                    plan.targets.push(target);
+                }
+            }
+        }
+        plan
+    }
+
+    /// The Mode 2 default of an account without routes: follows and scans to every identity provider, everything else
+    /// to every handler. Without an identity provider the handlers get follows and scans too.
+    pub fn mode2(identity: Vec<Arc<str>>, handlers: Vec<Arc<str>>) -> Self {
+        let mut routes = Vec::new();
+        if !identity.is_empty() {
+            let event = Patterns(vec![Pattern::exact("subscribe", true), Pattern::exact("SCAN", true)]);
+            let when = When::Match(Match { event: Some(event), ..Match::default() });
+            routes.push(Route { when, to: identity, reply: None });
+        }
+        routes.push(Route { when: When::Otherwise, to: handlers, reply: None });
+        Self { routes }
+    }
+}
+
+/// Patterns for the fields of a message. All that are given must hold.
+///
+/// A field that a message does not have, or has empty, holds no pattern, not even `*`.
+#[derive(Clone, Debug, Default)]
+pub struct Match {
+    /// `MsgType`, case-blind.
+    pub msg_type: Option<Patterns>,
+    /// `Event` of an event, case-blind.
+    pub event: Option<Patterns>,
+    /// `EventKey` as sent.
+    pub event_key: Option<Patterns>,
+    /// The scene of a scan, or of the follow it led to.
+    pub scene: Option<Patterns>,
+    /// `Content` of a text.
+    pub content: Option<Patterns>,
+    /// `FromUserName`, the OpenID.
+    pub from: Option<Patterns>,
+}
+
+impl Match {
+    /// Its keys with what was given for them, in the order of the documentation.
+    pub fn keys(&self) -> [(&'static str, Option<&Patterns>); 6] {
+        [
+            ("msg_type", self.msg_type.as_ref()),
+            ("event", self.event.as_ref()),
+            ("event_key", self.event_key.as_ref()),
+            ("scene", self.scene.as_ref()),
+            ("content", self.content.as_ref()),
+            ("from", self.from.as_ref()),
+        ]
+    }
+
+    fn holds(&self, message: &Message) -> bool {
+        let event = if message.msg_type().eq_ignore_ascii_case("event") { message.event() } else { "" };
+        let fields = [
+            message.msg_type(),
+            event,
+            message.event_key(),
+            message.scene().unwrap_or_default(),
+            message.content(),
+            message.from_user(),
+        ];
+        self.keys()
+            .iter()
+            .zip(fields)
+            .all(|((_, patterns), field)| patterns.is_none_or(|patterns| patterns.hold(field)))
+    }
+}
+
+/// One or more patterns, any of which is enough.
+#[derive(Clone, Debug)]
+pub struct Patterns(pub Vec<Pattern>);
+
+impl Patterns {
+    fn hold(&self, field: &str) -> bool {
+        !field.is_empty() && self.0.iter().any(|pattern| pattern.holds(field))
+    }
+}
+
+impl fmt::Display for Patterns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, pattern) in self.0.iter().enumerate() {
+            write!(f, "{}{pattern}", if index == 0 { "" } else { " | " })?;
+        }
+        Ok(())
+    }
+}
+
+/// An exact text, a glob with `*`, or `re:` and a regular expression.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    text: String,
+    test: Test,
+}
+
+#[derive(Clone, Debug)]
+enum Test {
+    Exact { case_blind: bool },
+    Glob(GlobMatcher),
+    Regex(Regex),
+}
+
+/// Why a text is no pattern.
+#[derive(Debug, thiserror::Error)]
+pub enum PatternError {
+    /// It is empty.
+    #[error("a pattern is an exact text, a glob with `*`, or `re:` and a regular expression, and not empty")]
+    Empty,
+    /// What stands after `re:` is no regular expression.
+    #[error("what follows `re:` is no regular expression that can be used")]
+    Regex(#[source] regex::Error),
+    /// The text around `*` makes no glob.
+    #[error("this is no glob that can be used")]
+    Glob(#[source] globset::Error),
+}
+
+impl Pattern {
+    /// Compiles a pattern. `case_blind` is for the fields in which WeChat's own spelling varies.
+    pub fn parse(text: &str, case_blind: bool) -> Result<Self, PatternError> {
+        let test = if let Some(expression) = text.strip_prefix("re:") {
+            let regex = RegexBuilder::new(expression).case_insensitive(case_blind).build();
+            Test::Regex(regex.map_err(PatternError::Regex)?)
+        } else if text.contains('*') {
+            Test::Glob(glob(text, case_blind).map_err(PatternError::Glob)?)
+        } else if text.is_empty() {
+            return Err(PatternError::Empty);
+        } else {
+            return Ok(Self::exact(text, case_blind));
+        };
+        Ok(Self { text: text.to_owned(), test })
+    }
+
+    fn exact(text: &str, case_blind: bool) -> Self {
+        Self { text: text.to_owned(), test: Test::Exact { case_blind } }
+    }
+
+    fn holds(&self, field: &str) -> bool {
+        match &self.test {
+            Test::Exact { case_blind: true } => self.text.eq_ignore_ascii_case(field),
+            Test::Exact { case_blind: false } => self.text == field,
+            Test::Glob(glob) => glob.is_match(Path::new(field)),
+            Test::Regex(regex) => regex.is_match(field),
+        }
+    }
+}
+
+/// A glob in which `*` alone is special: `?`, brackets and `**` of paths mean nothing in a menu key.
+fn glob(text: &str, case_blind: bool) -> Result<GlobMatcher, globset::Error> {
+    let pieces: Vec<String> = text.split('*').map(globset::escape).collect();
+    let mut glob = pieces.join("*");
+    while glob.contains("**") {
+        glob = glob.replace("**", "*");
+    }
+    let mut builder = GlobBuilder::new(&glob);
+    builder.case_insensitive(case_blind).literal_separator(false).backslash_escape(false);
+    Ok(builder.build()?.compile_matcher())
+}
+
+/// As it was written.
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wechat::{Element, Syntax};
+
+    fn message(fields: &[(&str, &str)]) -> Message {
+        let mut root = Element::new("xml");
+        root.children = fields.iter().map(|&(name, text)| Element::with_text(name, text)).collect();
+        Message { root, syntax: Syntax::Xml }
+    }
+
+    fn event(name: &str, key: &str) -> Message {
+        message(&[("FromUserName", "o1"), ("MsgType", "event"), ("Event", name), ("EventKey", key)])
+    }
+
+    fn text(content: &str) -> Message {
+        message(&[("FromUserName", "o1"), ("MsgType", "text"), ("Content", content)])
+    }
+
+    fn names(texts: &[&str]) -> Vec<Arc<str>> {
+        texts.iter().map(|&text| text.into()).collect()
+    }
+
+    fn patterns(text: &str, case_blind: bool) -> Option<Patterns> {
+        Some(Patterns(vec![Pattern::parse(text, case_blind).unwrap()]))
+    }
+
+    fn route(when: Match, to: &[&str], reply: Option<&str>) -> Route {
+        let reply = reply.map(|name| ReplyRule::Target(name.into()));
+        Route { when: When::Match(when), to: names(to), reply }
+    }
+
+    fn targets(table: &Table, message: &Message) -> Vec<String> {
+        table.plan(message).targets.iter().map(|name| name.to_string()).collect()
+    }
+
+    fn holds(pattern: &str, case_blind: bool, field: &str) -> bool {
+        Pattern::parse(pattern, case_blind).unwrap().holds(field)
+    }
+
+    #[test]
+    fn mode2_parts_logins_from_the_rest_whatever_the_case() {
+        let table = Table::mode2(names(&["login"]), names(&["crm", "log"]));
+        for name in ["subscribe", "SUBSCRIBE", "SCAN", "scan", "Scan"] {
+            assert_eq!(targets(&table, &event(name, "7")), ["login"], "{name}");
+        }
+        assert_eq!(targets(&table, &event("unsubscribe", "")), ["crm", "log"]);
+        assert_eq!(targets(&table, &text("SCAN")), ["crm", "log"]);
+    }
+
+    #[test]
+    fn mode2_without_identity_gives_handlers_everything() {
+        let table = Table::mode2(Vec::new(), names(&["crm"]));
+        assert_eq!(targets(&table, &event("SCAN", "7")), ["crm"]);
+    }
+
+    #[test]
+    fn every_matching_route_counts_each_target_once_and_the_first_reply() {
+        let login = Match { event: patterns("SCAN", true), ..Match::default() };
+        let vip = Match { scene: patterns("vip*", false), ..Match::default() };
+        let table = Table {
+            routes: vec![
+                route(login, &["login", "log"], None),
+                route(vip.clone(), &["log", "crm"], Some("crm")),
+                route(vip, &["crm"], Some("log")),
+                Route { when: When::Otherwise, to: names(&["rest"]), reply: None },
+            ],
+        };
+        let scan = event("SCAN", "vip_7");
+        assert_eq!(targets(&table, &scan), ["login", "log", "crm"]);
+        assert!(matches!(table.plan(&scan).reply, Some(ReplyRule::Target(name)) if &**name == "crm"));
+        assert_eq!(targets(&table, &event("VIEW", "vip")), ["rest"]);
+    }
+
+    #[test]
+    fn otherwise_looks_only_at_routes_before_it() {
+        let any = Match { msg_type: patterns("*", true), ..Match::default() };
+        let otherwise = Route { when: When::Otherwise, to: names(&["first"]), reply: None };
+        let table = Table { routes: vec![otherwise.clone(), route(any, &["second"], None), otherwise] };
+        assert_eq!(targets(&table, &text("hi")), ["first", "second"]);
+    }
+
+    #[test]
+    fn all_keys_of_a_match_must_hold() {
+        let both = Match { event: patterns("CLICK", true), event_key: patterns("menu_*", false), ..Match::default() };
+        let table = Table { routes: vec![route(both, &["menu"], None)] };
+        assert_eq!(targets(&table, &event("click", "menu_1")), ["menu"]);
+        assert!(targets(&table, &event("click", "other")).is_empty());
+        assert!(targets(&table, &event("VIEW", "menu_1")).is_empty());
+    }
+
+    #[test]
+    fn a_field_that_is_absent_or_empty_holds_no_pattern() {
+        let any = |text| Match { event: patterns(text, true), ..Match::default() };
+        for pattern in ["*", "re:.*", "re:^$"] {
+            let table = Table { routes: vec![route(any(pattern), &["x"], None)] };
+            assert!(targets(&table, &text("hi")).is_empty(), "{pattern}");
+        }
+        let table = Table { routes: vec![route(any("*"), &["x"], None)] };
+        let spoof = message(&[("MsgType", "text"), ("Event", "SCAN")]);
+        assert!(targets(&table, &spoof).is_empty(), "a text has no event");
+    }
+
+    #[test]
+    fn a_scene_is_that_of_a_scan_or_of_the_follow_it_led_to() {
+        let scene = Match { scene: patterns("login_*", false), ..Match::default() };
+        let table = Table { routes: vec![route(scene, &["login"], None)] };
+        assert_eq!(targets(&table, &event("SCAN", "login_7")), ["login"]);
+        assert_eq!(targets(&table, &event("subscribe", "qrscene_login_7")), ["login"]);
+        assert!(targets(&table, &event("CLICK", "login_7")).is_empty());
+    }
+
+    #[test]
+    fn a_star_is_the_only_special_sign_of_a_glob() {
+        assert!(holds("menu/*/a", false, "menu/x/y\n/a"));
+        assert!(!holds("menu/**/a", false, "menu/a"));
+        assert!(holds("what? [*]", false, "what? [really]"));
+        assert!(!holds("what? [*]", false, "whatx [really]"));
+        assert!(holds("{a,b}*", false, "{a,b}c"));
+        assert!(!holds("{a,b}*", false, "a"));
+        assert!(holds("a\\*", false, "a\\b"));
+        assert!(holds("SC*", true, "scan") && !holds("SC*", false, "scan"));
+    }
+
+    #[test]
+    fn a_regular_expression_stands_after_re() {
+        assert!(holds("re:^#\\d+$", false, "#12"));
+        assert!(!holds("re:^#\\d+$", false, "12"));
+        assert!(holds("re:^view", true, "VIEW_miniprogram"));
+        assert!(matches!(Pattern::parse("re:(", false), Err(PatternError::Regex(_))));
+        assert!(matches!(Pattern::parse("", false), Err(PatternError::Empty)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_matches_itself_and_its_own_beginning(field in "[^*]{1,20}", rest in ".{0,20}") {
+            prop_assume!(!field.starts_with("re:"));
+            prop_assert!(holds(&field, false, &field));
+            let glob = format!("{field}*");
+            let longer = format!("{field}{rest}");
+            prop_assert!(holds(&glob, false, &longer));
+        }
+
+        #[test]
+        fn no_text_makes_the_parser_panic(text in ".{0,40}", case_blind: bool) {
+            drop(Pattern::parse(&text, case_blind));
+        }
+
+        #[test]
+        fn a_plan_names_no_target_twice(to in proptest::collection::vec(proptest::collection::vec("[abc]", 0..4), 0..6)) {
+            let any = || Match { msg_type: patterns("*", true), ..Match::default() };
+            let routes = to.iter().map(|to| Route {
+                when: When::Match(any()), to: to.iter().map(|name| name.as_str().into()).collect(), reply: None,
+            });
+            let table = Table { routes: routes.collect() };
+            let mut planned = targets(&table, &text("hi"));
+            let all = planned.len();
+            planned.sort();
+            planned.dedup();
+            prop_assert_eq!(planned.len(), all);
+            prop_assert!(to.iter().flatten().all(|name| planned.contains(name)));
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! An account's credentials, and what they say about a request: is it WeChat's, and what does it hold.
+//!
+//! Invariants: the mode comes from the configuration and never from the request, so a clear body cannot pass where
+//! sealed ones are due; every signed part has a pinned shape before a signature is compared, because the signature has
+//! no delimiters and parts cut differently would pass; the AppID inside is always checked. Old tokens and keys count
+//! beside the current ones while an operator rotates them.
+//!
+//! Deliberately not here: whether a timestamp is fresh and whether a push was seen before (`push`), and anything that
+//! goes out (`sealing`).
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::envelope::{AesKey, EnvelopeError, Sealed};
+use super::message::{Message, MessageError, Syntax};
+use super::outer::{Field, Outer, OuterError};
+use super::query::{Query, QueryError};
+use super::signature::Given;
+use crate::secret::Secret;
+
+/// WeChat's nonces have about 10 characters. Longer ones would be room for a whole part of another cut.
+const NONCE_LENGTH: usize = 128;
+
+/// An account's security mode, as chosen in WeChat's console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// 明文: clear bodies, a signature that does not cover them.
+    Plaintext,
+    /// 兼容: clear elements beside the sealed text; only the sealed text counts.
+    Compatible,
+    /// 安全: sealed text only.
+    Secure,
+}
+
+impl Mode {
+    const ALL: [Self; 3] = [Self::Plaintext, Self::Compatible, Self::Secure];
+
+    /// The word for it in configuration and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Plaintext => "plaintext",
+            Self::Compatible => "compatible",
+            Self::Secure => "secure",
+        }
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A text that names no mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a mode is `plaintext`, `compatible` or `secure`, as set in WeChat's console")]
+pub struct BadMode;
+
+impl FromStr for Mode {
+    type Err = BadMode;
+
+    fn from_str(text: &str) -> Result<Self, BadMode> {
+        Self::ALL.into_iter().find(|mode| mode.as_str() == text).ok_or(BadMode)
+    }
+}
+
+/// What an account, or a target that takes pushes as WeChat would send them, is known by.
+#[derive(Clone, Debug)]
+pub struct Credentials {
+    /// The AppID, at the end of every envelope.
+    pub app_id: Arc<str>,
+    /// The token of WeChat's console, which every signature is made with.
+    pub token: Secret,
+    /// The token before the current one, while it is being changed.
+    pub previous_token: Option<Secret>,
+    /// The EncodingAESKey; an account in plaintext mode has none.
+    pub aes_key: Option<AesKey>,
+    /// The key before the current one: WeChat goes on with it for a while after a change.
+    pub previous_aes_key: Option<AesKey>,
+    /// The mode that the console is set to.
+    pub mode: Mode,
+}
+
+/// Which of two tokens or keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which {
+    /// The one in use.
+    Current,
+    /// The one before.
+    Previous,
+}
+
+/// A push that is WeChat's, opened. `Debug` shows nothing of its contents.
+pub struct Opened {
+    /// The opened text; in plaintext mode the body as it came.
+    pub clear: Bytes,
+    /// The opened text, parsed.
+    pub message: Message,
+    /// The notation of the body around it, in which WeChat expects the reply.
+    pub syntax: Syntax,
+    /// The key that opened it, which seals the reply.
+    pub key: Which,
+    /// The token that it was signed with, which signs the reply.
+    pub token: Which,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { clear: _, message, syntax, key, token } = self;
+        let mut debug = f.debug_struct("Opened");
+        debug.field("message", message).field("syntax", syntax).field("key", key).field("token", token);
+        debug.finish_non_exhaustive()
+    }
+}
+
+/// Why a request is refused. No text quotes the request.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The query cannot be read.
+    #[error("bad query")]
+    BadQuery(#[from] QueryError),
+    /// A parameter or field that must be there is not.
+    #[error("`{0}` is missing")]
+    Missing(&'static str),
+    /// A parameter or field does not look as it must, or stands twice.
+    #[error("`{0}` is malformed")]
+    Malformed(&'static str),
+    /// There is no body: a scanner or a health check, never WeChat.
+    #[error("the body is empty")]
+    EmptyBody,
+    /// The body is neither sound XML nor sound JSON.
+    #[error("bad body")]
+    Body(#[source] MessageError),
+    /// The sealed text is not base64 of a whole envelope.
+    #[error("`Encrypt` is not base64 of a whole envelope")]
+    NotBase64,
+    /// No token makes the signature.
+    #[error("the signature does not match; compare the account's token with WeChat's console")]
+    Signature,
+    /// The request has the form of another mode than the account's.
+    #[error("the request does not have the form of the account's mode; compare `mode` with WeChat's console")]
+    ModeMismatch,
+    /// The account's mode needs a key, and it has none.
+    #[error("the account has no `aes_key`, which its mode needs")]
+    NoKey,
+    /// No key opens the envelope, or it is for another AppID, or it is broken: deliberately one error.
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    /// The text inside is neither sound XML nor sound JSON, though signature and envelope were right.
+    #[error("bad text in the envelope")]
+    Clear(#[source] MessageError),
+    /// The outer body names another receiver than the sealed text.
+    #[error("ToUserName outside and inside the envelope differ")]
+    Addressee,
+}
+
+impl From<OuterError> for OpenError {
+    fn from(error: OuterError) -> Self {
+        match error {
+            OuterError::Body(error) => Self::Body(error),
+            OuterError::Repeated(field) => Self::Malformed(field.name()),
+        }
+    }
+}
+
+impl Credentials {
+    /// Checks WeChat's verification of the URL and gives the `echostr` to answer with.
+    ///
+    /// `signature` covers token, timestamp and nonce in every mode; `echostr` is signed by nobody, so the answer must
+    /// be labelled as plain text.
+    pub fn verify_url<'q>(&self, query: &'q Query<'_>) -> Result<&'q str, OpenError> {
+        let stamp = Stamp::of(query)?;
+        let given = signature_in(query.signature.as_deref(), "signature")?;
+        let echostr = present(query.echostr.as_deref(), "echostr")?;
+        self.signer(|token| given.is_of([token, stamp.timestamp, stamp.nonce]))?;
+        Ok(echostr)
+    }
+
+    /// The query's timestamp in seconds, for the caller to compare with its clock once the signature has matched.
+    pub fn timestamp(query: &Query<'_>) -> Result<i64, OpenError> {
+        Stamp::of(query)?.timestamp.parse().map_err(|_| OpenError::Malformed("timestamp"))
+    }
+
+    /// Checks that a push is WeChat's and meant for this account, and opens it. Cheap checks come first.
+    ///
+    /// In compatible and secure mode `msg_signature` counts and `signature` is not looked at, as WeChat's page says.
+    pub fn open(&self, query: &Query<'_>, body: &Bytes) -> Result<Opened, OpenError> {
+        let stamp = Stamp::of(query)?;
+        if body.trim_ascii().is_empty() {
+            return Err(OpenError::EmptyBody);
+        }
+        match self.mode {
+            Mode::Plaintext => self.open_clear(query, stamp, body),
+            Mode::Compatible | Mode::Secure => self.open_sealed(query, stamp, body),
+        }
+    }
+
+    /// Opens the sealed reply of a target that these credentials are shared with.
+    pub fn open_reply(&self, body: &[u8]) -> Result<Bytes, OpenError> {
+        let (outer, _) = Outer::read(body)?;
+        let timestamp = present(outer.get(Field::TimeStamp), Field::TimeStamp.name())?;
+        let nonce = present(outer.get(Field::Nonce), Field::Nonce.name())?;
+        let given = signature_in(outer.get(Field::MsgSignature), Field::MsgSignature.name())?;
+        let stamp = Stamp::checked(timestamp, nonce)?;
+        let encrypt = present(outer.get(Field::Encrypt), Field::Encrypt.name())?;
+        self.unseal(stamp, given, encrypt).map(|unsealed| unsealed.clear)
+    }
+
+    fn open_clear(&self, query: &Query<'_>, stamp: Stamp<'_>, body: &Bytes) -> Result<Opened, OpenError> {
+        if query.encrypt_type.as_deref().is_some_and(|kind| kind != "raw") {
+            return Err(OpenError::ModeMismatch);
+        }
+        let given = signature_in(query.signature.as_deref(), "signature")?;
+        let token = self.signer(|token| given.is_of([token, stamp.timestamp, stamp.nonce]))?;
+        let message = Message::parse(body).map_err(OpenError::Body)?;
+        if message.root.child(Field::Encrypt.name()).is_some() {
+            return Err(OpenError::ModeMismatch);
+        }
+        Ok(Opened { clear: body.clone(), syntax: message.syntax, message, key: Which::Current, token })
+    }
+
+    fn open_sealed(&self, query: &Query<'_>, stamp: Stamp<'_>, body: &Bytes) -> Result<Opened, OpenError> {
+        if query.encrypt_type.as_deref() != Some("aes") || query.msg_signature.is_none() {
+            return Err(OpenError::ModeMismatch);
+        }
+        let given = signature_in(query.msg_signature.as_deref(), "msg_signature")?;
+        let (outer, syntax) = Outer::read(body)?;
+        let encrypt = outer.get(Field::Encrypt).ok_or(OpenError::ModeMismatch)?;
+        let Unsealed { clear, key, token } = self.unseal(stamp, given, encrypt)?;
+        let message = Message::parse(&clear).map_err(OpenError::Clear)?;
+        // Compatible mode's clear elements are signed by nobody: they are not even compared.
+        if self.mode == Mode::Secure
+            && let Some(outside) = outer.get(Field::ToUserName)
+            && let Some(inside) = message.root.text_of(Field::ToUserName.name())
+            && outside != inside.trim_ascii()
+        {
+            return Err(OpenError::Addressee);
+        }
+        Ok(Opened { clear, message, syntax, key, token })
+    }
+
+    /// Signature, then envelope. That `encrypt` is a whole number of envelope blocks is part of its pinned shape, so
+    /// it is decoded before the signature is compared.
+    fn unseal(&self, stamp: Stamp<'_>, given: Given, encrypt: &str) -> Result<Unsealed, OpenError> {
+        let current = self.aes_key.as_ref().ok_or(OpenError::NoKey)?;
+        let sealed = Sealed::decode(encrypt).map_err(|_| OpenError::NotBase64)?;
+        let token = self.signer(|token| given.is_of([token, stamp.timestamp, stamp.nonce, encrypt]))?;
+        let Some(previous) = &self.previous_aes_key else {
+            let clear = current.open(sealed, &self.app_id)?;
+            return Ok(Unsealed { clear, key: Which::Current, token });
+        };
+        if let Ok(clear) = current.open(sealed.clone(), &self.app_id) {
+            return Ok(Unsealed { clear, key: Which::Current, token });
+        }
+        let clear = previous.open(sealed, &self.app_id)?;
+        Ok(Unsealed { clear, key: Which::Previous, token })
+    }
+
+    /// The token for which `matches` holds.
+    fn signer(&self, matches: impl Fn(&str) -> bool) -> Result<Which, OpenError> {
+        if matches(self.token.expose()) {
+            return Ok(Which::Current);
+        }
+        match &self.previous_token {
+            Some(token) if matches(token.expose()) => Ok(Which::Previous),
+            _ => Err(OpenError::Signature),
+        }
+    }
+}
+
+struct Unsealed {
+    clear: Bytes,
+    key: Which,
+    token: Which,
+}
+
+/// A timestamp and a nonce of the shape they must have before a signature over them says anything.
+#[derive(Clone, Copy)]
+struct Stamp<'a> {
+    timestamp: &'a str,
+    nonce: &'a str,
+}
+
+impl<'a> Stamp<'a> {
+    fn of(query: &'a Query<'_>) -> Result<Self, OpenError> {
+        let timestamp = present(query.timestamp.as_deref(), "timestamp")?;
+        let nonce = present(query.nonce.as_deref(), "nonce")?;
+        Self::checked(timestamp, nonce)
+    }
+
+    fn checked(timestamp: &'a str, nonce: &'a str) -> Result<Self, OpenError> {
+        if timestamp.len() != 10 || !timestamp.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(OpenError::Malformed("timestamp"));
+        }
+        if nonce.len() > NONCE_LENGTH || !nonce.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(OpenError::Malformed("nonce"));
+        }
+        Ok(Self { timestamp, nonce })
+    }
+}
+
+/// A value that is there and not empty.
+fn present<'a>(value: Option<&'a str>, name: &'static str) -> Result<&'a str, OpenError> {
+    value.filter(|value| !value.is_empty()).ok_or(OpenError::Missing(name))
+}
+
+fn signature_in(value: Option<&str>, name: &'static str) -> Result<Given, OpenError> {
+    Given::read(present(value, name)?).ok_or(OpenError::Malformed(name))
+}

@@ -1,0 +1,29 @@
+//! WeChat's message-push protocol: signatures, envelope, XML and JSON, replies.
+//!
+//! Pure: no network, no clock, no configuration; the time and random bytes come in as arguments. The facts are WeChat's
+//! own (developers.weixin.qq.com, guide/dev/push) and, where those are silent, what SDK authors found out; each is named
+//! where it matters.
+
+pub mod account;
+pub mod envelope;
+pub mod json;
+pub mod message;
+mod outer;
+pub mod query;
+pub mod reply;
+mod sealing;
+pub mod signature;
+pub mod xml;
+
+#[cfg(test)]
+mod account_tests;
+#[cfg(test)]
+mod vector_tests;
+
+pub use account::{Credentials, Mode, OpenError, Opened, Which};
+pub use envelope::AesKey;
+pub use message::{Element, Message, MessageError, Syntax};
+pub use query::{Query, QueryError};
+pub use reply::{Reply, ReplyBody, ReplyError};
+pub use sealing::{Push, Salt};
+pub use xml::XmlError;

@@ -1,0 +1,162 @@
+//! Tests of `reply`: what is read, what is refused, and what WeChat gets.
+
+use super::*;
+
+fn push() -> Message {
+    Message::parse(b"<xml><ToUserName>gh_1</ToUserName><FromUserName>o_1</FromUserName></xml>").unwrap()
+}
+
+fn text_reply(content: &str) -> Reply {
+    Reply::new(ReplyBody::Text { content: content.into() })
+}
+
+fn read(body: &str) -> Result<Option<Reply>, ReplyError> {
+    Reply::parse(body.as_bytes())
+}
+
+fn every_kind() -> Vec<ReplyBody> {
+    let some = |text: &str| Some(text.to_owned());
+    vec![
+        ReplyBody::Text { content: "a]]>b\n你".into() },
+        ReplyBody::Image { media_id: "m".into() },
+        ReplyBody::Voice { media_id: "m".into() },
+        ReplyBody::Video { media_id: "m".into(), title: some("t"), description: None },
+        ReplyBody::Music {
+            title: some("t"),
+            description: some("d"),
+            music_url: some("http://a/?b&c"),
+            hq_music_url: None,
+            thumb_media_id: "m".into(),
+        },
+        ReplyBody::News {
+            articles: vec![Article {
+                title: "t".into(),
+                description: String::new(),
+                pic_url: "p".into(),
+                url: "u".into(),
+            }],
+        },
+        ReplyBody::TransferCustomerService { kf_account: some("a@b") },
+        ReplyBody::TransferCustomerService { kf_account: None },
+    ]
+}
+
+#[test]
+fn nothing_blanks_and_success_are_no_reply() {
+    for body in ["", " \r\n", "success", "\u{feff}success\n", r#"{"reply":null}"#] {
+        assert_eq!(read(body).unwrap(), None, "{body}");
+    }
+}
+
+#[test]
+fn every_kind_is_read_from_the_xml_it_renders_to() {
+    for body in every_kind() {
+        let reply = Reply::new(body.clone());
+        let rendered = reply.render(&push(), 1_795_161_600);
+        let expected = Reply {
+            to_user: Some("o_1".into()),
+            from_user: Some("gh_1".into()),
+            create_time: Some(1_795_161_600),
+            body,
+        };
+        assert_eq!(read(&rendered).unwrap(), Some(expected), "{rendered}");
+    }
+}
+
+#[test]
+fn every_kind_is_read_from_json() {
+    let bodies = [
+        r#""msg_type":"text","content":"a]]>b\n你""#,
+        r#""msg_type":"image","media_id":"m""#,
+        r#""msg_type":"voice","media_id":"m""#,
+        r#""msg_type":"video","media_id":"m","title":"t""#,
+        r#""msg_type":"music","title":"t","description":"d","music_url":"http://a/?b&c","thumb_media_id":"m""#,
+        r#""msg_type":"news","articles":[{"title":"t","pic_url":"p","url":"u"}]"#,
+        r#""msg_type":"transfer_customer_service","kf_account":"a@b""#,
+        r#""msg_type":"transfer_customer_service""#,
+    ];
+    for (json, body) in bodies.into_iter().zip(every_kind()) {
+        assert_eq!(read(&format!(r#"{{"reply":{{{json}}}}}"#)).unwrap(), Some(Reply::new(body)), "{json}");
+    }
+}
+
+#[test]
+fn renders_as_wechat_wants_it() {
+    let reply = Reply { create_time: Some(7), ..text_reply("a]]>b") };
+    assert_eq!(
+        reply.render(&push(), 1_795_161_600),
+        "<xml><ToUserName><![CDATA[o_1]]></ToUserName>\n<FromUserName><![CDATA[gh_1]]></FromUserName>\n\
+         <CreateTime>7</CreateTime>\n<MsgType><![CDATA[text]]></MsgType>\n\
+         <Content><![CDATA[a]]]]><![CDATA[>b]]></Content>\n</xml>"
+    );
+    let news = Reply::new(every_kind().remove(5)).render(&push(), 1);
+    assert!(news.contains("<ArticleCount>1</ArticleCount>\n<Articles><item><Title>"), "{news}");
+}
+
+#[test]
+fn forbidden_characters_are_left_out_for_wechat() {
+    let rendered = text_reply("a\u{0}\u{10}\u{1d}\u{b}b\t\n😀\u{ffff}").render(&push(), 1);
+    assert!(rendered.contains("<![CDATA[ab\t\n😀]]>"), "{rendered}");
+}
+
+#[test]
+fn a_json_push_gets_a_json_reply() {
+    let push = Message::parse(br#"{"ToUserName":"gh_1","FromUserName":"o_1"}"#).unwrap();
+    let reply = Reply::new(ReplyBody::TransferCustomerService { kf_account: None }).render(&push, 9);
+    assert_eq!(
+        reply,
+        r#"{"ToUserName":"o_1","FromUserName":"gh_1","CreateTime":9,"MsgType":"transfer_customer_service"}"#
+    );
+}
+
+#[test]
+fn texts_may_have_2048_bytes_and_must_have_one() {
+    assert!(text_reply(&"x".repeat(2048)).check().is_ok());
+    assert!(matches!(text_reply(&"x".repeat(2049)).check(), Err(ReplyError::TooLong)));
+    assert!(matches!(text_reply(&"你".repeat(683)).check(), Err(ReplyError::TooLong)));
+    for empty in ["", " \n", "\u{10}"] {
+        assert!(matches!(text_reply(empty).check(), Err(ReplyError::Empty("Content"))), "{empty:?}");
+    }
+}
+
+#[test]
+fn what_wechat_would_not_take_is_refused() {
+    use ReplyError::{Articles, Empty, Json, MsgType, Sealed, Unreadable};
+    type Check = fn(&ReplyError) -> bool;
+    let article = r#"{"title":"t","url":"u"}"#;
+    let cases: &[(String, Check)] = &[
+        ("\"success\"".into(), |e| matches!(e, Unreadable(_))),
+        ("Success!".into(), |e| matches!(e, Unreadable(_))),
+        ("<html>".into(), |e| matches!(e, Unreadable(_))),
+        ("<html></html>".into(), |e| matches!(e, MsgType)),
+        ("<xml><MsgType>gif</MsgType></xml>".into(), |e| matches!(e, MsgType)),
+        ("<xml><Encrypt>x</Encrypt></xml>".into(), |e| matches!(e, Sealed)),
+        (r#"{"Encrypt":"x","Nonce":"1"}"#.into(), |e| matches!(e, Sealed)),
+        ("<xml><MsgType>image</MsgType></xml>".into(), |e| matches!(e, Empty("MediaId"))),
+        ("<xml><MsgType>image</MsgType><MediaId>m</MediaId></xml>".into(), |e| matches!(e, Empty("MediaId"))),
+        ("<xml><MsgType>music</MsgType><Music><Title>t</Title></Music></xml>".into(), |e| {
+            matches!(e, Empty("ThumbMediaId"))
+        }),
+        ("<xml><MsgType>news</MsgType></xml>".into(), |e| matches!(e, Articles)),
+        (format!(r#"{{"reply":{{"msg_type":"news","articles":[{article},{article}]}}}}"#), |e| matches!(e, Articles)),
+        (r#"{"reply":{"msg_type":"news","articles":[{"title":"t","url":""}]}}"#.into(), |e| matches!(e, Empty("Url"))),
+        (r#"{"reply":{"msg_type":"text","content":""}}"#.into(), |e| matches!(e, Empty("Content"))),
+        (r#"{"reply":{"msg_type":"text"}}"#.into(), |e| matches!(e, Json)),
+        (r#"{"reply":{"msg_type":"gif","content":"x"}}"#.into(), |e| matches!(e, Json)),
+        (r#"{"reply":"hi"}"#.into(), |e| matches!(e, Json)),
+        (r#"{"code":0}"#.into(), |e| matches!(e, Json)),
+        ("{}".into(), |e| matches!(e, Json)),
+        ("{".into(), |e| matches!(e, Json)),
+    ];
+    for (body, check) in cases {
+        let error = read(body).expect_err(body);
+        assert!(check(&error), "{body}: {error:?}");
+    }
+}
+
+#[test]
+fn debug_and_errors_do_not_quote_the_reply() {
+    assert_eq!(format!("{:?}", text_reply("my secret")), "Reply { body: text, .. }");
+    let error = read(r#"{"reply":{"msg_type":"my secret"}}"#).unwrap_err();
+    assert!(!format!("{error:?} {error}").contains("secret"));
+}

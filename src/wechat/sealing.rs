@@ -1,0 +1,176 @@
+//! What goes out signed and sealed: pushes as WeChat would send them, replies as WeChat expects them.
+//!
+//! Invariants: nothing goes out in clear for a mode that seals; whatever is made here, `account` opens. What makes a
+//! sealing fresh comes in as a [`Salt`]. Deliberately not here: clock and random bytes themselves.
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::json;
+
+use super::account::{Credentials, Mode, Which};
+use super::envelope::AesKey;
+use super::message::{Element, Message, Syntax};
+use super::outer::{Field, Outer};
+use super::signature::signature;
+use super::xml;
+
+/// Everything but what RFC 3986 calls unreserved.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// What makes a sealing or a signature fresh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Salt {
+    /// Seconds since 1970.
+    pub timestamp: i64,
+    /// Ten digits, as WeChat's are.
+    pub nonce: String,
+    /// The first bytes of the envelope: ASCII hex digits, as WeChat's are.
+    pub random: [u8; 16],
+}
+
+impl Salt {
+    /// Makes a salt of the present second and fresh random bytes.
+    pub fn new(now_seconds: i64, random: [u8; 24]) -> Self {
+        let (number, rest) = random.split_at(8);
+        let number = number.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
+        let mut hex = [0; 16];
+        for (digit, byte) in hex.iter_mut().zip(rest) {
+            *digit = b"0123456789abcdef"[usize::from(byte & 15)];
+        }
+        Self { timestamp: now_seconds, nonce: (1_000_000_000 + number % 9_000_000_000).to_string(), random: hex }
+    }
+}
+
+/// A push ready to be sent: the query without `?`, and the body. Not for logs.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Push {
+    /// In the order that WeChat writes it.
+    pub query: String,
+    /// XML, or JSON if the text is JSON.
+    pub body: String,
+}
+
+impl std::fmt::Debug for Push {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Push").finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// The push that WeChat would make of a text. An empty `openid` is left out, as in pushes without one.
+    ///
+    /// `clear` is an opened text, so it is sound XML or JSON; of another text nothing but the sealed form is made.
+    pub fn push(&self, clear: &str, openid: &str, salt: &Salt) -> Push {
+        let timestamp = salt.timestamp.to_string();
+        let mut query = self.signed_query(&timestamp, &salt.nonce, None);
+        if !openid.is_empty() {
+            query.push_str("&openid=");
+            query.extend(utf8_percent_encode(openid, ESCAPED));
+        }
+        if self.mode == Mode::Plaintext {
+            return Push { query, body: clear.to_owned() };
+        }
+        let encrypt = self.sealed(clear, Which::Current, salt);
+        let signature = signature([self.token.expose(), &timestamp, &salt.nonce, &encrypt]);
+        query.push_str("&encrypt_type=aes&msg_signature=");
+        query.push_str(&signature);
+        Push { query, body: self.outer_body(clear, encrypt) }
+    }
+
+    /// The query of the GET by which WeChat verifies a URL.
+    pub fn verification(&self, echostr: &str, salt: &Salt) -> String {
+        self.signed_query(&salt.timestamp.to_string(), &salt.nonce, Some(echostr))
+    }
+
+    /// A reply in the form that the mode asks for, with the token and key that the push came with.
+    ///
+    /// Compatible mode takes clear replies as well, but nothing is gained by them.
+    pub fn seal_reply(&self, clear: &str, key: Which, token: Which, syntax: Syntax, salt: &Salt) -> String {
+        if self.mode == Mode::Plaintext {
+            return clear.to_owned();
+        }
+        let token = match (token, &self.previous_token) {
+            (Which::Previous, Some(previous)) => previous,
+            (Which::Previous, None) | (Which::Current, _) => &self.token,
+        };
+        let timestamp = salt.timestamp.to_string();
+        let encrypt = self.sealed(clear, key, salt);
+        let signature = signature([token.expose(), &timestamp, &salt.nonce, &encrypt]);
+        let nonce = &salt.nonce;
+        match syntax {
+            Syntax::Xml => format!(
+                "<xml><Encrypt><![CDATA[{encrypt}]]></Encrypt>\n<MsgSignature><![CDATA[{signature}]]></MsgSignature>\n\
+                 <TimeStamp>{timestamp}</TimeStamp>\n<Nonce><![CDATA[{nonce}]]></Nonce>\n</xml>"
+            ),
+            Syntax::Json => json!({
+                "Encrypt": encrypt, "MsgSignature": signature, "TimeStamp": salt.timestamp, "Nonce": nonce,
+            })
+            .to_string(),
+        }
+    }
+
+    /// `signature=..[&echostr=..]&timestamp=..&nonce=..`, the order seen on the wire.
+    fn signed_query(&self, timestamp: &str, nonce: &str, echostr: Option<&str>) -> String {
+        let mut query = String::with_capacity(256);
+        query.push_str("signature=");
+        query.push_str(&signature([self.token.expose(), timestamp, nonce]));
+        if let Some(echostr) = echostr {
+            query.push_str("&echostr=");
+            query.extend(utf8_percent_encode(echostr, ESCAPED));
+        }
+        query.push_str("&timestamp=");
+        query.push_str(timestamp);
+        query.push_str("&nonce=");
+        query.extend(utf8_percent_encode(nonce, ESCAPED));
+        query
+    }
+
+    /// The sealed text. Empty without a key, which the configuration refuses: then the receiver will refuse it too.
+    fn sealed(&self, clear: &str, key: Which, salt: &Salt) -> String {
+        let key: Option<&AesKey> = match (key, &self.previous_aes_key) {
+            (Which::Previous, Some(previous)) => Some(previous),
+            (Which::Previous, None) | (Which::Current, _) => self.aes_key.as_ref(),
+        };
+        key.map(|key| key.seal(clear.as_bytes(), &self.app_id, salt.random)).unwrap_or_default()
+    }
+
+    /// What stands around the sealed text: the receiver's name, in compatible mode all the clear elements.
+    fn outer_body(&self, clear: &str, encrypt: String) -> String {
+        let encrypt = Element::with_text(Field::Encrypt.name(), encrypt);
+        let outer = Outer::read(clear.as_bytes()).ok();
+        let syntax = outer.as_ref().map_or(Syntax::Xml, |(_, syntax)| *syntax);
+        if self.mode == Mode::Compatible
+            && let Some(body) = beside_clear(clear, &encrypt)
+        {
+            return body;
+        }
+        let to_user = outer.as_ref().and_then(|(outer, _)| outer.get(Field::ToUserName));
+        match syntax {
+            Syntax::Xml => {
+                let to_user = to_user.map(|name| Element::with_text(Field::ToUserName.name(), name));
+                let children = to_user.into_iter().chain([encrypt]).collect();
+                xml::render(&Element { children, ..Element::new("xml") })
+            }
+            Syntax::Json => match to_user {
+                Some(name) => json!({ "ToUserName": name, "Encrypt": encrypt.text }).to_string(),
+                None => json!({ "Encrypt": encrypt.text }).to_string(),
+            },
+        }
+    }
+}
+
+/// The clear elements with the sealed text after them.
+fn beside_clear(clear: &str, encrypt: &Element) -> Option<String> {
+    let mut message = Message::parse(clear.as_bytes()).ok()?;
+    match message.syntax {
+        Syntax::Xml => {
+            message.root.children.push(encrypt.clone());
+            Some(xml::render(&message.root))
+        }
+        // By the text, as the tree no longer tells numbers from strings.
+        Syntax::Json => {
+            let open = clear.trim_ascii_end().strip_suffix('}')?;
+            let comma = if message.root.children.is_empty() { "" } else { "," };
+            Some(format!("{open}{comma}\"Encrypt\":{}}}", json!(encrypt.text)))
+        }
+    }
+}
