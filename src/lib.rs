@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod clock;
 pub mod event;
 pub mod metrics;
+pub mod queue;
 pub mod route;
 pub mod secret;
 pub mod telemetry;

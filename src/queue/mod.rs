@@ -1,0 +1,358 @@
+//! The durable queue: events, their deliveries, and the ledger over both.
+//!
+//! [`Queue`] is a closed set of engines. The contract that each keeps, and that `conformance.rs` checks:
+//!
+//! - [`Queue::enqueue`] returns `Fresh` only when the event and all its deliveries are on stable storage, and
+//!   `Duplicate` when an event of the same [`ContentKey`] already is.
+//! - A delivery is `pending` until it is settled into one of the other states; nothing else ends it.
+//! - A [`Lease`] is the right to make one attempt. At most one lease of a delivery is out at a time; it ends with
+//!   [`Queue::settle`], or when it is dropped, or with the process that holds it. A fresh event's first leases go to
+//!   the [`Inbox`] of their target in memory, before [`Queue::enqueue`] returns; what does not fit there, and what a
+//!   retry or a crash leaves, is had by [`Queue::lease`].
+//!
+//! The relay owns schedules and retry rules, the engine owns durability, dedup and leases: that is the cut at which a
+//! distributed engine, with consumers on several machines, becomes another variant.
+
+#[cfg(test)]
+mod conformance;
+mod error;
+mod holds;
+#[cfg(test)]
+mod order_tests;
+mod sqlite;
+pub mod view;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use crate::clock::UnixMillis;
+use crate::event::{ContentKey, Event, EventId};
+use crate::wechat::{Reply, ReplyError};
+
+pub use self::error::Error;
+use self::holds::Hold;
+pub use self::sqlite::Sqlite;
+pub use self::sqlite::inspect::Inspect;
+pub use self::view::{Audit, DeadLetter, Detail, Filter, Stats, Summary};
+
+/// The durable queue; cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Queue {
+    /// SQLite, in this process.
+    Embedded(Sqlite),
+}
+
+impl Queue {
+    /// Opens the queue, and makes it if there is none yet. `on_commit` is told how long each commit took.
+    ///
+    /// # Errors
+    /// If the store is another process's, is on a network filesystem, was made by a newer release or by another
+    /// program, or cannot be opened.
+    pub fn open(settings: &Settings, on_commit: impl Fn(Duration) + Send + 'static) -> Result<Self, Error> {
+        Sqlite::open(settings, Box::new(on_commit)).map(Self::Embedded)
+    }
+
+    /// Stores a fresh event with its deliveries; returns when they are on stable storage.
+    ///
+    /// Waits for room among the commands that wait. Dropped while waiting, the event may or may not be stored.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when there is no room on the disk or within `max_size`: this recovers by itself. Whatever the
+    /// error, the event is not stored.
+    pub async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
+        match self {
+            Self::Embedded(engine) => engine.enqueue(new).await,
+        }
+    }
+
+    /// Leases up to `max` deliveries of a target that are due at `now`.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn lease(&self, target: &str, max: usize, now: UnixMillis) -> Result<Leases, Error> {
+        match self {
+            Self::Embedded(engine) => engine.lease(target, max, now).await,
+        }
+    }
+
+    /// Ends an attempt, or a delivery without one; returns when that is on stable storage.
+    ///
+    /// A delivery that has ended already stays as it is. May take some milliseconds more than a commit, as settlements
+    /// wait for company.
+    ///
+    /// # Errors
+    /// If it could not be stored: the lease is still out then, so settle again, or drop the lease to have the delivery
+    /// attempted again.
+    pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+        match self {
+            Self::Embedded(engine) => engine.settle(settlement).await,
+        }
+    }
+
+    /// Stores the clear reply that an event was answered with, for WeChat's repeats of it.
+    ///
+    /// # Errors
+    /// If it could not be stored.
+    pub async fn record_reply(&self, event: EventId, reply: String) -> Result<(), Error> {
+        match self {
+            Self::Embedded(engine) => engine.record_reply(event, reply).await,
+        }
+    }
+
+    /// Opens a target's inbox for up to `capacity` fresh leases; an earlier inbox of that target is closed.
+    ///
+    /// Its `wake` is told once at the start: what was pending before is had by [`Queue::lease`].
+    pub fn subscribe(&self, target: Arc<str>, capacity: usize) -> Inbox {
+        match self {
+            Self::Embedded(engine) => engine.subscribe(target, capacity),
+        }
+    }
+
+    /// In what order a target gets events that come from now on; [`Order::None`] until told otherwise.
+    pub fn keep_order(&self, target: &Arc<str>, order: Order) {
+        match self {
+            Self::Embedded(engine) => engine.keep_order(target, order),
+        }
+    }
+
+    /// Closes a target's inbox: it ends once emptied. Its deliveries stay pending.
+    pub fn unsubscribe(&self, target: &str) {
+        match self {
+            Self::Embedded(engine) => engine.unsubscribe(target),
+        }
+    }
+
+    /// Makes dead letters of a target pending again, due at `now`, their retry schedule started over.
+    ///
+    /// Returns how many there were. Works in steps, so that it never holds up a push.
+    ///
+    /// # Errors
+    /// If a step could not be stored; those before it stand.
+    pub async fn revive(&self, target: &str, which: DeadLetters, now: UnixMillis) -> Result<u64, Error> {
+        match self {
+            Self::Embedded(engine) => engine.revive(target, which, now).await,
+        }
+    }
+
+    /// Cancels dead letters of a target. Returns how many there were.
+    ///
+    /// # Errors
+    /// As for [`Queue::revive`].
+    pub async fn drop_dead(&self, target: &str, which: DeadLetters, now: UnixMillis) -> Result<u64, Error> {
+        match self {
+            Self::Embedded(engine) => engine.drop_dead(target, which, now).await,
+        }
+    }
+
+    /// The queue at a glance; cheap enough for every scrape.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn stats(&self) -> Result<Stats, Error> {
+        match self {
+            Self::Embedded(engine) => engine.stats().await,
+        }
+    }
+
+    /// Commits what waits, closes all inboxes, and lets go of the store; returns when another process may open it.
+    ///
+    /// What comes after it, through other handles too, fails with [`Error::Closed`].
+    pub async fn close(self) {
+        match self {
+            Self::Embedded(engine) => engine.close().await,
+        }
+    }
+
+    /// The id for an event received at `now`: later than every id given before, by this process or an earlier one.
+    pub fn next_id(&self, now: UnixMillis) -> EventId {
+        match self {
+            Self::Embedded(engine) => engine.next_id(now),
+        }
+    }
+}
+
+/// Which dead letters of a target.
+#[derive(Clone, Debug)]
+pub enum DeadLetters {
+    /// All of them.
+    All,
+    /// Those of these events; others are passed over.
+    Of(Vec<EventId>),
+}
+
+/// A fresh event on its way into the queue.
+#[derive(Debug)]
+pub struct NewEvent {
+    /// The event.
+    pub event: Arc<Event>,
+    /// What makes a second push of it a duplicate.
+    pub key: ContentKey,
+    /// The names of the targets it is for, each once.
+    pub targets: Vec<Arc<str>>,
+    /// The clear reply, where it is known before any target was asked: it is stored with the event.
+    pub reply: Option<String>,
+    /// The target whose answer becomes the reply, and where that answer goes.
+    pub awaited: Option<(Arc<str>, Awaited)>,
+}
+
+/// A reply that somebody waits for.
+#[derive(Debug)]
+pub struct Awaited {
+    /// Until when it is of use.
+    pub until: UnixMillis,
+    /// Where the target's answer goes; dropped without one if the attempt failed.
+    pub sender: oneshot::Sender<Result<Option<Reply>, ReplyError>>,
+}
+
+/// What became of a [`NewEvent`].
+#[derive(Debug)]
+pub enum Enqueued {
+    /// It is stored, with all its deliveries.
+    Fresh,
+    /// It had been stored before.
+    Duplicate {
+        /// The name it was stored by.
+        id: EventId,
+        /// The clear reply that it was answered with, if any.
+        reply: Option<String>,
+    },
+}
+
+/// The right to make one attempt at a delivery.
+#[derive(Debug)]
+pub struct Lease {
+    /// The event to deliver.
+    pub event: Arc<Event>,
+    /// The name of the target to deliver it to.
+    pub target: Arc<str>,
+    /// The number of this attempt, from 1.
+    pub attempt: u32,
+    /// How many attempts have failed since the retry schedule last started: its place in the schedule.
+    pub failures: u32,
+    /// Where the target's reply goes, if it is awaited.
+    pub reply: Option<Awaited>,
+    /// Hands the delivery back when the lease is dropped unsettled.
+    #[expect(dead_code, reason = "held for its drop")]
+    hold: Hold,
+}
+
+/// What [`Queue::lease`] found.
+#[derive(Debug, Default)]
+pub struct Leases {
+    /// The deliveries that are due, oldest first.
+    pub due: Vec<Lease>,
+    /// When the next delivery that is not leased becomes due, if there is one.
+    pub next_due: Option<UnixMillis>,
+}
+
+/// A target's end of the queue, held by its one consumer.
+#[derive(Debug)]
+pub struct Inbox {
+    /// Leases of fresh events, handed over in memory.
+    pub fresh: mpsc::Receiver<Lease>,
+    /// Those whose reply is awaited: apart, so that no backlog holds them up.
+    pub awaited: mpsc::Receiver<Lease>,
+    /// Told when there may be more to [`Queue::lease`], or sooner: the inbox was full, a delivery is to be retried, a
+    /// lease was dropped, dead letters were revived.
+    pub wake: Arc<Notify>,
+}
+
+/// In what order a target gets its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// As they come, many at a time.
+    None,
+    /// Those of one user one after the other, as WeChat sent them: while one is pending, later ones are not leased.
+    /// Dead letters that an operator revives go out of turn.
+    PerUser,
+}
+
+/// The end of an attempt.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// The event.
+    pub event: EventId,
+    /// The target.
+    pub target: Arc<str>,
+    /// What becomes of the delivery.
+    pub verdict: Verdict,
+    /// The attempt that led to it; `None` when there was none, as when an old delivery expires.
+    pub attempt: Option<Attempt>,
+}
+
+/// What becomes of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It stays pending until then.
+    Retry(UnixMillis),
+    /// So it does, and the attempt does not count against its schedule.
+    Postpone(UnixMillis),
+    /// It ends.
+    End(State),
+}
+
+/// The state of a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Waiting for an attempt, or in one.
+    Pending,
+    /// The target answered 2xx.
+    Delivered,
+    /// Its attempts are used up, or the target refused it for good; an operator can retry it.
+    Dead,
+    /// It came too late to be of use.
+    Expired,
+    /// An operator ended it.
+    Cancelled,
+}
+
+impl State {
+    /// Every state, in the order of their numbers in the store.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Delivered, Self::Dead, Self::Expired, Self::Cancelled];
+
+    /// Its name in the store's views, the API and the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Delivered => "delivered",
+            Self::Dead => "dead",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+        }
+    }
+}
+
+/// The record of one attempt.
+#[derive(Clone, Debug)]
+pub struct Attempt {
+    /// Its number, from 1.
+    pub number: u32,
+    /// When it began.
+    pub at: UnixMillis,
+    /// How long it took.
+    pub duration: Duration,
+    /// The HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// Why it failed, in a few words without secrets.
+    pub error: Option<String>,
+    /// The first 1 KiB of a failed answer's body.
+    pub answer: Option<Vec<u8>>,
+}
+
+/// `[queue]` of the configuration, for the embedded engine.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The folder that holds the store.
+    pub path: PathBuf,
+    /// How long finished events are kept.
+    pub retention: Duration,
+    /// How long a push's repeats are known, also when finished events must go earlier to make room.
+    pub dedup_window: Duration,
+    /// The most bytes the store may take.
+    pub max_size: u64,
+}

@@ -1,0 +1,193 @@
+//! `Order::PerUser`: one user's events one after the other, whatever happens in between, and nobody else waits.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use super::{Enqueued, Lease, NewEvent, Order, Queue, Settings, Settlement, State, Verdict};
+use crate::clock::UnixMillis;
+use crate::event::{ContentKey, Event, EventId};
+use crate::wechat::{Message, Mode};
+
+const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
+const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
+
+struct Bench {
+    folder: tempfile::TempDir,
+    queue: Queue,
+    target: Arc<str>,
+    pushes: u64,
+    /// The leases that are out, by event.
+    out: HashMap<EventId, Lease>,
+}
+
+impl Bench {
+    fn open() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (queue, target) = open(&folder);
+        Self { folder, queue, target, pushes: 0, out: HashMap::new() }
+    }
+
+    /// Leases are lost, the store stays.
+    async fn reopen(&mut self) {
+        self.out.clear();
+        self.queue.clone().close().await;
+        (self.queue, self.target) = open(&self.folder);
+    }
+
+    async fn push(&mut self, user: u8) -> EventId {
+        self.pushes += 1;
+        let clear = Bytes::from(format!(
+            "<xml><FromUserName>o{user}</FromUserName><CreateTime>1</CreateTime><Content>{}</Content></xml>",
+            self.pushes
+        ));
+        let message = Message::parse(&clear).unwrap();
+        let event = Event {
+            id: self.queue.next_id(NOW),
+            account: "shop".into(),
+            app_id: "wx1".into(),
+            mode: Mode::Secure,
+            received_at: NOW,
+            query: String::new(),
+            body: Bytes::from_static(b"sealed"),
+            message,
+            clear,
+            traceparent: None,
+        };
+        let (id, key) = (event.id, ContentKey::of("wx1", &event.message, &event.clear));
+        let targets = vec![Arc::clone(&self.target)];
+        let new = NewEvent { event: Arc::new(event), key, targets, reply: None, awaited: None };
+        assert!(matches!(self.queue.enqueue(new).await.unwrap(), Enqueued::Fresh));
+        id
+    }
+
+    /// Leases all that can be leased, and says which events that were.
+    async fn lease(&mut self) -> Vec<EventId> {
+        let due = self.queue.lease(&self.target, 100, NOW).await.unwrap().due;
+        let ids = due.iter().map(|lease| lease.event.id).collect();
+        self.out.extend(due.into_iter().map(|lease| (lease.event.id, lease)));
+        ids
+    }
+
+    async fn settle(&mut self, event: EventId, verdict: Verdict) {
+        let settlement = Settlement { event, target: Arc::clone(&self.target), verdict, attempt: None };
+        self.queue.settle(settlement).await.unwrap();
+        self.out.remove(&event);
+    }
+}
+
+fn open(folder: &tempfile::TempDir) -> (Queue, Arc<str>) {
+    let path = folder.path().to_owned();
+    let settings = Settings { path, retention: DAY * 365_000, dedup_window: DAY, max_size: 1 << 40 };
+    let (queue, target) = (Queue::open(&settings, drop).unwrap(), Arc::from("crm"));
+    queue.keep_order(&target, Order::PerUser);
+    (queue, target)
+}
+
+#[tokio::test]
+async fn a_users_next_event_waits_for_the_one_before_and_other_users_go_on() {
+    let mut bench = Bench::open();
+    let (first, second, other) = (bench.push(1).await, bench.push(1).await, bench.push(2).await);
+    assert_eq!(bench.lease().await, [first, other]);
+    bench.settle(first, Verdict::Retry(NOW)).await;
+    assert_eq!(bench.lease().await, [first], "a retry keeps its place");
+    bench.settle(first, Verdict::End(State::Dead)).await;
+    assert_eq!(bench.lease().await, [second]);
+}
+
+#[tokio::test]
+async fn fresh_events_are_handed_over_in_memory_only_when_it_is_their_turn() {
+    let mut bench = Bench::open();
+    let mut inbox = bench.queue.subscribe(Arc::clone(&bench.target), 8);
+    let (first, second) = (bench.push(1).await, bench.push(1).await);
+    assert_eq!(inbox.fresh.recv().await.map(|lease| lease.event.id), Some(first));
+    assert!(inbox.fresh.try_recv().is_err());
+    bench.settle(first, Verdict::End(State::Delivered)).await;
+    assert_eq!(bench.lease().await, [second]);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Push(u8),
+    Lease,
+    /// The lease that is out at that place is settled.
+    Deliver(prop::sample::Index),
+    Retry(prop::sample::Index),
+    Die(prop::sample::Index),
+    Restart,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (0..3_u8).prop_map(Step::Push),
+        3 => Just(Step::Lease),
+        2 => any::<prop::sample::Index>().prop_map(Step::Deliver),
+        2 => any::<prop::sample::Index>().prop_map(Step::Retry),
+        1 => any::<prop::sample::Index>().prop_map(Step::Die),
+        1 => Just(Step::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_happens_each_user_is_served_in_order(steps in prop::collection::vec(step(), 1..60)) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(steps))?;
+    }
+}
+
+/// Plays the steps against the plainest model: each user's pending events in a list, of which the first may be out.
+async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let mut bench = Bench::open();
+    let mut pending: HashMap<u8, Vec<EventId>> = HashMap::new();
+    for step in steps {
+        match step {
+            Step::Push(user) => pending.entry(user).or_default().push(bench.push(user).await),
+            Step::Lease => check_lease(&mut bench, &pending).await?,
+            Step::Restart => bench.reopen().await,
+            Step::Deliver(at) => end(&mut bench, &mut pending, |len| at.index(len), Some(State::Delivered)).await,
+            Step::Die(at) => end(&mut bench, &mut pending, |len| at.index(len), Some(State::Dead)).await,
+            Step::Retry(at) => end(&mut bench, &mut pending, |len| at.index(len), None).await,
+        }
+    }
+    // In the end everybody is served.
+    for _ in 0..pending.values().map(Vec::len).sum() {
+        check_lease(&mut bench, &pending).await?;
+        end(&mut bench, &mut pending, |_| 0, Some(State::Delivered)).await;
+    }
+    prop_assert!(pending.values().all(Vec::is_empty));
+    Ok(())
+}
+
+async fn check_lease(bench: &mut Bench, pending: &HashMap<u8, Vec<EventId>>) -> Result<(), TestCaseError> {
+    bench.lease().await;
+    let mut out: Vec<_> = bench.out.keys().copied().collect();
+    let mut heads: Vec<_> = pending.values().filter_map(|events| events.first().copied()).collect();
+    out.sort_unstable();
+    heads.sort_unstable();
+    prop_assert_eq!(out, heads, "each user's first, and no other");
+    Ok(())
+}
+
+/// Settles one of the leases that are out, if there is one.
+async fn end(
+    bench: &mut Bench,
+    pending: &mut HashMap<u8, Vec<EventId>>,
+    pick: impl Fn(usize) -> usize,
+    state: Option<State>,
+) {
+    let mut out: Vec<_> = bench.out.keys().copied().collect();
+    if out.is_empty() {
+        return;
+    }
+    out.sort_unstable();
+    let event = out[pick(out.len())];
+    bench.settle(event, state.map_or(Verdict::Retry(NOW), Verdict::End)).await;
+    if state.is_some() {
+        pending.values_mut().for_each(|events| events.retain(|other| *other != event));
+    }
+}

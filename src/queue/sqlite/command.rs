@@ -1,0 +1,94 @@
+//! What the writer can be asked, and how it answers.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use super::statements::{Fate, Letters, Stepped};
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+use crate::queue::{Enqueued, Error, Leases, NewEvent, Settlement};
+
+/// A request to the writer.
+pub(super) enum Command {
+    Enqueue {
+        new: NewEvent,
+        /// The targets whose delivery waits for an earlier one of the user.
+        held: Vec<Arc<str>>,
+        waiter: Waiter<Enqueued>,
+    },
+    Settle(Settlement, Waiter<()>),
+    Reply(EventId, String, Waiter<()>),
+    Letters {
+        target: Arc<str>,
+        letters: Letters,
+        fate: Fate,
+        waiter: Waiter<Stepped>,
+    },
+    Lease {
+        target: Arc<str>,
+        max: usize,
+        now: UnixMillis,
+        waiter: Waiter<Leases>,
+    },
+    /// Answered when the store is closed and free for another process.
+    Close(oneshot::Sender<()>),
+}
+
+impl Command {
+    /// Whether it may wait a little for others to share its commit: losing it costs a repeat, and nobody's time.
+    pub(super) fn is_patient(&self) -> bool {
+        matches!(self, Self::Settle(..))
+    }
+
+    /// Whether it changes the store.
+    pub(super) fn writes(&self) -> bool {
+        !matches!(self, Self::Lease { .. } | Self::Close(_))
+    }
+
+    /// Answers that it failed.
+    pub(super) fn fail(self, error: Error) {
+        match self {
+            Self::Enqueue { waiter, .. } => waiter.answer(Err(error)),
+            Self::Settle(_, waiter) | Self::Reply(_, _, waiter) => waiter.answer(Err(error)),
+            Self::Letters { waiter, .. } => waiter.answer(Err(error)),
+            Self::Lease { waiter, .. } => waiter.answer(Err(error)),
+            Self::Close(done) => drop(done),
+        }
+    }
+}
+
+/// Who waits for an answer; keeps the answer until it is on stable storage.
+pub(super) struct Waiter<T> {
+    answer: oneshot::Sender<Result<T, Error>>,
+    kept: Option<Result<T, Error>>,
+}
+
+impl<T> Waiter<T> {
+    pub(super) fn new() -> (Self, oneshot::Receiver<Result<T, Error>>) {
+        let (answer, receiver) = oneshot::channel();
+        (Self { answer, kept: None }, receiver)
+    }
+
+    /// Keeps what to answer after the commit.
+    pub(super) fn keep(&mut self, result: Result<T, Error>) {
+        self.kept = Some(result);
+    }
+
+    /// What will be answered.
+    pub(super) fn kept(&self) -> Option<&Result<T, Error>> {
+        self.kept.as_ref()
+    }
+
+    /// Answers what was kept.
+    pub(super) fn answer_kept(mut self) {
+        if let Some(result) = self.kept.take() {
+            self.answer(result);
+        }
+    }
+
+    /// Answers at once. Whoever does not wait any more has lost interest in the answer, not in the deed.
+    pub(super) fn answer(self, result: Result<T, Error>) {
+        self.answer.send(result).ok();
+    }
+}

@@ -1,0 +1,156 @@
+//! The store's folder: its rights, its lock, and what it must not be on.
+//!
+//! The lock is a file of ours and not SQLite's own exclusive mode, so that operators can read the store while the relay
+//! runs. It goes with the process, however that ends.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::process;
+
+use crate::queue::Error;
+
+/// The database in the store's folder.
+pub(super) const DATABASE: &str = "wxrelay.db";
+/// Its write-ahead log.
+pub(super) const LOG: &str = "wxrelay.db-wal";
+const LOCK: &str = "wxrelay.lock";
+
+/// Makes the folder and the empty database file if they are missing, readable by their owner alone, and takes the lock.
+///
+/// The store is this process's own while the answer lives.
+pub(super) fn claim(folder: &Path) -> Result<File, Error> {
+    make(folder)?;
+    refuse_network_filesystem(folder)?;
+    let lock = lock(folder)?;
+    let database = folder.join(DATABASE);
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&database) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(source) => return Err(Error::Io { path: database, source }),
+    }
+    Ok(lock)
+}
+
+/// The flush of a file does not reach the entries of new folders above it, so those are flushed here.
+fn make(folder: &Path) -> Result<(), Error> {
+    let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.map_err(|source| Error::Io { path: folder.to_owned(), source })?;
+    for parent in missing.into_iter().filter_map(Path::parent) {
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
+        flush(parent)?;
+    }
+    Ok(())
+}
+
+/// Makes the names in the folder durable. SQLite does so too, but keeps a failure to itself.
+pub(super) fn flush(folder: &Path) -> Result<(), Error> {
+    let flushed = File::open(folder).and_then(|folder| folder.sync_all());
+    flushed.map_err(|source| Error::Io { path: folder.to_owned(), source })
+}
+
+fn lock(folder: &Path) -> Result<File, Error> {
+    let path = folder.join(LOCK);
+    let io = |source| Error::Io { path: path.clone(), source };
+    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let mut file = options.map_err(io)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+            return Err(Error::Locked { path: folder.to_owned(), pid });
+        }
+        Err(TryLockError::Error(source)) => return Err(io(source)),
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
+    writeln!(file, "{}", process::id()).map_err(io)?;
+    Ok(file)
+}
+
+/// The bytes that the database and its log take on disk.
+pub(super) fn size(folder: &Path) -> u64 {
+    ["", "-wal"]
+        .iter()
+        .filter_map(|end| fs::metadata(folder.join(format!("{DATABASE}{end}"))).ok())
+        .map(|m| m.len())
+        .sum()
+}
+
+#[cfg(target_os = "linux")]
+fn refuse_network_filesystem(folder: &Path) -> Result<(), Error> {
+    let found =
+        rustix::fs::statfs(folder).map_err(|source| Error::Io { path: folder.to_owned(), source: source.into() })?;
+    // The field's width and sign differ between architectures; the magic numbers are of 32 bits.
+    let kind = found.f_type as u32;
+    match network_filesystem(kind) {
+        Some("FUSE") => {
+            tracing::warn!(path = %folder.display(), "the store is on FUSE; make sure that it honours fsync");
+            Ok(())
+        }
+        Some(filesystem) => Err(Error::NetworkFilesystem { path: folder.to_owned(), filesystem }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_network_filesystem(_folder: &Path) -> Result<(), Error> {
+    Ok(())
+}
+
+/// The filesystems of linux/magic.h and statfs(2) on which SQLite's locks or flushes cannot be relied on.
+#[cfg(target_os = "linux")]
+fn network_filesystem(kind: u32) -> Option<&'static str> {
+    Some(match kind {
+        0x6969 => "NFS",
+        0x517b => "SMB",
+        0xff53_4d42 => "CIFS",
+        0xfe53_4d42 => "SMB2",
+        0x5346_414f | 0x6b41_4653 => "AFS",
+        0x00c3_6400 => "Ceph",
+        0x0102_1997 => "9p",
+        0x7375_7245 => "Coda",
+        0x564c => "NCP",
+        0x6573_5546 => "FUSE",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_store_is_for_its_owner_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("a/b");
+        let _lock = claim(&folder).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&folder), 0o700);
+        assert_eq!(mode(&folder.join(DATABASE)), 0o600);
+        assert_eq!(mode(&folder.join(LOCK)), 0o600);
+    }
+
+    #[test]
+    fn the_refusal_of_a_second_user_names_the_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = claim(folder.path()).unwrap();
+        let refused = claim(folder.path()).unwrap_err().to_string();
+        assert!(refused.contains(&process::id().to_string()) && refused.contains("[queue] path"), "{refused}");
+        drop(lock);
+        claim(folder.path()).unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn network_filesystems_are_known_by_their_number() {
+        assert_eq!(network_filesystem(0x6969), Some("NFS"));
+        assert_eq!(network_filesystem(0xff53_4d42), Some("CIFS"));
+        assert_eq!(network_filesystem(0xef53), None, "ext4");
+        assert_eq!(network_filesystem(0x0102_1994), None, "tmpfs");
+    }
+}

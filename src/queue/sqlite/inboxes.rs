@@ -1,0 +1,77 @@
+//! The targets' inboxes: where leases of fresh events go without a way over the disk; and which targets keep order.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, mpsc};
+
+use crate::queue::{Inbox, Lease, Order};
+
+/// The sending end of every subscribed inbox.
+#[derive(Debug, Default)]
+pub(super) struct Inboxes {
+    of: Mutex<HashMap<Arc<str>, Sender>>,
+    in_order: Mutex<HashSet<Arc<str>>>,
+}
+
+#[derive(Debug)]
+struct Sender {
+    fresh: mpsc::Sender<Lease>,
+    awaited: mpsc::Sender<Lease>,
+    wake: Arc<Notify>,
+}
+
+impl Inboxes {
+    /// A new inbox for the target; an earlier one is closed.
+    pub(super) fn open(&self, target: Arc<str>, capacity: usize) -> Inbox {
+        let (fresh, fresh_inbox) = mpsc::channel(capacity.max(1));
+        let (awaited, awaited_inbox) = mpsc::channel(capacity.max(1));
+        let wake = Arc::new(Notify::new());
+        // There may be deliveries from before.
+        wake.notify_one();
+        self.lock().insert(target, Sender { fresh, awaited, wake: Arc::clone(&wake) });
+        Inbox { fresh: fresh_inbox, awaited: awaited_inbox, wake }
+    }
+
+    /// Whether a user's events go to the target one after the other.
+    pub(super) fn in_order(&self, target: &str) -> bool {
+        self.in_order.lock().unwrap_or_else(PoisonError::into_inner).contains(target)
+    }
+
+    pub(super) fn keep_order(&self, target: &Arc<str>, order: Order) {
+        let mut in_order = self.in_order.lock().unwrap_or_else(PoisonError::into_inner);
+        match order {
+            Order::None => drop(in_order.remove(target)),
+            Order::PerUser => drop(in_order.insert(Arc::clone(target))),
+        }
+    }
+
+    /// Closes the target's inbox.
+    pub(super) fn close(&self, target: &str) {
+        self.lock().remove(target);
+    }
+
+    /// Closes them all.
+    pub(super) fn close_all(&self) {
+        self.lock().clear();
+    }
+
+    /// Puts the lease into its target's inbox, if there is one and it has room.
+    pub(super) fn offer(&self, lease: Lease) -> Result<(), Lease> {
+        let inboxes = self.lock();
+        let Some(inbox) = inboxes.get(&lease.target) else { return Err(lease) };
+        let way = if lease.reply.is_some() { &inbox.awaited } else { &inbox.fresh };
+        way.try_send(lease).map_err(mpsc::error::TrySendError::into_inner)
+    }
+
+    /// Tells the target's consumer that there may be something to lease.
+    pub(super) fn wake(&self, target: &str) {
+        if let Some(inbox) = self.lock().get(target) {
+            inbox.wake.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Sender>> {
+        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,297 @@
+//! Reading the store without the writer: for the command line, the admin API and the metrics.
+//!
+//! A read-only connection of its own, so it works while a relay runs and while none does, and never holds up a push.
+//! Each answer is one snapshot.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
+
+use super::files;
+use super::store::schema_version;
+use crate::event::EventId;
+use crate::queue::view::{
+    AttemptDetail, Audit, Counts, DeadLetter, DeliveryDetail, DeliverySummary, Detail, Filter, Stats, Summary,
+    TargetCounts, TargetStats,
+};
+use crate::queue::{Error, State};
+use crate::wechat::Mode;
+
+/// A read-only view of a store.
+#[derive(Debug)]
+pub struct Inspect {
+    connection: Connection,
+    folder: PathBuf,
+}
+
+impl Inspect {
+    /// Opens the store in a folder: `path` of `[queue]`.
+    ///
+    /// # Errors
+    /// If there is none, or it is not one that this release can read.
+    pub fn open(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(files::DATABASE);
+        if !path.exists() {
+            return Err(Error::Missing { path: folder.to_owned() });
+        }
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&path, flags)?;
+        if schema_version(&connection, &path)? == 0 {
+            return Err(Error::Missing { path: folder.to_owned() });
+        }
+        Ok(Self { connection, folder: folder.to_owned() })
+    }
+
+    /// Events, deliveries and backlog by the running ledger: cheap whatever the store's size.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn stats(&self) -> Result<Stats, Error> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let Tally { events, accepted, targets: counts } = tally(&snapshot)?;
+        let mut oldest = snapshot
+            .prepare("SELECT min(event) FROM delivery INDEXED BY delivery_pending WHERE state = 0 AND target = ?1")?;
+        let targets = target_names(&snapshot)?.into_iter().map(|(number, target)| {
+            let oldest: Option<EventId> = oldest.query_row([number], |row| row.get(0))?;
+            let counts = counts.get(&number).copied().unwrap_or_default();
+            Ok(TargetStats { target, counts, oldest_pending: oldest.map(EventId::moment) })
+        });
+        let targets: Vec<TargetStats> = targets.collect::<rusqlite::Result<_>>()?;
+        let unaccounted = targets.iter().map(|target| target.counts.total()).sum::<u64>().abs_diff(accepted);
+        Ok(Stats { events, unaccounted, bytes: files::size(&self.folder), targets })
+    }
+
+    /// Counts the whole ledger anew. Reads every row, but no bodies.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn audit(&self) -> Result<Audit, Error> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let (events, deliveries, missing) = snapshot.query_row(
+            "SELECT count(*), coalesce(sum(targets), 0), \
+                    coalesce(sum(abs(targets - (SELECT count(*) FROM delivery WHERE event = id))), 0) FROM event",
+            [],
+            |row| Ok((count(row, 0)?, count(row, 1)?, count(row, 2)?)),
+        )?;
+        let orphans = snapshot.query_row(
+            "SELECT count(*) FROM delivery d WHERE NOT EXISTS (SELECT 1 FROM event WHERE id = d.event)",
+            [],
+            |row| count(row, 0),
+        )?;
+        let mut unaccounted = missing + orphans;
+        let mut found: BTreeMap<i64, Counts> = BTreeMap::new();
+        let mut states = snapshot.prepare("SELECT target, state, count(*) FROM delivery GROUP BY target, state")?;
+        let mut rows = states.query([])?;
+        while let Some(row) = rows.next()? {
+            match row.get::<_, State>(1) {
+                Ok(state) => *found.entry(row.get(0)?).or_default().of(state) += count(row, 2)?,
+                Err(_) => unaccounted += count(row, 2)?,
+            }
+        }
+        let tally = tally(&snapshot)?;
+        let drift = events.abs_diff(tally.events) + deliveries.abs_diff(tally.accepted) + drift(&found, &tally.targets);
+        let mut counts = Counts::default();
+        for part in found.values() {
+            State::ALL.into_iter().for_each(|state| *counts.of(state) += *part.clone().of(state));
+        }
+        let targets = target_names(&snapshot)?.into_iter();
+        let targets =
+            targets.map(|(number, target)| TargetCounts { target, counts: found.remove(&number).unwrap_or_default() });
+        let targets = targets.collect();
+        // Left over: deliveries to a target that has no name.
+        unaccounted += found.values().map(Counts::total).sum::<u64>();
+        Ok(Audit { events, deliveries, counts, unaccounted, drift, targets })
+    }
+
+    /// The newest events that the filter lets through.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn events(&self, filter: &Filter) -> Result<Vec<Summary>, Error> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let mut find = snapshot.prepare(
+            "SELECT id, received_at, account, msg_type, event, event_key, from_user FROM event e \
+              WHERE id < ?1 AND id >= ?2 AND (?3 IS NULL OR account = ?3) \
+                AND (?4 IS NULL OR event = ?4 COLLATE NOCASE OR msg_type = ?4 COLLATE NOCASE) \
+                AND (?5 IS NULL OR from_user = ?5) \
+                AND (?6 IS NULL AND ?7 IS NULL OR EXISTS (SELECT 1 FROM delivery d JOIN target t ON t.no = d.target \
+                     WHERE d.event = e.id AND (?6 IS NULL OR t.name = ?6) AND (?7 IS NULL OR d.state = ?7))) \
+              ORDER BY id DESC LIMIT ?8",
+        )?;
+        let end = filter.until.map_or(LAST_ID, EventId::first_at).min(filter.before.unwrap_or(LAST_ID));
+        let start = filter.since.map_or(EventId(0), EventId::first_at);
+        let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
+        let parameters =
+            params![end, start, filter.account, filter.event, filter.from, filter.target, filter.state, limit];
+        let mut deliveries = snapshot.prepare(
+            "SELECT coalesce(t.name, ''), d.state, d.attempts FROM delivery d LEFT JOIN target t ON t.no = d.target \
+              WHERE d.event = ?1 ORDER BY 1",
+        )?;
+        let found = find.query_map(parameters, |row| {
+            let id: EventId = row.get(0)?;
+            let deliveries = deliveries.query_map([id], |row| {
+                Ok(DeliverySummary { target: row.get(0)?, state: row.get(1)?, attempts: row.get(2)? })
+            })?;
+            Ok(Summary {
+                id,
+                received_at: row.get(1)?,
+                account: row.get(2)?,
+                msg_type: row.get(3)?,
+                event: row.get(4)?,
+                event_key: row.get(5)?,
+                from: row.get(6)?,
+                deliveries: deliveries.collect::<rusqlite::Result<_>>()?,
+            })
+        })?;
+        Ok(found.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// One event with its text, deliveries and every attempt.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn event(&self, id: EventId) -> Result<Option<Detail>, Error> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let detail = snapshot.query_row(
+            "SELECT id, received_at, account, app_id, mode, msg_type, event, event_key, from_user, \
+                    coalesce(clear, body), reply, traceparent FROM event WHERE id = ?1",
+            [id],
+            |row| {
+                Ok(Detail {
+                    id: row.get(0)?,
+                    received_at: row.get(1)?,
+                    account: row.get(2)?,
+                    app_id: row.get(3)?,
+                    mode: row.get::<_, Mode>(4)?.to_string(),
+                    msg_type: row.get(5)?,
+                    event: row.get(6)?,
+                    event_key: row.get(7)?,
+                    from: row.get(8)?,
+                    text: String::from_utf8_lossy(&row.get::<_, Vec<u8>>(9)?).into_owned(),
+                    reply: row.get(10)?,
+                    traceparent: row.get(11)?,
+                    deliveries: deliveries(&snapshot, id)?,
+                })
+            },
+        );
+        Ok(detail.optional()?)
+    }
+
+    /// Dead letters, those of the newest events first; `limit` counts events, so that a page never splits one.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn dead(&self, target: Option<&str>, limit: usize, before: Option<EventId>) -> Result<Vec<DeadLetter>, Error> {
+        let mut find = self.connection.prepare(
+            "WITH letter AS (SELECT d.event, d.target, t.name, d.ended_at, d.attempts FROM delivery d \
+                               LEFT JOIN target t ON t.no = d.target \
+                              WHERE d.state = 2 AND d.event < ?1 AND (?2 IS NULL OR t.name = ?2)) \
+             SELECT l.event, coalesce(l.name, ''), e.received_at, l.ended_at, e.account, e.msg_type, e.event, \
+                    l.attempts, a.status, a.error \
+               FROM letter l JOIN event e ON e.id = l.event \
+               LEFT JOIN attempt a ON a.event = l.event AND a.target = l.target AND a.number = l.attempts \
+              WHERE l.event IN (SELECT DISTINCT event FROM letter ORDER BY event DESC LIMIT ?3) \
+              ORDER BY l.event DESC, 2",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let found = find.query_map(params![before.unwrap_or(LAST_ID), target, limit], |row| {
+            Ok(DeadLetter {
+                id: row.get(0)?,
+                target: row.get(1)?,
+                received_at: row.get(2)?,
+                ended_at: row.get(3)?,
+                account: row.get(4)?,
+                msg_type: row.get(5)?,
+                event: row.get(6)?,
+                attempts: row.get(7)?,
+                status: row.get(8)?,
+                error: row.get(9)?,
+            })
+        })?;
+        Ok(found.collect::<rusqlite::Result<_>>()?)
+    }
+}
+
+/// No event has it: the largest number that a column holds.
+const LAST_ID: EventId = EventId(i64::MAX as u64);
+
+fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<Vec<DeliveryDetail>> {
+    let mut find = snapshot.prepare(
+        "SELECT d.target, coalesce(t.name, ''), d.state, d.due, d.ended_at \
+           FROM delivery d LEFT JOIN target t ON t.no = d.target WHERE d.event = ?1 ORDER BY 2",
+    )?;
+    let mut attempts = snapshot.prepare(
+        "SELECT number, at, duration_us, status, error, answer FROM attempt \
+          WHERE event = ?1 AND target = ?2 ORDER BY number",
+    )?;
+    let found = find.query_map([event], |row| {
+        let state: State = row.get(2)?;
+        let attempts = attempts.query_map(params![event, row.get::<_, i64>(0)?], read_attempt)?;
+        Ok(DeliveryDetail {
+            target: row.get(1)?,
+            state,
+            due: if state == State::Pending { row.get(3)? } else { None },
+            ended_at: row.get(4)?,
+            attempts: attempts.collect::<rusqlite::Result<_>>()?,
+        })
+    })?;
+    found.collect()
+}
+
+fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptDetail> {
+    let answer: Option<Vec<u8>> = row.get(5)?;
+    Ok(AttemptDetail {
+        number: row.get(0)?,
+        at: row.get(1)?,
+        duration_ms: row.get::<_, f64>(2)? / 1000.0,
+        status: row.get(3)?,
+        error: row.get(4)?,
+        answer: answer.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+    })
+}
+
+fn target_names(snapshot: &Transaction<'_>) -> rusqlite::Result<Vec<(i64, String)>> {
+    let mut names = snapshot.prepare("SELECT no, name FROM target ORDER BY name")?;
+    names.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+}
+
+/// The running ledger: how many events there are, and the counts of each target.
+/// The running ledger.
+#[derive(Default)]
+struct Tally {
+    events: u64,
+    /// Deliveries that came with them.
+    accepted: u64,
+    targets: BTreeMap<i64, Counts>,
+}
+
+fn tally(snapshot: &Transaction<'_>) -> rusqlite::Result<Tally> {
+    let mut tally = Tally::default();
+    let mut find = snapshot.prepare("SELECT target, state, max(count, 0) FROM tally")?;
+    let mut rows = find.query([])?;
+    while let Some(row) = rows.next()? {
+        match (row.get(0)?, row.get(1)?) {
+            (0, State::Pending) => tally.events = count(row, 2)?,
+            (0, _) => tally.accepted = count(row, 2)?,
+            (target, state) => *tally.targets.entry(target).or_default().of(state) = count(row, 2)?,
+        }
+    }
+    Ok(tally)
+}
+
+fn drift(found: &BTreeMap<i64, Counts>, tallied: &BTreeMap<i64, Counts>) -> u64 {
+    let mut targets: Vec<i64> = found.keys().chain(tallied.keys()).copied().collect();
+    targets.sort_unstable();
+    targets.dedup();
+    let counts = |of: &BTreeMap<i64, Counts>, target| of.get(&target).copied().unwrap_or_default();
+    let apart = |target| {
+        let (mut found, mut tallied) = (counts(found, target), counts(tallied, target));
+        State::ALL.into_iter().map(|state| found.of(state).abs_diff(*tallied.of(state))).sum::<u64>()
+    };
+    targets.into_iter().map(apart).sum()
+}
+
+fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    row.get::<_, i64>(column).map(|number| u64::try_from(number).unwrap_or(0))
+}

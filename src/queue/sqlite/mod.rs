@@ -1,0 +1,169 @@
+//! The embedded engine: SQLite in a folder of ours, one writer thread, one commit for all who wait.
+//!
+//! [`Sqlite`] is the handle: it puts commands into the writer's bounded channel and awaits their answers. All state is
+//! the writer's ([`writer`]); readers for people and metrics use connections of their own ([`inspect`]). What is stored
+//! is told at the head of `schema.sql`.
+
+mod command;
+mod files;
+mod inboxes;
+pub(super) mod inspect;
+mod retention;
+mod statements;
+mod store;
+mod values;
+mod writer;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+
+use self::command::{Command, Waiter};
+use self::inboxes::Inboxes;
+use self::inspect::Inspect;
+use self::retention::Retention;
+use self::statements::{Fate, LETTERS_PER_STEP, Letters, Stepped};
+use self::store::Store;
+use self::writer::Writer;
+use super::holds::Holds;
+use super::view::Stats;
+use super::{DeadLetters, Enqueued, Error, Inbox, Leases, NewEvent, Order, Settings, Settlement};
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+
+/// Commands that may wait for the writer; whoever finds no room waits for it.
+const WAITING_COMMANDS: usize = 1024;
+
+/// A handle to the embedded engine; cheap to clone.
+#[derive(Clone)]
+pub struct Sqlite {
+    commands: mpsc::Sender<Command>,
+    inboxes: Arc<Inboxes>,
+    last_id: Arc<AtomicU64>,
+    folder: Arc<PathBuf>,
+}
+
+impl Sqlite {
+    /// See [`super::Queue::open`].
+    pub(super) fn open(settings: &Settings, on_commit: Box<dyn Fn(Duration) + Send>) -> Result<Self, Error> {
+        let lock = files::claim(&settings.path)?;
+        let store = Store::open(&settings.path)?;
+        let last_id = store.last_id()?;
+        let inboxes = Arc::new(Inboxes::default());
+        let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
+        let retention = Retention::new(settings);
+        let writer =
+            Writer { store, retention, inboxes: Arc::clone(&inboxes), holds: Holds::default(), on_commit, lock };
+        let io = |source| Error::Io { path: settings.path.clone(), source };
+        // A runtime of its own, for a channel with a timeout: the relay's is not to be blocked by a disk.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
+        let thread = std::thread::Builder::new().name("queue-writer".to_owned());
+        thread.spawn(move || runtime.block_on(writer.run(receiver))).map_err(io)?;
+        Ok(Self {
+            commands,
+            inboxes,
+            last_id: Arc::new(AtomicU64::new(last_id.0)),
+            folder: Arc::new(settings.path.clone()),
+        })
+    }
+
+    pub(super) async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
+        self.ask(|waiter| Command::Enqueue { new, held: Vec::new(), waiter }).await
+    }
+
+    pub(super) async fn lease(&self, target: &str, max: usize, now: UnixMillis) -> Result<Leases, Error> {
+        self.ask(|waiter| Command::Lease { target: target.into(), max, now, waiter }).await
+    }
+
+    pub(super) async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+        self.ask(|waiter| Command::Settle(settlement, waiter)).await
+    }
+
+    pub(super) async fn record_reply(&self, event: EventId, reply: String) -> Result<(), Error> {
+        self.ask(|waiter| Command::Reply(event, reply, waiter)).await
+    }
+
+    pub(super) fn subscribe(&self, target: Arc<str>, capacity: usize) -> Inbox {
+        self.inboxes.open(target, capacity)
+    }
+
+    pub(super) fn keep_order(&self, target: &Arc<str>, order: Order) {
+        self.inboxes.keep_order(target, order);
+    }
+
+    pub(super) fn unsubscribe(&self, target: &str) {
+        self.inboxes.close(target);
+    }
+
+    pub(super) async fn revive(&self, target: &str, which: DeadLetters, now: UnixMillis) -> Result<u64, Error> {
+        self.change_letters(target.into(), which, Fate::Revived(now)).await
+    }
+
+    pub(super) async fn drop_dead(&self, target: &str, which: DeadLetters, now: UnixMillis) -> Result<u64, Error> {
+        self.change_letters(target.into(), which, Fate::Dropped(now)).await
+    }
+
+    pub(super) async fn stats(&self) -> Result<Stats, Error> {
+        let folder = Arc::clone(&self.folder);
+        let reading = tokio::task::spawn_blocking(move || Inspect::open(&folder)?.stats());
+        reading.await.map_err(|_| Error::Closed)?
+    }
+
+    pub(super) async fn close(self) {
+        let (done, closed) = oneshot::channel();
+        if self.commands.send(Command::Close(done)).await.is_ok() {
+            closed.await.ok();
+        }
+    }
+
+    pub(super) fn next_id(&self, now: UnixMillis) -> EventId {
+        let next = |last| EventId::next(EventId(last), now).0;
+        EventId(next(
+            self.last_id
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)))
+                .unwrap_or_default(),
+        ))
+    }
+
+    /// In steps, so that many letters do not hold up a push.
+    async fn change_letters(&self, target: Arc<str>, which: DeadLetters, fate: Fate) -> Result<u64, Error> {
+        let mut total = 0;
+        match which {
+            DeadLetters::Of(events) => {
+                for some in events.chunks(LETTERS_PER_STEP) {
+                    total += self.letters_step(&target, Letters::Of(some.to_vec()), fate).await?.changed;
+                }
+            }
+            DeadLetters::All => {
+                // Forward only: a letter that dies again meanwhile is not revived again.
+                let mut from = Some(EventId(0));
+                while let Some(after) = from {
+                    let Stepped { changed, last } = self.letters_step(&target, Letters::After(after), fate).await?;
+                    total += changed;
+                    from = last;
+                }
+            }
+        }
+        Ok(total)
+    }
+
+    async fn letters_step(&self, target: &Arc<str>, letters: Letters, fate: Fate) -> Result<Stepped, Error> {
+        self.ask(|waiter| Command::Letters { target: Arc::clone(target), letters, fate, waiter }).await
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Waiter<T>) -> Command) -> Result<T, Error> {
+        let (waiter, answer) = Waiter::new();
+        self.commands.send(command(waiter)).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+}
+
+impl fmt::Debug for Sqlite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sqlite").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}

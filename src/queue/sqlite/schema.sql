@@ -1,0 +1,105 @@
+-- The stored form of the embedded engine, version 1 (`PRAGMA user_version`).
+--
+-- event.id        43 bits of milliseconds, 20 bits of sequence; evt_ and 16 hex digits for people.
+-- event.mode      the account's mode: 0 plaintext, 1 compatible, 2 secure.
+-- event.clear     the opened text; NULL where it equals `body`.
+-- event.targets   how many deliveries were stored with it: what the audit counts against.
+-- event.reply     the clear passive reply it was answered with; a repeated push gets it again.
+-- delivery.state  0 pending, 1 delivered, 2 dead, 3 expired, 4 cancelled.
+-- delivery.failures  failed attempts since the retry schedule last started; `attempts` counts them all.
+-- delivery.user   for targets that keep order: the user's number, 8 bytes of a hash; NULL for the others. While one
+--                 delivery of a user is pending, later ones are held: their due time is the end of time until the one
+--                 before has ended.
+-- tally           the running ledger: deliveries per target and state, kept in the transactions that change them;
+--                 target 0 counts the events at state 0 and the accepted deliveries at state 1. Makes statistics
+--                 cheap, and the audit has two sources.
+--
+-- Times are milliseconds since 1970 UTC, durations microseconds. Texts and bodies stand last in their row, so that a
+-- scan over the columns before them does not read them. There are no foreign keys: an event goes with all its rows in
+-- one transaction (retention.rs), and a check per row would slow every push.
+--
+-- The views `events`, `deliveries` and `attempts` are for people with the sqlite3 shell; read there, write never.
+
+CREATE TABLE event (
+  id          INTEGER PRIMARY KEY,
+  content_key BLOB    NOT NULL UNIQUE,
+  targets     INTEGER NOT NULL,
+  mode        INTEGER NOT NULL,
+  received_at INTEGER NOT NULL,
+  account     TEXT    NOT NULL,
+  app_id      TEXT    NOT NULL,
+  msg_type    TEXT    NOT NULL,
+  event       TEXT    NOT NULL,
+  event_key   TEXT    NOT NULL,
+  from_user   TEXT    NOT NULL,
+  traceparent TEXT,
+  reply       TEXT,
+  query       TEXT    NOT NULL,
+  body        BLOB    NOT NULL,
+  clear       BLOB
+);
+
+CREATE TABLE target (
+  no   INTEGER PRIMARY KEY,
+  name TEXT    NOT NULL UNIQUE
+);
+
+CREATE TABLE delivery (
+  event    INTEGER NOT NULL,
+  target   INTEGER NOT NULL,
+  state    INTEGER NOT NULL,
+  attempts INTEGER NOT NULL,
+  failures INTEGER NOT NULL,
+  due      INTEGER NOT NULL,
+  ended_at INTEGER,
+  user     INTEGER,
+  PRIMARY KEY (event, target)
+) WITHOUT ROWID;
+
+CREATE INDEX delivery_pending ON delivery (target, due, event) WHERE state = 0;
+CREATE INDEX delivery_user ON delivery (target, user, event) WHERE state = 0 AND user IS NOT NULL;
+CREATE INDEX delivery_dead ON delivery (target, event) WHERE state = 2;
+
+CREATE TABLE attempt (
+  event       INTEGER NOT NULL,
+  target      INTEGER NOT NULL,
+  number      INTEGER NOT NULL,
+  at          INTEGER NOT NULL,
+  duration_us INTEGER NOT NULL,
+  status      INTEGER,
+  error       TEXT,
+  answer      BLOB,
+  PRIMARY KEY (event, target, number)
+) WITHOUT ROWID;
+
+CREATE TABLE tally (
+  target INTEGER NOT NULL,
+  state  INTEGER NOT NULL,
+  count  INTEGER NOT NULL,
+  PRIMARY KEY (target, state)
+) WITHOUT ROWID;
+
+CREATE VIEW events AS
+SELECT printf('evt_%016x', id) AS id,
+       strftime('%Y-%m-%dT%H:%M:%S', received_at / 1000, 'unixepoch') || printf('.%03dZ', received_at % 1000)
+         AS received_at,
+       account, msg_type, event, event_key, from_user, targets,
+       CASE mode WHEN 0 THEN 'plaintext' WHEN 1 THEN 'compatible' WHEN 2 THEN 'secure' END AS mode,
+       CAST(coalesce(clear, body) AS TEXT) AS text, reply
+  FROM event;
+
+CREATE VIEW deliveries AS
+SELECT printf('evt_%016x', d.event) AS event, t.name AS target,
+       CASE d.state WHEN 0 THEN 'pending' WHEN 1 THEN 'delivered' WHEN 2 THEN 'dead' WHEN 3 THEN 'expired'
+                    WHEN 4 THEN 'cancelled' END AS state,
+       d.attempts, d.failures,
+       CASE d.due WHEN 9223372036854775807 THEN 'held' ELSE
+         strftime('%Y-%m-%dT%H:%M:%S', d.due / 1000, 'unixepoch') || printf('.%03dZ', d.due % 1000) END AS due,
+       strftime('%Y-%m-%dT%H:%M:%S', d.ended_at / 1000, 'unixepoch') || printf('.%03dZ', d.ended_at % 1000) AS ended_at
+  FROM delivery d LEFT JOIN target t ON t.no = d.target;
+
+CREATE VIEW attempts AS
+SELECT printf('evt_%016x', a.event) AS event, t.name AS target, a.number,
+       strftime('%Y-%m-%dT%H:%M:%S', a.at / 1000, 'unixepoch') || printf('.%03dZ', a.at % 1000) AS at,
+       a.duration_us / 1000.0 AS duration_ms, a.status, a.error, CAST(a.answer AS TEXT) AS answer
+  FROM attempt a LEFT JOIN target t ON t.no = a.target;

@@ -1,0 +1,309 @@
+//! What the writer does with rows: one function per thing that can happen to an event or a delivery.
+//!
+//! All but the reads at the end run inside [`Store::transact`].
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rusqlite::{OptionalExtension, Row, params};
+use sha2::{Digest, Sha256};
+
+use super::store::Store;
+use crate::clock::UnixMillis;
+use crate::event::{ContentKey, Event, EventId};
+use crate::queue::{Enqueued, NewEvent, Settlement, State, Verdict};
+use crate::wechat::Message;
+
+/// Which dead letters one step is about.
+#[derive(Debug)]
+pub(super) enum Letters {
+    /// The oldest, up to [`LETTERS_PER_STEP`], of those after this event.
+    After(EventId),
+    /// Those of these events.
+    Of(Vec<EventId>),
+}
+
+/// What becomes of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Fate {
+    /// They are due now, and their retry schedule starts over.
+    Revived(UnixMillis),
+    /// They are cancelled.
+    Dropped(UnixMillis),
+}
+
+/// Dead letters changed in one transaction: few enough not to delay a push.
+pub(super) const LETTERS_PER_STEP: usize = 500;
+
+/// What one step over the dead letters did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stepped {
+    /// How many deliveries changed.
+    pub(super) changed: u64,
+    /// Where the next step goes on, if there may be one.
+    pub(super) last: Option<EventId>,
+}
+
+/// When a held delivery is due.
+const HELD: UnixMillis = UnixMillis(i64::MAX);
+
+/// A delivery that could be leased.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Waiting {
+    pub(super) event: EventId,
+    pub(super) due: UnixMillis,
+}
+
+/// A stored event with the count of attempts at one of its deliveries.
+pub(super) struct Loaded {
+    /// The event; `None` if its text cannot be parsed any more.
+    pub(super) event: Option<Event>,
+    pub(super) attempts: u32,
+    pub(super) failures: u32,
+}
+
+impl Store {
+    /// Stores the event with its deliveries, unless its text is known. `held` becomes the targets that keep order and
+    /// have an earlier delivery of the user pending.
+    pub(super) fn enqueue(
+        &mut self,
+        new: &NewEvent,
+        in_order: impl Fn(&str) -> bool,
+        held: &mut Vec<Arc<str>>,
+    ) -> rusqlite::Result<Enqueued> {
+        held.clear();
+        if !self.insert_event(new)? {
+            return self.duplicate(new.key)?.ok_or(rusqlite::Error::QueryReturnedNoRows);
+        }
+        self.count_events(1, new.targets.len().cast_signed() as i64);
+        for target in &new.targets {
+            let user = in_order(target).then(|| user_number(&new.event));
+            if self.insert_delivery(&new.event, target, user)? {
+                held.push(Arc::clone(target));
+            }
+        }
+        Ok(Enqueued::Fresh)
+    }
+
+    /// Says whether the delivery is held behind an earlier one of its user.
+    fn insert_delivery(&mut self, event: &Event, target: &Arc<str>, user: Option<i64>) -> rusqlite::Result<bool> {
+        let number = self.number(target)?;
+        let held = user.is_some() && self.first_pending(number, user)?.is_some();
+        let due = if held { HELD } else { event.received_at };
+        let mut insert = self.connection.prepare_cached(
+            "INSERT INTO delivery (event, target, state, attempts, failures, due, user) \
+             VALUES (?1, ?2, 0, 0, 0, ?3, ?4)",
+        )?;
+        insert.execute(params![event.id, number, due, user])?;
+        drop(insert);
+        self.count(number, State::Pending, 1);
+        Ok(held)
+    }
+
+    /// A user's first pending delivery to a target that keeps order, and when it is due.
+    fn first_pending(&self, target: i64, user: Option<i64>) -> rusqlite::Result<Option<Waiting>> {
+        let mut find = self.connection.prepare_cached(
+            "SELECT event, due FROM delivery INDEXED BY delivery_user \
+              WHERE target = ?1 AND user = ?2 AND state = 0 AND user IS NOT NULL ORDER BY event LIMIT 1",
+        )?;
+        find.query_row(params![target, user], |row| Ok(Waiting { event: row.get(0)?, due: row.get(1)? })).optional()
+    }
+
+    /// Makes the user's next delivery due, as of its arrival, now that the one before has ended.
+    fn release_next(&self, ended: EventId, target: i64) -> rusqlite::Result<()> {
+        let mut find = self.connection.prepare_cached("SELECT user FROM delivery WHERE event = ?1 AND target = ?2")?;
+        let user: Option<i64> = find.query_row(params![ended, target], |row| row.get(0))?;
+        let Some(next) = user.map(|user| self.first_pending(target, Some(user))).transpose()?.flatten() else {
+            return Ok(());
+        };
+        if next.due == HELD {
+            let mut release =
+                self.connection.prepare_cached("UPDATE delivery SET due = ?3 WHERE event = ?1 AND target = ?2")?;
+            release.execute(params![next.event, target, next.event.moment()])?;
+        }
+        Ok(())
+    }
+
+    fn insert_event(&self, new: &NewEvent) -> rusqlite::Result<bool> {
+        let event = &*new.event;
+        // Only the key may exist already: an id given twice is a bug, and must fail.
+        let mut insert = self.connection.prepare_cached(
+            "INSERT INTO event (id, content_key, targets, mode, received_at, account, app_id, msg_type, event, \
+                                event_key, from_user, traceparent, reply, query, body, clear) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) \
+             ON CONFLICT (content_key) DO NOTHING",
+        )?;
+        let inserted = insert.execute(params![
+            event.id,
+            new.key.0,
+            new.targets.len().cast_signed() as i64,
+            event.mode,
+            event.received_at,
+            &*event.account,
+            &*event.app_id,
+            event.message.msg_type(),
+            event.message.event(),
+            event.message.event_key(),
+            event.message.from_user(),
+            event.traceparent,
+            new.reply,
+            event.query,
+            &*event.body,
+            (event.clear != event.body).then_some(&*event.clear),
+        ])?;
+        Ok(inserted == 1)
+    }
+
+    /// The event of that text, if it is stored.
+    pub(super) fn duplicate(&self, key: ContentKey) -> rusqlite::Result<Option<Enqueued>> {
+        let mut find = self.connection.prepare_cached("SELECT id, reply FROM event WHERE content_key = ?1")?;
+        find.query_row([key.0], |row| Ok(Enqueued::Duplicate { id: row.get(0)?, reply: row.get(1)? })).optional()
+    }
+
+    /// Ends an attempt. Of a delivery that has ended already, nothing changes.
+    pub(super) fn settle(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<()> {
+        let Some(target) = self.known_number(&settlement.target)? else { return Ok(()) };
+        let (state, due, ended_at) = match settlement.verdict {
+            Verdict::Retry(due) | Verdict::Postpone(due) => (State::Pending, Some(due), None),
+            Verdict::End(state) => (state, None, Some(now)),
+        };
+        let number = settlement.attempt.as_ref().map(|attempt| attempt.number);
+        let counts = !matches!(settlement.verdict, Verdict::Postpone(_) | Verdict::End(State::Delivered));
+        let failed = i64::from(number.is_some() && counts);
+        let mut update = self.connection.prepare_cached(
+            "UPDATE delivery SET state = ?3, due = coalesce(?4, due), ended_at = ?5, \
+                                 attempts = coalesce(?6, attempts), failures = failures + ?7 \
+              WHERE event = ?1 AND target = ?2 AND state = 0",
+        )?;
+        let changed = update.execute(params![settlement.event, target, state, due, ended_at, number, failed])?;
+        drop(update);
+        if changed == 0 {
+            return Ok(());
+        }
+        self.count(target, State::Pending, -1);
+        self.count(target, state, 1);
+        if state != State::Pending {
+            self.release_next(settlement.event, target)?;
+        }
+        self.insert_attempt(settlement, target)
+    }
+
+    fn insert_attempt(&self, settlement: &Settlement, target: i64) -> rusqlite::Result<()> {
+        let Some(attempt) = &settlement.attempt else { return Ok(()) };
+        let mut insert = self.connection.prepare_cached(
+            "INSERT OR REPLACE INTO attempt (event, target, number, at, duration_us, status, error, answer) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        )?;
+        insert.execute(params![
+            settlement.event,
+            target,
+            attempt.number,
+            attempt.at,
+            i64::try_from(attempt.duration.as_micros()).unwrap_or(i64::MAX),
+            attempt.status,
+            attempt.error,
+            attempt.answer,
+        ])?;
+        Ok(())
+    }
+
+    /// Stores the clear reply that an event was answered with.
+    pub(super) fn record_reply(&self, event: EventId, reply: &str) -> rusqlite::Result<()> {
+        let mut update = self.connection.prepare_cached("UPDATE event SET reply = ?2 WHERE id = ?1")?;
+        update.execute(params![event, reply])?;
+        Ok(())
+    }
+
+    /// Revives or drops dead letters of a target.
+    pub(super) fn change_letters(
+        &mut self,
+        target: &Arc<str>,
+        letters: &Letters,
+        fate: Fate,
+    ) -> rusqlite::Result<Stepped> {
+        let mut stepped = Stepped { changed: 0, last: None };
+        let Some(target) = self.known_number(target)? else { return Ok(stepped) };
+        let found;
+        let events = match letters {
+            Letters::Of(events) => events,
+            Letters::After(event) => {
+                found = self.dead_after(target, *event)?;
+                stepped.last = (found.len() == LETTERS_PER_STEP).then(|| found.last().copied()).flatten();
+                &found
+            }
+        };
+        let (state, due, ended_at) = match fate {
+            Fate::Revived(now) => (State::Pending, Some(now), None),
+            Fate::Dropped(now) => (State::Cancelled, None, Some(now)),
+        };
+        let mut update = self.connection.prepare_cached(
+            "UPDATE delivery SET state = ?3, due = coalesce(?4, due), ended_at = ?5, failures = 0 \
+              WHERE event = ?1 AND target = ?2 AND state = 2",
+        )?;
+        let mut changed = 0;
+        for event in events {
+            changed += update.execute(params![event, target, state, due, ended_at])?;
+        }
+        drop(update);
+        self.count(target, State::Dead, -(changed.cast_signed() as i64));
+        self.count(target, state, changed.cast_signed() as i64);
+        stepped.changed = changed as u64;
+        Ok(stepped)
+    }
+
+    fn dead_after(&self, target: i64, event: EventId) -> rusqlite::Result<Vec<EventId>> {
+        let mut find = self.connection.prepare_cached(
+            "SELECT event FROM delivery INDEXED BY delivery_dead \
+              WHERE state = 2 AND target = ?1 AND event > ?2 ORDER BY event LIMIT ?3",
+        )?;
+        find.query_map(params![target, event, LETTERS_PER_STEP.cast_signed() as i64], |row| row.get(0))?.collect()
+    }
+
+    /// The pending deliveries of a target, the one due first first.
+    pub(super) fn waiting(&self, target: i64, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
+        let mut find = self.connection.prepare_cached(
+            "SELECT event, due FROM delivery INDEXED BY delivery_pending \
+              WHERE state = 0 AND target = ?1 ORDER BY due, event LIMIT ?2",
+        )?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        find.query_map(params![target, limit], |row| Ok(Waiting { event: row.get(0)?, due: row.get(1)? }))?.collect()
+    }
+
+    /// Reads an event for a lease of its delivery to a target.
+    pub(super) fn load(&self, event: EventId, target: i64) -> rusqlite::Result<Loaded> {
+        let mut read = self.connection.prepare_cached(
+            "SELECT e.id, e.account, e.app_id, e.mode, e.received_at, e.query, e.body, e.clear, e.traceparent, \
+                    d.attempts, d.failures \
+               FROM delivery d JOIN event e ON e.id = d.event WHERE d.event = ?1 AND d.target = ?2",
+        )?;
+        read.query_row(params![event, target], |row| {
+            Ok(Loaded { event: read_event(row)?, attempts: row.get(9)?, failures: row.get(10)? })
+        })
+    }
+}
+
+/// What tells one user from another where order is kept. Should two share a number, they only wait for each other.
+fn user_number(event: &Event) -> i64 {
+    let hash = Sha256::new().chain_update(event.message.from_user()).finalize();
+    let mut number = [0; 8];
+    number.copy_from_slice(&hash[..8]);
+    i64::from_be_bytes(number)
+}
+
+fn read_event(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
+    let body = Bytes::from(row.get::<_, Vec<u8>>(6)?);
+    let clear = row.get::<_, Option<Vec<u8>>>(7)?.map_or_else(|| body.clone(), Bytes::from);
+    let Ok(message) = Message::parse(&clear) else { return Ok(None) };
+    Ok(Some(Event {
+        id: row.get(0)?,
+        account: row.get::<_, String>(1)?.into(),
+        app_id: row.get::<_, String>(2)?.into(),
+        mode: row.get(3)?,
+        received_at: row.get(4)?,
+        query: row.get(5)?,
+        body,
+        clear,
+        message,
+        traceparent: row.get(8)?,
+    }))
+}

@@ -1,0 +1,267 @@
+//! The open database: its settings, its schema, and one transaction at a time.
+//!
+//! Every setting that a promise rests on is read back, because SQLite ignores what it cannot do without a word. All
+//! writes go through [`Store::transact`], which keeps the running ledger (`tally`) in step with the rows.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use rusqlite::hooks::Wal;
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::files;
+use crate::event::EventId;
+use crate::queue::{Error, State};
+
+/// `wxrl`, so that `file` and we can tell our databases.
+const APPLICATION_ID: i64 = 0x7778_726c;
+const SCHEMA_VERSION: i64 = 1;
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// How long a write waits for another program's lock: well within WeChat's 5 s.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What must hold before the first answer. `auto_vacuum` stands first: it is ignored once a table or the log exists.
+const PRAGMAS: [(&str, &str, &str); 9] = [
+    ("auto_vacuum", "INCREMENTAL", "2"),
+    ("journal_mode", "WAL", "wal"),
+    ("synchronous", "FULL", "2"),
+    // SQLite's own checkpoint keeps a failed flush to itself; ours is `Store::checkpoint`.
+    ("wal_autocheckpoint", "0", "0"),
+    ("journal_size_limit", "67108864", "67108864"),
+    ("cell_size_check", "ON", "1"),
+    ("trusted_schema", "OFF", "0"),
+    ("foreign_keys", "ON", "1"),
+    ("temp_store", "MEMORY", "2"),
+];
+
+/// Pages in the log that make a checkpoint due: few enough for the log to stay small, and for one to be short.
+const CHECKPOINT_PAGES: i32 = 1000;
+
+/// The database, as its one writer sees it.
+pub(super) struct Store {
+    pub(super) connection: Connection,
+    /// The pages that the log held after the last commit.
+    log_pages: Arc<AtomicI32>,
+    /// Whether the store has reached its size limit with nothing left to drop: new events are refused.
+    pub(super) full: bool,
+    /// The numbers of the target names met so far.
+    numbers: HashMap<Arc<str>, i64>,
+    /// What the open transaction changes in the running ledger.
+    changes: HashMap<(i64, State), i64>,
+}
+
+impl Store {
+    /// Opens the database in the folder, and makes its tables if it is empty.
+    pub(super) fn open(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(files::DATABASE);
+        let mut connection = Connection::open(&path)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        connection.set_prepared_statement_cache_capacity(64);
+        let version = schema_version(&connection, &path)?;
+        for (pragma, wanted, meaning) in PRAGMAS {
+            set_pragma(&connection, pragma, wanted, meaning)?;
+        }
+        if version == 0 {
+            connection.execute_batch(&format!(
+                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; \
+                 PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            ))?;
+        }
+        // A change to WAL whose flush fails is undone without a word, and reads back as done: only the log's file tells.
+        connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
+        if !folder.join(files::LOG).exists() {
+            return Err(Error::Pragma { pragma: "journal_mode", wanted: "WAL", found: "no log".to_owned() });
+        }
+        let log_pages = Arc::new(AtomicI32::new(0));
+        let seen = Arc::clone(&log_pages);
+        connection.wal_hook(Some(move |_: &mut Wal, pages| {
+            seen.store(pages, Ordering::Relaxed);
+            Ok(())
+        }))?;
+        let store = Self { connection, log_pages, full: false, numbers: HashMap::new(), changes: HashMap::new() };
+        // What a killed process left in the log may never have been flushed, and is answered for from now on.
+        store.checkpoint()?;
+        files::flush(folder)?;
+        Ok(store)
+    }
+
+    /// Whether the log has grown enough to be written back.
+    pub(super) fn is_checkpoint_due(&self) -> bool {
+        self.log_pages.load(Ordering::Relaxed) >= CHECKPOINT_PAGES
+    }
+
+    /// Writes the log back into the database, as far as no reader is in the way.
+    pub(super) fn checkpoint(&self) -> rusqlite::Result<()> {
+        self.log_pages.store(0, Ordering::Relaxed);
+        self.connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))
+    }
+
+    /// Runs the work in one transaction; when it returns `Ok`, all of it is on stable storage.
+    pub(super) fn transact(&mut self, work: impl FnOnce(&mut Self) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        let done = work(self).and_then(|()| self.write_tally()).and_then(|()| {
+            self.connection.prepare_cached("COMMIT")?.execute([])?;
+            Ok(())
+        });
+        if done.is_err() {
+            self.changes.clear();
+            self.numbers.clear();
+            // Some failures, a full disk among them, have ended the transaction already.
+            if !self.connection.is_autocommit() {
+                self.connection.execute_batch("ROLLBACK")?;
+            }
+        }
+        done
+    }
+
+    /// Notes that a delivery entered a state, or with -1 that it left it.
+    pub(super) fn count(&mut self, target: i64, state: State, change: i64) {
+        *self.changes.entry((target, state)).or_default() += change;
+    }
+
+    /// Notes that events with so many deliveries in all were stored or, with negative numbers, deleted.
+    pub(super) fn count_events(&mut self, events: i64, deliveries: i64) {
+        self.count(0, State::Pending, events);
+        self.count(0, State::Delivered, deliveries);
+    }
+
+    fn write_tally(&mut self) -> rusqlite::Result<()> {
+        let mut add = self.connection.prepare_cached(
+            "INSERT INTO tally (target, state, count) VALUES (?1, ?2, ?3) \
+             ON CONFLICT DO UPDATE SET count = count + excluded.count",
+        )?;
+        for ((target, state), change) in self.changes.drain().filter(|(_, change)| *change != 0) {
+            add.execute(params![target, state, change])?;
+        }
+        Ok(())
+    }
+
+    /// The number of a target name; a name not met before gets one.
+    pub(super) fn number(&mut self, name: &Arc<str>) -> rusqlite::Result<i64> {
+        if let Some(number) = self.known_number(name)? {
+            return Ok(number);
+        }
+        self.connection.prepare_cached("INSERT INTO target (name) VALUES (?1)")?.execute([&**name])?;
+        let number = self.connection.last_insert_rowid();
+        self.numbers.insert(Arc::clone(name), number);
+        Ok(number)
+    }
+
+    /// The number of a target name, unless it never had a delivery.
+    pub(super) fn known_number(&mut self, name: &Arc<str>) -> rusqlite::Result<Option<i64>> {
+        if let Some(number) = self.numbers.get(name) {
+            return Ok(Some(*number));
+        }
+        let mut find = self.connection.prepare_cached("SELECT no FROM target WHERE name = ?1")?;
+        let number = find.query_row([&**name], |row| row.get(0)).optional()?;
+        if let Some(number) = number {
+            self.numbers.insert(Arc::clone(name), number);
+        }
+        Ok(number)
+    }
+
+    /// The newest event's id, or zero.
+    pub(super) fn last_id(&self) -> rusqlite::Result<EventId> {
+        self.connection.query_row("SELECT coalesce(max(id), 0) FROM event", [], |row| row.get(0))
+    }
+
+    /// The bytes that the database holds, free pages not counted.
+    pub(super) fn used_bytes(&self) -> rusqlite::Result<u64> {
+        let pages = self.pragma("page_count")?.saturating_sub(self.pragma("freelist_count")?);
+        Ok(pages.saturating_mul(self.pragma("page_size")?).cast_unsigned())
+    }
+
+    /// A numeric setting or measure of SQLite's.
+    pub(super) fn pragma(&self, name: &str) -> rusqlite::Result<i64> {
+        self.connection.prepare_cached(&format!("PRAGMA {name}"))?.query_row([], |row| row.get(0))
+    }
+
+    /// Writes the log back into the database and closes it.
+    pub(super) fn close(self) -> rusqlite::Result<()> {
+        self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
+        self.connection.close().map_err(|(_, error)| error)
+    }
+}
+
+/// The version of the schema in the file, 0 if it is empty; refuses what is not ours, or newer than we are.
+pub(super) fn schema_version(connection: &Connection, path: &Path) -> Result<i64, Error> {
+    let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application != APPLICATION_ID && (application, version, tables) != (0, 0, 0) {
+        return Err(Error::Foreign { path: path.to_owned() });
+    }
+    if version > SCHEMA_VERSION {
+        return Err(Error::Schema { path: path.to_owned(), found: version, known: SCHEMA_VERSION });
+    }
+    Ok(version)
+}
+
+fn set_pragma(connection: &Connection, pragma: &'static str, wanted: &'static str, meaning: &str) -> Result<(), Error> {
+    connection.execute_batch(&format!("PRAGMA {pragma} = {wanted}"))?;
+    let found = connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, rusqlite::types::Value>(0))?;
+    let found = match found {
+        rusqlite::types::Value::Integer(number) => number.to_string(),
+        rusqlite::types::Value::Text(text) => text,
+        other @ (rusqlite::types::Value::Null | rusqlite::types::Value::Real(_) | rusqlite::types::Value::Blob(_)) => {
+            format!("{other:?}")
+        }
+    };
+    if found == meaning { Ok(()) } else { Err(Error::Pragma { pragma, wanted, found }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_of_another_program_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(files::DATABASE);
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(Error::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let path = folder.path().join(files::DATABASE);
+        Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 2").unwrap();
+        let Err(error) = Store::open(folder.path()) else { panic!("opened") };
+        assert!(matches!(error, Error::Schema { found: 2, known: 1, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_setting_that_does_not_take_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(files::DATABASE);
+        let foreign = format!(
+            "PRAGMA journal_mode = WAL; CREATE TABLE x (y); DROP TABLE x; PRAGMA application_id = {APPLICATION_ID}"
+        );
+        Connection::open(&path).unwrap().execute_batch(&foreign).unwrap();
+        let Err(error) = Store::open(folder.path()) else { panic!("opened") };
+        assert!(matches!(error, Error::Pragma { pragma: "auto_vacuum", .. }), "{error}");
+    }
+
+    #[test]
+    fn a_failed_transaction_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        let name: Arc<str> = "crm".into();
+        let failed = store.transact(|store| {
+            store.number(&name)?;
+            store.count_events(1, 1);
+            store.connection.execute_batch("not sql")
+        });
+        assert!(failed.is_err());
+        assert_eq!(store.known_number(&name).unwrap(), None);
+        store.transact(|_| Ok(())).unwrap();
+        let tally: i64 = store.connection.query_row("SELECT count(*) FROM tally", [], |row| row.get(0)).unwrap();
+        assert_eq!(tally, 0);
+    }
+}

@@ -1,0 +1,84 @@
+//! How the relay's own types stand in a column.
+
+use rusqlite::ToSql;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
+
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+use crate::queue::State;
+use crate::wechat::Mode;
+
+impl ToSql for EventId {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.0.cast_signed().into())
+    }
+}
+
+impl FromSql for EventId {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_i64().map(|number| Self(number.cast_unsigned()))
+    }
+}
+
+impl ToSql for UnixMillis {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.0.into())
+    }
+}
+
+impl FromSql for UnixMillis {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_i64().map(Self)
+    }
+}
+
+impl ToSql for State {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok((*self as i64).into())
+    }
+}
+
+impl FromSql for State {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = value.as_i64()?;
+        Self::ALL.into_iter().find(|state| *state as i64 == number).ok_or(FromSqlError::OutOfRange(number))
+    }
+}
+
+const MODES: [Mode; 3] = [Mode::Plaintext, Mode::Compatible, Mode::Secure];
+
+impl ToSql for Mode {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        let number: i64 = match self {
+            Self::Plaintext => 0,
+            Self::Compatible => 1,
+            Self::Secure => 2,
+        };
+        Ok(number.into())
+    }
+}
+
+impl FromSql for Mode {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = value.as_i64()?;
+        let place = usize::try_from(number).ok();
+        place.and_then(|place| MODES.get(place)).copied().ok_or(FromSqlError::OutOfRange(number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_the_store_are_read_as_they_are_written() {
+        for (number, state) in State::ALL.into_iter().enumerate() {
+            assert_eq!(state as usize, number);
+        }
+        for mode in MODES {
+            let Ok(ToSqlOutput::Owned(written)) = mode.to_sql() else { panic!("{mode}") };
+            assert_eq!(Mode::column_result((&written).into()).ok(), Some(mode));
+        }
+        assert!(State::column_result(ValueRef::Integer(5)).is_err());
+    }
+}

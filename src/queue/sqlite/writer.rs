@@ -1,0 +1,405 @@
+//! The one writer: takes what waits, commits it as one transaction, then answers and hands over.
+//!
+//! - One commit serves all who waited for it, so the rate of commits does not bound the rate of pushes.
+//! - Nobody is answered before the commit that holds his change.
+//! - Leases are granted after the commit, out of what it left, so that one never meets a settlement half done.
+//! - After a failed flush nothing is answered any more; the process ends.
+
+use std::fs::File;
+use std::process;
+use std::slice;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout_at};
+
+use super::command::Command;
+use super::inboxes::Inboxes;
+use super::retention::Retention;
+use super::statements::{Fate, Waiting};
+use super::store::Store;
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+use crate::queue::error::{is_busy, is_lost};
+use crate::queue::holds::Holds;
+use crate::queue::{Attempt, Enqueued, Error, Lease, Leases, NewEvent, Settlement, State, Verdict};
+
+/// The most commands of one transaction: bounds how long the first of them waits for the last.
+const BATCH: usize = 256;
+/// How long settlements wait for company. A push ends the wait at once.
+const LINGER: Duration = Duration::from_millis(5);
+/// How long a lease that was dropped unsettled stays out at most, when nothing else happens.
+const TICK: Duration = Duration::from_secs(1);
+/// `EX_IOERR` of sysexits.h.
+const EXIT_IO: i32 = 74;
+
+/// The writer's thread and all it owns.
+pub(super) struct Writer {
+    pub(super) store: Store,
+    pub(super) retention: Retention,
+    pub(super) inboxes: Arc<Inboxes>,
+    pub(super) holds: Holds,
+    /// Told how long each commit took.
+    pub(super) on_commit: Box<dyn Fn(Duration) + Send>,
+    /// Held for its lock; let go last.
+    pub(super) lock: File,
+}
+
+impl Writer {
+    /// Works until all senders are gone or it is told to close, and everything sent until then is committed.
+    ///
+    /// Blocks between its awaits: it is the only task of its runtime.
+    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+        let mut batch = Vec::with_capacity(BATCH);
+        let mut closers = Vec::new();
+        while self.fill(&mut batch, &mut commands).await {
+            for target in self.holds.take_back() {
+                self.inboxes.wake(&target);
+            }
+            let (writes, others): (Vec<_>, Vec<_>) = batch.drain(..).partition(Command::writes);
+            self.commit(writes);
+            for command in others {
+                match command {
+                    Command::Lease { target, max, now, waiter } => waiter.answer(self.lease(&target, max, now)),
+                    Command::Close(done) => {
+                        commands.close();
+                        closers.push(done);
+                    }
+                    Command::Enqueue { .. } | Command::Settle(..) | Command::Reply(..) | Command::Letters { .. } => {}
+                }
+            }
+            if self.retention.due() <= Instant::now() {
+                self.keep_house();
+            }
+            if self.store.is_checkpoint_due() {
+                self.checkpoint();
+            }
+        }
+        self.inboxes.close_all();
+        if let Err(error) = self.store.close() {
+            stop_if_lost(&error);
+            tracing::warn!(%error, "the store's log was not written back at the end; the next start does it");
+        }
+        drop(self.lock);
+        for done in closers {
+            done.send(()).ok();
+        }
+    }
+
+    /// Waits for work, but not for long, as there may be housekeeping to do; false at the end.
+    async fn fill(&mut self, batch: &mut Vec<Command>, commands: &mut mpsc::Receiver<Command>) -> bool {
+        let end = self.retention.due().min(Instant::now() + TICK);
+        match timeout_at(end, commands.recv_many(batch, BATCH)).await {
+            Err(_) => return true,
+            Ok(0) => return false,
+            Ok(_) => {}
+        }
+        let deadline = Instant::now() + LINGER;
+        let mut seen = 0;
+        while batch.len() < BATCH && batch[seen..].iter().all(Command::is_patient) {
+            seen = batch.len();
+            match timeout_at(deadline, commands.recv_many(batch, BATCH - seen)).await {
+                Err(_) | Ok(0) => break,
+                Ok(_) => {}
+            }
+        }
+        true
+    }
+
+    /// Commits the commands together; if that fails, each alone, so that one cannot fail another.
+    fn commit(&mut self, mut commands: Vec<Command>) {
+        if commands.is_empty() {
+            return;
+        }
+        match self.transact(&mut commands) {
+            Ok(()) => commands.into_iter().for_each(|command| self.finish(command)),
+            Err(error) if commands.len() == 1 || is_busy(&error) => {
+                let mut error = Some(Error::from(error));
+                for command in commands {
+                    command.fail(error.take().unwrap_or(Error::Busy));
+                }
+            }
+            Err(_) => {
+                for mut command in commands {
+                    match self.transact(slice::from_mut(&mut command)) {
+                        Ok(()) => self.finish(command),
+                        Err(error) => command.fail(error.into()),
+                    }
+                }
+            }
+        }
+    }
+
+    fn transact(&mut self, commands: &mut [Command]) -> rusqlite::Result<()> {
+        let start = Instant::now();
+        let inboxes = &self.inboxes;
+        let done =
+            self.store.transact(|store| commands.iter_mut().try_for_each(|command| apply(store, inboxes, command)));
+        match &done {
+            Ok(()) => (self.on_commit)(start.elapsed()),
+            Err(error) => stop_if_lost(error),
+        }
+        done
+    }
+
+    /// Tells the command's caller, and does what follows from a committed change.
+    fn finish(&mut self, command: Command) {
+        match command {
+            Command::Enqueue { new, held, waiter } => {
+                if matches!(waiter.kept(), Some(Ok(Enqueued::Fresh))) {
+                    self.hand_over(new, &held);
+                }
+                waiter.answer_kept();
+            }
+            Command::Settle(settlement, waiter) => {
+                self.holds.end(&settlement.target, settlement.event);
+                waiter.answer_kept();
+                if matches!(settlement.verdict, Verdict::Retry(_) | Verdict::Postpone(_))
+                    || self.inboxes.in_order(&settlement.target)
+                {
+                    self.inboxes.wake(&settlement.target);
+                }
+            }
+            Command::Letters { target, fate, waiter, .. } => {
+                waiter.answer_kept();
+                if matches!(fate, Fate::Revived(_)) {
+                    self.inboxes.wake(&target);
+                }
+            }
+            Command::Reply(_, _, waiter) => waiter.answer_kept(),
+            Command::Lease { .. } | Command::Close(_) => {}
+        }
+    }
+
+    /// Gives the first leases of a fresh event to its targets; what finds no room waits in the store.
+    fn hand_over(&mut self, mut new: NewEvent, held: &[Arc<str>]) {
+        for target in new.targets.into_iter().filter(|target| !held.contains(target)) {
+            let reply = new.awaited.take_if(|(awaited, _)| *awaited == target).map(|(_, reply)| reply);
+            let hold = self.holds.grant(&target, new.event.id);
+            let lease = Lease { event: Arc::clone(&new.event), target, attempt: 1, failures: 0, reply, hold };
+            if let Err(lease) = self.inboxes.offer(lease) {
+                self.holds.end(&lease.target, lease.event.id);
+                self.inboxes.wake(&lease.target);
+            }
+        }
+    }
+
+    fn lease(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> Result<Leases, Error> {
+        self.due(target, max, now).map_err(|error| {
+            stop_if_lost(&error);
+            error.into()
+        })
+    }
+
+    fn due(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> rusqlite::Result<Leases> {
+        let mut leases = Leases::default();
+        let Some(number) = self.store.known_number(target)? else { return Ok(leases) };
+        // One more than could be leased or skipped, so that what comes next is seen too.
+        let limit = max.saturating_add(self.holds.count(target)).saturating_add(1);
+        for Waiting { event: id, due } in self.store.waiting(number, limit)? {
+            if self.holds.contains(target, id) {
+                continue;
+            }
+            if due > now || leases.due.len() == max {
+                leases.next_due = Some(due);
+                break;
+            }
+            let loaded = self.store.load(id, number)?;
+            let attempt = loaded.attempts + 1;
+            let Some(event) = loaded.event else {
+                let settlement = unreadable(id, target, attempt, now);
+                self.store.transact(|store| store.settle(&settlement, now))?;
+                // Nothing may come of this look though there is more behind it.
+                leases.next_due = Some(now);
+                continue;
+            };
+            let hold = self.holds.grant(target, id);
+            let (event, target) = (Arc::new(event), Arc::clone(target));
+            leases.due.push(Lease { event, target, attempt, failures: loaded.failures, reply: None, hold });
+        }
+        Ok(leases)
+    }
+
+    /// After the answers: what was committed is durable in the log, and nobody need wait for its way into the database.
+    fn checkpoint(&mut self) {
+        if let Err(error) = self.store.checkpoint() {
+            stop_if_lost(&error);
+            tracing::warn!(%error, "the store's log was not written back; trying again later");
+        }
+    }
+
+    fn keep_house(&mut self) {
+        if let Err(error) = self.retention.step(&mut self.store, UnixMillis::now()) {
+            stop_if_lost(&error);
+            tracing::warn!(%error, "old events were not deleted; trying again later");
+        }
+    }
+}
+
+fn apply(store: &mut Store, inboxes: &Inboxes, command: &mut Command) -> rusqlite::Result<()> {
+    match command {
+        Command::Enqueue { new, waiter, .. } if store.full => {
+            waiter.keep(store.duplicate(new.key)?.ok_or(Error::Full));
+        }
+        Command::Enqueue { new, held, waiter } => {
+            waiter.keep(Ok(store.enqueue(new, |target| inboxes.in_order(target), held)?));
+        }
+        Command::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
+        Command::Reply(event, reply, waiter) => waiter.keep(Ok(store.record_reply(*event, reply)?)),
+        Command::Letters { target, letters, fate, waiter } => {
+            waiter.keep(Ok(store.change_letters(target, letters, *fate)?));
+        }
+        Command::Lease { .. } | Command::Close(_) => {}
+    }
+    Ok(())
+}
+
+/// A stored text that cannot be parsed any more must not stop its target: the delivery is put where people look.
+fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis) -> Settlement {
+    tracing::error!(%event, %target, "a stored event cannot be read; its delivery is dead");
+    let error = Some("the stored event cannot be read".to_owned());
+    let attempt = Attempt { number, at, duration: Duration::ZERO, status: None, error, answer: None };
+    Settlement { event, target: Arc::clone(target), verdict: Verdict::End(State::Dead), attempt: Some(attempt) }
+}
+
+/// Ends the process if the store and our memory of it may have parted.
+///
+/// After a failed fsync the kernel may have marked the lost pages clean, so that a second one succeeds without them
+/// (ext4, XFS, Btrfs): only reading the file anew tells what is there, and that is what a restart does. Nobody who
+/// waits is answered, so WeChat pushes again.
+fn stop_if_lost(error: &rusqlite::Error) {
+    if is_lost(error) {
+        tracing::error!(%error, "the disk failed or the store is damaged; ending before anything else is answered");
+        process::exit(EXIT_IO);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use tokio::sync::oneshot;
+
+    use super::super::command::Waiter;
+    use super::*;
+    use crate::event::{ContentKey, Event};
+    use crate::queue::Settings;
+    use crate::wechat::{Message, Mode};
+
+    fn writer(folder: &std::path::Path) -> Writer {
+        let settings = Settings {
+            path: folder.to_owned(),
+            retention: Duration::MAX,
+            dedup_window: Duration::MAX,
+            max_size: u64::MAX,
+        };
+        Writer {
+            store: Store::open(folder).unwrap(),
+            retention: Retention::new(&settings),
+            inboxes: Arc::default(),
+            holds: Holds::default(),
+            on_commit: Box::new(drop),
+            lock: File::open(folder).unwrap(),
+        }
+    }
+
+    type Answer<T> = oneshot::Receiver<Result<T, Error>>;
+
+    fn enqueue(id: u64, body: Vec<u8>) -> (Command, Answer<Enqueued>) {
+        let clear = Bytes::from(format!("<xml><MsgType>text</MsgType><Content>{}</Content></xml>", body.len()));
+        let message = Message::parse(&clear).unwrap();
+        let key = ContentKey::of("wx1", &message, &clear);
+        let event = Event {
+            id: EventId(id),
+            account: "shop".into(),
+            app_id: "wx1".into(),
+            mode: Mode::Plaintext,
+            received_at: UnixMillis(1),
+            query: String::new(),
+            body: body.into(),
+            clear,
+            message,
+            traceparent: None,
+        };
+        let new = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: None };
+        let (waiter, answer) = Waiter::new();
+        (Command::Enqueue { new, held: Vec::new(), waiter }, answer)
+    }
+
+    fn settle(id: u64) -> (Command, Answer<()>) {
+        let verdict = Verdict::End(State::Delivered);
+        let settlement = Settlement { event: EventId(id), target: "crm".into(), verdict, attempt: None };
+        let (waiter, answer) = Waiter::new();
+        (Command::Settle(settlement, waiter), answer)
+    }
+
+    #[test]
+    fn a_command_that_fails_does_not_fail_those_it_shares_a_commit_with() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(folder.path());
+        let (first, mut first_answer) = enqueue(1, vec![1]);
+        let (clash, mut clash_answer) = enqueue(1, vec![1; 2]);
+        let (third, mut third_answer) = enqueue(3, vec![1; 3]);
+        writer.commit(vec![first, clash, third]);
+        assert!(matches!(first_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
+        assert!(matches!(clash_answer.try_recv().unwrap(), Err(Error::Engine(_))), "an id given twice");
+        assert!(matches!(third_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
+    }
+
+    #[test]
+    fn a_full_disk_refuses_pushes_lets_settlements_through_and_heals() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(folder.path());
+        writer.commit(vec![enqueue(1, vec![1]).0]);
+        let pages = writer.store.pragma("page_count").unwrap();
+        let limit = |writer: &Writer, pages| writer.store.pragma(&format!("max_page_count = {pages}")).unwrap();
+        limit(&writer, pages);
+        let (push, mut push_answer) = enqueue(2, vec![1; 100_000]);
+        let (settle, mut settle_answer) = settle(1);
+        writer.commit(vec![push, settle]);
+        assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Full)));
+        assert!(matches!(settle_answer.try_recv().unwrap(), Ok(())));
+        limit(&writer, 1_000_000);
+        let (push, mut push_answer) = enqueue(2, vec![1; 100_000]);
+        writer.commit(vec![push]);
+        assert!(matches!(push_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
+    }
+
+    #[test]
+    fn another_programs_lock_is_told_to_everybody_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(folder.path());
+        writer.store.connection.busy_timeout(Duration::ZERO).unwrap();
+        let shell = rusqlite::Connection::open(folder.path().join("wxrelay.db")).unwrap();
+        shell.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let (push, mut push_answer) = enqueue(1, vec![1]);
+        let (settle, mut settle_answer) = settle(1);
+        writer.commit(vec![push, settle]);
+        assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Busy)));
+        assert!(matches!(settle_answer.try_recv().unwrap(), Err(Error::Busy)));
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_read_back_is_dead_and_does_not_stop_its_target() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(folder.path());
+        writer.commit(vec![enqueue(1, vec![1]).0, enqueue(2, vec![1; 2]).0]);
+        writer.store.connection.execute("UPDATE event SET clear = x'00ff' WHERE id = 1", []).unwrap();
+        let leases = writer.lease(&"crm".into(), 10, UnixMillis(1)).unwrap();
+        assert_eq!(leases.due.iter().map(|lease| lease.event.id).collect::<Vec<_>>(), [EventId(2)]);
+        let inspect = crate::queue::Inspect::open(folder.path()).unwrap();
+        assert_eq!(inspect.dead(None, 10, None).unwrap()[0].id, EventId(1));
+        assert!(inspect.audit().unwrap().is_clean());
+    }
+
+    #[test]
+    fn behind_events_that_cannot_be_read_there_is_more_to_lease() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(folder.path());
+        writer.commit([1, 2, 3, 4].map(|id: u8| enqueue(id.into(), vec![1; id.into()]).0).into());
+        writer.store.connection.execute("UPDATE event SET clear = x'00ff' WHERE id < 4", []).unwrap();
+        let leases = writer.lease(&"crm".into(), 1, UnixMillis(1)).unwrap();
+        assert!(leases.due.is_empty());
+        assert_eq!(leases.next_due, Some(UnixMillis(1)), "the fourth is due and was not looked at");
+    }
+}

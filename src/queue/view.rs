@@ -1,0 +1,269 @@
+//! What people see of the queue: the shapes that `--json` and the API print.
+//!
+//! Ids are written `evt_...`, times in RFC 3339. Nothing here holds a query or a signature.
+
+use std::fmt::Display;
+
+use serde::{Serialize, Serializer};
+
+use super::State;
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+
+/// How many deliveries are in each state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Waiting for an attempt, or in one.
+    pub pending: u64,
+    /// Answered 2xx.
+    pub delivered: u64,
+    /// Given up.
+    pub dead: u64,
+    /// Too late to be of use.
+    pub expired: u64,
+    /// Ended by an operator.
+    pub cancelled: u64,
+}
+
+impl Counts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.pending + self.delivered + self.dead + self.expired + self.cancelled
+    }
+
+    /// The count of one state.
+    pub(super) fn of(&mut self, state: State) -> &mut u64 {
+        match state {
+            State::Pending => &mut self.pending,
+            State::Delivered => &mut self.delivered,
+            State::Dead => &mut self.dead,
+            State::Expired => &mut self.expired,
+            State::Cancelled => &mut self.cancelled,
+        }
+    }
+}
+
+/// The queue at a glance, from its running ledger.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Stats {
+    /// Events in the store.
+    pub events: u64,
+    /// By how much what was accepted differs from what is in one of the states. Anything but 0 is a bug.
+    pub unaccounted: u64,
+    /// Bytes on disk, the log included.
+    pub bytes: u64,
+    /// Every target that ever had a delivery, by name.
+    pub targets: Vec<TargetStats>,
+}
+
+/// One target at a glance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TargetStats {
+    /// Its name.
+    pub target: String,
+    /// Its deliveries.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// When the oldest event that it still waits for came in.
+    #[serde(serialize_with = "text_or_null")]
+    pub oldest_pending: Option<UnixMillis>,
+}
+
+/// The ledger, counted anew row by row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Audit {
+    /// Events in the store.
+    pub events: u64,
+    /// Deliveries that were accepted with them.
+    pub deliveries: u64,
+    /// What became of those.
+    #[serde(flatten)]
+    pub counts: Counts,
+    /// Deliveries that are in no known state, missing, or of no event. Anything but 0 is a bug or a damaged store.
+    pub unaccounted: u64,
+    /// By how much the running ledger differs from this count. Anything but 0 is a bug, or someone wrote to the store.
+    pub drift: u64,
+    /// Each target's part, by name.
+    pub targets: Vec<TargetCounts>,
+}
+
+impl Audit {
+    /// Whether every delivery is accounted for.
+    pub fn is_clean(&self) -> bool {
+        self.unaccounted == 0 && self.drift == 0 && self.deliveries == self.counts.total()
+    }
+}
+
+/// One target's part of an audit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TargetCounts {
+    /// Its name.
+    pub target: String,
+    /// Its deliveries.
+    #[serde(flatten)]
+    pub counts: Counts,
+}
+
+/// Which events to list; what is `None` does not matter.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// The account they came in by.
+    pub account: Option<String>,
+    /// Their event name or message type, case-blind: `scan`, `text`.
+    pub event: Option<String>,
+    /// The OpenID they came from.
+    pub from: Option<String>,
+    /// A target they have a delivery for.
+    pub target: Option<String>,
+    /// A state that a delivery of theirs, to `target` if that is given, is in.
+    pub state: Option<State>,
+    /// Received then or later.
+    pub since: Option<UnixMillis>,
+    /// Received before.
+    pub until: Option<UnixMillis>,
+    /// Older than this event: the last of the page before.
+    pub before: Option<EventId>,
+    /// The most to list.
+    pub limit: usize,
+}
+
+/// A line of a list of events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Summary {
+    /// Its name.
+    #[serde(serialize_with = "text")]
+    pub id: EventId,
+    /// When it was received.
+    #[serde(serialize_with = "text")]
+    pub received_at: UnixMillis,
+    /// The account it came in by.
+    pub account: String,
+    /// `MsgType`.
+    pub msg_type: String,
+    /// `Event`, or empty.
+    pub event: String,
+    /// `EventKey`, or empty.
+    pub event_key: String,
+    /// The OpenID it came from.
+    pub from: String,
+    /// Where it goes, by name.
+    pub deliveries: Vec<DeliverySummary>,
+}
+
+/// A delivery in a list of events.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeliverySummary {
+    /// Its target.
+    pub target: String,
+    /// Where it stands.
+    pub state: State,
+    /// How many attempts were made.
+    pub attempts: u32,
+}
+
+/// All there is to know about an event.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Detail {
+    /// Its name.
+    #[serde(serialize_with = "text")]
+    pub id: EventId,
+    /// When it was received.
+    #[serde(serialize_with = "text")]
+    pub received_at: UnixMillis,
+    /// The account it came in by.
+    pub account: String,
+    /// The AppID of that account.
+    pub app_id: String,
+    /// The mode of that account.
+    pub mode: String,
+    /// `MsgType`.
+    pub msg_type: String,
+    /// `Event`, or empty.
+    pub event: String,
+    /// `EventKey`, or empty.
+    pub event_key: String,
+    /// The OpenID it came from.
+    pub from: String,
+    /// The opened text.
+    pub text: String,
+    /// The clear passive reply it was answered with.
+    pub reply: Option<String>,
+    /// The trace it belongs to.
+    pub traceparent: Option<String>,
+    /// Where it goes, by name, with every attempt.
+    pub deliveries: Vec<DeliveryDetail>,
+}
+
+/// A delivery in full.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct DeliveryDetail {
+    /// Its target.
+    pub target: String,
+    /// Where it stands.
+    pub state: State,
+    /// When the next attempt is due, while it is pending.
+    #[serde(serialize_with = "text_or_null")]
+    pub due: Option<UnixMillis>,
+    /// When it ended.
+    #[serde(serialize_with = "text_or_null")]
+    pub ended_at: Option<UnixMillis>,
+    /// Every attempt, the first first.
+    pub attempts: Vec<AttemptDetail>,
+}
+
+/// An attempt in full.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct AttemptDetail {
+    /// From 1.
+    pub number: u32,
+    /// When it began.
+    #[serde(serialize_with = "text")]
+    pub at: UnixMillis,
+    /// How long it took, in milliseconds.
+    pub duration_ms: f64,
+    /// The HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// The beginning of a failed answer's body.
+    pub answer: Option<String>,
+}
+
+/// A delivery that was given up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeadLetter {
+    /// The event.
+    #[serde(serialize_with = "text")]
+    pub id: EventId,
+    /// The target.
+    pub target: String,
+    /// When the event was received.
+    #[serde(serialize_with = "text")]
+    pub received_at: UnixMillis,
+    /// When the delivery was given up.
+    #[serde(serialize_with = "text_or_null")]
+    pub ended_at: Option<UnixMillis>,
+    /// The account the event came in by.
+    pub account: String,
+    /// `MsgType`.
+    pub msg_type: String,
+    /// `Event`, or empty.
+    pub event: String,
+    /// How many attempts were made.
+    pub attempts: u32,
+    /// The last attempt's HTTP status, if there was an answer.
+    pub status: Option<u16>,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+fn text<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn text_or_null<T: Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(value) => serializer.collect_str(value),
+        None => serializer.serialize_none(),
+    }
+}
