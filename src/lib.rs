@@ -3,6 +3,7 @@
 
 pub mod backoff;
 pub mod clock;
+pub mod deliver;
 pub mod event;
 pub mod metrics;
 pub mod queue;

@@ -1,0 +1,157 @@
+//! The pooled HTTP client of one target, and the capped reading of what it answers.
+
+use std::error::Error as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::legacy::{Client as Pool, Error as PoolError};
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+
+use super::Target;
+
+/// What an attempt sends: whole, with a Content-Length.
+pub(super) type RequestBody = Full<Bytes>;
+
+/// The longest that setting up a connection may take, within the target's own timeout.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter than the keep-alive of usual servers, so that a connection is rarely closed under a request.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How an https target is verified, and what we show it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// A PEM file of the certificate authorities to trust instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// PEM files of our own certificate and key.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// Why a target's connections can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// A certificate or key file.
+    #[error("{path}: expected a PEM file")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: rustls::pki_types::pem::Error,
+    },
+    /// The certificates do not fit.
+    #[error("TLS")]
+    Tls(#[from] rustls::Error),
+    /// The system has no certificate authorities.
+    #[error("no certificate authorities on this system ({0}); install ca-certificates or set `ca`")]
+    Roots(std::io::Error),
+}
+
+/// Why an exchange failed, with the whole chain of causes in its text.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", chain(.0))]
+pub(super) struct ExchangeError(#[from] PoolError);
+
+/// The causes, innermost last; hyper's own text alone says just "client error (Connect)".
+fn chain(error: &PoolError) -> String {
+    let mut text = if error.is_connect() { "can't connect".to_owned() } else { "connection broken".to_owned() };
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}
+
+/// The connections to one target. Each target has its own, so that none can use up another's.
+#[derive(Clone, Debug)]
+pub(super) enum Client {
+    Direct(Pool<HttpsConnector<HttpConnector>, RequestBody>),
+    /// Through a proxy, by CONNECT for http too.
+    Proxied(Pool<HttpsConnector<Tunnel<HttpConnector>>, RequestBody>),
+}
+
+impl Client {
+    pub(super) fn new(target: &Target) -> Result<Self, ClientError> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(target.timeout)));
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        let https = target.url.scheme_str() == Some("https");
+        let tls = if https { tls_config(&target.tls)? } else { no_tls() };
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+        let mut pool = Pool::builder(TokioExecutor::new());
+        pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT);
+        Ok(match &target.proxy {
+            None => Self::Direct(pool.build(connector.wrap_connector(tcp))),
+            Some(proxy) => Self::Proxied(pool.build(connector.wrap_connector(Tunnel::new(proxy.clone(), tcp)))),
+        })
+    }
+
+    pub(super) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
+        Ok(match self {
+            Self::Direct(pool) => pool.request(request).await,
+            Self::Proxied(pool) => pool.request(request).await,
+        }?)
+    }
+}
+
+fn tls_config(options: &TlsOptions) -> Result<ClientConfig, ClientError> {
+    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()?;
+    let builder = match &options.ca {
+        None => builder.try_with_platform_verifier()?,
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in certificates(path)? {
+                roots.add(certificate)?;
+            }
+            builder.with_root_certificates(roots)
+        }
+    };
+    match &options.client {
+        None => Ok(builder.with_no_client_auth()),
+        Some((cert, key)) => {
+            let key_der =
+                PrivateKeyDer::from_pem_file(key).map_err(|source| ClientError::Pem { path: key.clone(), source })?;
+            Ok(builder.with_client_auth_cert(certificates(cert)?, key_der)?)
+        }
+    }
+}
+
+/// For http targets, where no certificate is ever looked at: spares reading the system's roots.
+fn no_tls() -> ClientConfig {
+    ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth()
+}
+
+fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, ClientError> {
+    CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|source| ClientError::Pem { path: path.clone(), source })
+}
+
+/// Reads a body up to `cap` bytes and leaves the rest: the connection is then closed, not reused.
+pub(super) async fn read_capped(mut body: Incoming, cap: usize) -> Result<Bytes, hyper::Error> {
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        let room = cap - read.len();
+        if data.len() >= room {
+            read.extend_from_slice(&data[..room]);
+            break;
+        }
+        read.extend_from_slice(&data);
+    }
+    Ok(read.into())
+}

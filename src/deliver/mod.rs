@@ -1,0 +1,283 @@
+//! HTTP out: one attempt at one target.
+//!
+//! [`Upstream::deliver`] writes the event in the target's format, sends it, reads the answer and judges it. It knows
+//! nothing of the queue: when to try again is the dispatcher's business. Bounds: every attempt ends within the target's
+//! timeout, no more than [`ANSWER_CAP`] bytes of an answer are read, redirects are not followed.
+
+mod client;
+pub mod format;
+mod outcome;
+mod trace;
+mod webhook;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
+use tokio::time::Instant;
+
+use crate::clock::UnixMillis;
+use crate::event::Event;
+use crate::secret::Secret;
+use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
+
+use client::Client;
+pub use client::{ClientError, TlsOptions};
+pub use outcome::Outcome;
+pub use webhook::SigningKey;
+
+/// The most bytes of an answer that are read.
+pub const ANSWER_CAP: usize = 64 * 1024;
+/// The most bytes of a failed answer that are kept with the attempt.
+const KEPT: usize = 1024;
+
+const EVENT_ID: HeaderName = HeaderName::from_static("wxrelay-event-id");
+const ACCOUNT: HeaderName = HeaderName::from_static("wxrelay-account");
+const ATTEMPT: HeaderName = HeaderName::from_static("wxrelay-attempt");
+const DEADLINE: HeaderName = HeaderName::from_static("wxrelay-deadline-ms");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const AGENT: HeaderValue = HeaderValue::from_static(concat!("wxrelay/", env!("CARGO_PKG_VERSION")));
+
+/// Where and how one target is reached.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// What it is for.
+    pub role: Role,
+    /// The full URL.
+    pub url: Uri,
+    /// How an event is written for it.
+    pub format: Format,
+    /// The most time one attempt may take.
+    pub timeout: Duration,
+    /// Extra request headers.
+    pub headers: HeaderMap,
+    /// Standard Webhooks signing keys, the newest first; empty = unsigned.
+    pub signing_keys: Vec<SigningKey>,
+    /// For `wechat`: what differs from the account's own credentials.
+    pub credentials: CredentialsOverride,
+    /// Whom to trust and who we are, for https.
+    pub tls: TlsOptions,
+    /// An HTTP proxy to go through.
+    pub proxy: Option<Uri>,
+}
+
+/// What a target is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// An identity provider, waited for by a person who logs in: served first, and useless when late.
+    Identity,
+    /// An operator's own handler.
+    Handler,
+}
+
+/// How an event is written for a target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// The bytes that WeChat sent.
+    Raw,
+    /// A fresh push, signed and sealed for the target.
+    Wechat,
+    /// The relay's own JSON.
+    Json,
+    /// CloudEvents 1.0, structured.
+    CloudEvents,
+    /// `{"xml":{...}}` as Authing's Mode 2 sample sends it.
+    AuthingJson,
+}
+
+/// What a `wechat` target has of its own; the rest is the account's.
+#[derive(Clone, Debug, Default)]
+pub struct CredentialsOverride {
+    /// Its token.
+    pub token: Option<Secret>,
+    /// Its EncodingAESKey.
+    pub aes_key: Option<AesKey>,
+    /// Its mode.
+    pub mode: Option<Mode>,
+}
+
+impl CredentialsOverride {
+    /// The credentials that this target and `account` share.
+    fn over(&self, account: &Credentials) -> Credentials {
+        let own_key = self.aes_key.clone();
+        Credentials {
+            app_id: account.app_id.clone(),
+            token: self.token.clone().unwrap_or_else(|| account.token.clone()),
+            previous_token: None,
+            aes_key: own_key.or_else(|| account.aes_key.clone()),
+            previous_aes_key: None,
+            mode: self.mode.unwrap_or(account.mode),
+        }
+    }
+}
+
+/// A target, ready to be delivered to: its connections, and the credentials for each account's events.
+#[derive(Debug)]
+pub struct Upstream {
+    target: Target,
+    client: Client,
+    credentials: HashMap<Arc<str>, Credentials>,
+}
+
+/// One attempt, as the dispatcher asks for it.
+#[derive(Debug)]
+pub struct Order<'e> {
+    /// The event.
+    pub event: &'e Event,
+    /// The number of the attempt, from 1.
+    pub attempt: u32,
+    /// Until when a reply is of use; `None` = it is not awaited.
+    pub reply_until: Option<UnixMillis>,
+    /// The present.
+    pub now: UnixMillis,
+}
+
+/// How an attempt went.
+#[derive(Debug)]
+pub struct Report {
+    /// What to do with the delivery.
+    pub outcome: Outcome,
+    /// The status, if there was an answer.
+    pub status: Option<StatusCode>,
+    /// Why it failed, in words fit for a log.
+    pub error: Option<String>,
+    /// The beginning of a failed answer's body.
+    pub answer: Option<Vec<u8>>,
+    /// How long it took.
+    pub duration: Duration,
+    /// The reply in a whole 2xx answer, where one was awaited.
+    pub reply: Option<Result<Option<Reply>, ReplyError>>,
+}
+
+impl Upstream {
+    /// Makes the connection pool of a target that gets events of `accounts`.
+    pub fn new<'a>(
+        target: Target,
+        accounts: impl IntoIterator<Item = (&'a Arc<str>, &'a Credentials)>,
+    ) -> Result<Self, ClientError> {
+        let client = Client::new(&target)?;
+        let credentials =
+            accounts.into_iter().map(|(name, own)| (name.clone(), target.credentials.over(own))).collect();
+        Ok(Self { target, client, credentials })
+    }
+
+    /// The target.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Makes one attempt. Never fails: what went wrong is in the report.
+    pub async fn deliver(&self, order: Order<'_>) -> Report {
+        let started = Instant::now();
+        let request = match self.request(&order) {
+            Ok(request) => request,
+            Err(error) => return Report::failed(error.to_string(), started),
+        };
+        match tokio::time::timeout_at(started + self.target.timeout, self.client.send(request)).await {
+            Err(_) => Report::failed(format!("no answer within {:?}", self.target.timeout), started),
+            Ok(Err(error)) => Report::failed(error.to_string(), started),
+            Ok(Ok(response)) => self.judge(response, &order, started).await,
+        }
+    }
+
+    fn request(&self, order: &Order<'_>) -> Result<Request<client::RequestBody>, format::EncodeError> {
+        let event = order.event;
+        let credentials = self.credentials.get(&event.account);
+        let encoded = format::encode(self.target.format, event, credentials, order.now)?;
+        let mut request = Request::new(client::RequestBody::new(encoded.body.clone()));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = with_query(&self.target.url, encoded.query.as_deref())?;
+        let headers = request.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(encoded.content_type));
+        headers.insert(USER_AGENT, AGENT);
+        headers.insert(EVENT_ID, HeaderValue::try_from(event.id.to_string())?);
+        headers.insert(ACCOUNT, HeaderValue::from_str(&event.account)?);
+        headers.insert(ATTEMPT, HeaderValue::from(order.attempt));
+        headers.insert(TRACEPARENT, trace::parent(event));
+        if let Some(until) = order.reply_until {
+            let left = until.since(order.now).as_millis();
+            headers.insert(DEADLINE, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX)));
+        }
+        webhook::sign(headers, &self.target.signing_keys, event.id, order.now, &encoded.body)?;
+        for (name, value) in &self.target.headers {
+            headers.insert(name, value.clone());
+        }
+        Ok(request)
+    }
+
+    /// A 2xx status settles the delivery; the body then matters only to a reply.
+    async fn judge(
+        &self,
+        response: http::Response<hyper::body::Incoming>,
+        order: &Order<'_>,
+        started: Instant,
+    ) -> Report {
+        let status = response.status();
+        let outcome = outcome::judge(status, response.headers(), order.now);
+        let read = client::read_capped(response.into_body(), ANSWER_CAP);
+        let body = tokio::time::timeout_at(started + self.target.timeout, read).await;
+        let body = body.ok().and_then(Result::ok);
+        let failed = outcome != Outcome::Delivered;
+        let asked = order.reply_until.is_some() && !failed;
+        let reply = body.as_ref().filter(|_| asked).map(|bytes| self.reply(bytes, order.event));
+        Report {
+            outcome,
+            status: Some(status),
+            error: failed.then(|| format!("answered {}", status.as_u16())),
+            answer: body.filter(|_| failed).map(|bytes| bytes[..bytes.len().min(KEPT)].to_vec()),
+            duration: started.elapsed(),
+            reply,
+        }
+    }
+
+    fn reply(&self, body: &Bytes, event: &Event) -> Result<Option<Reply>, ReplyError> {
+        match (self.target.format, self.credentials.get(&event.account)) {
+            (Format::Wechat, Some(credentials)) => format::wechat::read_reply(credentials, body),
+            _ => Reply::parse(body),
+        }
+    }
+}
+
+impl Report {
+    fn failed(error: String, started: Instant) -> Self {
+        Self {
+            outcome: Outcome::Retry { after: None },
+            status: None,
+            error: Some(error),
+            answer: None,
+            duration: started.elapsed(),
+            reply: None,
+        }
+    }
+}
+
+/// The target's URL, with `query` after whatever query it has of its own.
+fn with_query(url: &Uri, query: Option<&str>) -> Result<Uri, http::Error> {
+    let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(url.clone()) };
+    let joined = match url.query() {
+        Some(own) => format!("{}?{own}&{query}", url.path()),
+        None => format!("{}?{query}", url.path()),
+    };
+    let mut parts = url.clone().into_parts();
+    parts.path_and_query = Some(joined.try_into()?);
+    Ok(Uri::from_parts(parts)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_goes_behind_the_urls_own() {
+        let url = |text: &'static str| Uri::from_static(text);
+        assert_eq!(with_query(&url("http://h/a"), Some("b=1")).unwrap(), url("http://h/a?b=1"));
+        assert_eq!(with_query(&url("http://h/a?z=0"), Some("b=1")).unwrap(), url("http://h/a?z=0&b=1"));
+        assert_eq!(with_query(&url("http://h"), Some("b=1")).unwrap(), url("http://h/?b=1"));
+        assert_eq!(with_query(&url("http://h/a"), None).unwrap(), url("http://h/a"));
+    }
+}
