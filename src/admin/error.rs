@@ -1,0 +1,85 @@
+//! What the API answers when it does not do what it was asked: `{"error":".."}`.
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::event::BadEventId;
+use crate::queue;
+
+/// Why a request failed. The texts are for the operator who made it.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    #[error("a bearer token is needed: send `Authorization: Bearer` and the token of [admin]")]
+    Token,
+    #[error("without a token, only programs of this machine are served: ask by a loopback address")]
+    Host,
+    #[error("without a token, web pages of other sites are not served")]
+    Origin,
+    #[error("there is nothing at this path")]
+    NoSuchPath,
+    #[error("this path takes another method")]
+    Method,
+    #[error("{}", .0.body_text())]
+    Query(#[from] QueryRejection),
+    #[error("{}", .0.body_text())]
+    Path(#[from] PathRejection),
+    #[error("`{0}`: expected a time as 2026-11-20T08:00:00Z, or how long ago as 2h")]
+    Time(&'static str),
+    #[error("`state`: expected pending, delivered, dead, expired or cancelled")]
+    State,
+    #[error("`limit`: expected 1 to {0}")]
+    Limit(usize),
+    #[error("{0}")]
+    EventId(#[from] BadEventId),
+    #[error("there is no such event; finished ones are kept for `retention` of [queue]")]
+    NoSuchEvent,
+    #[error("there is no target of this name, neither configured nor with deliveries in the store")]
+    NoSuchTarget,
+    #[error("{0}")]
+    Store(#[source] queue::Error),
+    #[error("the store does not answer; the relay's log says more")]
+    NoStats,
+    /// The configuration's own errors, made text by the app.
+    #[error("not reloaded; the old configuration stays in use: {0}")]
+    Reload(String),
+    #[error("the relay takes no requests to reload now")]
+    NoReload,
+    #[error("the body: expected none, or {{\"ids\":[\"evt_...\"]}}")]
+    BadBody,
+    #[error("an error of the relay itself; its log says more")]
+    Bug,
+}
+
+impl Error {
+    fn status(&self) -> StatusCode {
+        match self {
+            Self::Token => StatusCode::UNAUTHORIZED,
+            Self::Host | Self::Origin => StatusCode::FORBIDDEN,
+            Self::NoSuchPath | Self::NoSuchEvent | Self::NoSuchTarget => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Query(_)
+            | Self::Path(_)
+            | Self::Time(_)
+            | Self::State
+            | Self::Limit(_)
+            | Self::EventId(_)
+            | Self::BadBody => StatusCode::BAD_REQUEST,
+            Self::Reload(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Store(_) | Self::NoStats | Self::NoReload => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Bug => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+impl IntoResponse for Error {
+    fn into_response(self) -> Response {
+        let mut answer = (self.status(), Json(json!({ "error": self.to_string() }))).into_response();
+        if let Self::Token = self {
+            answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        answer
+    }
+}

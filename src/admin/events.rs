@@ -1,0 +1,109 @@
+//! Events, as the store holds them.
+
+use axum::Json;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use serde::{Deserialize, Serialize};
+
+use super::{Context, Error};
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+use crate::queue::{self, Detail, Filter, Summary};
+
+const LIMIT: usize = 50;
+const MOST: usize = 500;
+
+/// The query of a list. Unknown keys are errors: a filter that is misspelt would list what was not meant.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Filters {
+    account: Option<String>,
+    event: Option<String>,
+    from: Option<String>,
+    target: Option<String>,
+    state: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    limit: Option<usize>,
+    /// The `cursor` of the page before.
+    cursor: Option<String>,
+}
+
+/// One page, the newest events first.
+#[derive(Serialize)]
+pub(super) struct Page {
+    events: Vec<Summary>,
+    /// What asks for the next page; `null` on the last one.
+    cursor: Option<String>,
+}
+
+pub(super) async fn list(
+    State(context): State<Context>,
+    filters: Result<Query<Filters>, QueryRejection>,
+) -> Result<Json<Page>, Error> {
+    let mut filter = filters?.0.parse(UnixMillis::now())?;
+    let page = filter.limit;
+    // One more than asked for tells whether there is a next page.
+    filter.limit += 1;
+    let mut events = context.inspect(move |store| store.events(&filter)).await?;
+    let more = events.len() > page;
+    events.truncate(page);
+    let cursor = events.last().filter(|_| more).map(|last| last.id.to_string());
+    Ok(Json(Page { events, cursor }))
+}
+
+pub(super) async fn show(
+    State(context): State<Context>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<Detail>, Error> {
+    let id: EventId = id?.0.parse()?;
+    context.inspect(move |store| store.event(id)).await?.map(Json).ok_or(Error::NoSuchEvent)
+}
+
+impl Filters {
+    fn parse(self, now: UnixMillis) -> Result<Filter, Error> {
+        let limit = self.limit.unwrap_or(LIMIT);
+        if !(1..=MOST).contains(&limit) {
+            return Err(Error::Limit(MOST));
+        }
+        Ok(Filter {
+            account: self.account,
+            event: self.event,
+            from: self.from,
+            target: self.target,
+            state: self.state.map(|name| state(&name).ok_or(Error::State)).transpose()?,
+            since: self.since.map(|text| moment(&text, now).ok_or(Error::Time("since"))).transpose()?,
+            until: self.until.map(|text| moment(&text, now).ok_or(Error::Time("until"))).transpose()?,
+            before: self.cursor.map(|id| id.parse()).transpose()?,
+            limit,
+        })
+    }
+}
+
+fn state(name: &str) -> Option<queue::State> {
+    queue::State::ALL.into_iter().find(|state| state.name() == name)
+}
+
+/// A time in RFC 3339, or how long ago.
+fn moment(text: &str, now: UnixMillis) -> Option<UnixMillis> {
+    if let Ok(moment) = text.parse::<jiff::Timestamp>() {
+        return Some(UnixMillis(moment.as_millisecond()));
+    }
+    let ago = i64::try_from(humantime::parse_duration(text).ok()?.as_millis()).ok()?;
+    Some(UnixMillis(now.0.checked_sub(ago)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_absolute_or_ago() {
+        let now = UnixMillis(10_000_000);
+        assert_eq!(moment("1970-01-01T00:00:01.5Z", now), Some(UnixMillis(1500)));
+        assert_eq!(moment("1970-01-01T08:00:00+08:00", now), Some(UnixMillis(0)));
+        assert_eq!(moment("2h", now), Some(UnixMillis(2_800_000)));
+        assert_eq!(moment("yesterday", now), None);
+        assert_eq!(moment("999999999years", UnixMillis(i64::MIN)), None);
+    }
+}

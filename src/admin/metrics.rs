@@ -1,0 +1,14 @@
+//! What Prometheus scrapes.
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+
+use super::Context;
+
+pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse {
+    // Puts the queue's gauges into the metrics. If the store does not answer, that is logged there, and the other
+    // metrics are wanted all the more.
+    context.glance.stats().await.ok();
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], context.state.metrics.render())
+}

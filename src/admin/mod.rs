@@ -1,0 +1,150 @@
+//! The admin listener: health, metrics, and an API for operators.
+//!
+//! | route | file | what |
+//! |---|---|---|
+//! | `GET /livez` | health.rs | 200 while the process serves |
+//! | `GET /readyz` | health.rs | 200, or 503 and the reason while starting, draining, or without a store |
+//! | `GET /metrics` | metrics.rs | Prometheus' text format |
+//! | `GET /api/status` | status.rs | what runs, and the queue at a glance |
+//! | `GET /api/audit` | audit.rs | the ledger, counted anew |
+//! | `GET /api/events` | events.rs | events, the newest first, by filter |
+//! | `GET /api/events/{id}` | events.rs | one event with every attempt |
+//! | `GET /api/targets` | targets.rs | what waits for each target |
+//! | `POST /api/targets/{name}/retry-dead` | targets.rs | dead letters become pending again |
+//! | `POST /api/targets/{name}/drop-dead` | targets.rs | dead letters become cancelled |
+//! | `POST /api/reload` | reload.rs | the configuration is read anew |
+//!
+//! Invariants: everything but health passes the guard (`guard.rs`); whatever fails answers `{"error":".."}`
+//! (`error.rs`); nothing here allows another origin to read (no CORS). This side sees the queue and what the app hands
+//! over in [`State`]; it knows neither pushes nor the dispatcher.
+
+mod audit;
+mod error;
+mod events;
+mod glance;
+mod guard;
+mod health;
+mod metrics;
+mod reload;
+mod status;
+mod targets;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{HeaderValue, header};
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio::sync::mpsc;
+use tower::limit::GlobalConcurrencyLimitLayer;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::metrics::Metrics;
+use crate::queue::{Inspect, Queue};
+use crate::secret::Secret;
+use crate::server::Listen;
+
+pub use health::Ready;
+pub use reload::Reload;
+
+use error::Error;
+use glance::Glance;
+
+/// `[admin]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where it listens.
+    pub listen: Listen,
+    /// The bearer token it asks for; `None` only on loopback and Unix sockets.
+    pub token: Option<Secret>,
+}
+
+/// What the app hands over.
+#[derive(Clone)]
+pub struct State {
+    /// The queue.
+    pub queue: Queue,
+    /// The folder of its store, which is looked into beside it.
+    pub store: PathBuf,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// Whether pushes are taken.
+    pub ready: Ready,
+    /// What only the app knows: an object with at least `targets`, a list of objects with a `name` each.
+    pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Where requests to reload go.
+    pub reload: mpsc::Sender<Reload>,
+}
+
+/// The most requests to the API worked on at a time; further ones wait. They read the disk that pushes are written to.
+const CONCURRENCY: usize = 8;
+
+/// The admin listener's service, for [`crate::server::serve`].
+pub fn service(state: State, settings: &Settings) -> Router {
+    let context = Context { glance: Glance::new(state.queue.clone(), state.metrics.clone()), state };
+    let guard = guard::Guard::new(settings.token.clone());
+    let guarded = Router::new()
+        .route("/metrics", get(metrics::scrape))
+        .route("/api/status", get(status::status))
+        .route("/api/audit", get(audit::audit))
+        .route("/api/events", get(events::list))
+        .route("/api/events/{id}", get(events::show))
+        .route("/api/targets", get(targets::list))
+        .route("/api/targets/{name}/retry-dead", post(targets::retry_dead))
+        .route("/api/targets/{name}/drop-dead", post(targets::drop_dead))
+        .route("/api/reload", post(reload::reload))
+        .fallback(async || Error::NoSuchPath)
+        .method_not_allowed_fallback(async || Error::Method)
+        // Within the guard, so that a stranger cannot take the places.
+        .layer(GlobalConcurrencyLimitLayer::new(CONCURRENCY))
+        .layer(middleware::from_fn_with_state(guard, guard::check));
+    // Health stays outside the guard: who probes it has no token, and learns one word.
+    Router::new()
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .merge(guarded)
+        .layer(CatchPanicLayer::custom(|_| Error::Bug.into_response()))
+        .layer(middleware::map_response(harden))
+        .with_state(context)
+}
+
+/// What every handler sees.
+#[derive(Clone)]
+struct Context {
+    state: State,
+    glance: Glance,
+}
+
+impl Context {
+    /// Looks into the store, on a thread that may block.
+    async fn inspect<T, F>(&self, look: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Inspect) -> Result<T, crate::queue::Error> + Send + 'static,
+    {
+        let store = self.state.store.clone();
+        let looking = tokio::task::spawn_blocking(move || look(&Inspect::open(&store)?));
+        looking.await.map_err(|_| Error::Bug)?.map_err(Error::Store)
+    }
+}
+
+/// Answers are for who asked, now: not to be kept, framed, run, or read by another site.
+async fn harden(mut answer: Response) -> Response {
+    let headers = answer.headers_mut();
+    for (name, value) in [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::CACHE_CONTROL, "no-store"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    answer
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! One attempt: deliver, decide, settle, tell.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::Policy;
+use crate::clock::UnixMillis;
+use crate::deliver::{Order, Outcome, Report, Role};
+use crate::event::{Event, EventId};
+use crate::metrics::TargetMetrics;
+use crate::queue::{Attempt, Lease, Queue, Settlement, State, Verdict};
+use crate::telemetry;
+
+/// Between two tries to settle while the store fails (a full disk).
+const SETTLE_PAUSE: Duration = Duration::from_millis(500);
+
+/// What the attempts of one lane share.
+pub(super) struct Bench {
+    pub(super) queue: Queue,
+    pub(super) metrics: TargetMetrics,
+    stop: CancellationToken,
+}
+
+/// How an attempt ended, for the breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The target took the event, or refused it for good.
+    Answered,
+    /// It did not.
+    Failed(EventId),
+    /// No attempt was made: the delivery had expired, or the lane ends.
+    NotMade,
+}
+
+impl Bench {
+    pub(super) fn new(queue: Queue, metrics: TargetMetrics, stop: CancellationToken) -> Self {
+        Self { queue, metrics, stop }
+    }
+
+    /// Makes the attempt that `lease` allows, and settles it. A `probe` of a target that is down does not count.
+    pub(super) async fn attempt(self: Arc<Self>, policy: Arc<Policy>, lease: Lease, probe: bool) -> End {
+        if let Some(rate) = &policy.rate {
+            tokio::select! {
+                () = rate.until_ready() => {}
+                // Nothing is under way yet: the lease goes back.
+                () = self.stop.cancelled() => return End::NotMade,
+            }
+        }
+        let now = UnixMillis::now();
+        let Lease { event, target, attempt, failures, reply, .. } = lease;
+        let expiry = policy.expire_after.map(|span| event.received_at.after(span));
+        if expiry.is_some_and(|expiry| now >= expiry) {
+            self.tell(&policy, &event, attempt, "expired", None);
+            let verdict = Verdict::End(State::Expired);
+            self.settle(Settlement { event: event.id, target, verdict, attempt: None }).await;
+            return End::NotMade;
+        }
+        let reply_until = reply.as_ref().map(|reply| reply.until);
+        let report = policy.upstream.deliver(Order { event: &event, attempt, reply_until, now }).await;
+        let verdict = decide(&policy, &report, failures, probe, expiry, UnixMillis::now());
+        self.observe(&policy, &event, attempt, verdict, &report);
+        let record = Attempt {
+            number: attempt,
+            at: now,
+            duration: report.duration,
+            status: report.status.map(|status| status.as_u16()),
+            error: report.error,
+            answer: report.answer,
+        };
+        if let (Some(waiting), Some(answer)) = (reply, report.reply) {
+            // Nobody waits any more when the answer comes after the deadline.
+            drop(waiting.sender.send(answer));
+        }
+        self.settle(Settlement { event: event.id, target, verdict, attempt: Some(record) }).await;
+        match report.outcome {
+            Outcome::Delivered | Outcome::Reject => End::Answered,
+            Outcome::Retry { .. } => End::Failed(event.id),
+        }
+    }
+
+    /// Settles, however long the store fails: until then the lease is held, and the event stays pending on disk.
+    async fn settle(&self, settlement: Settlement) {
+        while let Err(error) = self.queue.settle(settlement.clone()).await {
+            tracing::warn!(event = %settlement.event, target = %settlement.target, %error, "can't settle; trying again");
+            tokio::select! {
+                () = tokio::time::sleep(SETTLE_PAUSE) => {}
+                () = self.stop.cancelled() => return,
+            }
+        }
+    }
+
+    fn observe(&self, policy: &Policy, event: &Event, attempt: u32, verdict: Verdict, report: &Report) {
+        let outcome = match verdict {
+            Verdict::Retry(_) | Verdict::Postpone(_) => "retry",
+            Verdict::End(state) => state.name(),
+        };
+        self.metrics.delivery(outcome);
+        self.metrics.delivery_duration.observe(report.duration.as_secs_f64());
+        if verdict == Verdict::End(State::Delivered) && policy.upstream.target().role == Role::Identity {
+            let latency = UnixMillis::now().since(event.received_at);
+            self.metrics.identity_latency.observe(latency.as_secs_f64());
+        }
+        self.tell(policy, event, attempt, outcome, Some(report));
+    }
+
+    fn tell(&self, policy: &Policy, event: &Event, attempt: u32, outcome: &'static str, report: Option<&Report>) {
+        let (status, took, error) = match report {
+            Some(report) => (report.status.map(|s| s.as_u16()), report.duration, report.error.as_deref()),
+            None => {
+                self.metrics.delivery(outcome);
+                (None, Duration::ZERO, None)
+            }
+        };
+        tracing::info!(
+            event = %event.id,
+            account = %event.account,
+            target = %policy.upstream.target().name,
+            attempt,
+            outcome,
+            status,
+            duration_ms = took.as_secs_f64() * 1e3,
+            error,
+            openid = %telemetry::openid(policy.openids, event.message.from_user()),
+            "attempt"
+        );
+    }
+}
+
+/// The rule: 2xx delivers, 410 kills, all else is tried again until the schedule or the expiry ends it. A failed probe
+/// leaves the delivery as it was.
+fn decide(
+    policy: &Policy,
+    report: &Report,
+    failures: u32,
+    probe: bool,
+    expiry: Option<UnixMillis>,
+    now: UnixMillis,
+) -> Verdict {
+    let after = match report.outcome {
+        Outcome::Delivered => return Verdict::End(State::Delivered),
+        Outcome::Reject => return Verdict::End(State::Dead),
+        Outcome::Retry { after } => after,
+    };
+    if probe {
+        return Verdict::Postpone(now);
+    }
+    let Some(wait) = policy.retry.wait(failures + 1, jitter(), after) else { return Verdict::End(State::Dead) };
+    let due = now.after(wait);
+    match expiry {
+        Some(expiry) if due >= expiry => Verdict::End(State::Expired),
+        _ => Verdict::Retry(due),
+    }
+}
+
+/// A random number of 0..1.
+fn jitter() -> f64 {
+    getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
+}

@@ -1,0 +1,182 @@
+//! One target's lane: takes leases while it has room, fresh ones from memory and the rest from the store.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Policy;
+use super::attempt::{Bench, End};
+use super::breaker::Breaker;
+use crate::clock::UnixMillis;
+use crate::deliver::Role;
+use crate::metrics::TargetMetrics;
+use crate::queue::{Inbox, Lease, Queue};
+
+/// How many leases are read from the store at a time.
+const BATCH: usize = 256;
+/// After the store failed to answer.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// The longest wait between two probes of a target that is down: at most so late do its deliveries go on.
+const PROBE_WAIT: Duration = Duration::from_secs(30);
+/// The same for an identity provider, for which a person waits.
+const IDENTITY_PROBE_WAIT: Duration = Duration::from_secs(5);
+
+/// Serves one target until `stop`, then settles what is under way.
+pub(super) async fn run(
+    queue: Queue,
+    name: Arc<str>,
+    inbox: Inbox,
+    policy: watch::Receiver<Arc<Policy>>,
+    metrics: TargetMetrics,
+    stop: CancellationToken,
+) {
+    let bench = Arc::new(Bench::new(queue, metrics, stop.clone()));
+    let longest_wait = match policy.borrow().upstream.target().role {
+        Role::Identity => IDENTITY_PROBE_WAIT,
+        Role::Handler => PROBE_WAIT,
+    };
+    let breaker = Breaker::new(longest_wait);
+    let mut lane = Lane {
+        name,
+        inbox,
+        policy,
+        bench,
+        breaker,
+        stop,
+        ready: VecDeque::new(),
+        attempts: JoinSet::new(),
+        awaited: JoinSet::new(),
+        look_at: Some(Instant::now()),
+    };
+    while lane.step().await {}
+    lane.finish().await;
+}
+
+struct Lane {
+    name: Arc<str>,
+    inbox: Inbox,
+    policy: watch::Receiver<Arc<Policy>>,
+    bench: Arc<Bench>,
+    breaker: Breaker,
+    stop: CancellationToken,
+    /// Leased, waiting for room.
+    ready: VecDeque<Lease>,
+    attempts: JoinSet<Ended>,
+    /// Attempts whose reply WeChat waits for: they have room of their own, so that a backlog can't hold them up.
+    awaited: JoinSet<Ended>,
+    /// When to look for due deliveries in the store; `None` = when told.
+    look_at: Option<Instant>,
+}
+
+/// An attempt's end, and whether it was a probe.
+type Ended = (End, bool);
+
+impl Lane {
+    /// Starts what there is room for, then waits for the next thing to happen. False when it is time to stop.
+    async fn step(&mut self) -> bool {
+        let concurrency = self.policy.borrow().concurrency;
+        self.start(concurrency);
+        let room = self.ready.is_empty() && self.attempts.len() < concurrency;
+        let room_awaited = self.awaited.len() < concurrency;
+        let look_at = self.look_at.filter(|_| room);
+        let probe_at = self.breaker.probe_at().filter(|_| !self.ready.is_empty());
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return false,
+            Some(lease) = self.inbox.awaited.recv(), if room_awaited => self.start_awaited(lease),
+            Some(ended) = self.awaited.join_next() => self.account(ended.ok()),
+            Some(ended) = self.attempts.join_next() => self.account(ended.ok()),
+            () = self.inbox.wake.notified() => self.look_at = Some(Instant::now()),
+            () = until(look_at) => self.look().await,
+            () = until(probe_at) => {}
+            Some(lease) = self.inbox.fresh.recv(), if room => self.ready.push_back(lease),
+            Ok(()) = self.policy.changed() => {}
+        }
+        true
+    }
+
+    /// Starts attempts as far as there is room; of a target that is down just the probe that is due.
+    fn start(&mut self, concurrency: usize) {
+        while !self.ready.is_empty() && self.attempts.len() < concurrency {
+            let probe = !self.breaker.is_closed();
+            if probe && !self.breaker.probe(Instant::now()) {
+                return;
+            }
+            if let Some(lease) = self.ready.pop_front() {
+                let attempt = self.bench.clone().attempt(self.policy.borrow().clone(), lease, probe);
+                self.attempts.spawn(async move { (attempt.await, probe) });
+            }
+        }
+    }
+
+    /// Of a target that is down no reply can be had: dropping the lease says so, and leaves the delivery pending.
+    fn start_awaited(&mut self, lease: Lease) {
+        if self.breaker.is_closed() {
+            let attempt = self.bench.clone().attempt(self.policy.borrow().clone(), lease, false);
+            self.awaited.spawn(async move { (attempt.await, false) });
+        }
+    }
+
+    /// Takes an attempt's end to the breaker. One that panicked has told the log, and its lease is back.
+    fn account(&mut self, ended: Option<Ended>) {
+        let was_closed = self.breaker.is_closed();
+        match ended.unwrap_or((End::NotMade, !was_closed)) {
+            (End::Answered, _) => self.breaker.answered(),
+            (End::Failed(event), probe) if probe || was_closed => self.breaker.failed(event, Instant::now()),
+            (End::NotMade, true) => self.breaker.returned(Instant::now()),
+            (End::Failed(_) | End::NotMade, _) => {}
+        }
+        match (was_closed, self.breaker.is_closed()) {
+            (true, false) => {
+                self.bench.metrics.up.set(0);
+                tracing::warn!(target = %self.name, "the target keeps failing; only probes until it answers");
+            }
+            (false, true) => {
+                self.bench.metrics.up.set(1);
+                tracing::info!(target = %self.name, "the target answers again");
+            }
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// Takes what waits in memory and leases what is due in the store, a bounded part of each: so neither starves the
+    /// other, and what overflowed the memory does not pass what came before it.
+    async fn look(&mut self) {
+        let now = UnixMillis::now();
+        match self.bench.queue.lease(&self.name, BATCH, now).await {
+            Ok(found) => {
+                let more = found.due.len() == BATCH;
+                while let Ok(lease) = self.inbox.fresh.try_recv() {
+                    self.ready.push_back(lease);
+                }
+                self.ready.extend(found.due);
+                let next = found.next_due.map(|due| Instant::now() + due.since(now));
+                self.look_at = if more { Some(Instant::now()) } else { next };
+            }
+            Err(error) => {
+                tracing::warn!(target = %self.name, %error, "the store gives no leases; trying again");
+                self.look_at = Some(Instant::now() + STORE_PAUSE);
+            }
+        }
+    }
+
+    async fn finish(mut self) {
+        // Handed back at once: if the target comes back, nothing waits for the attempts that are under way.
+        drop((self.ready, self.inbox));
+        while self.attempts.join_next().await.is_some() {}
+        while self.awaited.join_next().await.is_some() {}
+    }
+}
+
+/// Sleeps until then; for ever without a time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,116 @@
+//! Why a push is refused, what WeChat sees of it, and how metrics and logs call it.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use crate::wechat::{OpenError, QueryError};
+
+/// Why a push is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum PushError {
+    /// No account has this path.
+    #[error("unknown path")]
+    UnknownPath,
+    /// Neither GET nor POST.
+    #[error("method not allowed")]
+    Method,
+    /// The query can't be read.
+    #[error("bad query")]
+    Query(#[from] QueryError),
+    /// The push does not open.
+    #[error("refused")]
+    Open(#[from] OpenError),
+    /// Its timestamp is too far from our clock.
+    #[error("stale timestamp")]
+    Stale,
+    /// The body is larger than `server.max_body`.
+    #[error("body too large")]
+    TooLarge,
+    /// The body ended early or its framing is wrong.
+    #[error("broken body")]
+    BrokenBody,
+    /// It can't be stored now.
+    #[error("can't be stored")]
+    Unavailable,
+    /// It has not arrived by the deadline, or it is not stored by then; it may be later.
+    #[error("too late")]
+    Late,
+    /// A fault of ours.
+    #[error("internal error")]
+    Internal,
+}
+
+impl PushError {
+    /// The status, by the table of what WeChat sees.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::UnknownPath => StatusCode::NOT_FOUND,
+            Self::Method => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Query(_) | Self::BrokenBody => StatusCode::BAD_REQUEST,
+            Self::Open(error) => opening(error).0,
+            Self::Stale => StatusCode::FORBIDDEN,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unavailable | Self::Late => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// The `result` label of `wxrelay_pushes_total`.
+    pub fn label(&self) -> &'static str {
+        match self {
+            Self::UnknownPath => "unknown_path",
+            Self::Method => "method",
+            Self::Query(_) | Self::BrokenBody => "malformed",
+            Self::Open(error) => opening(error).1,
+            Self::Stale => "stale",
+            Self::TooLarge => "too_large",
+            Self::Unavailable => "unavailable",
+            Self::Late => "late",
+            Self::Internal => "internal",
+        }
+    }
+
+    /// One bland word: WeChat's alarms quote what the server answered.
+    pub fn response(&self) -> Response<Full<Bytes>> {
+        let status = self.status();
+        let word: &'static [u8] = match status {
+            StatusCode::BAD_REQUEST => b"bad",
+            StatusCode::FORBIDDEN => b"forbidden",
+            StatusCode::NOT_FOUND => b"unknown",
+            StatusCode::METHOD_NOT_ALLOWED => b"method",
+            StatusCode::PAYLOAD_TOO_LARGE => b"large",
+            StatusCode::SERVICE_UNAVAILABLE => b"busy",
+            _ => b"error",
+        };
+        let mut response = Response::new(Full::new(Bytes::from_static(word)));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, super::PLAIN);
+        if matches!(self, Self::Method) {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST"));
+        }
+        response
+    }
+}
+
+/// The status and the label of a push that does not open.
+///
+/// What could be WeChat's push to somebody else, or an attack, is forbidden; what is no push at all is bad. A signature
+/// that is not even hex is a wrong signature.
+fn opening(error: &OpenError) -> (StatusCode, &'static str) {
+    match error {
+        OpenError::Signature | OpenError::Malformed("signature" | "msg_signature") => {
+            (StatusCode::FORBIDDEN, "signature")
+        }
+        OpenError::ModeMismatch => (StatusCode::FORBIDDEN, "mode"),
+        OpenError::Envelope(_) | OpenError::Addressee => (StatusCode::FORBIDDEN, "envelope"),
+        OpenError::BadQuery(_) | OpenError::Missing(_) | OpenError::Malformed(_) => {
+            (StatusCode::BAD_REQUEST, "malformed")
+        }
+        OpenError::EmptyBody | OpenError::Body(_) | OpenError::NotBase64 | OpenError::Clear(_) => {
+            (StatusCode::BAD_REQUEST, "bad_body")
+        }
+        OpenError::NoKey => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+    }
+}

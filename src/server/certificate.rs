@@ -1,0 +1,96 @@
+//! When a certificate ends: the one field of X.509 that the relay reads itself, so that an alert can tell of it.
+//!
+//! The input is the operator's own file, already taken by rustls; what is not understood is `None`, never an error.
+
+/// The tags of DER (X.690) on the way to the field.
+const SEQUENCE: u8 = 0x30;
+const VERSION: u8 = 0xa0;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+
+/// The end of a DER certificate's validity, in seconds since the epoch.
+///
+/// RFC 5280, 4.1: Certificate { TBSCertificate { [0] version, serial, signature, issuer, validity { from, until } .. } .. }
+pub(super) fn not_after(certificate: &[u8]) -> Option<i64> {
+    let mut outer = Der(certificate).enter()?;
+    let mut fields = outer.enter()?;
+    if fields.0.first() == Some(&VERSION) {
+        fields.next()?;
+    }
+    for _serial_signature_issuer in 0..3 {
+        fields.next()?;
+    }
+    let mut validity = fields.enter()?;
+    validity.next()?;
+    let (tag, text) = validity.next()?;
+    let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
+    let text = match tag {
+        // RFC 5280, 4.1.2.5.1: two digits mean 1950 to 2049.
+        UTC_TIME if text.get(..2)? >= "50" => format!("19{text}"),
+        UTC_TIME => format!("20{text}"),
+        GENERALIZED_TIME => text.to_owned(),
+        _ => return None,
+    };
+    let moment = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", text).ok()?;
+    Some(moment.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+}
+
+/// A row of DER values.
+struct Der<'a>(&'a [u8]);
+
+impl<'a> Der<'a> {
+    /// The next value's tag and content.
+    fn next(&mut self) -> Option<(u8, &'a [u8])> {
+        let (&[tag, first], rest) = self.0.split_first_chunk()?;
+        let (length, rest) = match first {
+            0x00..=0x7f => (usize::from(first), rest),
+            0x81..=0x84 => {
+                let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+                (digits.iter().fold(0, |length, &digit| length << 8 | usize::from(digit)), rest)
+            }
+            _ => return None,
+        };
+        let (content, rest) = rest.split_at_checked(length)?;
+        self.0 = rest;
+        Some((tag, content))
+    }
+
+    /// The row inside the next value, which is a SEQUENCE.
+    fn enter(&mut self) -> Option<Self> {
+        self.next().filter(|(tag, _)| *tag == SEQUENCE).map(|(_, content)| Der(content))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn ending(year: i32) -> Vec<u8> {
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(year, 2, 3);
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn reads_both_ways_of_writing_a_date() {
+        assert_eq!(not_after(&ending(2031)), Some(1_927_843_200)); // 2031-02-03T00:00:00Z
+        assert_eq!(not_after(&ending(2060)), Some(2_842_992_000)); // 2060-02-03T00:00:00Z
+    }
+
+    #[test]
+    fn a_cut_certificate_has_no_end() {
+        let der = ending(2031);
+        assert!((0..der.len()).all(|length| not_after(&der[..length]).is_none()));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_survived(bytes: Vec<u8>) {
+            not_after(&bytes);
+        }
+    }
+}

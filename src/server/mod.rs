@@ -1,0 +1,352 @@
+//! HTTP in: listeners, connections, drain. Knows nothing of WeChat.
+//!
+//! - `socket.rs`: [`bind`], the listening sockets
+//! - `mod.rs`: [`serve`], one accept loop per socket and one task per connection
+//! - `stack.rs`: [`stack::around`], the layers that any public service wants
+//! - `tls.rs`: [`tls::Acceptor`], certificates that can be loaded anew; `certificate.rs`: when they end
+//! - `peer.rs`: [`Peer`], whom a request comes from
+//!
+//! Invariants: nothing a client does or leaves undone holds up the accept loop: handshake and headers are read in the
+//! connection's own task, each within a limit. Every connection's task is owned by its accept loop and ends with it.
+//! The service runs in the connection's task, so a client that hangs up ends it: what must finish is the service's to
+//! spawn.
+
+mod certificate;
+mod peer;
+mod socket;
+pub mod stack;
+pub mod tls;
+
+use std::fmt::{self, Display};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use http::{Request, Response};
+use http_body::Body;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tower::util::{Oneshot, ServiceExt};
+use tower::{BoxError, Service};
+
+pub use peer::Peer;
+pub use socket::{BindError, Bound, bind};
+
+use socket::Stream;
+
+/// `[server]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where pushes are taken.
+    pub listen: Vec<Listen>,
+    /// The certificate to serve, if TLS ends here.
+    pub tls: Option<TlsFiles>,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Whether HTTP/2 is spoken.
+    pub http2: bool,
+    /// How long a stop waits for what is under way.
+    pub drain: Duration,
+    /// The largest body taken, in bytes.
+    pub max_body: usize,
+}
+
+/// One place to listen at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// A Unix socket.
+    Unix(PathBuf),
+    /// The sockets that systemd passes.
+    Systemd,
+}
+
+/// As the configuration writes it.
+impl Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Systemd => f.write_str("systemd"),
+        }
+    }
+}
+
+impl Listen {
+    /// What a program of this machine connects to: loopback for "any address". `None` where that can't be known.
+    pub fn reachable(&self) -> Option<SocketAddr> {
+        let Self::Tcp(mut address) = *self else { return None };
+        match address.ip() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            IpAddr::V4(_) | IpAddr::V6(_) => {}
+        }
+        Some(address).filter(|address| address.port() != 0)
+    }
+}
+
+/// The PEM files of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The full chain, leaf first.
+    pub cert: PathBuf,
+    /// The leaf's private key.
+    pub key: PathBuf,
+}
+
+/// How connections are treated.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Whether HTTP/2 is spoken; if not, its code is not reached.
+    pub http2: bool,
+    /// How long a TLS handshake may take.
+    pub handshake_timeout: Duration,
+    /// How long a new connection's first request may take to arrive, headers only.
+    pub header_timeout: Duration,
+    /// How long a connection may stay without the headers of a further request. Longer than a reverse proxy keeps its
+    /// idle connections (nginx: 60 s), so that it is the proxy that closes and no push meets a closing connection.
+    pub idle_timeout: Duration,
+    /// The most connections held at a time; further ones wait in the system's backlog.
+    pub max_connections: usize,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: Arc<[ipnet::IpNet]>,
+}
+
+impl Options {
+    /// What `[server]` says; the rest as by default.
+    pub fn new(settings: &Settings) -> Self {
+        let trusted_proxies = settings.trusted_proxies.as_slice().into();
+        Self { http2: settings.http2, trusted_proxies, ..Self::default() }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            http2: false,
+            handshake_timeout: Duration::from_secs(3),
+            header_timeout: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(75),
+            max_connections: 4096,
+            trusted_proxies: Arc::new([]),
+        }
+    }
+}
+
+/// Serves until `shutdown`, then lets what is under way end for at most `drain`, and cuts the rest off.
+///
+/// TLS is spoken on TCP sockets only. Returns when no connection is left. The service should answer whatever happens: on
+/// its errors the connection is closed without an answer.
+pub async fn serve<S, B>(
+    bound: Vec<Bound>,
+    tls: Option<tls::Acceptor>,
+    service: S,
+    options: Options,
+    shutdown: CancellationToken,
+    drain: Duration,
+) where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    let room = Arc::new(Semaphore::new(options.max_connections));
+    let server = Server { service, tls, room, options: Arc::new(options) };
+    let loops = bound.into_iter().map(|bound| server.clone().run(bound, shutdown.clone(), drain));
+    loops.collect::<JoinSet<()>>().join_all().await;
+}
+
+/// What every accept loop shares.
+#[derive(Clone)]
+struct Server<S> {
+    service: S,
+    tls: Option<tls::Acceptor>,
+    room: Arc<Semaphore>,
+    options: Arc<Options>,
+}
+
+impl<S, B> Server<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: Into<BoxError>,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<BoxError>,
+{
+    async fn run(self, bound: Bound, shutdown: CancellationToken, drain: Duration) {
+        let graceful = GracefulShutdown::new();
+        let mut connections = JoinSet::new();
+        loop {
+            let accepted = async {
+                // The semaphore is never closed, so there is always a permit to wait for.
+                let permit = self.room.clone().acquire_owned().await.ok();
+                (accept(&bound).await, permit)
+            };
+            tokio::select! {
+                () = shutdown.cancelled() => break,
+                Some(_) = connections.join_next(), if !connections.is_empty() => {}
+                (stream, permit) = accepted => {
+                    let (server, watcher) = (self.clone(), graceful.watcher());
+                    connections.spawn(async move {
+                        server.connection(stream, watcher).await;
+                        drop(permit);
+                    });
+                }
+            }
+        }
+        // From here on the system refuses new connections.
+        drop(bound);
+        if timeout(drain, graceful.shutdown()).await.is_err() {
+            tracing::warn!(connections = connections.len(), "drain over, connections cut off");
+        }
+        connections.shutdown().await;
+    }
+
+    async fn connection(self, stream: Stream, watcher: Watcher) {
+        match (stream, self.tls.clone()) {
+            (Stream::Unix(stream), _) => self.http(stream, Peer(None), watcher).await,
+            (Stream::Tcp(stream, peer), None) => self.http(stream, peer, watcher).await,
+            (Stream::Tcp(stream, peer), Some(tls)) => {
+                match timeout(self.options.handshake_timeout, tls.accept(stream)).await {
+                    Ok(Ok(stream)) => self.http(stream, peer, watcher).await,
+                    Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
+                    Err(_) => tracing::debug!("TLS handshake too slow"),
+                }
+            }
+        }
+    }
+
+    async fn http<I>(self, io: I, peer: Peer, watcher: Watcher)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { service, options, .. } = self;
+        let io = TokioIo::new(io);
+        let begun = Arc::new(AtomicBool::new(false));
+        let trusted_proxies = options.trusted_proxies.clone();
+        let service = Connected { service, peer, begun: begun.clone(), trusted_proxies };
+        if options.http2 {
+            let builder = http1_and_2(&options);
+            let connection = watcher.watch(builder.serve_connection(io, service));
+            until_closed(connection, options.header_timeout, &begun).await;
+        } else {
+            let connection = watcher.watch(http1_only(&options).serve_connection(io, service));
+            until_closed(connection, options.header_timeout, &begun).await;
+        }
+    }
+}
+
+/// hyper has one limit for a first request's headers and for the pause before a further request; this adds the shorter
+/// one for the first.
+async fn until_closed<E: Display>(
+    connection: impl Future<Output = Result<(), E>>,
+    header_timeout: Duration,
+    begun: &AtomicBool,
+) {
+    let mut connection = std::pin::pin!(connection);
+    let ended = match timeout(header_timeout, connection.as_mut()).await {
+        Ok(ended) => ended,
+        Err(_) if begun.load(Ordering::Relaxed) => connection.await,
+        Err(_) => return tracing::debug!("first request too slow"),
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "connection broken");
+    }
+}
+
+/// The service as one connection sees it: tells it the peer, and remembers that a request came.
+struct Connected<S> {
+    service: S,
+    peer: Peer,
+    begun: Arc<AtomicBool>,
+    trusted_proxies: Arc<[ipnet::IpNet]>,
+}
+
+impl<S> hyper::service::Service<Request<Incoming>> for Connected<S>
+where
+    S: Service<Request<Incoming>> + Clone,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Oneshot<S, Request<Incoming>>;
+
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        self.begun.store(true, Ordering::Relaxed);
+        let peer = self.peer.behind_proxies(request.headers(), &self.trusted_proxies);
+        request.extensions_mut().insert(peer);
+        self.service.clone().oneshot(request)
+    }
+}
+
+/// Without `pipeline_flush`: with it, hyper 1.12 holds an answer back while unread bytes lie in its buffer, so that a
+/// request it cannot parse gets none.
+fn http1_only(options: &Options) -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.idle_timeout)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER);
+    builder
+}
+
+fn http1_and_2(options: &Options) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(options.idle_timeout)
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_BUFFER);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(100)
+        .max_header_list_size(16 << 10)
+        .keep_alive_interval(options.idle_timeout)
+        .keep_alive_timeout(options.header_timeout);
+    builder
+}
+
+/// The most headers a request may have; WeChat's has about ten, a chain of proxies adds as many.
+const MAX_HEADERS: usize = 64;
+/// The most bytes read ahead on a connection, which also bounds the headers.
+const MAX_BUFFER: usize = 32 << 10;
+
+/// The next connection. What fails for one client is skipped; what fails for want of descriptors or memory is waited
+/// out, as trying at once would only spin.
+async fn accept(bound: &Bound) -> Stream {
+    loop {
+        match bound.accept().await {
+            Ok(stream) => return stream,
+            Err(error) if concerns_one_client(&error) => tracing::debug!(%error, "connection lost before accept"),
+            Err(error) => {
+                tracing::error!(%error, address = bound.address(), "cannot accept connections, trying again in 1 s");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+    }
+}
+
+fn concerns_one_client(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests;

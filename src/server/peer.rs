@@ -1,0 +1,78 @@
+//! Whom a request comes from: the connection's other end, or what trusted proxies say of it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use http::HeaderMap;
+use ipnet::IpNet;
+
+/// The address that a request comes from, in each request's extensions; `None` on a Unix socket without
+/// `X-Forwarded-For`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer(pub Option<IpAddr>);
+
+impl Peer {
+    /// The right-most address of `X-Forwarded-For` that is no trusted proxy's, if this peer itself is one.
+    ///
+    /// Only what a trusted hop wrote is read: everything further left is the client's own claim. Whoever may open a
+    /// Unix socket is trusted.
+    pub(super) fn behind_proxies(self, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
+        let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
+        if self.0.is_some_and(|address| !is_trusted(address)) {
+            return self;
+        }
+        let lines = headers.get_all("x-forwarded-for").iter().rev();
+        let mut peer = self;
+        for hop in lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(',')) {
+            let Some(address) = parse(hop.trim()) else { break };
+            peer = Self(Some(address));
+            if !is_trusted(address) {
+                break;
+            }
+        }
+        peer
+    }
+}
+
+/// An address, or an address and a port as some proxies write it.
+fn parse(hop: &str) -> Option<IpAddr> {
+    let address = hop.parse().or_else(|_| hop.parse().map(|socket: SocketAddr| socket.ip()));
+    address.ok().map(|address: IpAddr| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn behind(peer: Option<&str>, lines: &[&str]) -> Option<String> {
+        let headers = lines.iter().map(|line| ("x-forwarded-for".parse().unwrap(), line.parse().unwrap())).collect();
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()];
+        let peer = Peer(peer.map(|text| text.parse().unwrap()));
+        peer.behind_proxies(&headers, &trusted).0.map(|address| address.to_string())
+    }
+
+    #[test]
+    fn an_untrusted_peer_is_not_believed() {
+        assert_eq!(behind(Some("203.0.113.9"), &["192.0.2.1"]).as_deref(), Some("203.0.113.9"));
+    }
+
+    #[test]
+    fn the_right_most_untrusted_address_counts() {
+        let claimed = &["1.1.1.1, 192.0.2.1", "10.0.0.2"];
+        assert_eq!(behind(Some("10.0.0.1"), claimed).as_deref(), Some("192.0.2.1"));
+        assert_eq!(behind(Some("10.0.0.1"), &["10.0.0.3,10.0.0.2"]).as_deref(), Some("10.0.0.3"));
+        assert_eq!(behind(Some("fd00::1"), &["[2001:db8::7]:4711"]).as_deref(), Some("2001:db8::7"));
+    }
+
+    #[test]
+    fn what_is_no_address_ends_the_search() {
+        assert_eq!(behind(Some("10.0.0.1"), &["192.0.2.1, unknown"]).as_deref(), Some("10.0.0.1"));
+        assert_eq!(behind(Some("10.0.0.1"), &["192.0.2.1, unknown, 10.0.0.2"]).as_deref(), Some("10.0.0.2"));
+        assert_eq!(behind(Some("10.0.0.1"), &[]).as_deref(), Some("10.0.0.1"));
+    }
+
+    #[test]
+    fn a_unix_socket_is_trusted() {
+        assert_eq!(behind(None, &["192.0.2.1"]).as_deref(), Some("192.0.2.1"));
+        assert_eq!(behind(None, &[]), None);
+    }
+}

@@ -1,0 +1,244 @@
+//! Listening sockets: TCP, Unix, and those that systemd passes.
+//!
+//! Invariants: a Unix socket's file is removed only when nothing answers on it; the sockets of systemd are taken once
+//! per process. The file of a Unix socket is left behind at the end: removing it could hit a successor's.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+
+use super::{Listen, Peer};
+
+/// How many connections the system holds until they are accepted.
+const BACKLOG: u32 = 4096;
+
+/// A bound listener.
+#[derive(Debug)]
+pub struct Bound {
+    listener: Listener,
+    address: String,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// An accepted connection.
+pub(super) enum Stream {
+    Tcp(TcpStream, Peer),
+    Unix(UnixStream),
+}
+
+/// Why a listener cannot be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// Somebody else listens there.
+    #[error("cannot listen at {address}: another process does already; stop it or choose another address")]
+    InUse {
+        /// Where.
+        address: String,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// We may not.
+    #[error(
+        "cannot listen at {address}: not permitted; for a port under 1024 use systemd socket activation (\"systemd\") \
+         or `setcap cap_net_bind_service=+ep` on the binary, for a Unix socket a folder that we may write to"
+    )]
+    Denied {
+        /// Where.
+        address: String,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// The file at a Unix socket's path is something else.
+    #[error("cannot listen at unix:{path}: the file there is no socket; move it away or choose another path")]
+    NoSocket {
+        /// The path.
+        path: PathBuf,
+    },
+    /// systemd passed nothing.
+    #[error("no sockets passed by systemd: start by a .socket unit, or configure an address instead of \"systemd\"")]
+    NothingPassed,
+    /// Two listeners want systemd's sockets.
+    #[error("the sockets passed by systemd are in use: only one listener can be \"systemd\"")]
+    Taken,
+    /// A passed socket is of another kind.
+    #[error("socket {index} passed by systemd is no listening stream socket: use ListenStream= in the .socket unit")]
+    Unfit {
+        /// Its place, from 0.
+        index: usize,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+    /// Anything else.
+    #[error("cannot listen at {address}: check that this address is one of this machine")]
+    Other {
+        /// Where.
+        address: String,
+        /// The system's word.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Binds one place to listen at; systemd may pass several sockets for one.
+pub async fn bind(listen: &Listen) -> Result<Vec<Bound>, BindError> {
+    match listen {
+        Listen::Tcp(address) => Ok(vec![tcp(*address).map_err(|error| refused(address.to_string(), error))?]),
+        Listen::Unix(path) => Ok(vec![unix(path).await?]),
+        Listen::Systemd => systemd(),
+    }
+}
+
+impl Bound {
+    /// Where it listens: `127.0.0.1:8080` with the real port, or `unix:/path`.
+    pub fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    /// The TCP address with the real port; `None` for a Unix socket.
+    pub fn tcp_address(&self) -> Option<SocketAddr> {
+        match &self.listener {
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Unix(_) => None,
+        }
+    }
+
+    pub(super) async fn accept(&self) -> io::Result<Stream> {
+        match &self.listener {
+            Listener::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
+                // An answer is one write; waiting for more to send would only delay it. Fails only on a connection
+                // that is lost already, which is no fault of the listener's.
+                stream.set_nodelay(true).ok();
+                Ok(Stream::Tcp(stream, Peer(Some(address.ip().to_canonical()))))
+            }
+            Listener::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
+        }
+    }
+
+    fn from_tcp(listener: TcpListener) -> io::Result<Self> {
+        Ok(Self { address: listener.local_addr()?.to_string(), listener: Listener::Tcp(listener) })
+    }
+
+    fn from_unix(listener: UnixListener) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        let path = address.as_pathname().unwrap_or(Path::new("?"));
+        Ok(Self { address: format!("unix:{}", path.display()), listener: Listener::Unix(listener) })
+    }
+}
+
+fn tcp(address: SocketAddr) -> io::Result<Bound> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Otherwise the connections of the run before, in TIME_WAIT, would keep us from the port.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Bound::from_tcp(socket.listen(BACKLOG)?)
+}
+
+async fn unix(path: &Path) -> Result<Bound, BindError> {
+    let address = format!("unix:{}", path.display());
+    let failed = |error| refused(address.clone(), error);
+    if let Ok(file) = std::fs::symlink_metadata(path) {
+        if !file.file_type().is_socket() {
+            return Err(BindError::NoSocket { path: path.to_owned() });
+        }
+        match UnixStream::connect(path).await {
+            Ok(_) => return Err(failed(io::ErrorKind::AddrInUse.into())),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path).map_err(failed)?;
+            }
+            // Not known to be dead: binding says what is wrong.
+            Err(_) => {}
+        }
+    }
+    UnixListener::bind(path).and_then(Bound::from_unix).map_err(failed)
+}
+
+#[cfg(target_os = "linux")]
+fn systemd() -> Result<Vec<Bound>, BindError> {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    // A descriptor that two owners close is a descriptor closed under somebody else's feet.
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Err(BindError::Taken);
+    }
+    let mut passed = listenfd::ListenFd::from_env();
+    let bound: Result<Vec<_>, _> = (0..passed.len())
+        .map(|index| adopt(&mut passed, index).map_err(|source| BindError::Unfit { index, source }))
+        .collect();
+    bound.and_then(|bound| if bound.is_empty() { Err(BindError::NothingPassed) } else { Ok(bound) })
+}
+
+#[cfg(target_os = "linux")]
+fn adopt(passed: &mut listenfd::ListenFd, index: usize) -> io::Result<Bound> {
+    // A socket of another kind is an error that leaves it in its place.
+    if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
+        listener.set_nonblocking(true)?;
+        return Bound::from_tcp(TcpListener::from_std(listener)?);
+    }
+    let listener = passed.take_unix_listener(index)?.ok_or(io::ErrorKind::NotFound)?;
+    listener.set_nonblocking(true)?;
+    Bound::from_unix(UnixListener::from_std(listener)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn systemd() -> Result<Vec<Bound>, BindError> {
+    Err(BindError::NothingPassed)
+}
+
+fn refused(address: String, source: io::Error) -> BindError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => BindError::InUse { address, source },
+        io::ErrorKind::PermissionDenied => BindError::Denied { address, source },
+        _ => BindError::Other { address, source },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_taken_port_is_named_with_the_remedy() {
+        let bound = bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap().remove(0);
+        let address = bound.tcp_address().unwrap();
+        let error = bind(&Listen::Tcp(address)).await.unwrap_err();
+        assert!(matches!(error, BindError::InUse { .. }), "{error:?}");
+        assert!(error.to_string().contains(&address.to_string()), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_dead_socket_file_is_replaced_and_a_live_one_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let listen = Listen::Unix(folder.path().join("push.sock"));
+        drop(bind(&listen).await.unwrap());
+        let live = bind(&listen).await.unwrap().remove(0);
+        assert_eq!(live.address(), format!("unix:{}", folder.path().join("push.sock").display()));
+        assert!(matches!(bind(&listen).await, Err(BindError::InUse { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_socket_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("precious");
+        std::fs::write(&path, "data").unwrap();
+        assert!(matches!(bind(&Listen::Unix(path.clone())).await, Err(BindError::NoSocket { .. })));
+        assert_eq!(std::fs::read(&path).unwrap(), b"data");
+    }
+
+    #[tokio::test]
+    async fn sockets_of_systemd_are_had_once() {
+        assert!(matches!(bind(&Listen::Systemd).await, Err(BindError::NothingPassed)));
+        assert!(matches!(bind(&Listen::Systemd).await, Err(BindError::Taken)));
+    }
+}
