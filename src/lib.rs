@@ -2,8 +2,10 @@
 //!
 
 pub mod admin;
+pub mod app;
 pub mod backoff;
 pub mod clock;
+pub mod config;
 pub mod deliver;
 pub mod dispatcher;
 pub mod event;

@@ -1,0 +1,327 @@
+//! The wiring: start order, stop order, change of configuration. The only file that knows every part.
+//!
+//! Start: store, dispatcher, line, listeners, ready. Stop: not ready, listeners drained, pushes under way finished,
+//! attempts settled, store closed. A reload builds everything new first and then swaps; listeners and the store keep
+//! what they started with.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+
+use crate::clock::UnixMillis;
+use crate::config::Config;
+use crate::deliver::{ClientError, Upstream};
+use crate::dispatcher::{Dispatcher, Policy};
+use crate::metrics::Metrics;
+use crate::push::{Accounts, Line};
+use crate::queue::Queue;
+use crate::server::{Bound, stack, tls};
+use crate::{admin, queue, server};
+
+/// How often the certificate's files are looked at.
+const CERTIFICATE_WATCH: Duration = Duration::from_secs(30);
+
+/// Why the relay does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error("queue.path")]
+    Queue(#[from] queue::Error),
+    /// A target's connections.
+    #[error("targets.{name}")]
+    Target {
+        /// The target.
+        name: Arc<str>,
+        /// What is wrong.
+        source: ClientError,
+    },
+    /// A listener.
+    #[error(transparent)]
+    Bind(#[from] server::BindError),
+    /// The certificate.
+    #[error("server.tls")]
+    Tls(#[from] tls::Error),
+}
+
+/// A running relay.
+pub struct App {
+    line: Arc<Line>,
+    dispatcher: Arc<Dispatcher>,
+    queue: Queue,
+    metrics: Arc<Metrics>,
+    ready: admin::Ready,
+    tls: Option<tls::Acceptor>,
+    config: Mutex<Arc<Config>>,
+    generation: AtomicU64,
+    drain: Duration,
+    stop_pushes: CancellationToken,
+    stop_admin: CancellationToken,
+    servers: Mutex<Vec<JoinHandle<()>>>,
+    reloads: Mutex<Option<mpsc::Receiver<admin::Reload>>>,
+    push_addresses: Vec<String>,
+    admin_address: String,
+}
+
+impl App {
+    /// Starts everything; on return pushes are taken.
+    pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
+        let started = UnixMillis::now();
+        let metrics = Metrics::new();
+        let queue = Queue::open(&config.queue, {
+            let commits = metrics.commit_duration.clone();
+            move |took| commits.observe(took.as_secs_f64())
+        })?;
+        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone()));
+        let policies = policies(&config)?;
+        let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
+        let line = Arc::new(Line::new(accounts, queue.clone(), metrics.clone(), config.server.max_body));
+
+        let tls = config.server.tls.as_ref().map(|files| tls::Acceptor::load(files, config.server.http2));
+        let tls = tls.transpose()?;
+        let mut push_listeners = Vec::new();
+        for listen in &config.server.listen {
+            push_listeners.extend(server::bind(listen).await?);
+        }
+        let admin_listeners = server::bind(&config.admin.listen).await?;
+        let push_addresses = announce("push", &push_listeners);
+        let admin_address = announce("admin", &admin_listeners).pop().unwrap_or_default();
+
+        dispatcher.apply(policies);
+        let (reload, reloads) = mpsc::channel(1);
+        let app = Arc::new(Self {
+            line,
+            dispatcher,
+            queue,
+            metrics,
+            ready: admin::Ready::default(),
+            tls,
+            drain: config.server.drain,
+            generation: AtomicU64::new(0),
+            stop_pushes: CancellationToken::new(),
+            stop_admin: CancellationToken::new(),
+            servers: Mutex::default(),
+            reloads: Mutex::new(Some(reloads)),
+            config: Mutex::new(Arc::new(config)),
+            push_addresses,
+            admin_address,
+        });
+        app.serve(push_listeners, admin_listeners, reload, started);
+        app.adopted();
+        app.ready.set_ready();
+        tracing::info!("ready");
+        Ok(app)
+    }
+
+    fn serve(
+        self: &Arc<Self>,
+        push_listeners: Vec<Bound>,
+        admin_listeners: Vec<Bound>,
+        reload: mpsc::Sender<admin::Reload>,
+        started: UnixMillis,
+    ) {
+        let config = self.config();
+        let options = server::Options::new(&config.server);
+        let line = self.line.clone();
+        let pushes = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let peer = request.extensions().get::<server::Peer>().and_then(|peer| peer.0);
+            line.clone().handle(request, peer)
+        });
+        let pushes = stack::around(pushes, stack::Limits::PUSHES);
+        let push_server = server::serve(
+            push_listeners,
+            self.tls.clone(),
+            pushes,
+            options.clone(),
+            self.stop_pushes.clone(),
+            self.drain,
+        );
+
+        let this = Arc::downgrade(self);
+        let state = admin::State {
+            queue: self.queue.clone(),
+            store: config.queue.path.clone(),
+            metrics: self.metrics.clone(),
+            ready: self.ready.clone(),
+            status: Arc::new(move || this.upgrade().map_or(json!({}), |app| app.status(started))),
+            reload,
+        };
+        let admin = admin::service(state, &config.admin);
+        let admin_server = server::serve(
+            admin_listeners,
+            None,
+            tower::service_fn(move |request| admin.clone().call(request)),
+            server::Options { http2: false, ..options },
+            self.stop_admin.clone(),
+            Duration::from_secs(1),
+        );
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        servers.push(tokio::spawn(push_server));
+        servers.push(tokio::spawn(admin_server));
+        if let Some(acceptor) = self.tls.clone() {
+            tokio::spawn(watch_certificate(acceptor, self.metrics.clone(), self.stop_pushes.clone()));
+        }
+    }
+
+    /// Where pushes are taken, with the ports that the system chose.
+    pub fn push_addresses(&self) -> &[String] {
+        &self.push_addresses
+    }
+
+    /// Where the admin listener is.
+    pub fn admin_address(&self) -> &str {
+        &self.admin_address
+    }
+
+    /// The configuration in use.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The requests to reload that come in by the admin listener; there is one receiver.
+    pub fn take_reloads(&self) -> Option<mpsc::Receiver<admin::Reload>> {
+        self.reloads.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Puts a new configuration to use, whole or not at all.
+    pub fn reload(&self, config: Config) -> Result<(), StartError> {
+        let policies = policies(&config)?;
+        if let Some(acceptor) = &self.tls {
+            acceptor.reload()?;
+            tell_expiry(acceptor, &self.metrics);
+        }
+        for key in needing_restart(&self.config(), &config) {
+            tracing::warn!(key, "this change needs a restart");
+        }
+        self.dispatcher.apply(policies);
+        self.line.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        self.adopted();
+        Ok(())
+    }
+
+    /// Counts the configuration that is in use now.
+    fn adopted(&self) {
+        let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
+        let config = self.config();
+        self.metrics.config_info(&config.sha256, generation);
+        for warning in &config.warnings {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!(generation, sha256 = %config.sha256, "configuration in use");
+    }
+
+    fn status(&self, started: UnixMillis) -> serde_json::Value {
+        let config = self.config();
+        let account = |account: &crate::push::Account| {
+            let credentials = &account.credentials;
+            let (mode, app_id) = (credentials.mode.as_str(), &*credentials.app_id);
+            json!({ "name": &*account.name, "path": account.path, "mode": mode, "app_id": app_id })
+        };
+        let accounts: Vec<_> = config.accounts.iter().map(account).collect();
+        let targets: Vec<_> = config.targets.iter().map(|t| json!({ "name": &*t.target.name })).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "started_at": started.to_string(),
+            "uptime_seconds": UnixMillis::now().since(started).as_secs(),
+            "generation": self.generation.load(Ordering::Relaxed),
+            "config_sha256": config.sha256,
+            "listen": self.push_addresses,
+            "accounts": accounts,
+            "targets": targets,
+        })
+    }
+
+    /// Stops in order, so that nothing that was answered is lost and nothing under way is cut off before `server.drain`.
+    pub async fn stop(&self) {
+        self.ready.set_unready("draining");
+        tracing::info!("draining");
+        self.stop_pushes.cancel();
+        let servers = std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut servers = servers.into_iter();
+        if let Some(pushes) = servers.next() {
+            // A server task ends by itself within `drain`; a panic in it is already logged.
+            pushes.await.ok();
+        }
+        let settled = async {
+            self.line.drain().await;
+            self.dispatcher.drain().await;
+        };
+        if tokio::time::timeout(self.drain, settled).await.is_err() {
+            tracing::warn!("attempts under way are cut off; their deliveries stay pending");
+        }
+        self.stop_admin.cancel();
+        for server in servers {
+            server.await.ok();
+        }
+        self.queue.clone().close().await;
+        tracing::info!("stopped");
+    }
+}
+
+/// The keys that differ and are read at the start alone.
+fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
+    let token = |config: &Config| config.admin.token.as_ref().map(|token| token.expose().to_owned());
+    let same = [
+        ("server.listen", old.server.listen == new.server.listen),
+        ("server.tls", old.server.tls == new.server.tls),
+        ("server.trusted_proxies", old.server.trusted_proxies == new.server.trusted_proxies),
+        ("server.http2", old.server.http2 == new.server.http2),
+        ("server.drain", old.server.drain == new.server.drain),
+        ("server.max_body", old.server.max_body == new.server.max_body),
+        ("admin.listen", old.admin.listen == new.admin.listen),
+        ("admin.token", token(old) == token(new)),
+        ("queue.path", old.queue.path == new.queue.path),
+        ("queue.retention", old.queue.retention == new.queue.retention),
+        ("queue.max_size", old.queue.max_size == new.queue.max_size),
+        ("accounts.*.dedup_window", old.queue.dedup_window == new.queue.dedup_window),
+        ("log.format", old.log.format == new.log.format),
+    ];
+    same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
+}
+
+fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {
+    let build = |settings: &crate::dispatcher::TargetSettings| {
+        let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
+        let upstream = Upstream::new(settings.target.clone(), accounts)
+            .map_err(|source| StartError::Target { name: settings.target.name.clone(), source })?;
+        Ok(Policy::new(settings, upstream, config.log.openid))
+    };
+    config.targets.iter().map(build).collect()
+}
+
+/// Says where a listener listens, with the port that the system chose.
+fn announce(listener: &str, bound: &[Bound]) -> Vec<String> {
+    let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
+    for address in &addresses {
+        tracing::info!(listener, address, "listening");
+    }
+    addresses
+}
+
+/// Takes up a renewed certificate, and tells when the one in use ends.
+async fn watch_certificate(acceptor: tls::Acceptor, metrics: Arc<Metrics>, stop: CancellationToken) {
+    loop {
+        match acceptor.reload_if_changed() {
+            Ok(true) => tracing::info!("a renewed certificate is in use"),
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the changed certificate can't be used; the old one stays in use"),
+        }
+        tell_expiry(&acceptor, &metrics);
+        tokio::select! {
+            () = tokio::time::sleep(CERTIFICATE_WATCH) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+fn tell_expiry(acceptor: &tls::Acceptor, metrics: &Metrics) {
+    if let Some(end) = acceptor.expires() {
+        metrics.tls_expiry(end);
+    }
+}

@@ -1,0 +1,300 @@
+//! The shape of the configuration file: tables and keys, no meaning.
+//!
+//! Every key may be absent: defaults and demands are decided where the value is read. Plain values stay text until
+//! then ([`Scalar`]), because the environment has nothing but text and a token of digits must keep its leading zeros.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+use crate::secret::Secret;
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct File {
+    pub(super) server: Server,
+    pub(super) admin: Admin,
+    pub(super) queue: Queue,
+    pub(super) log: Log,
+    pub(super) accounts: BTreeMap<String, Account>,
+    pub(super) targets: BTreeMap<String, Target>,
+}
+
+/// `[server]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Server {
+    pub(super) listen: Option<List>,
+    pub(super) tls: Option<Tls>,
+    pub(super) trusted_proxies: Option<List>,
+    pub(super) http2: Option<Scalar>,
+    pub(super) drain: Option<Scalar>,
+    pub(super) max_body: Option<Scalar>,
+}
+
+/// `server.tls`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tls {
+    pub(super) cert: Option<Scalar>,
+    pub(super) key: Option<Scalar>,
+}
+
+/// `[admin]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Admin {
+    pub(super) listen: Option<Scalar>,
+    pub(super) token: Option<SecretSource>,
+}
+
+/// `[queue]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Queue {
+    #[serde(rename = "type")]
+    pub(super) engine: Option<Scalar>,
+    pub(super) path: Option<Scalar>,
+    pub(super) retention: Option<Scalar>,
+    pub(super) max_size: Option<Scalar>,
+}
+
+/// `[log]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    pub(super) format: Option<Scalar>,
+    pub(super) level: Option<Scalar>,
+    pub(super) openid: Option<Scalar>,
+}
+
+/// `[accounts.NAME]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Account {
+    pub(super) path: Option<Scalar>,
+    pub(super) app_id: Option<Scalar>,
+    pub(super) token: Option<SecretSource>,
+    pub(super) encoding_aes_key: Option<SecretSource>,
+    pub(super) mode: Option<Scalar>,
+    pub(super) previous_token: Option<SecretSource>,
+    pub(super) previous_encoding_aes_key: Option<SecretSource>,
+    pub(super) max_skew: Option<Scalar>,
+    pub(super) reply_budget: Option<Scalar>,
+    pub(super) reply_window: Option<Scalar>,
+    pub(super) dedup_window: Option<Scalar>,
+    pub(super) routes: Vec<Route>,
+}
+
+/// `[[accounts.NAME.routes]]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Route {
+    pub(super) r#match: Option<Match>,
+    pub(super) otherwise: Option<Scalar>,
+    pub(super) to: Option<List>,
+    pub(super) reply: Option<Reply>,
+}
+
+/// `match` of a route.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Match {
+    pub(super) msg_type: Option<List>,
+    pub(super) event: Option<List>,
+    pub(super) event_key: Option<List>,
+    pub(super) scene: Option<List>,
+    pub(super) content: Option<List>,
+    pub(super) from: Option<List>,
+}
+
+/// `reply` of a route: the name of a target, or a fixed reply.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Target(String),
+    Fixed(FixedReply),
+}
+
+/// A fixed reply, one key of these.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct FixedReply {
+    pub(super) text: Option<Scalar>,
+    pub(super) image: Option<Scalar>,
+    pub(super) news: Option<News>,
+    pub(super) transfer_customer_service: Option<Scalar>,
+}
+
+/// The article of a fixed reply.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct News {
+    pub(super) title: Option<Scalar>,
+    pub(super) description: Option<Scalar>,
+    pub(super) pic_url: Option<Scalar>,
+    pub(super) url: Option<Scalar>,
+}
+
+/// `[targets.NAME]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Target {
+    pub(super) role: Option<Scalar>,
+    pub(super) url: Option<Scalar>,
+    pub(super) provider: Option<Scalar>,
+    pub(super) identifier: Option<Scalar>,
+    pub(super) user_pool_id: Option<Scalar>,
+    pub(super) base_url: Option<Scalar>,
+    pub(super) domain: Option<Scalar>,
+    pub(super) idp_id: Option<Scalar>,
+    pub(super) format: Option<Scalar>,
+    pub(super) secret: Option<SecretSource>,
+    pub(super) token: Option<SecretSource>,
+    pub(super) encoding_aes_key: Option<SecretSource>,
+    pub(super) mode: Option<Scalar>,
+    pub(super) timeout: Option<Scalar>,
+    pub(super) concurrency: Option<Scalar>,
+    pub(super) rate: Option<Scalar>,
+    pub(super) order: Option<Scalar>,
+    pub(super) retry: Option<List>,
+    pub(super) expire_after: Option<Scalar>,
+    pub(super) headers: BTreeMap<String, SecretSource>,
+    pub(super) ca: Option<Scalar>,
+    pub(super) client_cert: Option<Scalar>,
+    pub(super) client_key: Option<Scalar>,
+    pub(super) proxy: Option<Scalar>,
+}
+
+/// A text, number or boolean, as text.
+#[derive(Debug)]
+pub(super) struct Scalar(pub(super) String);
+
+/// A text, or a list of texts.
+#[derive(Debug)]
+pub(super) struct List(pub(super) Vec<String>);
+
+/// A secret, or where it is.
+#[derive(Debug)]
+pub(super) enum SecretSource {
+    Text(Secret),
+    Elsewhere(Elsewhere),
+}
+
+/// Where a secret is: one key of these.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Elsewhere {
+    pub(super) env: Option<String>,
+    pub(super) file: Option<String>,
+    pub(super) credential: Option<String>,
+}
+
+// === impl Deserialize ===
+
+impl<'de> Deserialize<'de> for Scalar {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl Visitor<'_> for Any {
+            type Value = Scalar;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a single value")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Scalar, E> {
+                Ok(Scalar(text.to_owned()))
+            }
+
+            fn visit_bool<E: Error>(self, value: bool) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_i64<E: Error>(self, value: i64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_u64<E: Error>(self, value: u64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+
+            fn visit_f64<E: Error>(self, value: f64) -> Result<Scalar, E> {
+                Ok(Scalar(value.to_string()))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+impl<'de> Deserialize<'de> for List {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = List;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text or a list of texts")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<List, E> {
+                Ok(List(vec![text.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<List, A::Error> {
+                let mut texts = Vec::new();
+                while let Some(text) = items.next_element()? {
+                    texts.push(text);
+                }
+                Ok(List(texts))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = SecretSource;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text in quotes, { env = \"NAME\" }, { file = \"PATH\" } or { credential = \"NAME\" }")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<SecretSource, E> {
+                Ok(SecretSource::Text(Secret::new(text)))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<SecretSource, A::Error> {
+                Elsewhere::deserialize(MapAccessDeserializer::new(table)).map(SecretSource::Elsewhere)
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+impl<'de> Deserialize<'de> for Reply {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Reply;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a target or a fixed reply such as { text = \"Welcome!\" }")
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Reply, E> {
+                Ok(Reply::Target(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Reply, A::Error> {
+                FixedReply::deserialize(MapAccessDeserializer::new(table)).map(Reply::Fixed)
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}

@@ -1,0 +1,408 @@
+//! The configuration: found, merged, read and checked here, then handed to each part as that part's own settings.
+//!
+//! `layers` merges file, environment and command line; `file` is the shape of the result; the other files give meaning
+//! to one table each, through a `scope` that knows the key path and notes what is wrong. Invariants: a [`Config`] that
+//! exists has been checked in full, so nothing later checks it again; all mistakes are told at once; what is secret is
+//! in no message. Deliberately not here: the command line itself, and reading the process's environment
+//! unasked: [`environment`] is there for the caller to pass on.
+
+mod accounts;
+mod error;
+mod file;
+mod layers;
+mod provider;
+mod routes;
+mod scope;
+mod sections;
+pub mod table;
+mod targets;
+mod value;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+pub use accounts::PLACEHOLDER;
+pub use error::{ConfigError, Problem};
+
+use self::accounts::Known;
+use self::layers::{Layers, Shaped};
+use self::scope::{Ground, Scope};
+use crate::deliver::{Format, Role};
+use crate::dispatcher::TargetSettings;
+use crate::push::Account;
+use crate::route::Route;
+use crate::wechat::Mode;
+use crate::{admin, queue, server, telemetry};
+
+/// Where a configuration is looked for when none is named.
+const PLACES: [&str; 2] = ["config.toml", "/etc/wxrelay/config.toml"];
+
+/// A checked configuration: the settings of every part.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// `[server]`
+    pub server: server::Settings,
+    /// `[admin]`
+    pub admin: admin::Settings,
+    /// `[queue]`
+    pub queue: queue::Settings,
+    /// `[log]`
+    pub log: telemetry::Settings,
+    /// `[accounts.NAME]`, at least one, by name.
+    pub accounts: Vec<Account>,
+    /// `[targets.NAME]`, by name.
+    pub targets: Vec<TargetSettings>,
+    /// What is allowed but may not be meant.
+    pub warnings: Vec<String>,
+    /// SHA-256 of the file and of what the environment and the command line put over it, in hex.
+    pub sha256: String,
+}
+
+/// The file to read: the one given (`-c`), else `$WXRELAY_CONFIG`, else `./config.toml`, else
+/// `/etc/wxrelay/config.toml`, if one of the last two exists.
+///
+/// `None` leaves the environment, which can hold a whole configuration but for routes.
+pub fn locate(given: Option<&Path>, wxrelay_config: Option<&str>) -> Option<PathBuf> {
+    let named = given.or(wxrelay_config.filter(|path| !path.is_empty()).map(Path::new));
+    named.or_else(|| PLACES.iter().map(Path::new).find(|path| path.exists())).map(Path::to_owned)
+}
+
+/// The process's environment, without what is not UTF-8.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
+}
+
+/// Loads a configuration: `file`, under the `WXRELAY__` variables of `env`, under `overrides`, which are dotted keys
+/// and their values. `env` also serves `{ env = ".." }` and `{ credential = ".." }`.
+///
+/// # Errors
+///
+/// All that is wrong with it, not only the first.
+pub fn load(
+    file: Option<&Path>,
+    env: impl IntoIterator<Item = (String, String)>,
+    overrides: &[(&str, &str)],
+) -> Result<Config, Vec<ConfigError>> {
+    let env: BTreeMap<_, _> = env.into_iter().collect();
+    let layers = Layers::read(file, &env, overrides).map_err(|error| vec![error])?;
+    let Shaped { file: shape, errors, damaged } = layers.shape();
+    let ground = Ground::new(&layers, &env, file, errors, damaged);
+    let config = config(&ground.root(), &shape, layers.sha256.clone());
+    let (mut errors, warnings) = ground.finish();
+    errors.sort_by(|one, other| one.key.cmp(&other.key));
+    match config {
+        Some(config) if errors.is_empty() => Ok(Config { warnings, ..config }),
+        _ => Err(errors),
+    }
+}
+
+fn config(scope: &Scope<'_>, file: &file::File, sha256: String) -> Option<Config> {
+    let server = sections::server(&scope.at("server"), &file.server);
+    let admin = sections::admin(&scope.at("admin"), &file.admin, &server);
+    let mut queue = sections::queue(&scope.at("queue"), &file.queue);
+    queue.dedup_window = accounts::dedup_window(&scope.at("accounts"), &file.accounts, queue.retention);
+    let log = sections::log(&scope.at("log"), &file.log);
+    let targets = targets::targets(&scope.at("targets"), &file.targets);
+    let known = Known { names: file.targets.keys().map(String::as_str).collect(), targets: &targets };
+    let accounts = accounts::accounts(&scope.at("accounts"), &file.accounts, &known);
+    check_together(&scope.at("targets"), &accounts, &targets);
+    Some(Config { server, admin: admin?, queue, log, accounts, targets, warnings: Vec::new(), sha256 })
+}
+
+/// What only shows when accounts and targets are looked at side by side.
+fn check_together(scope: &Scope<'_>, accounts: &[Account], targets: &[TargetSettings]) {
+    let named = |account: &Account, target: &str| {
+        let in_route = |route: &Route| route.to.iter().any(|name| &**name == target);
+        account.routes.routes.iter().any(in_route)
+    };
+    if targets.is_empty() {
+        scope.warn(format_args!("none, so every event ends in the store"));
+    } else if targets.iter().all(|settings| settings.target.role != Role::Identity) {
+        scope.warn(format_args!("none has role = \"identity\", so no identity provider learns of scans and follows"));
+    }
+    for target in targets.iter().map(|settings| &settings.target) {
+        let scope = scope.at(&target.name);
+        let routing: Vec<_> = accounts.iter().filter(|account| named(account, &target.name)).collect();
+        if routing.is_empty() {
+            scope.warn(format_args!("no route names it, so it gets nothing"));
+        }
+        let lacks_key = |account: &&Account| {
+            let mode = target.credentials.mode.unwrap_or(account.credentials.mode);
+            let key = target.credentials.aes_key.as_ref().or(account.credentials.aes_key.as_ref());
+            mode != Mode::Plaintext && key.is_none()
+        };
+        if target.format == Format::Wechat && routing.into_iter().any(|account| lacks_key(&account)) {
+            let expected = "a key: mode is \"compatible\" or \"secure\", and an account whose events it gets has none";
+            scope.at("encoding_aes_key").fault(Problem::Missing(expected));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::backoff::Schedule;
+
+    const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+    const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
+    const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
+
+    fn env(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        let secrets = [("SHOP_TOKEN", "0123"), ("SHOP_AES_KEY", KEY), ("CRM_SECRET", SECRET)];
+        secrets.iter().chain(pairs).map(|&(name, text)| (name.to_owned(), text.to_owned())).collect()
+    }
+
+    fn data(name: &str) -> PathBuf {
+        Path::new(ROOT).join("tests/data/config").join(name)
+    }
+
+    fn files(name: &str) -> Vec<PathBuf> {
+        let mut files: Vec<_> = std::fs::read_dir(data(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        files.sort();
+        files
+    }
+
+    fn loaded(path: &Path, pairs: &[(&str, &str)]) -> Config {
+        load(Some(path), env(pairs), &[]).unwrap_or_else(|errors| panic!("{}: {errors:#?}", path.display()))
+    }
+
+    fn messages(result: Result<Config, Vec<ConfigError>>) -> Vec<String> {
+        result.unwrap_err().iter().map(ToString::to_string).collect()
+    }
+
+    /// A folder with the given text as config.toml.
+    fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        std::fs::write(&path, text).unwrap();
+        (folder, path)
+    }
+
+    fn target<'c>(config: &'c Config, name: &str) -> &'c TargetSettings {
+        config.targets.iter().find(|settings| &*settings.target.name == name).unwrap()
+    }
+
+    #[test]
+    fn every_valid_file_loads() {
+        let files = files("valid");
+        assert!(files.len() >= 4);
+        for path in files {
+            loaded(&path, &[]);
+        }
+    }
+
+    #[test]
+    fn every_invalid_file_tells_all_its_mistakes_and_no_secret() {
+        let files = files("invalid");
+        assert!(files.len() >= 12);
+        for path in files {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let expected: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# expect: ")).collect();
+            assert!(!expected.is_empty(), "{} expects nothing", path.display());
+            let told = messages(load(Some(&path), env(&[]), &[]));
+            for part in &expected {
+                assert!(told.iter().any(|line| line.contains(part)), "{}: no `{part}` in {told:#?}", path.display());
+            }
+            assert_eq!(told.len(), expected.len(), "{}: {told:#?}", path.display());
+            assert!(told.iter().all(|line| !line.contains("hunter2")), "{}: {told:#?}", path.display());
+            assert!(told.iter().all(|line| !line.contains("271828")), "{}: {told:#?}", path.display());
+            let name = path.display().to_string();
+            assert!(told.iter().all(|line| line.contains(&name)), "no origin: {told:#?}");
+        }
+    }
+
+    #[test]
+    fn the_example_loads_without_a_warning() {
+        let config = loaded(&Path::new(ROOT).join("config.toml.example"), &[]);
+        assert_eq!(config.warnings, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_example_names_every_key() {
+        let (_folder, path) = written(
+            "x = 1\n[server]\nx = 1\ntls = { x = 1 }\n[admin]\nx = 1\ntoken = { x = 1 }\n[queue]\nx = 1\n[log]\nx = 1\n\
+             [targets.a]\nx = 1\n[accounts.a]\nx = 1\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
+             reply = { x = 1, news = { x = 1 } }\n",
+        );
+        let example = std::fs::read_to_string(Path::new(ROOT).join("config.toml.example")).unwrap();
+        let errors = load(Some(&path), env(&[]), &[]).unwrap_err();
+        let known = errors.iter().filter_map(|error| match &error.problem {
+            Problem::UnknownKey { known, .. } => Some(*known),
+            _ => None,
+        });
+        let known: Vec<_> = known.collect();
+        assert_eq!(known.len(), 13, "one list for each kind of table");
+        for key in known.concat() {
+            let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
+            assert!(written.iter().any(|text| example.contains(text)), "the example lacks `{key}`");
+        }
+    }
+
+    #[test]
+    fn the_example_shows_the_defaults() {
+        let (_folder, path) = written(
+            "[accounts.shop]\npath = \"/wechat/events\"\napp_id = \"wx0123456789abcdef\"\ntoken = { env = \"SHOP_TOKEN\" }\n\
+             encoding_aes_key = { env = \"SHOP_AES_KEY\" }\n\
+             [targets.login]\nprovider = \"authing\"\nidentifier = \"my-connection\"\nuser_pool_id = \"0123456789abcdef\"\n\
+             [targets.crm]\nurl = \"http://127.0.0.1:9000/wechat\"\nformat = \"json\"\nsecret = { env = \"CRM_SECRET\" }\n",
+        );
+        let (bare, mut full) = (loaded(&path, &[]), loaded(&Path::new(ROOT).join("config.toml.example"), &[]));
+        full.accounts[0].routes = bare.accounts[0].routes.clone();
+        let same = |name| format!("{:?}", target(&bare, name)) == format!("{:?}", target(&full, name));
+        assert!(same("login") && same("crm"));
+        assert_eq!(format!("{:?}", bare.accounts), format!("{:?}", full.accounts));
+        let parts =
+            |config: &Config| format!("{:?} {:?} {:?} {:?}", config.server, config.admin, config.queue, config.log);
+        assert_eq!(parts(&bare), parts(&full));
+    }
+
+    #[test]
+    fn the_command_line_is_over_the_environment_and_that_over_the_file() {
+        let (_folder, path) = written(
+            "[server]\ndrain = \"1s\"\nmax_body = \"2KiB\"\n[log]\nformat = \"text\"\n[accounts.shop]\npath = \"/wx\"\n\
+             app_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n",
+        );
+        let pairs = [("WXRELAY__SERVER__DRAIN", "2s"), ("WXRELAY__SERVER__MAX_BODY", "4096"), ("WXRELAY_CONFIG", "x")];
+        let config = load(Some(&path), env(&pairs), &[("server.drain", "3s")]).unwrap();
+        assert_eq!(config.server.drain, Duration::from_secs(3));
+        assert_eq!(config.server.max_body, 4096);
+        assert!(matches!(config.log.format, telemetry::LogFormat::Text));
+        let plain = load(Some(&path), env(&[]), &[]).unwrap();
+        assert_eq!(plain.sha256.len(), 64);
+        assert_ne!(plain.sha256, config.sha256);
+    }
+
+    #[test]
+    fn digits_in_the_environment_stay_text() {
+        let pairs = [
+            ("WXRELAY__ACCOUNTS__SHOP__PATH", "/wx"),
+            ("WXRELAY__ACCOUNTS__SHOP__APP_ID", "0123456789"),
+            ("WXRELAY__ACCOUNTS__SHOP__TOKEN", "00123"),
+            ("WXRELAY__ACCOUNTS__SHOP__MODE", "plaintext"),
+            ("WXRELAY__TARGETS__CRM__URL", "http://a"),
+            ("WXRELAY__TARGETS__CRM__CONCURRENCY", "7"),
+            ("WXRELAY__TARGETS__CRM__RETRY", "[1s, 2s]"),
+            ("WXRELAY__SERVER__HTTP2", "true"),
+            ("WXRELAY__SERVER__LISTEN", "127.0.0.1:0"),
+        ];
+        let config = load(None, env(&pairs), &[]).unwrap();
+        let account = &config.accounts[0];
+        assert_eq!(account.credentials.token.expose(), "00123");
+        assert_eq!(&*account.credentials.app_id, "0123456789");
+        assert!(config.server.http2);
+        let crm = target(&config, "crm");
+        assert_eq!(crm.concurrency, 7);
+        assert_eq!(crm.retry, Schedule::ending(vec![Duration::from_secs(1), Duration::from_secs(2)]));
+    }
+
+    #[test]
+    fn a_mistake_in_the_environment_names_the_variable() {
+        let pairs = [("WXRELAY__TARGETS__CRM__TIMEOUT", "soon"), ("WXRELAY__TARGETS__CRM__TIMOUT", "1s")];
+        let told = messages(load(Some(&data("valid/mode2.toml")), env(&pairs), &[]));
+        assert_eq!(told.len(), 2, "{told:#?}");
+        let timeout = told.iter().find(|line| line.starts_with("targets.crm.timeout: found `soon`")).unwrap();
+        assert!(timeout.ends_with("(environment variable WXRELAY__TARGETS__CRM__TIMEOUT)"), "{timeout}");
+        assert!(told.iter().any(|line| line.ends_with("WXRELAY__TARGETS__CRM__TIMOUT)")), "{told:#?}");
+    }
+
+    #[test]
+    fn secrets_come_from_files_and_credentials_without_their_line_end() {
+        let (folder, path) = written(
+            "[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\nmode = \"plaintext\"\n\
+             token = { env = \"NOT_THERE\" }\nprevious_token = { credential = \"old\" }\n",
+        );
+        std::fs::write(folder.path().join("new"), "0123abc\r\n").unwrap();
+        std::fs::write(folder.path().join("old"), "old\n").unwrap();
+        let pairs = [
+            ("WXRELAY__ACCOUNTS__SHOP__TOKEN__FILE", "new"),
+            ("CREDENTIALS_DIRECTORY", folder.path().to_str().unwrap()),
+        ];
+        let config = loaded(&path, &pairs);
+        let credentials = &config.accounts[0].credentials;
+        assert_eq!(credentials.token.expose(), "0123abc");
+        assert_eq!(credentials.previous_token.as_ref().unwrap().expose(), "old");
+        let told = messages(load(Some(&path), env(&[]), &[])).join("\n");
+        assert!(told.contains("NOT_THERE is not set") && told.contains("CREDENTIALS_DIRECTORY is not set"), "{told}");
+    }
+
+    #[test]
+    fn a_missing_file_is_an_error_with_a_remedy() {
+        let told = messages(load(Some(Path::new("/nowhere/wxrelay.toml")), env(&[]), &[]));
+        assert!(told[0].starts_with("/nowhere/wxrelay.toml: cannot read this file"), "{told:?}");
+        assert!(told[0].contains("wxrelay init"), "{told:?}");
+    }
+
+    #[test]
+    fn the_file_named_on_the_command_line_comes_first() {
+        let given = Path::new("/a.toml");
+        assert_eq!(locate(Some(given), Some("/b.toml")).as_deref(), Some(given));
+        assert_eq!(locate(None, Some("/b.toml")).as_deref(), Some(Path::new("/b.toml")));
+    }
+
+    #[test]
+    fn identifiers_make_the_providers_urls() {
+        let login = |path: &str| target(&loaded(&data(path), &[]), "login").target.clone();
+        let genauth = login("valid/mode2.toml");
+        let url = "https://core.genauth.ai/connections/social/my-connection/0123456789abcdef/events";
+        assert_eq!(genauth.url.to_string(), url);
+        assert_eq!((genauth.role, genauth.format), (Role::Identity, Format::AuthingJson));
+        let bamboocloud = login("valid/two-accounts.toml");
+        assert_eq!(bamboocloud.url, "https://tenant.example.com:8443/api/v1/callback/wechatmpqr/42");
+        assert_eq!(bamboocloud.format, Format::Raw);
+    }
+
+    #[test]
+    fn what_may_not_be_meant_is_warned_of() {
+        let (_folder, path) = written(
+            "[admin]\ntoken = \"short\"\n[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n\
+             [[accounts.shop.routes]]\nmatch = { event = \"*\" }\nto = [\"a\"]\n\
+             [targets.a]\nurl = \"http://a\"\nexpire_after = \"1h\"\n[targets.b]\nurl = \"http://b\"\n",
+        );
+        let warnings = loaded(&path, &[]).warnings.join("\n");
+        let expected = [
+            "admin.token: a token of less than 16",
+            "accounts.shop.mode: plaintext is",
+            "accounts.shop.routes: without `otherwise",
+            "targets.a.expire_after: a handler",
+            "targets: none has role",
+            "targets.b: no route names it",
+        ];
+        for part in expected {
+            assert!(warnings.contains(part), "no `{part}` in {warnings}");
+        }
+        assert_eq!(warnings.lines().count(), expected.len(), "{warnings}");
+    }
+
+    #[test]
+    fn debug_shows_no_secret() {
+        let pairs = [("WXRELAY__ADMIN__TOKEN", "hunter2hunter2hunter2")];
+        let shown = format!("{:?}", loaded(&data("valid/mode2.toml"), &pairs));
+        for secret in ["hunter2", "0123\"", KEY, SECRET] {
+            assert!(!shown.contains(secret), "{shown}");
+        }
+    }
+
+    #[test]
+    fn the_table_is_drawn_in_the_order_of_the_file() {
+        let config = loaded(&Path::new(ROOT).join("config.toml.example"), &[]);
+        let drawn = table::text(&config);
+        let expected = "account shop
+  path     /wechat/events
+  app_id   wx0123456789abcdef
+  mode     secure
+  routes[0]  event = subscribe | SCAN              -> login        reply \"Welcome!\"
+  routes[1]  msg_type = text, content = re:^#\\d+$  -> crm          reply by crm
+  routes[2]  otherwise                             -> crm, legacy
+
+target crm
+";
+        assert!(drawn.starts_with(expected), "{drawn}");
+        assert!(drawn.contains("  then     expired 2m after the push"), "{drawn}");
+        let json = table::json(&config);
+        assert_eq!(json["accounts"][0]["routes"][2]["when"], "otherwise");
+        assert_eq!(json["targets"][2]["end"], "expired 2m after the push");
+    }
+}

@@ -1,0 +1,144 @@
+//! `[server]`, `[admin]`, `[queue]` and `[log]`: what the relay as a whole is told.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::error::Problem;
+use super::file;
+use super::scope::Scope;
+use super::value;
+use crate::server::{self, Listen, TlsFiles};
+use crate::telemetry::{LogFormat, OpenIds};
+use crate::{admin, queue, telemetry};
+
+/// A bearer token shorter than this can be guessed.
+const SHORT_TOKEN: usize = 16;
+
+/// `[server]`
+pub(super) fn server(scope: &Scope<'_>, file: &file::Server) -> server::Settings {
+    let default = vec!["0.0.0.0:8080".to_owned()];
+    let listen = listen_list(&scope.at("listen"), file.listen.as_ref().map_or(&default, |list| &list.0));
+    let tls = file.tls.as_ref().map(|tls| tls_files(&scope.at("tls"), tls));
+    let proxies = file.trusted_proxies.as_ref().map_or(&[][..], |list| &list.0);
+    server::Settings {
+        listen,
+        tls: tls.flatten(),
+        trusted_proxies: networks(&scope.at("trusted_proxies"), proxies),
+        http2: scope.read("http2", &file.http2, value::boolean).unwrap_or(false),
+        drain: scope.read("drain", &file.drain, value::duration).unwrap_or(Duration::from_secs(10)),
+        max_body: scope.read("max_body", &file.max_body, value::max_body).unwrap_or(1024 * 1024),
+    }
+}
+
+fn listen_list(scope: &Scope<'_>, texts: &[String]) -> Vec<Listen> {
+    if texts.is_empty() {
+        scope.fault(Problem::Missing("at least one address to listen at"));
+    }
+    let mut places = Vec::new();
+    for (index, text) in texts.iter().enumerate() {
+        let Some(place) = listen(&scope.nth(index), text) else { continue };
+        if places.contains(&place) {
+            scope.nth(index).fault(Problem::Rule("the same address as above, expected each once"));
+        }
+        places.push(place);
+    }
+    places
+}
+
+fn listen(scope: &Scope<'_>, text: &str) -> Option<Listen> {
+    match scope.parse(text, value::listen)? {
+        Listen::Unix(path) => Some(Listen::Unix(scope.resolve(&path.to_string_lossy()))),
+        place @ (Listen::Tcp(_) | Listen::Systemd) => Some(place),
+    }
+}
+
+fn tls_files(scope: &Scope<'_>, file: &file::Tls) -> Option<TlsFiles> {
+    for (name, given) in [("cert", &file.cert), ("key", &file.key)] {
+        if given.is_none() {
+            scope.at(name).fault(Problem::Missing("the path of a PEM file"));
+        }
+    }
+    let cert = scope.existing("cert", &file.cert);
+    let key = scope.existing("key", &file.key);
+    Some(TlsFiles { cert: cert?, key: key? })
+}
+
+fn networks(scope: &Scope<'_>, texts: &[String]) -> Vec<IpNet> {
+    let network = |text: &str| {
+        let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
+        text.parse().ok().or_else(one).ok_or("a network such as \"10.0.0.0/8\" or an address")
+    };
+    texts.iter().enumerate().filter_map(|(index, text)| scope.nth(index).parse(text, network)).collect()
+}
+
+/// `[admin]`
+pub(super) fn admin(scope: &Scope<'_>, file: &file::Admin, server: &server::Settings) -> Option<admin::Settings> {
+    let default = "127.0.0.1:9180".to_owned();
+    let at = scope.at("listen");
+    let listen = listen(&at, file.listen.as_ref().map_or(&default, |text| &text.0));
+    let token = scope.secret("token", &file.token);
+    if let Some(token) = &token {
+        check_bearer(&scope.at("token"), token.expose());
+    }
+    let listen = listen?;
+    let local = match &listen {
+        Listen::Tcp(address) => address.ip().is_loopback(),
+        Listen::Unix(_) => true,
+        Listen::Systemd => false,
+    };
+    if !local && file.token.is_none() {
+        scope.at("token").fault(Problem::Missing("a token, since admin.listen is not on loopback"));
+    }
+    let fixed = !matches!(&listen, Listen::Tcp(address) if address.port() == 0);
+    if fixed && server.listen.contains(&listen) {
+        at.fault(Problem::Rule("the same address as server.listen, expected one of its own"));
+    }
+    Some(admin::Settings { listen, token })
+}
+
+fn check_bearer(scope: &Scope<'_>, token: &str) {
+    if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        scope.fault(Problem::Hidden("visible ASCII characters without blanks, at least one"));
+    } else if token.len() < SHORT_TOKEN {
+        scope.warn(format_args!("a token of less than {SHORT_TOKEN} characters can be guessed"));
+    }
+}
+
+/// `[queue]`
+pub(super) fn queue(scope: &Scope<'_>, file: &file::Queue) -> queue::Settings {
+    let engine = |text: &str| if text == "embedded" { Ok(()) } else { Err("\"embedded\"") };
+    scope.read("type", &file.engine, engine);
+    queue::Settings {
+        path: scope.path("path", &file.path).unwrap_or_else(|| "/var/lib/wxrelay".into()),
+        retention: scope
+            .read("retention", &file.retention, value::some_duration)
+            .unwrap_or(Duration::from_hours(7 * 24)),
+        dedup_window: Duration::ZERO,
+        max_size: scope.read("max_size", &file.max_size, value::max_size).unwrap_or(10 << 30),
+    }
+}
+
+/// `[log]`
+pub(super) fn log(scope: &Scope<'_>, file: &file::Log) -> telemetry::Settings {
+    let format = |text: &str| match text {
+        "json" => Ok(LogFormat::Json),
+        "text" => Ok(LogFormat::Text),
+        _ => Err("\"json\" or \"text\""),
+    };
+    let level = |text: &str| {
+        let expected = "a level (error, warn, info, debug, trace) or a filter such as \"info,wxrelay::push=debug\"";
+        telemetry::filter(text).map(|_| text.to_owned()).map_err(|_| expected)
+    };
+    let openid = |text: &str| match text {
+        "hash" => Ok(OpenIds::Hash),
+        "clear" => Ok(OpenIds::Clear),
+        _ => Err("\"hash\" or \"clear\""),
+    };
+    telemetry::Settings {
+        format: scope.read("format", &file.format, format).unwrap_or(LogFormat::Json),
+        level: scope.read("level", &file.level, level).unwrap_or_else(|| "info".to_owned()),
+        openid: scope.read("openid", &file.openid, openid).unwrap_or(OpenIds::Hash),
+    }
+}

@@ -1,0 +1,235 @@
+//! How single values are written: durations, sizes, addresses, URLs, names.
+//!
+//! Each parser returns what was expected when the text is not that. Pure.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::Uri;
+
+use crate::server::Listen;
+use crate::wechat::Mode;
+
+/// More is a slip of the pen, and far below what clocks can add up.
+const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
+
+const MODES: &str = "\"plaintext\", \"compatible\" or \"secure\"";
+
+/// The end of a parser: the value, or what was expected.
+pub(super) type Parsed<T> = Result<T, &'static str>;
+
+/// A duration such as `4.5s`.
+pub(super) fn duration(text: &str) -> Parsed<Duration> {
+    let duration = humantime::parse_duration(text).ok().filter(|duration| *duration <= LONGEST);
+    duration.ok_or("a duration such as \"500ms\", \"4.5s\", \"2m\" or \"7d\"")
+}
+
+/// A duration that is not zero.
+pub(super) fn some_duration(text: &str) -> Parsed<Duration> {
+    duration(text).and_then(|some| if some.is_zero() { Err("a duration longer than zero") } else { Ok(some) })
+}
+
+/// `off`, or a duration of 10 seconds to a day.
+pub(super) fn skew(text: &str) -> Parsed<Option<Duration>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let range = Duration::from_secs(10)..=Duration::from_secs(86_400);
+    duration(text).ok().filter(|skew| range.contains(skew)).map(Some).ok_or("10s to 24h, or \"off\"")
+}
+
+/// The time WeChat's patience leaves.
+pub(super) fn reply_budget(text: &str) -> Parsed<Duration> {
+    let longest = Duration::from_millis(4900);
+    let expected = "a duration of at most 4.9s, since WeChat hangs up after 5s";
+    some_duration(text).ok().filter(|budget| *budget <= longest).ok_or(expected)
+}
+
+/// A number of bytes such as `1MiB`.
+pub(super) fn size(text: &str) -> Parsed<u64> {
+    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64()).map_err(|_| "a size such as \"1MiB\" or \"10GiB\"")
+}
+
+/// The bytes that a body may have.
+pub(super) fn max_body(text: &str) -> Parsed<usize> {
+    let size = size(text)?;
+    let range = 1024..=16 * 1024 * 1024;
+    let bytes = usize::try_from(size).ok().filter(|bytes| range.contains(bytes));
+    bytes.ok_or("1KiB to 16MiB")
+}
+
+/// The bytes that the store may take.
+pub(super) fn max_size(text: &str) -> Parsed<u64> {
+    let size = size(text)?;
+    if size < 16 * 1024 * 1024 { Err("at least 16MiB") } else { Ok(size) }
+}
+
+/// `true` or `false`.
+pub(super) fn boolean(text: &str) -> Parsed<bool> {
+    text.parse().map_err(|_| "true or false")
+}
+
+/// A key that is only ever `true`.
+pub(super) fn yes(text: &str) -> Parsed<()> {
+    if text == "true" { Ok(()) } else { Err("true, or the key left out") }
+}
+
+/// How many attempts at one time.
+pub(super) fn concurrency(text: &str) -> Parsed<usize> {
+    text.parse().ok().filter(|count| (1..=1024).contains(count)).ok_or("a number from 1 to 1024")
+}
+
+/// Attempts a second: `100/s`.
+pub(super) fn rate(text: &str) -> Parsed<std::num::NonZeroU32> {
+    let count = text.strip_suffix("/s").and_then(|count| count.trim().parse().ok());
+    count.ok_or("a number of attempts per second such as \"100/s\"")
+}
+
+/// A place to listen at. A relative path is left as it is.
+pub(super) fn listen(text: &str) -> Parsed<Listen> {
+    let expected = "an address and port such as \"0.0.0.0:8080\" or \"[::]:8080\", \"unix:/PATH\", or \"systemd\"";
+    match text.strip_prefix("unix:") {
+        Some("") => Err(expected),
+        Some(path) => Ok(Listen::Unix(path.into())),
+        None if text == "systemd" => Ok(Listen::Systemd),
+        None => text.parse::<SocketAddr>().map(Listen::Tcp).map_err(|_| expected),
+    }
+}
+
+/// The path of an account's server URL: without a trailing slash, so that the root is the empty text.
+pub(super) fn account_path(text: &str) -> Parsed<String> {
+    let sound = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+    let expected = "a path that begins with `/`, without blanks, `?` and `#`, such as \"/wechat/events\"";
+    if sound { Ok(text.trim_end_matches('/').to_owned()) } else { Err(expected) }
+}
+
+/// An AppID. Those of official accounts are `wx` and 16 hex digits; others of the family look different.
+pub(super) fn app_id(text: &str) -> Parsed<String> {
+    let sound = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if sound { Ok(text.to_owned()) } else { Err("the AppID from WeChat's console, such as \"wx0123456789abcdef\"") }
+}
+
+/// The mode of an account, pinned here and never chosen by a request.
+pub(super) fn mode(text: &str) -> Parsed<Mode> {
+    text.parse().map_err(|_| MODES)
+}
+
+/// The name of an account or target. Lower case, since the environment can name no other.
+pub(super) fn is_name(text: &str) -> bool {
+    let sign = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
+    !text.is_empty() && text.bytes().all(sign)
+}
+
+/// An http or https URL with a host and nothing that hides: no user, no fragment.
+pub(super) fn url(text: &str) -> Parsed<Uri> {
+    if text.contains('#') {
+        return Err("a URL without a fragment (`#`), which no server ever sees");
+    }
+    if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err("a URL without blanks and with everything outside ASCII percent-encoded");
+    }
+    let expected = "a URL that begins with http:// or https:// and names a host";
+    let uri: Uri = text.parse().map_err(|_| expected)?;
+    let authority = uri.authority().ok_or(expected)?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(expected);
+    }
+    if authority.as_str().contains('@') {
+        return Err("a URL without user and password; put those into `headers`");
+    }
+    if !has_sound_port(authority) {
+        return Err("a URL whose port, if it has one, is 1 to 65535");
+    }
+    Ok(uri)
+}
+
+/// A proxy that is spoken to in clear; what goes through it to https targets is not.
+pub(super) fn proxy(text: &str) -> Parsed<Uri> {
+    url(text).ok().filter(|uri| uri.scheme_str() == Some("http")).ok_or("a URL such as \"http://proxy.example:3128\"")
+}
+
+/// Whether there is a host, and a port only if it is one.
+pub(super) fn has_sound_port(authority: &http::uri::Authority) -> bool {
+    let port = authority.as_str().strip_prefix(authority.host());
+    let sound =
+        |port: &str| port.strip_prefix(':').and_then(|port| port.parse().ok()).is_some_and(|port: u16| port > 0);
+    !authority.host().is_empty() && port.is_some_and(|port| port.is_empty() || sound(port))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn durations_may_have_fractions() {
+        assert_eq!(duration("4.5s"), Ok(Duration::from_millis(4500)));
+        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        assert!(duration("5").is_err() && duration("99999y").is_err() && duration("-1s").is_err());
+        assert!(some_duration("0s").is_err());
+        assert_eq!(skew("off"), Ok(None));
+        assert!(skew("9s").is_err() && skew("25h").is_err());
+        assert!(reply_budget("5s").is_err());
+    }
+
+    #[test]
+    fn sizes_are_binary_or_decimal() {
+        assert_eq!(size("1MiB"), Ok(1_048_576));
+        assert_eq!(size("1MB"), Ok(1_000_000));
+        assert!(size("lots").is_err());
+        assert!(max_body("1023").is_err() && max_body("17MiB").is_err());
+    }
+
+    #[test]
+    fn a_url_has_scheme_host_and_nothing_that_hides() {
+        for sound in ["http://a", "https://a:8443/x?y=z", "http://[::1]:9000/", "http://127.0.0.1:9000/wechat"] {
+            assert!(url(sound).is_ok(), "{sound}");
+        }
+        let broken = [
+            "",
+            "a",
+            "/a",
+            "ftp://a",
+            "a:80",
+            "http://",
+            "http:///x",
+            "http://u:p@a/",
+            "http://a/#b",
+            "http://a:0/",
+            "http://a:99999/",
+            "http://a:x/",
+            "http://a b/",
+            "http://ä/",
+            "http://:80/",
+        ];
+        for broken in broken {
+            assert!(url(broken).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_trailing_slash_makes_no_difference() {
+        assert_eq!(account_path("/wechat/"), Ok("/wechat".to_owned()));
+        assert_eq!(account_path("/"), Ok(String::new()));
+        assert!(account_path("wechat").is_err() && account_path("/a?b").is_err() && account_path("").is_err());
+    }
+
+    #[test]
+    fn addresses_are_tcp_unix_or_systemd() {
+        assert_eq!(listen("unix:/run/x"), Ok(Listen::Unix("/run/x".into())));
+        assert_eq!(listen("systemd"), Ok(Listen::Systemd));
+        assert!(matches!(listen("[::]:80"), Ok(Listen::Tcp(_))));
+        assert!(listen(":8080").is_err() && listen("localhost:80").is_err() && listen("unix:").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_parser_panic(text in "\\PC{0,30}", tail in "[a-z0-9:/@#.\\[\\]]{0,20}") {
+            drop(url(&text));
+            drop(url(&format!("http://{tail}")));
+            drop((duration(&text), size(&text), rate(&text), account_path(&text)));
+            drop(listen(&tail));
+        }
+    }
+}
