@@ -1,9 +1,22 @@
 //! wxrelay: one WeChat server URL, as many handlers as you want, and no event lost.
 //!
+//! The map, in the order of the floors; a module uses only modules of floors below its own:
+//!
+//! | floor | modules | |
+//! |---|---|---|
+//! | 5 | [`cli`] | one file per command |
+//! | 4 | [`app`], [`config`] | the wiring, and what an operator may set |
+//! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; a push's way in; the way out |
+//! | 2 | [`queue`], [`deliver`] | the durable store; HTTP out |
+//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`] | pure: protocol, event, routing, schedule |
+//! | 0 | [`secret`], [`clock`], [`metrics`], [`telemetry`] | ground |
+//!
+//! To know the house, read [`push`], then [`dispatcher`], then [`app`].
 
 pub mod admin;
 pub mod app;
 pub mod backoff;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deliver;

@@ -1,0 +1,94 @@
+//! The admin API of a running relay, as the commands use it.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
+use http::{Method, Request, StatusCode};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::config::Config;
+use crate::server::Listen;
+
+/// For a question.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// For a deed: reviving a million dead letters takes a while.
+const LONG_PATIENCE: Duration = Duration::from_secs(600);
+const ANSWER_CAP: usize = 16 << 20;
+
+/// The admin listener of the relay that runs by a configuration.
+pub(super) struct Api<'c> {
+    config: &'c Config,
+}
+
+impl<'c> Api<'c> {
+    /// Fails if the listener's address can't be known from outside.
+    pub(super) fn of(config: &'c Config) -> anyhow::Result<Self> {
+        let listen = &config.admin.listen;
+        ensure!(
+            matches!(listen, Listen::Unix(_)) || listen.reachable().is_some(),
+            "admin.listen = \"{listen}\" tells no address to call; set a TCP address with a port, or a Unix socket"
+        );
+        Ok(Self { config })
+    }
+
+    /// One request, one JSON answer; a text answer comes as a JSON string.
+    pub(super) async fn call(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let listen = &self.config.admin.listen;
+        let patience = if method == Method::GET { PATIENCE } else { LONG_PATIENCE };
+        let exchange = async {
+            match (listen, listen.reachable()) {
+                (Listen::Unix(socket), _) => {
+                    let stream = UnixStream::connect(socket).await.with_context(|| silent(listen))?;
+                    self.exchange(stream, method, path, body).await
+                }
+                (_, Some(address)) => {
+                    let stream = TcpStream::connect(address).await.with_context(|| silent(listen))?;
+                    self.exchange(stream, method, path, body).await
+                }
+                (_, None) => bail!(silent(listen)),
+            }
+        };
+        tokio::time::timeout(patience, exchange).await.context("the relay does not answer")?
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the body is limited")]
+    async fn exchange(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> anyhow::Result<(StatusCode, Value)> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
+        if let Some(token) = &self.config.admin.token {
+            request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
+        }
+        let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
+        let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(body))?;
+        let answer = sender.send_request(request).await?;
+        let status = answer.status();
+        let read = Limited::new(answer.into_body(), ANSWER_CAP).collect().await;
+        let text = read.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+        connection.abort();
+        let text = String::from_utf8_lossy(&text);
+        Ok((status, serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.trim().to_owned()))))
+    }
+}
+
+fn silent(listen: &Listen) -> String {
+    format!("no relay answers at admin.listen = \"{listen}\"; is it running, with this configuration?")
+}

@@ -1,0 +1,169 @@
+//! `wxrelay events`: finds events, and tells all about one.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+
+use super::ConfigArgs;
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+use crate::queue::view::{AttemptDetail, Detail, Summary};
+use crate::queue::{Filter, Inspect, State};
+
+/// `wxrelay events`
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print JSON, one object a line
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// List events, the newest first
+    Ls(Ls),
+    /// Show one event with every attempt
+    Show {
+        /// evt_...
+        id: EventId,
+        /// Show the opened text too
+        #[arg(long)]
+        text: bool,
+    },
+}
+
+#[derive(clap::Args)]
+struct Ls {
+    /// Those of one account
+    #[arg(long)]
+    account: Option<String>,
+    /// Those of one event name or message type, as in SCAN or text
+    #[arg(long)]
+    event: Option<String>,
+    /// Those of one OpenID
+    #[arg(long)]
+    from: Option<String>,
+    /// Those for one target
+    #[arg(long)]
+    target: Option<String>,
+    /// Those with a delivery in this state: pending, delivered, dead, expired or cancelled
+    #[arg(long, value_parser = state)]
+    state: Option<State>,
+    /// Those received since then: RFC 3339, or an age as in 2h
+    #[arg(long, value_parser = moment)]
+    since: Option<UnixMillis>,
+    /// Those received before then
+    #[arg(long, value_parser = moment)]
+    until: Option<UnixMillis>,
+    /// Those older than this event: the last of the page before
+    #[arg(long)]
+    before: Option<EventId>,
+    /// The most to list
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+}
+
+/// Reads the store itself, so it works while a relay runs and while none does.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let store = Inspect::open(&config.queue.path)?;
+    match args.action {
+        Action::Ls(ls) => list(&store, ls, args.json),
+        Action::Show { id, text } => show(&store, id, text, args.json),
+    }
+}
+
+fn list(store: &Inspect, ls: Ls, json: bool) -> anyhow::Result<ExitCode> {
+    let Ls { account, event, from, target, state, since, until, before, limit } = ls;
+    let found = store.events(&Filter { account, event, from, target, state, since, until, before, limit })?;
+    let mut out = io::stdout().lock();
+    for event in &found {
+        if json {
+            writeln!(out, "{}", serde_json::to_string(event)?)?;
+        } else {
+            writeln!(out, "{}", line(event))?;
+        }
+    }
+    if found.is_empty() && !json {
+        writeln!(io::stderr(), "no such event")?;
+    }
+    if let Some(last) = found.last().filter(|_| found.len() == limit && !json) {
+        writeln!(io::stderr(), "there may be more: add --before {}", last.id)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(event: &Summary) -> String {
+    let name = if event.event.is_empty() { &event.msg_type } else { &event.event };
+    let deliveries: Vec<_> = event.deliveries.iter().map(|d| format!("{} {}", d.target, d.state.name())).collect();
+    let deliveries = if deliveries.is_empty() { "no target".to_owned() } else { deliveries.join(", ") };
+    format!("{}  {}  {:12} {:20} {:24} {deliveries}", event.received_at, event.id, event.account, name, event.event_key)
+}
+
+fn show(store: &Inspect, id: EventId, text: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let Some(event) = store.event(id)? else {
+        bail!("{id} is not in the store; it may be older than queue.retention");
+    };
+    if json {
+        writeln!(io::stdout(), "{}", serde_json::to_string(&event)?)?;
+    } else {
+        write!(io::stdout(), "{}", description(&event, text))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn description(event: &Detail, with_text: bool) -> String {
+    let mut out = format!(
+        "{}\n  received  {}\n  account   {} ({}, {})\n  message   {} {} {}\n  from      {}\n",
+        event.id,
+        event.received_at,
+        event.account,
+        event.app_id,
+        event.mode,
+        event.msg_type,
+        event.event,
+        event.event_key,
+        event.from
+    );
+    for delivery in &event.deliveries {
+        out += &format!("  {:9} {}", delivery.target, delivery.state.name());
+        out += &delivery.ended_at.map(|at| format!(" at {at}")).unwrap_or_default();
+        out += &delivery.due.map(|due| format!(", next attempt {due}")).unwrap_or_default();
+        out.push('\n');
+        delivery.attempts.iter().for_each(|attempt| out += &attempt_line(attempt));
+    }
+    if let Some(reply) = event.reply.as_ref().filter(|_| with_text) {
+        out += &format!("  reply     {reply}\n");
+    }
+    if with_text {
+        out += &format!("  text      {}\n", event.text);
+    }
+    out
+}
+
+fn attempt_line(attempt: &AttemptDetail) -> String {
+    let status = attempt.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let error = attempt.error.as_deref().unwrap_or_default();
+    format!("    attempt {}  {}  {:.1} ms  {status}  {error}\n", attempt.number, attempt.at, attempt.duration_ms)
+}
+
+fn state(text: &str) -> anyhow::Result<State> {
+    let known = State::ALL.into_iter().find(|state| state.name() == text);
+    known.context("expected pending, delivered, dead, expired or cancelled")
+}
+
+/// A time of RFC 3339, or an age.
+fn moment(text: &str) -> anyhow::Result<UnixMillis> {
+    if let Ok(moment) = text.parse::<jiff::Timestamp>() {
+        return Ok(UnixMillis(moment.as_millisecond()));
+    }
+    let age: Duration = humantime::parse_duration(text).context("expected 2026-11-20T08:00:00Z, or an age as in 2h")?;
+    Ok(UnixMillis(UnixMillis::now().0 - i64::try_from(age.as_millis())?))
+}

@@ -1,0 +1,69 @@
+//! `wxrelay serve`: runs the relay until SIGTERM; SIGHUP reloads.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::ConfigArgs;
+use crate::app::App;
+use crate::telemetry;
+
+/// `wxrelay serve`
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Runs until it is told to stop.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let logs = telemetry::init(&config.log)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let app = App::start(config).await.context("the relay can't start")?;
+    let mut asked = app.take_reloads().context("reloads are taken once")?;
+    notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => drop(reload(&app, &args.config, &logs)),
+            Some(request) = asked.recv() => drop(request.answer.send(reload(&app, &args.config, &logs))),
+        }
+    }
+    notify(&[sd_notify::NotifyState::Stopping]);
+    app.stop().await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A bad file changes nothing. The errors are told in the log and to whoever asked.
+fn reload(app: &Arc<App>, args: &ConfigArgs, logs: &telemetry::Handle) -> Result<(), String> {
+    if let Ok(reloading) = sd_notify::NotifyState::monotonic_usec_now() {
+        notify(&[sd_notify::NotifyState::Reloading, reloading]);
+    }
+    let result = reloaded(app, args, logs);
+    match &result {
+        Ok(()) => tracing::info!("reloaded"),
+        Err(error) => tracing::error!(%error, "not reloaded; the old configuration stays in use"),
+    }
+    notify(&[sd_notify::NotifyState::Ready]);
+    result
+}
+
+fn reloaded(app: &Arc<App>, args: &ConfigArgs, logs: &telemetry::Handle) -> Result<(), String> {
+    let config = args.load().map_err(|errors| errors.to_string())?;
+    let level = config.log.level.clone();
+    app.reload(config).map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
+    logs.set_level(&level).map_err(|error| error.to_string())
+}
+
+/// Tells systemd, if it asked to be told.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd can't be notified");
+    }
+}

@@ -1,0 +1,147 @@
+//! Whom to act for: an account of a configuration, or one given by flags.
+
+use anyhow::{Context, bail, ensure};
+
+use super::url::ServerUrl;
+use crate::cli::ConfigArgs;
+use crate::push::Account;
+use crate::secret::Secret;
+use crate::server::Listen;
+use crate::wechat::{AesKey, Credentials, Mode};
+
+/// The flags that name an account.
+#[derive(Clone, clap::Args)]
+#[command(next_help_heading = "Account")]
+pub(super) struct Flags {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// The account's name in the configuration [default: the only one]
+    #[arg(long, global = true, value_name = "NAME", conflicts_with = "token")]
+    account: Option<String>,
+    #[command(flatten)]
+    given: Given,
+}
+
+/// The flags that spell an account's credentials out.
+#[derive(Clone, clap::Args)]
+pub(crate) struct Given {
+    /// The account's token
+    #[arg(long, global = true, value_parser = secret)]
+    token: Option<Secret>,
+    /// The account's EncodingAESKey
+    #[arg(long, global = true, value_parser = secret)]
+    key: Option<Secret>,
+    /// The account's AppID
+    #[arg(long, global = true)]
+    app_id: Option<String>,
+    /// plaintext, compatible or secure [default: secure with --key, else plaintext]
+    #[arg(long, global = true)]
+    mode: Option<Mode>,
+}
+
+impl Flags {
+    /// The account, and the server URL that its configuration gives it on this machine.
+    pub(super) fn resolve(&self) -> anyhow::Result<(Credentials, Option<ServerUrl>)> {
+        if let Some(credentials) = self.given.credentials()? {
+            return Ok((credentials, None));
+        }
+        let config = self.config.load()?;
+        let account = choose(&config.accounts, self.account.as_deref())?;
+        let url = server_url(&config.server.listen, config.server.tls.is_some(), &account.path);
+        Ok((account.credentials.clone(), url))
+    }
+}
+
+impl Given {
+    /// The credentials; `None` if there is no `--token`.
+    pub(crate) fn credentials(&self) -> anyhow::Result<Option<Credentials>> {
+        let Some(token) = &self.token else {
+            let lonely = self.key.is_some() || self.app_id.is_some() || self.mode.is_some();
+            ensure!(!lonely, "--key, --app-id and --mode go with --token; give --token too, or none of them");
+            return Ok(None);
+        };
+        let mode = self.mode.unwrap_or(if self.key.is_some() { Mode::Secure } else { Mode::Plaintext });
+        if mode != Mode::Plaintext && (self.key.is_none() || self.app_id.is_none()) {
+            bail!("{mode} mode needs --key and --app-id beside --token");
+        }
+        let aes_key = self.key.as_ref().map(|key| AesKey::parse(key.expose())).transpose();
+        Ok(Some(Credentials {
+            app_id: self.app_id.as_deref().unwrap_or_default().into(),
+            token: token.clone(),
+            previous_token: None,
+            aes_key: aes_key.context("--key")?,
+            previous_aes_key: None,
+            mode,
+        }))
+    }
+}
+
+fn choose<'a>(accounts: &'a [Account], name: Option<&str>) -> anyhow::Result<&'a Account> {
+    let names = || accounts.iter().map(|account| &*account.name).collect::<Vec<_>>().join(", ");
+    match (name, accounts) {
+        (None, [only]) => Ok(only),
+        (None, _) => bail!("the configuration has several accounts; choose by --account one of: {}", names()),
+        (Some(name), _) => accounts
+            .iter()
+            .find(|account| &*account.name == name)
+            .with_context(|| format!("no account `{name}` in the configuration; it has: {}", names())),
+    }
+}
+
+/// The account's path at the first TCP listener with a port known beforehand.
+fn server_url(listen: &[Listen], tls: bool, path: &str) -> Option<ServerUrl> {
+    let mut addresses = listen.iter().filter_map(Listen::reachable);
+    let scheme = if tls { "https" } else { "http" };
+    format!("{scheme}://{}{path}", addresses.next()?).parse().ok()
+}
+
+/// Takes a flag over as a secret.
+#[expect(clippy::unnecessary_wraps, reason = "the shape that clap asks for")]
+pub(crate) fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
+    Ok(Secret::new(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
+
+    fn given(token: bool, key: bool, app_id: bool, mode: Option<Mode>) -> Given {
+        Given {
+            token: token.then(|| Secret::new("AAAAA")),
+            key: key.then(|| Secret::new(KEY)),
+            app_id: app_id.then(|| "wx1".to_owned()),
+            mode,
+        }
+    }
+
+    #[test]
+    fn the_mode_follows_from_the_key() {
+        let mode = |flags: Given| flags.credentials().unwrap().map(|credentials| credentials.mode);
+        assert_eq!(mode(given(true, true, true, None)), Some(Mode::Secure));
+        assert_eq!(mode(given(true, false, false, None)), Some(Mode::Plaintext));
+        assert_eq!(mode(given(true, true, true, Some(Mode::Compatible))), Some(Mode::Compatible));
+        assert_eq!(mode(given(false, false, false, None)), None);
+    }
+
+    #[test]
+    fn half_an_account_is_refused() {
+        assert!(given(true, true, false, None).credentials().is_err());
+        assert!(given(true, false, true, Some(Mode::Secure)).credentials().is_err());
+        assert!(given(false, true, true, None).credentials().is_err());
+    }
+
+    #[test]
+    fn the_server_url_is_the_path_at_the_first_tcp_listener() {
+        let listen = |addresses: &[&str]| -> Vec<Listen> {
+            let tcp = addresses.iter().map(|address| Listen::Tcp(address.parse().unwrap()));
+            [Listen::Systemd, Listen::Unix("/run/x.sock".into())].into_iter().chain(tcp).collect()
+        };
+        let url = |addresses, tls| server_url(&listen(addresses), tls, "/wx").map(|url| url.to_string());
+        assert_eq!(url(&["0.0.0.0:8080", "10.0.0.1:81"], false).as_deref(), Some("http://127.0.0.1:8080/wx"));
+        assert_eq!(url(&["[::]:8443"], true).as_deref(), Some("https://[::1]:8443/wx"));
+        assert_eq!(url(&["127.0.0.1:0"], false), None);
+        assert_eq!(url(&[], false), None);
+    }
+}

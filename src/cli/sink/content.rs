@@ -1,0 +1,147 @@
+//! What a delivery's body is: the relay's JSON, or a push in WeChat's own form, perhaps sealed. Pure.
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::wechat::{Credentials, Message, OpenError, Opened, Query, Reply, ReplyBody, Salt};
+
+/// The body of a delivery, read as far as it can be.
+pub(super) enum Content {
+    /// JSON of the relay's own making: `json`, `cloudevents` or `authing-json`.
+    Json(Value),
+    /// A push that the given credentials verified and opened.
+    Opened(Box<Opened>),
+    /// A clear push, by the form of it; nobody verified it.
+    Clear(Message),
+    /// A sealed push, and no credentials to open it.
+    Sealed,
+    /// A push that the given credentials refuse.
+    Refused(OpenError),
+    /// None of these.
+    Other,
+}
+
+impl Content {
+    /// Reads a body. A push in WeChat's form is verified and opened if there are credentials.
+    pub(super) fn read(query: &str, body: &Bytes, credentials: Option<&Credentials>) -> Self {
+        if let Ok(value @ Value::Object(_)) = serde_json::from_slice::<Value>(body)
+            && value.get("Encrypt").is_none()
+            && value.get("MsgType").is_none()
+        {
+            return Self::Json(value);
+        }
+        if let Some(credentials) = credentials {
+            let opened = Query::parse(query).map_err(OpenError::from).and_then(|query| credentials.open(&query, body));
+            return opened.map_or_else(Self::Refused, |opened| Self::Opened(Box::new(opened)));
+        }
+        match Message::parse(body) {
+            Ok(message) if message.root.child("MsgType").is_some() => Self::Clear(message),
+            Ok(message) if message.root.child("Encrypt").is_some() => Self::Sealed,
+            Ok(_) | Err(_) => Self::Other,
+        }
+    }
+
+    /// What the user did, in lower case, as far as the body tells.
+    pub(super) fn kind(&self) -> String {
+        match self {
+            Self::Json(value) => json_kind(value).to_ascii_lowercase(),
+            Self::Opened(opened) => message_kind(&opened.message),
+            Self::Clear(message) => message_kind(message),
+            Self::Sealed => "sealed".to_owned(),
+            Self::Refused(_) | Self::Other => "unknown".to_owned(),
+        }
+    }
+
+    /// The opened text of a push that came sealed.
+    pub(super) fn opened(&self) -> Option<String> {
+        match self {
+            Self::Opened(opened) => Some(String::from_utf8_lossy(&opened.clear).into_owned()),
+            Self::Json(_) | Self::Clear(_) | Self::Sealed | Self::Refused(_) | Self::Other => None,
+        }
+    }
+
+    /// A text reply in the form of the delivery, with its content type; `None` where none can be made.
+    pub(super) fn reply(
+        &self,
+        text: &str,
+        credentials: Option<&Credentials>,
+        salt: &Salt,
+    ) -> Option<(&'static str, String)> {
+        let xml = |message: &Message| {
+            let reply = Reply::new(ReplyBody::Text { content: text.to_owned() });
+            reply.render(message, salt.timestamp)
+        };
+        match self {
+            Self::Json(_) => {
+                let reply = json!({ "reply": { "msg_type": "text", "content": text } });
+                Some(("application/json", reply.to_string()))
+            }
+            Self::Clear(message) => Some(("text/xml", xml(message))),
+            Self::Opened(opened) => {
+                let clear = xml(&opened.message);
+                let sealed = credentials?.seal_reply(&clear, opened.key, opened.token, opened.syntax, salt);
+                Some(("text/xml", sealed))
+            }
+            Self::Sealed | Self::Refused(_) | Self::Other => None,
+        }
+    }
+}
+
+fn message_kind(message: &Message) -> String {
+    let event = message.event();
+    if event.is_empty() { message.msg_type() } else { event }.to_ascii_lowercase()
+}
+
+/// By format: `json` has `event` and `msg_type`, `cloudevents` a `type` that ends in them, `authing-json` has arrays.
+fn json_kind(value: &Value) -> &str {
+    let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
+    text("/event")
+        .or_else(|| text("/msg_type"))
+        .or_else(|| text("/type").and_then(|kind| kind.rsplit('.').next()))
+        .or_else(|| text("/xml/event/0"))
+        .or_else(|| text("/xml/msgtype/0"))
+        .or_else(|| text("/xml/encrypt/0").map(|_| "sealed"))
+        .unwrap_or("unknown")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(body: &str) -> String {
+        Content::read("", &Bytes::copy_from_slice(body.as_bytes()), None).kind()
+    }
+
+    #[test]
+    fn every_format_tells_its_kind() {
+        assert_eq!(kind(r#"{"msg_type":"event","event":"SCAN"}"#), "scan");
+        assert_eq!(kind(r#"{"msg_type":"text","event":""}"#), "text");
+        assert_eq!(kind(r#"{"specversion":"1.0","type":"com.tencent.weixin.mp.event.SCAN"}"#), "scan");
+        assert_eq!(kind(r#"{"xml":{"msgtype":["event"],"event":["subscribe"]}}"#), "subscribe");
+        assert_eq!(kind(r#"{"xml":{"tousername":["gh_1"],"encrypt":["AAAA"]}}"#), "sealed");
+        assert_eq!(kind("<xml><MsgType>text</MsgType></xml>"), "text");
+        assert_eq!(kind("<xml><Encrypt>AAAA</Encrypt></xml>"), "sealed");
+        assert_eq!(kind(r#"{"MsgType":"event","Event":"CLICK"}"#), "click");
+        assert_eq!(kind("hello"), "unknown");
+        assert_eq!(kind("[]"), "unknown");
+    }
+
+    #[test]
+    fn a_clear_push_gets_a_clear_reply_to_its_sender() {
+        let body = "<xml><ToUserName>gh_1</ToUserName><FromUserName>oU</FromUserName><MsgType>text</MsgType></xml>";
+        let content = Content::read("", &Bytes::from_static(body.as_bytes()), None);
+        let (kind, reply) = content.reply("hi", None, &Salt::new(1_700_000_000, [7; 24])).unwrap();
+        let reply = Reply::parse(reply.as_bytes()).unwrap().unwrap();
+        assert_eq!(
+            (kind, reply.to_user.as_deref(), reply.from_user.as_deref()),
+            ("text/xml", Some("oU"), Some("gh_1"))
+        );
+        assert_eq!(reply.body, ReplyBody::Text { content: "hi".to_owned() });
+    }
+
+    #[test]
+    fn what_cannot_be_opened_gets_no_reply() {
+        let sealed = Bytes::from_static(b"<xml><Encrypt>AAAA</Encrypt></xml>");
+        assert_eq!(Content::read("", &sealed, None).reply("hi", None, &Salt::new(0, [0; 24])), None);
+    }
+}

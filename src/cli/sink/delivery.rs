@@ -1,0 +1,160 @@
+//! One delivery as the sink saw it, and how it is printed.
+
+use std::fmt;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use serde_json::{Map, Value, json};
+
+use crate::clock::UnixMillis;
+
+/// One delivery.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// When it had come in completely.
+    pub at: UnixMillis,
+    /// POST; GET for a URL verification.
+    pub method: Method,
+    /// The path of the URL.
+    pub path: String,
+    /// The query, without `?`; empty if there is none.
+    pub query: String,
+    /// The request's headers.
+    pub headers: HeaderMap,
+    /// The body as sent.
+    pub body: Bytes,
+    /// What the user did, in lower case: `text`, `scan`, ...; `verification`, `sealed` or `unknown`.
+    pub kind: String,
+    /// The opened text of a sealed push.
+    pub opened: Option<String>,
+    /// Whether it is signed as it should be.
+    pub check: Check,
+    /// The status it was answered with.
+    pub status: u16,
+}
+
+/// Whether a delivery is signed as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// Nothing to check it with was given.
+    Unchecked,
+    /// It is.
+    Good,
+    /// It is not, for this reason.
+    Bad(String),
+}
+
+impl Delivery {
+    /// `wxrelay-event-id`.
+    pub fn event_id(&self) -> Option<&str> {
+        self.header("wxrelay-event-id")
+    }
+
+    /// `wxrelay-attempt`, from 1.
+    pub fn attempt(&self) -> Option<u32> {
+        self.header("wxrelay-attempt")?.parse().ok()
+    }
+
+    /// A header that is text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Everything, for scripts. A body that is not UTF-8 is in `body_base64`.
+    pub fn to_json(&self) -> Value {
+        let headers: Map<String, Value> =
+            self.headers.keys().map(|name| (name.to_string(), self.joined(name))).collect();
+        let (signature, reason) = match &self.check {
+            Check::Unchecked => ("unchecked", None),
+            Check::Good => ("ok", None),
+            Check::Bad(reason) => ("bad", Some(reason)),
+        };
+        let (body, base64) = match std::str::from_utf8(&self.body) {
+            Ok(text) => (Some(text), None),
+            Err(_) => (None, Some(STANDARD.encode(&self.body))),
+        };
+        json!({
+            "at": self.at.to_string(),
+            "event_id": self.event_id(),
+            "account": self.header("wxrelay-account"),
+            "attempt": self.attempt(),
+            "kind": self.kind,
+            "signature": signature,
+            "reason": reason,
+            "status": self.status,
+            "method": self.method.as_str(),
+            "path": self.path,
+            "query": self.query,
+            "headers": headers,
+            "body": body,
+            "body_base64": base64,
+            "opened": self.opened,
+        })
+    }
+
+    fn joined(&self, name: &http::HeaderName) -> Value {
+        let values = self.headers.get_all(name).iter().map(|value| String::from_utf8_lossy(value.as_bytes()));
+        values.collect::<Vec<_>>().join(", ").into()
+    }
+}
+
+/// One line for people.
+impl fmt::Display for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}  {:20}", self.at, self.event_id().unwrap_or("-"))?;
+        match self.attempt() {
+            Some(attempt) => write!(f, "  attempt {attempt}")?,
+            None => f.write_str("  attempt -")?,
+        }
+        write!(f, "  {}  {} bytes", self.kind, self.body.len())?;
+        match &self.check {
+            Check::Unchecked => {}
+            Check::Good => f.write_str("  signature ok")?,
+            Check::Bad(reason) => write!(f, "  signature BAD ({reason})")?,
+        }
+        write!(f, "  -> {}", self.status)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn delivery(body: &'static [u8]) -> Delivery {
+        let mut headers = HeaderMap::new();
+        headers.insert("wxrelay-event-id", "evt_0000000000000001".parse().unwrap());
+        headers.insert("wxrelay-attempt", "2".parse().unwrap());
+        headers.append("x-many", "a".parse().unwrap());
+        headers.append("x-many", "b".parse().unwrap());
+        Delivery {
+            at: UnixMillis(1_795_161_600_120),
+            method: Method::POST,
+            path: "/wechat".to_owned(),
+            query: "a=1".to_owned(),
+            headers,
+            body: Bytes::from_static(body),
+            kind: "text".to_owned(),
+            opened: None,
+            check: Check::Bad("no webhook-id header".to_owned()),
+            status: 401,
+        }
+    }
+
+    #[test]
+    fn a_line_tells_event_attempt_kind_size_and_check() {
+        let line = "2026-11-20T08:00:00.120Z  evt_0000000000000001  attempt 2  text  2 bytes  \
+                    signature BAD (no webhook-id header)  -> 401";
+        assert_eq!(delivery(b"{}").to_string(), line);
+    }
+
+    #[test]
+    fn json_has_every_header_and_any_body() {
+        let json = delivery(b"{}").to_json();
+        assert_eq!((&json["headers"]["x-many"], &json["attempt"]), (&json!("a, b"), &json!(2)));
+        assert_eq!((&json["body"], &json["body_base64"]), (&json!("{}"), &Value::Null));
+        let json = delivery(b"\xff").to_json();
+        assert_eq!((&json["body"], &json["body_base64"]), (&Value::Null, &json!("/w==")));
+    }
+}

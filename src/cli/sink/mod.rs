@@ -1,0 +1,98 @@
+//! `wxrelay sink`: acts as a handler. Verifies and prints what it is sent; replies, fails or stalls on request.
+//!
+//! [`start`] is the core and of use without the command line. A tool for trying things out: it prints bodies and
+//! queries in full, which the relay itself never does.
+
+mod content;
+mod delivery;
+mod server;
+#[cfg(test)]
+mod server_tests;
+mod webhook;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use http::StatusCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+pub use self::delivery::{Check, Delivery};
+pub use self::server::{Options, Sink, start};
+pub use self::webhook::{BadSecret, WebhookKey};
+use super::simulate::Given;
+
+/// `wxrelay sink`
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where to listen; port 0 takes a free one. The first line printed says where
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
+    listen: SocketAddr,
+    /// Reply with this text: as JSON to JSON deliveries, as reply XML to XML, sealed to sealed
+    #[arg(long, value_name = "TEXT")]
+    reply: Option<String>,
+    /// Answer with this status
+    #[arg(long, default_value = "200")]
+    status: StatusCode,
+    /// Answer the first N deliveries with 503
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    fail: u32,
+    /// Wait this long before every answer
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    stall: Duration,
+    /// Check the Standard Webhooks signature with this whsec_ secret, and answer 401 if it is bad
+    #[arg(long)]
+    secret: Option<WebhookKey>,
+    /// Append every delivery to this file, one JSON object a line
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// Print every delivery as one JSON object, with headers, query and body
+    #[arg(long)]
+    json: bool,
+    /// For deliveries in WeChat's own form (`raw`, `wechat`)
+    #[command(flatten)]
+    given: Given,
+}
+
+/// Listens until SIGINT or SIGTERM.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut record = args.record.as_deref().map(append_to).transpose()?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut sink = start(Options {
+        listen: args.listen,
+        reply: args.reply,
+        status: args.status,
+        fail: args.fail,
+        stall: args.stall,
+        secret: args.secret,
+        credentials: args.given.credentials()?,
+    })
+    .await?;
+    writeln!(io::stdout(), "listening on http://{}", sink.address)?;
+    loop {
+        let delivery = tokio::select! {
+            Some(delivery) = sink.received.recv() => delivery,
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+        };
+        if let Some(file) = &mut record {
+            writeln!(file, "{}", delivery.to_json()).context("--record")?;
+        }
+        if args.json {
+            writeln!(io::stdout(), "{}", delivery.to_json())?;
+        } else {
+            writeln!(io::stdout(), "{delivery}")?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn append_to(path: &Path) -> anyhow::Result<File> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    file.with_context(|| format!("can't write {}; give --record a path in a folder that exists", path.display()))
+}

@@ -1,0 +1,240 @@
+//! The sink's HTTP side: accepts, judges, remembers, answers.
+//!
+//! Every task belongs to the [`Sink`] and ends with it. Deliveries wait for their reader in a bounded channel; while
+//! it is full, answers wait too.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::content::Content;
+use super::delivery::{Check, Delivery};
+use super::webhook::WebhookKey;
+use crate::cli::simulate;
+use crate::clock::UnixMillis;
+use crate::wechat::{Credentials, Query};
+
+/// The largest body taken, in bytes.
+const MAX_BODY: usize = 16 << 20;
+
+/// How many deliveries wait for their reader.
+const UNREAD: usize = 4096;
+
+/// What a sink does.
+#[derive(Clone)]
+pub struct Options {
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The text it replies with.
+    pub reply: Option<String>,
+    /// The status it answers with; other than 2xx goes without a reply.
+    pub status: StatusCode,
+    /// How many deliveries are answered 503 first.
+    pub fail: u32,
+    /// How long it waits before every answer.
+    pub stall: Duration,
+    /// The key of the Standard Webhooks signature; then a delivery without a good one is answered 401.
+    pub secret: Option<WebhookKey>,
+    /// What opens pushes in WeChat's own form; then one that does not open is answered 403.
+    pub credentials: Option<Credentials>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            reply: None,
+            status: StatusCode::OK,
+            fail: 0,
+            stall: Duration::ZERO,
+            secret: None,
+            credentials: None,
+        }
+    }
+}
+
+/// A running sink; dropped, it closes its listener and all connections.
+pub struct Sink {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What it was sent, verifications included. Read it: at 4096 unread deliveries the sink stops answering.
+    pub received: mpsc::Receiver<Delivery>,
+    state: Arc<State>,
+    /// The accept loop, which owns the connections; aborted on drop.
+    _accepting: JoinSet<()>,
+}
+
+impl Sink {
+    /// Changes the status of all answers from here on.
+    pub fn set_status(&self, status: StatusCode) {
+        self.state.status.store(status.as_u16(), Ordering::Relaxed);
+    }
+
+    /// Answers the next `count` deliveries with 503.
+    pub fn fail_next(&self, count: u32) {
+        self.state.failing.store(count, Ordering::Relaxed);
+    }
+}
+
+struct State {
+    options: Options,
+    status: AtomicU16,
+    failing: AtomicU32,
+    deliveries: mpsc::Sender<Delivery>,
+}
+
+/// Binds and serves. Errors: the address is taken or not ours.
+pub async fn start(options: Options) -> anyhow::Result<Sink> {
+    let listener = TcpListener::bind(options.listen).await;
+    let listener = listener.with_context(|| {
+        format!("can't listen on {}; is another sink running? Port 0 takes a free one", options.listen)
+    })?;
+    let address = listener.local_addr()?;
+    let (deliveries, received) = mpsc::channel(UNREAD);
+    let state = Arc::new(State {
+        status: AtomicU16::new(options.status.as_u16()),
+        failing: AtomicU32::new(options.fail),
+        options,
+        deliveries,
+    });
+    let mut accepting = JoinSet::new();
+    accepting.spawn(accept(listener, Arc::clone(&state)));
+    Ok(Sink { address, received, state, _accepting: accepting })
+}
+
+async fn accept(listener: TcpListener, state: Arc<State>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => drop(connections.spawn(connection(stream, Arc::clone(&state)))),
+                // Out of file descriptors, most likely: they come back as connections end.
+                Err(_) => sleep(Duration::from_millis(50)).await,
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, state: Arc<State>) {
+    let service = service_fn(move |request| {
+        let state = Arc::clone(&state);
+        async move { Ok::<_, Infallible>(handle(&state, request).await) }
+    });
+    // A connection that breaks is the sender's affair: it will say so.
+    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+}
+
+async fn handle(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    let (head, body) = request.into_parts();
+    #[expect(clippy::disallowed_methods, reason = "bounded by Limited")]
+    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
+        return response(StatusCode::PAYLOAD_TOO_LARGE, None);
+    };
+    let mut delivery = Delivery {
+        at: UnixMillis::now(),
+        path: head.uri.path().to_owned(),
+        query: head.uri.query().unwrap_or_default().to_owned(),
+        method: head.method,
+        headers: head.headers,
+        body: body.to_bytes(),
+        kind: "unknown".to_owned(),
+        opened: None,
+        check: Check::Unchecked,
+        status: 0,
+    };
+    let (status, reply) = match delivery.method {
+        Method::GET => state.verification(&mut delivery),
+        _ => state.push(&mut delivery),
+    };
+    delivery.status = status.as_u16();
+    // Nobody reads any more: the sink is being dropped.
+    state.deliveries.send(delivery).await.ok();
+    sleep(state.options.stall).await;
+    response(status, reply)
+}
+
+type Reply = Option<(&'static str, String)>;
+
+impl State {
+    /// WeChat's check of a server URL. Without credentials every echostr comes back: this is a tool for trying out.
+    fn verification(&self, delivery: &mut Delivery) -> (StatusCode, Reply) {
+        delivery.kind = "verification".to_owned();
+        let Ok(query) = Query::parse(&delivery.query) else { return (StatusCode::BAD_REQUEST, None) };
+        let Some(credentials) = &self.options.credentials else {
+            return match query.echostr {
+                Some(echostr) => (StatusCode::OK, Some(("text/plain; charset=utf-8", echostr.into_owned()))),
+                None => (StatusCode::BAD_REQUEST, None),
+            };
+        };
+        match credentials.verify_url(&query) {
+            Ok(echostr) => {
+                delivery.check = Check::Good;
+                (StatusCode::OK, Some(("text/plain; charset=utf-8", echostr.to_owned())))
+            }
+            Err(error) => {
+                delivery.check = Check::Bad(error.to_string());
+                (StatusCode::FORBIDDEN, None)
+            }
+        }
+    }
+
+    fn push(&self, delivery: &mut Delivery) -> (StatusCode, Reply) {
+        let credentials = self.options.credentials.as_ref();
+        let content = Content::read(&delivery.query, &delivery.body, credentials);
+        delivery.kind = content.kind();
+        delivery.opened = content.opened();
+        if let Content::Refused(error) = &content {
+            delivery.check = Check::Bad(error.to_string());
+            return (StatusCode::FORBIDDEN, None);
+        }
+        if let Content::Opened(_) = &content {
+            delivery.check = Check::Good;
+        }
+        if let Some(key) = &self.options.secret {
+            if let Err(error) = key.verify(&delivery.headers, &delivery.body, delivery.at) {
+                delivery.check = Check::Bad(error.to_string());
+                return (StatusCode::UNAUTHORIZED, None);
+            }
+            delivery.check = Check::Good;
+        }
+        let status = self.next_status();
+        let text = self.options.reply.as_deref().filter(|_| status.is_success());
+        let salt = simulate::salt().ok();
+        let reply = text.zip(salt).and_then(|(text, salt)| content.reply(text, credentials, &salt));
+        (status, reply)
+    }
+
+    fn next_status(&self) -> StatusCode {
+        let one_less = |left: u32| left.checked_sub(1);
+        if self.failing.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less).is_ok() {
+            return StatusCode::SERVICE_UNAVAILABLE;
+        }
+        StatusCode::from_u16(self.status.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+}
+
+fn response(status: StatusCode, reply: Reply) -> Response<Full<Bytes>> {
+    let (kind, body) = reply.unwrap_or_default();
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    if !kind.is_empty() {
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    }
+    response
+}

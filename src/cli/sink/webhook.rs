@@ -1,0 +1,125 @@
+//! The receiving side of Standard Webhooks, symmetric signatures (`v1`). Pure.
+//!
+//! Written apart from the relay's signing side, so that the two check each other.
+//! Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use http::HeaderMap;
+use sha2::Sha256;
+use zeroize::Zeroizing;
+
+use crate::clock::UnixMillis;
+
+/// How far a delivery's timestamp may be from our clock.
+const TOLERANCE: Duration = Duration::from_secs(5 * 60);
+
+/// A decoded `whsec_` secret.
+#[derive(Clone)]
+pub struct WebhookKey(Zeroizing<Vec<u8>>);
+
+/// A text that is no webhook secret.
+#[derive(Debug, thiserror::Error)]
+#[error("a webhook secret is `whsec_` and base64; `wxrelay keygen` makes one")]
+pub struct BadSecret;
+
+/// Why a delivery's signature does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadSignature {
+    /// A header is missing or not text.
+    #[error("no {0} header")]
+    Missing(&'static str),
+    /// The timestamp is no number, or too far from our clock.
+    #[error("webhook-timestamp is more than 5 minutes off")]
+    Stale,
+    /// No `v1` signature in the header is the body's.
+    #[error("webhook-signature does not match; compare the secret on both sides")]
+    Mismatch,
+}
+
+impl FromStr for WebhookKey {
+    type Err = BadSecret;
+
+    fn from_str(text: &str) -> Result<Self, BadSecret> {
+        let key = STANDARD.decode(text.strip_prefix("whsec_").ok_or(BadSecret)?).map_err(|_| BadSecret)?;
+        if key.is_empty() { Err(BadSecret) } else { Ok(Self(Zeroizing::new(key))) }
+    }
+}
+
+impl WebhookKey {
+    /// Checks a delivery that came in at `now`. The header may hold several signatures, while a secret is changed.
+    pub fn verify(&self, headers: &HeaderMap, body: &[u8], now: UnixMillis) -> Result<(), BadSignature> {
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).ok_or(BadSignature::Missing(name));
+        let (id, timestamp) = (header("webhook-id")?, header("webhook-timestamp")?);
+        let signatures = header("webhook-signature")?;
+        let seconds: i64 = timestamp.parse().map_err(|_| BadSignature::Stale)?;
+        if now.seconds().abs_diff(seconds) > TOLERANCE.as_secs() {
+            return Err(BadSignature::Stale);
+        }
+        let mac = Hmac::<Sha256>::new_from_slice(&self.0).map_err(|_| BadSignature::Mismatch)?;
+        let mac = mac.chain_update(id).chain_update(".").chain_update(timestamp).chain_update(".").chain_update(body);
+        let matches = |given: &str| {
+            let given = given.strip_prefix("v1,").and_then(|given| STANDARD.decode(given).ok());
+            given.is_some_and(|given| mac.clone().verify_slice(&given).is_ok())
+        };
+        if signatures.split(' ').any(matches) { Ok(()) } else { Err(BadSignature::Mismatch) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The example of the standard's own libraries.
+    const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+    const BODY: &[u8] = br#"{"test": 2432232314}"#;
+    const NOW: UnixMillis = UnixMillis(1_614_265_330_000);
+
+    fn headers(timestamp: &str, signature: &str) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        headers.insert("webhook-id", "msg_p5jXN8AQM9LWM0D4loKWxJek".parse().unwrap());
+        headers.insert("webhook-timestamp", timestamp.parse().unwrap());
+        headers.insert("webhook-signature", signature.parse().unwrap());
+        headers
+    }
+
+    fn verify(timestamp: &str, signature: &str, body: &[u8], now: UnixMillis) -> Result<(), BadSignature> {
+        SECRET.parse::<WebhookKey>().unwrap().verify(&headers(timestamp, signature), body, now)
+    }
+
+    #[test]
+    fn the_standards_own_example_holds() {
+        let good = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        assert_eq!(verify("1614265330", good, BODY, NOW), Ok(()));
+        let among_others = format!("v1,AAAA v2,{} {good}", &good[3..]);
+        assert_eq!(verify("1614265330", &among_others, BODY, NOW), Ok(()));
+    }
+
+    #[test]
+    fn other_bodies_times_and_versions_do_not() {
+        let good = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
+        assert_eq!(verify("1614265330", good, b"{}", NOW), Err(BadSignature::Mismatch));
+        assert_eq!(verify("1614265331", good, BODY, NOW), Err(BadSignature::Mismatch));
+        assert_eq!(verify("1614265330", &good.replace("v1", "v2"), BODY, NOW), Err(BadSignature::Mismatch));
+        let later = NOW.after(Duration::from_secs(301));
+        assert_eq!(verify("1614265330", good, BODY, later), Err(BadSignature::Stale));
+        assert_eq!(verify("soon", good, BODY, NOW), Err(BadSignature::Stale));
+    }
+
+    #[test]
+    fn a_delivery_without_signature_is_refused() {
+        let key: WebhookKey = SECRET.parse().unwrap();
+        assert_eq!(key.verify(&HeaderMap::new(), BODY, NOW), Err(BadSignature::Missing("webhook-id")));
+    }
+
+    #[test]
+    fn secrets_are_base64_behind_their_prefix() {
+        for bad in ["", "whsec_", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_!"] {
+            assert!(bad.parse::<WebhookKey>().is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! The program: arguments to a command, a command to an exit code.
+
+use std::io;
+use std::process::ExitCode;
+
+use clap::Parser;
+use wxrelay::cli::{BadConfig, Cli};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The default hook prints what a panic says, which may quote a push.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(|| "an unknown place".to_owned(), ToString::to_string);
+        tracing::error!(place, "a bug: please report it");
+    }));
+    // Every rustls of the process shares this provider. It fails only if one is installed already.
+    rustls::crypto::ring::default_provider().install_default().ok();
+    match start(cli) {
+        Ok(code) => code,
+        // `wxrelay ... | head` ends in the reader's good time, not in an error.
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => match error.downcast_ref::<BadConfig>() {
+            Some(errors) => {
+                eprintln!("{errors}");
+                BadConfig::EXIT_CODE.into()
+            }
+            None => {
+                eprintln!("wxrelay: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+fn start(cli: Cli) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(cli.run())
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
