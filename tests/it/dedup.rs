@@ -1,0 +1,151 @@
+//! One event once: WeChat's retries make no second event and get the answer of the first try.
+
+use crate::support::http::{Answer, Connection, exchange};
+use crate::support::relay::Relay;
+use crate::support::soon;
+use crate::support::target::{Reaction, Reply, Target};
+use crate::support::wechat::{Mode, PATH, WeChat, event, text, text_reply};
+
+const REPLY_BY_CRM: &str =
+    "[[accounts.shop.routes]]\nmatch = { msg_type = \"text\" }\nto = [\"crm\"]\nreply = \"crm\"\n";
+const DUPLICATES: &str = "wxrelay_duplicates_total";
+
+#[tokio::test]
+async fn a_retry_makes_no_second_event_in_any_mode() {
+    for mode in [Mode::Plaintext, Mode::Compatible, Mode::Secure] {
+        let (wechat, crm) = (WeChat::new(mode), Target::start().await);
+        let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
+        let clear = text("o1", "once");
+        for _ in 0..3 {
+            // Signed and sealed anew each time, as WeChat may do.
+            assert_eq!(relay.accept(&wechat, &clear).await.text(), "success");
+        }
+        let audit = relay.audited("delivered", 1).await;
+        assert_eq!((&audit["events"], &audit["deliveries"]), (&1.into(), &1.into()), "{mode:?}: {audit}");
+        assert_eq!(crm.deliveries().len(), 1, "{mode:?}");
+        assert_eq!(relay.metric(DUPLICATES, &[("account", "shop")]).await, 2.0);
+    }
+}
+
+#[tokio::test]
+async fn the_very_same_bytes_make_no_second_event() {
+    let (relay, wechat, crm) = relay("").await;
+    let push = wechat.push(&text("o1", "once"));
+    for _ in 0..2 {
+        assert_eq!(push.send(&relay.push).await.status, 200);
+    }
+    assert_eq!(relay.audited("delivered", 1).await["events"], 1);
+    assert_eq!(crm.deliveries().len(), 1);
+}
+
+#[tokio::test]
+async fn different_events_of_one_user_in_one_second_stay_different() {
+    let (relay, wechat, crm) = relay("").await;
+    let first = event("o1", "CLICK", "menu");
+    let second = first.replace("[CLICK]", "[VIEW]");
+    let other_user = first.replace("[o1]", "[o2]");
+    for clear in [&first, &second, &other_user] {
+        relay.accept(&wechat, clear).await;
+    }
+    crm.wait_for(3).await;
+    assert_eq!(relay.audited("delivered", 3).await["events"], 3);
+}
+
+#[tokio::test]
+async fn a_retry_after_the_first_answer_gets_the_same_reply() {
+    let (relay, wechat, crm) = relay(REPLY_BY_CRM).await;
+    crm.script([Reaction::Answer(Reply::xml(text_reply("o1", "first"))), Reaction::Answer(Reply::xml("second"))]);
+    let clear = text("o1", "hello");
+    let first = wechat.open_reply(relay.accept(&wechat, &clear).await.text());
+    assert!(first.contains("first"), "{first}");
+    assert_eq!(wechat.open_reply(relay.accept(&wechat, &clear).await.text()), first);
+    assert_eq!(crm.deliveries().len(), 1);
+}
+
+#[tokio::test]
+async fn a_retry_joins_the_first_try_that_is_still_being_worked_on() {
+    let (relay, wechat, crm) = relay(REPLY_BY_CRM).await;
+    crm.then(Reaction::Hold(Reply::xml(text_reply("o1", "worth waiting for"))));
+    let clear = text("o1", "hello");
+    let mut first = send(&relay, &wechat, &clear).await;
+    crm.wait_for(1).await;
+    let mut second = send(&relay, &wechat, &clear).await;
+    // What was written later and is answered shows that the relay has long read the retry.
+    relay.accept(&wechat, &event("o1", "CLICK", "menu")).await;
+    crm.release(1);
+
+    let replies = [answer(&mut first).await, answer(&mut second).await];
+    let [one, other] = replies.each_ref().map(|reply| wechat.open_reply(reply.text()));
+    assert!(one.contains("worth waiting for"), "{one}");
+    assert_eq!(one, other);
+    assert_eq!(relay.audited("delivered", 1).await["events"], 2);
+    assert_eq!(crm.deliveries().len(), 1);
+}
+
+#[tokio::test]
+async fn a_retry_gets_the_reply_when_wechat_hung_up_on_the_first_try() {
+    let (relay, wechat, crm) = relay(REPLY_BY_CRM).await;
+    crm.then(Reaction::Hold(Reply::xml(text_reply("o1", "late"))));
+    let clear = text("o1", "hello");
+    let first = send(&relay, &wechat, &clear).await;
+    crm.wait_for(1).await;
+    drop(first);
+    let mut second = send(&relay, &wechat, &clear).await;
+    crm.release(1);
+    assert!(wechat.open_reply(answer(&mut second).await.text()).contains("late"));
+    assert_eq!(relay.audited("delivered", 1).await["events"], 1);
+    assert_eq!(crm.deliveries().len(), 1);
+}
+
+#[tokio::test]
+async fn a_retry_after_a_crash_makes_no_second_event_and_gets_the_same_reply() {
+    let (mut relay, wechat, crm) = relay(REPLY_BY_CRM).await;
+    crm.then(Reaction::Answer(Reply::xml(text_reply("o1", "before the crash"))));
+    let (clear, silent) = (text("o1", "hello"), event("o1", "CLICK", "menu"));
+    let first = wechat.open_reply(relay.accept(&wechat, &clear).await.text());
+    relay.accept(&wechat, &silent).await;
+    relay.audited("delivered", 1).await;
+    relay.kill().await;
+    relay.restart().await;
+    assert_eq!(wechat.open_reply(relay.accept(&wechat, &clear).await.text()), first);
+    assert_eq!(relay.accept(&wechat, &silent).await.text(), "success");
+    let audit = relay.audited("delivered", 1).await;
+    assert_eq!((&audit["events"], &audit["deliveries"]), (&2.into(), &1.into()), "{audit}");
+    assert_eq!(crm.deliveries().len(), 1);
+}
+
+/// A relay whose texts go to `crm`; everything does where there are no routes.
+async fn relay(routes: &str) -> (Relay, WeChat, Target) {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let relay = Relay::start(wechat.account() + &crm.config("crm", "") + routes).await;
+    (relay, wechat, crm)
+}
+
+async fn send(relay: &Relay, wechat: &WeChat, clear: &str) -> Connection {
+    let mut connection = Connection::open(&relay.push).await.expect("the relay listens");
+    connection.write(&wechat.push(clear).request(PATH)).await.expect("the relay reads");
+    connection
+}
+
+async fn answer(connection: &mut Connection) -> Answer {
+    let answer = soon("the answer to a push", connection.read()).await.expect("an answer");
+    assert_eq!(answer.status, 200);
+    answer
+}
+
+#[tokio::test]
+async fn twins_that_come_at_the_same_time_make_one_event() {
+    let (relay, wechat, crm) = relay("").await;
+    let clear = text("o1", "twins");
+    let requests: Vec<_> = (0..8).map(|_| wechat.push(&clear).request(PATH)).collect();
+    let mut sent = tokio::task::JoinSet::new();
+    for request in requests {
+        let address = relay.push.clone();
+        sent.spawn(async move { exchange(&address, &request).await });
+    }
+    for answer in sent.join_all().await {
+        assert_eq!((answer.status, answer.text()), (200, "success"));
+    }
+    assert_eq!(relay.audited("delivered", 1).await["events"], 1);
+    assert_eq!(crm.deliveries().len(), 1);
+}

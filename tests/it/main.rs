@@ -1,0 +1,31 @@
+//! The promises of the product, tested through the door: the built binary, real sockets, an independent WeChat.
+//!
+//! One file per promise. `support/` holds the peers; `tidy.rs` holds the house rules for the source itself.
+
+#![expect(clippy::expect_used, reason = "in a test and its peers a failed expectation is the failure")]
+
+mod admin;
+mod breaker;
+mod commands;
+mod config;
+mod crash;
+mod dedup;
+mod disk;
+mod drain;
+mod formats;
+mod http;
+mod isolation;
+mod opening;
+mod order;
+mod regression;
+mod reload;
+mod replies;
+mod retries;
+mod routing;
+mod secrecy;
+mod statuses;
+mod support;
+mod tidy;
+mod tls;
+mod vectors;
+mod verification;

@@ -1,0 +1,147 @@
+//! Runs the built binary: to its end, or beside the test.
+//!
+//! Only children that were started here are ended, by their handle.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::watch;
+use tokio::time;
+
+use super::{PATIENCE, soon};
+
+/// What a finished command left.
+#[derive(Debug)]
+pub(crate) struct Finished {
+    pub(crate) code: Option<i32>,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+/// The built binary, without what this process's environment would tell it.
+pub(crate) fn wxrelay<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_wxrelay"));
+    command.args(args).stdin(Stdio::null());
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("WXRELAY") || text.starts_with("LISTEN_") || text == "NOTIFY_SOCKET" || text == "RUST_LOG" {
+            command.env_remove(&name);
+        }
+    }
+    command
+}
+
+/// Runs a command to its end.
+pub(crate) async fn run(mut command: Command) -> Finished {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+    let pid = Pid::from_child(&child);
+    let end = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let Ok(output) = time::timeout(PATIENCE * 3, end).await else {
+        // Not waited for yet, so the id is still this child's.
+        kill_process(pid, Signal::KILL).expect("the command can be ended");
+        panic!("{command:?} does not end");
+    };
+    let output = output.expect("the waiting thread lives").expect("the output can be read");
+    Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// A command that runs beside the test; its output is kept line by line. Ended with SIGKILL when dropped.
+pub(crate) struct Running {
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+    /// How many pipes are still open; a message for every line.
+    news: watch::Receiver<usize>,
+}
+
+impl Running {
+    pub(crate) fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        let (tell, news) = watch::channel(2);
+        let (tell, lines) = (Arc::new(tell), Arc::default());
+        keep(child.stdout.take().expect("a pipe"), &tell, &lines);
+        keep(child.stderr.take().expect("a pipe"), &tell, &lines);
+        Self { child, lines, news }
+    }
+
+    /// Every line so far, of both stdout and stderr.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines.lock().expect("no reader panics").clone()
+    }
+
+    /// What the first line with an answer gives; fails if the command ends without one.
+    pub(crate) async fn find<T>(&self, what: &str, mut pick: impl FnMut(&str) -> Option<T>) -> T {
+        let (mut news, mut seen) = (self.news.clone(), 0);
+        let search = async {
+            loop {
+                let open = *news.borrow_and_update();
+                let lines = self.lines();
+                if let Some(found) = lines[seen..].iter().find_map(|line| pick(line)) {
+                    return Some(found);
+                }
+                seen = lines.len();
+                if open == 0 || news.changed().await.is_err() {
+                    return None;
+                }
+            }
+        };
+        match time::timeout(PATIENCE, search).await {
+            Ok(Some(found)) => found,
+            Ok(None) => panic!("ended without {what}:\n{}", self.lines().join("\n")),
+            Err(_) => panic!("no {what} in {PATIENCE:?}:\n{}", self.lines().join("\n")),
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the child can be signalled");
+    }
+
+    /// Waits for the end and gives the exit code.
+    pub(crate) async fn end(mut self) -> Option<i32> {
+        let lines = Arc::clone(&self.lines);
+        let what =
+            move || format!("the command ends; it said:\n{}", lines.lock().expect("no reader panics").join("\n"));
+        soon(&what(), self.news.wait_for(|open| *open == 0)).await.expect("the readers tell their end");
+        self.child.wait().expect("the child can be waited for").code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only for a child that has ended, which is what is wanted.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn keep(pipe: impl Read + Send + 'static, tell: &Arc<watch::Sender<usize>>, lines: &Arc<Mutex<Vec<String>>>) {
+    let (tell, lines) = (Arc::clone(tell), Arc::clone(lines));
+    thread::spawn(move || {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            lines.lock().expect("no test panics with it").push(String::from_utf8_lossy(&line).into_owned());
+            tell.send_modify(|_| {});
+        }
+        tell.send_modify(|open| *open -= 1);
+    });
+}
+
+/// An address that nothing else will take, for commands that must be told where another one listens.
+///
+/// A port found free could be taken before it is used; so the host is one of 127.0.0.0/8 that this process has for
+/// itself.
+pub(crate) fn free_address() -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let host = IpAddr::V4(Ipv4Addr::new(127, high | 1, low, NEXT.fetch_add(1, Ordering::Relaxed)));
+    let listener = TcpListener::bind((host, 0)).expect("a loopback address can be bound");
+    listener.local_addr().expect("a bound socket has an address").to_string()
+}

@@ -1,0 +1,115 @@
+//! A bare HTTP client: writes the bytes it is given and reads one answer, so that tests see what is on the wire.
+
+use std::io;
+
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+
+use super::soon;
+
+/// An answer as it came.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) version: String,
+    pub(crate) status: u16,
+    /// Names in lower case, in the order they came.
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Answer {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).expect("the answer is UTF-8")
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("not JSON ({error}): {}", self.text()))
+    }
+}
+
+/// One connection.
+pub(crate) struct Connection(BufReader<TcpStream>);
+
+impl Connection {
+    pub(crate) async fn open(address: &str) -> io::Result<Self> {
+        Ok(Self(BufReader::new(TcpStream::connect(address).await?)))
+    }
+
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.write_all(bytes).await
+    }
+
+    /// Says that no more will be written.
+    pub(crate) async fn finish(&mut self) -> io::Result<()> {
+        self.0.shutdown().await
+    }
+
+    /// The next answer; an error of kind `UnexpectedEof` when the other side ends without one.
+    pub(crate) async fn read(&mut self) -> io::Result<Answer> {
+        let status_line = self.line().await?;
+        let mut words = status_line.splitn(3, ' ');
+        let version = words.next().unwrap_or_default().to_owned();
+        let status = words.next().and_then(|word| word.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
+        let mut headers = Vec::new();
+        loop {
+            let line = self.line().await?;
+            let Some((name, value)) = line.split_once(':') else { break };
+            headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        }
+        let mut answer = Answer { version, status, headers, body: Vec::new() };
+        match answer.header("content-length").and_then(|length| length.parse().ok()) {
+            Some(length) => {
+                answer.body = vec![0; length];
+                self.0.read_exact(&mut answer.body).await?;
+            }
+            None => {
+                self.0.read_to_end(&mut answer.body).await?;
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Whether the other side has ended the connection, without a byte more.
+    pub(crate) async fn ends(&mut self) -> bool {
+        matches!(soon("the relay ends the connection", self.0.read_u8()).await, Err(error) if error.kind() == io::ErrorKind::UnexpectedEof)
+    }
+
+    async fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        if self.0.read_line(&mut line).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        line.truncate(line.trim_end().len());
+        Ok(line)
+    }
+}
+
+/// Sends one request on a connection of its own and reads the answer.
+pub(crate) async fn try_exchange(address: &str, request: &[u8]) -> io::Result<Answer> {
+    soon("an answer", async {
+        let mut connection = Connection::open(address).await?;
+        connection.write(request).await?;
+        connection.read().await
+    })
+    .await
+}
+
+/// As [`try_exchange`], where a broken connection is a failure of the test.
+pub(crate) async fn exchange(address: &str, request: &[u8]) -> Answer {
+    try_exchange(address, request).await.unwrap_or_else(|error| panic!("no answer from {address}: {error}"))
+}
+
+/// A GET as a script would send it.
+pub(crate) async fn get(address: &str, path: &str) -> Answer {
+    exchange(address, format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").as_bytes()).await
+}
+
+/// A POST without a body.
+pub(crate) async fn post(address: &str, path: &str) -> Answer {
+    let head = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    exchange(address, head.as_bytes()).await
+}

@@ -1,0 +1,40 @@
+//! What the tests stand on: a WeChat, targets, and the built binary between them.
+//!
+//! Nothing here calls the crate under test, and nothing is shared between tests: each has its own relay, folder and
+//! sockets on ports that the system chooses. Waiting is for a condition with a generous deadline, never for a time.
+
+pub(crate) mod command;
+pub(crate) mod http;
+pub(crate) mod relay;
+pub(crate) mod target;
+pub(crate) mod wechat;
+
+use std::time::Duration;
+
+use tokio::time;
+
+/// How long anything that must happen may take, on a busy machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The value of `future`, or a failure that says what did not happen.
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match time::timeout(PATIENCE, future).await {
+        Ok(value) => value,
+        Err(_) => panic!("waited {PATIENCE:?} in vain: {what}"),
+    }
+}
+
+/// Asks again and again until there is an answer.
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    soon(what, async {
+        let mut again = time::interval(Duration::from_millis(20));
+        again.set_missed_tick_behavior(time::MissedTickBehavior::Delay);
+        loop {
+            again.tick().await;
+            if let Some(value) = ask().await {
+                return value;
+            }
+        }
+    })
+    .await
+}

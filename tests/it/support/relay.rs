@@ -1,0 +1,231 @@
+//! The built binary, `wxrelay serve`, with a folder and a configuration of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::command::{Finished, Running, run, wxrelay};
+use super::http::{self, Answer};
+use super::{eventually, wechat};
+
+/// The parts of a configuration; the rest is port 0 and a temporary folder.
+pub(crate) struct Setup {
+    server: String,
+    admin: String,
+    admin_listen: String,
+    queue: String,
+    queue_path: Option<PathBuf>,
+    body: String,
+}
+
+impl Setup {
+    /// Accounts and targets, as TOML.
+    pub(crate) fn new(body: impl Into<String>) -> Self {
+        let (server, admin, queue) = (String::new(), String::new(), String::new());
+        Self { server, admin, admin_listen: "127.0.0.1:0".to_owned(), queue, queue_path: None, body: body.into() }
+    }
+
+    /// Further lines of `[server]`.
+    pub(crate) fn server(mut self, lines: &str) -> Self {
+        self.server = lines.to_owned();
+        self
+    }
+
+    /// Further lines of `[admin]`.
+    pub(crate) fn admin(mut self, lines: &str) -> Self {
+        self.admin = lines.to_owned();
+        self
+    }
+
+    /// Further lines of `[queue]`.
+    pub(crate) fn queue(mut self, lines: &str) -> Self {
+        self.queue = lines.to_owned();
+        self
+    }
+
+    /// Where the admin listener is, for commands that look for it there.
+    pub(crate) fn admin_at(mut self, address: String) -> Self {
+        self.admin_listen = address;
+        self
+    }
+
+    /// A folder for the store outside the relay's own.
+    pub(crate) fn queue_at(mut self, path: &Path) -> Self {
+        self.queue_path = Some(path.to_owned());
+        self
+    }
+
+    /// Starts the relay and waits until it is ready.
+    pub(crate) async fn start(self) -> Relay {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let config = dir.path().join("config.toml");
+        fs::write(&config, self.toml(dir.path())).expect("the config can be written");
+        let (running, push, admin) = serve(&config).await;
+        Relay { setup: self, dir, config, running: Some(running), push, admin }
+    }
+
+    fn toml(&self, dir: &Path) -> String {
+        let Self { server, admin, admin_listen, queue, queue_path, body } = self;
+        let path = queue_path.clone().unwrap_or_else(|| dir.join("queue"));
+        format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}\n[admin]\nlisten = \"{admin_listen}\"\n{admin}\n\
+             [queue]\ntype = \"embedded\"\npath = \"{}\"\n{queue}\n[log]\nlevel = \"debug\"\n{body}",
+            path.display()
+        )
+    }
+}
+
+/// A running relay; killed when dropped.
+pub(crate) struct Relay {
+    setup: Setup,
+    dir: TempDir,
+    config: PathBuf,
+    running: Option<Running>,
+    /// Where pushes are taken.
+    pub(crate) push: String,
+    /// Where the admin listener is.
+    pub(crate) admin: String,
+}
+
+impl Relay {
+    pub(crate) async fn start(body: impl Into<String>) -> Self {
+        Setup::new(body).start().await
+    }
+
+    /// Ends it with SIGTERM, which must end well.
+    pub(crate) async fn stop(&mut self) {
+        let running = self.running.take().expect("the relay runs");
+        running.signal(Signal::TERM);
+        assert_eq!(running.end().await, Some(0), "SIGTERM drains and exits 0");
+    }
+
+    /// Ends it with SIGKILL.
+    pub(crate) async fn kill(&mut self) {
+        let running = self.running.take().expect("the relay runs");
+        running.signal(Signal::KILL);
+        assert_eq!(running.end().await, None, "killed, not ended by itself");
+    }
+
+    /// Starts it again after [`Relay::stop`] or [`Relay::kill`], on new ports.
+    pub(crate) async fn restart(&mut self) {
+        assert!(self.running.is_none(), "the relay still runs");
+        let (running, push, admin) = serve(&self.config).await;
+        (self.running, self.push, self.admin) = (Some(running), push, admin);
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.running().signal(signal);
+    }
+
+    /// Waits for it to end by itself or by a signal sent before; gives the exit code.
+    pub(crate) async fn end(&mut self) -> Option<i32> {
+        self.running.take().expect("the relay runs").end().await
+    }
+
+    /// Puts another configuration in the file's place, accounts and targets only.
+    pub(crate) fn configure(&mut self, body: impl Into<String>) {
+        self.setup.body = body.into();
+        self.write();
+    }
+
+    /// Puts another configuration in the file's place, all of it.
+    pub(crate) fn configure_all(&mut self, setup: Setup) {
+        self.setup = setup;
+        self.write();
+    }
+
+    fn write(&self) {
+        fs::write(&self.config, self.setup.toml(self.dir.path())).expect("the config can be written");
+    }
+
+    /// Waits for a log line.
+    pub(crate) async fn log(&self, what: &str, pick: impl Fn(&Value) -> bool) -> Value {
+        self.running().find(what, |line| serde_json::from_str(line).ok().filter(&pick)).await
+    }
+
+    /// Everything it wrote, as it is.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.running().lines()
+    }
+
+    /// Pushes a clear text as that WeChat, which must be answered 200.
+    pub(crate) async fn accept(&self, wechat: &wechat::WeChat, clear: &str) -> Answer {
+        let answer = wechat.push(clear).send(&self.push).await;
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer
+    }
+
+    /// Runs another command of the binary on the same configuration.
+    pub(crate) async fn run(&self, args: &[&str]) -> Finished {
+        let mut command = wxrelay(args);
+        command.arg("-c").arg(&self.config);
+        run(command).await
+    }
+
+    /// What `wxrelay audit --json` says; it must find everything accounted for.
+    pub(crate) async fn audit(&self) -> Value {
+        let finished = self.run(&["audit", "--json"]).await;
+        assert_eq!(finished.code, Some(0), "the audit finds nothing missing: {finished:?}");
+        serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:?}"))
+    }
+
+    /// Waits until the audit counts so many in a field.
+    pub(crate) async fn audited(&self, field: &str, count: u64) -> Value {
+        let what = format!("the audit counts {count} {field}");
+        eventually(&what, async || Some(self.audit().await).filter(|audit| audit[field] == count)).await
+    }
+
+    /// An answer of the admin listener.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        http::get(&self.admin, path).await
+    }
+
+    /// The sum of a metric's samples that have all those labels; 0 where there is none.
+    pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
+        let samples = self.samples(name).await;
+        let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect();
+        samples
+            .iter()
+            .filter(|(have, _)| labels.iter().all(|label| have.contains(label)))
+            .fold(0.0, |sum, (_, value)| sum + value)
+    }
+
+    /// A metric's samples: the labels as they stand, and the value.
+    pub(crate) async fn samples(&self, name: &str) -> Vec<(String, f64)> {
+        let answer = self.get("/metrics").await;
+        assert_eq!(answer.status, 200);
+        let sample = |line: &str| {
+            let rest = line.strip_prefix(name)?;
+            let (labels, value) = rest.rsplit_once(' ')?;
+            (labels.is_empty() || labels.starts_with('{')).then(|| (labels.to_owned(), value.parse().ok()))
+        };
+        let samples = answer.text().lines().filter_map(sample);
+        samples.map(|(labels, value)| (labels, value.expect("a sample is a number"))).collect()
+    }
+
+    fn running(&self) -> &Running {
+        self.running.as_ref().expect("the relay runs")
+    }
+}
+
+/// Starts `wxrelay serve` and waits for its addresses and for `ready`.
+async fn serve(config: &Path) -> (Running, String, String) {
+    let mut command = wxrelay(["serve", "-c"]);
+    command.arg(config);
+    let running = Running::spawn(command);
+    let address = |listener: &'static str| {
+        move |line: &str| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            let listening = line["message"] == "listening" && line["listener"] == listener;
+            listening.then(|| line["address"].as_str().expect("an address is a text").to_owned())
+        }
+    };
+    let push = running.find("push address", address("push")).await;
+    let admin = running.find("admin address", address("admin")).await;
+    let ready = |line: &str| serde_json::from_str::<Value>(line).ok().filter(|line| line["message"] == "ready");
+    running.find("line that says ready", ready).await;
+    (running, push, admin)
+}

@@ -1,0 +1,151 @@
+//! TLS on both sides, and HTTP/2 only where it is asked for.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::support::relay::{Relay, Setup};
+use crate::support::target::Target;
+use crate::support::wechat::{PATH, WeChat, text};
+use crate::support::{http, soon};
+
+#[tokio::test]
+async fn pushes_are_taken_over_tls_and_a_renewed_certificate_without_a_restart() {
+    let (wechat, crm, files) = (WeChat::secure(), Target::start().await, Certificate::new());
+    let server = format!("tls = {{ cert = \"{}\", key = \"{}\" }}", files.cert(), files.key());
+    let relay = Setup::new(wechat.account() + &crm.config("crm", "")).server(&server).start().await;
+    let answer = over_tls(&relay, &files, &wechat.push(&text("o1", "one")).request(PATH)).await;
+    assert!(answer.starts_with("HTTP/1.0 200 ") && answer.ends_with("\r\n\r\nsuccess"), "{answer}");
+    assert_eq!(crm.delivery(0).await.json()["message"]["Content"], "one");
+
+    files.renew();
+    let reloaded = http::post(&relay.admin, "/api/reload").await;
+    assert_eq!(reloaded.status, 200, "{reloaded:?}");
+    let answer = over_tls(&relay, &files, &wechat.push(&text("o1", "two")).request(PATH)).await;
+    assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
+    assert!(relay.metric("wxrelay_tls_expiry_timestamp_seconds", &[]).await > 1e9);
+}
+
+#[tokio::test]
+async fn an_https_target_is_delivered_to_if_its_authority_is_trusted() {
+    let (wechat, files) = (WeChat::secure(), Certificate::new());
+    let crm = Target::secured(files.acceptor()).await;
+    let trusted = format!("ca = \"{}\"", files.cert());
+    let relay = Relay::start(wechat.account() + &crm.config("crm", &trusted)).await;
+    relay.accept(&wechat, &text("o1", "hello")).await;
+    assert_eq!(crm.delivery(0).await.json()["message"]["Content"], "hello");
+}
+
+#[tokio::test]
+async fn an_https_target_of_an_unknown_authority_gets_nothing() {
+    let (wechat, files) = (WeChat::secure(), Certificate::new());
+    let crm = Target::secured(files.acceptor()).await;
+    let other = Certificate::new();
+    let settings = format!("ca = \"{}\"\nretry = []", other.cert());
+    let relay = Relay::start(wechat.account() + &crm.config("crm", &settings)).await;
+    relay.accept(&wechat, &text("o1", "hello")).await;
+    relay.audited("dead", 1).await;
+    assert!(crm.deliveries().is_empty());
+}
+
+#[tokio::test]
+async fn http_2_is_spoken_only_where_it_is_asked_for() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    for (server, spoken) in [("http2 = true", true), ("", false)] {
+        let relay = Setup::new(wechat.account() + &crm.config("crm", "")).server(server).start().await;
+        let status = over_http_2(&relay, &wechat).await;
+        assert_eq!(status.is_some_and(|status| status == 200), spoken, "{server}: {status:?}");
+    }
+}
+
+async fn over_http_2(relay: &Relay, wechat: &WeChat) -> Option<u16> {
+    let push = wechat.push(&text("o1", "hello"));
+    let stream = TcpStream::connect(&relay.push).await.expect("the relay listens");
+    let exchange = async {
+        let (mut sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.ok()?;
+        let connection = tokio::spawn(connection);
+        let uri = format!("http://{}{PATH}?{}", relay.push, push.query);
+        let request = hyper::Request::post(uri).body(Full::new(Bytes::from(push.body))).expect("a sound request");
+        let answer = sender.send_request(request).await.ok();
+        connection.abort();
+        answer.map(|answer| answer.status().as_u16())
+    };
+    soon("an answer or the connection's end", exchange).await
+}
+
+async fn over_tls(relay: &Relay, files: &Certificate, request: &[u8]) -> String {
+    let mut roots = RootCertStore::empty();
+    roots.add(files.der()).expect("a sound certificate");
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("ring knows them")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let exchange = async {
+        let stream = TcpStream::connect(&relay.push).await?;
+        let name = ServerName::try_from("localhost").expect("a name");
+        let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
+        stream.write_all(request).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    soon("an answer over TLS", exchange).await.expect("TLS and an answer")
+}
+
+/// A certificate for `localhost` that is its own authority, and its key, as files.
+struct Certificate(TempDir);
+
+impl Certificate {
+    fn new() -> Self {
+        let files = Self(tempfile::tempdir().expect("a temporary folder"));
+        files.renew();
+        files
+    }
+
+    fn renew(&self) {
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        fs::write(self.cert(), made.cert.pem()).expect("it can be written");
+        fs::write(self.key(), made.signing_key.serialize_pem()).expect("it can be written");
+    }
+
+    fn cert(&self) -> String {
+        self.path("cert.pem")
+    }
+
+    fn key(&self) -> String {
+        self.path("key.pem")
+    }
+
+    fn path(&self, name: &str) -> String {
+        Path::join(self.0.path(), name).to_str().expect("a path of text").to_owned()
+    }
+
+    fn der(&self) -> CertificateDer<'static> {
+        CertificateDer::from_pem_file(self.cert()).expect("it was written so")
+    }
+
+    fn acceptor(&self) -> TlsAcceptor {
+        let key = PrivateKeyDer::from_pem_file(self.key()).expect("it was written so");
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring knows them")
+            .with_no_client_auth()
+            .with_single_cert(vec![self.der()], key)
+            .expect("they fit");
+        TlsAcceptor::from(Arc::new(config))
+    }
+}
