@@ -1,0 +1,151 @@
+"""The relay as a process: started, heard, killed; and the configuration that all of this folder uses."""
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import wechat
+
+READY = 30.0  # seconds; it takes milliseconds, a busy machine is allowed more
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+CONFIG = """\
+[server]
+listen = ["127.0.0.1:0"]
+drain = "10s"
+[admin]
+listen = "127.0.0.1:0"
+[queue]
+type = "embedded"
+path = {store}
+[log]
+level = "warn,wxrelay::app=info"
+[accounts.shop]
+path = "{path}"
+app_id = "{app_id}"
+token = "{token}"
+encoding_aes_key = "{key}"
+mode = "secure"
+[[accounts.shop.routes]]
+match = {{ event = "SCAN" }}
+to = ["login", "crm"]
+[[accounts.shop.routes]]
+otherwise = true
+to = ["crm", "flaky"]
+[targets.login]
+role = "identity"
+url = "http://127.0.0.1:{login}/"
+format = "raw"
+retry = ["50ms"]
+expire_after = "24h"
+[targets.crm]
+url = "http://127.0.0.1:{crm}/"
+format = "json"
+retry = {retry}
+[targets.flaky]
+url = "http://127.0.0.1:{flaky}/"
+format = "json"
+retry = {retry}
+"""
+# So many that an unlucky delivery to the flaky target does not die.
+RETRY = ["50ms"] * 100
+
+
+def targets_of(number):
+    """Where the routes send a push."""
+    return ("login", "crm") if wechat.is_scan(number) else ("crm", "flaky")
+
+
+def write_config(path, store, targets):
+    ports = {target.name: target.port for target in targets}
+    path.write_text(CONFIG.format(
+        store=json.dumps(str(store)), retry=json.dumps(RETRY), path=wechat.PATH, app_id=wechat.APP_ID, token=wechat.TOKEN,
+        key=wechat.KEY, **ports))
+
+
+class Ended(Exception):
+    """The relay ended by itself; `code` is its exit code."""
+
+    def __init__(self, code, tail):
+        super().__init__(f"the relay ended by itself with {code}: " + " | ".join(tail))
+        self.code = code
+
+
+class Relay:
+    """One life of the relay: `start`, then `ready`, then `kill` or `stop`."""
+
+    def __init__(self, binary, config, environment=None):
+        self.command = [str(binary), "serve", "-c", str(config)]
+        self.environment = {**os.environ, **(environment or {})}
+        self.address = asyncio.get_running_loop().create_future()
+        self.tail = []
+        self.child = None
+        self.handle = None
+
+    async def start(self):
+        self.child = await asyncio.create_subprocess_exec(
+            *self.command, env=self.environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE)
+        # Popen's own way to signal asks for the exit code first, and the loop then misses it.
+        with contextlib.suppress(ProcessLookupError):  # it may be over already
+            self.handle = os.pidfd_open(self.child.pid)
+        self.reader = asyncio.create_task(self._read())
+
+    async def _read(self):
+        push = None
+        async for text in self.child.stderr:
+            try:
+                line = json.loads(text)
+            except ValueError:
+                line = {}
+            if line.get("message") == "listening" and line.get("listener") == "push":
+                host, port = line["address"].rsplit(":", 1)
+                push = (host, int(port))
+            elif line.get("message") == "ready" and not self.address.done():
+                self.address.set_result(push)
+            self.tail = [*self.tail[-5:], text.decode(errors="replace").strip()]
+        code = await self.child.wait()
+        if not self.address.done():
+            self.address.set_exception(Ended(code, self.tail))
+            self.address.exception()  # not every caller asks
+
+    async def ready(self):
+        """The address that takes pushes; Ended if it ends before."""
+        return await asyncio.wait_for(asyncio.shield(self.address), READY)
+
+    def is_alive(self):
+        return self.child.returncode is None
+
+    async def ended(self, within=READY):
+        """Waits for its end; the exit code."""
+        code = await asyncio.wait_for(self.child.wait(), within)
+        await self.reader
+        if self.handle is not None:
+            os.close(self.handle)
+            self.handle = None
+        return code
+
+    def terminate(self):
+        self._signal(signal.SIGTERM)
+
+    async def kill(self):
+        """SIGKILL; the exit code, which is another if it had ended by itself."""
+        self._signal(signal.SIGKILL)
+        return await self.ended()
+
+    def _signal(self, number):
+        if self.handle is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.handle, number)
+
+    async def stop(self):
+        """SIGTERM; the exit code, None if it had to be killed."""
+        self.terminate()
+        try:
+            return await self.ended()
+        except asyncio.TimeoutError:
+            await self.kill()
+            return None
