@@ -1,0 +1,135 @@
+"""What every check stands on: processes whose JSON lines are read, and the count of checks.
+
+Every wait has a deadline, every process is ended by its own pid, every port is the kernel's choice.
+"""
+import json
+import subprocess
+import threading
+import time
+
+WAIT = 15.0  # seconds; what the peers do takes milliseconds, a busy machine is allowed more
+
+
+class Failure(AssertionError):
+    """A check that does not hold."""
+
+
+def expect(found, wanted, what):
+    if found == wanted:
+        return
+    if isinstance(found, str) and isinstance(wanted, str) and max(len(found), len(wanted)) > 200:
+        at = next((i for i, pair in enumerate(zip(found, wanted)) if pair[0] != pair[1]), min(len(found), len(wanted)))
+        near = slice(max(0, at - 60), at + 60)
+        raise Failure(f"{what}: from character {at} on, expected ...{wanted[near]!r}..., found ...{found[near]!r}...")
+    raise Failure(f"{what}: expected {wanted!r}, found {found!r}")
+
+
+def expect_that(holds, what):
+    if not holds:
+        raise Failure(what)
+
+
+class Checks:
+    """Runs checks one after the other and prints a line for each."""
+
+    def __init__(self):
+        self.passed = 0
+        self.failed = 0
+
+    def run(self, name, check):
+        try:
+            note = check()
+        except Exception as error:  # a check that breaks is a check that fails; the others still run
+            self.failed += 1
+            kind = "" if isinstance(error, Failure) else f"{type(error).__name__}: "
+            print(f"FAIL {name}: {kind}{error}", flush=True)
+        else:
+            self.passed += 1
+            print(f"ok   {name}" + (f" ({note})" if note else ""), flush=True)
+
+    def close(self):
+        print(f"{self.passed} passed, {self.failed} failed", flush=True)
+        return 0 if self.failed == 0 and self.passed > 0 else 1
+
+
+class Process:
+    """A child that writes JSON lines to one of its streams."""
+
+    def __init__(self, name, command, stream="stdout"):
+        self.name = name
+        self.lines = []
+        self.other = []  # lines that are no JSON, for the report of a failure
+        self.arrived = threading.Condition()
+        self.ended = False
+        self.child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if stream == "stdout" else subprocess.DEVNULL,
+            stderr=subprocess.PIPE if stream == "stderr" else None,
+            text=True,
+            encoding="utf-8",
+        )
+        self.source = self.child.stdout if stream == "stdout" else self.child.stderr
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
+
+    def _read(self):
+        for text in self.source:
+            with self.arrived:
+                try:
+                    self.lines.append(json.loads(text))
+                except ValueError:
+                    self.other.append(text.rstrip())
+                self.arrived.notify_all()
+        with self.arrived:
+            self.ended = True
+            self.arrived.notify_all()
+
+    def mark(self):
+        """How many lines there are now: what `since` takes."""
+        with self.arrived:
+            return len(self.lines)
+
+    def since(self, mark):
+        with self.arrived:
+            return self.lines[mark:]
+
+    def wait_for(self, wanted, what, since=0, count=1):
+        """The first `count` lines from `since` on that `wanted` holds for."""
+        deadline = time.monotonic() + WAIT
+        with self.arrived:
+            while True:
+                found = [line for line in self.lines[since:] if wanted(line)]
+                if len(found) >= count:
+                    return found[:count]
+                left = deadline - time.monotonic()
+                if self.ended or left <= 0:
+                    state = "ended" if self.ended else f"{WAIT:.0f} s passed"
+                    tail = [json.dumps(line, ensure_ascii=False)[:600] for line in self.lines[-6:]] + self.other[-6:]
+                    raise Failure(f"{self.name}: no {what}, {state}; last lines:\n  " + "\n  ".join(tail))
+                self.arrived.wait(left)
+
+    def port(self):
+        """The port a peer of this folder says it listens on."""
+        return self.wait_for(lambda line: "listening" in line, "port")[0]["listening"]
+
+    def ask(self, request):
+        """One line in, one line out."""
+        mark = self.mark()
+        self.child.stdin.write(json.dumps(request) + "\n")
+        self.child.stdin.flush()
+        answer = self.wait_for(lambda _: True, "answer", since=mark)[0]
+        expect_that("error" not in answer, f"{self.name}: {answer.get('error')}")
+        return answer
+
+    def end(self):
+        """Asks it to end, insists after the deadline; the exit code."""
+        if self.child.poll() is None:
+            self.child.terminate()
+        try:
+            code = self.child.wait(WAIT)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            code = self.child.wait()
+        self.reader.join(WAIT)
+        return code

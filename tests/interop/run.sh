@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# tests/interop/run.sh BINARY: installs the peers beside this file, pinned, where they are missing, and runs the checks.
+set -euo pipefail
+
+binary=$(realpath "${1:?usage: tests/interop/run.sh BINARY}")
+cd "$(dirname "$0")"
+
+# The stamps hold what was installed, so that a changed pin is installed anew.
+if ! cmp -s requirements.txt .venv/installed.txt; then
+  python3 -m venv --clear .venv
+  .venv/bin/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+  cp requirements.txt .venv/installed.txt
+fi
+if ! cmp -s package-lock.json node_modules/.installed.json; then
+  npm ci --no-audit --no-fund --loglevel=error
+  cp package-lock.json node_modules/.installed.json
+fi
+
+exec .venv/bin/python run.py "$binary"
