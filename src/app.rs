@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
@@ -241,6 +242,7 @@ impl App {
     pub async fn stop(&self) {
         self.ready.set_unready("draining");
         tracing::info!("draining");
+        let deadline = Instant::now() + self.drain;
         self.stop_pushes.cancel();
         let servers = std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
         let mut servers = servers.into_iter();
@@ -252,7 +254,7 @@ impl App {
             self.line.drain().await;
             self.dispatcher.drain().await;
         };
-        if tokio::time::timeout(self.drain, settled).await.is_err() {
+        if tokio::time::timeout_at(deadline, settled).await.is_err() {
             tracing::warn!("attempts under way are cut off; their deliveries stay pending");
         }
         self.stop_admin.cancel();
