@@ -72,9 +72,7 @@ impl Writer {
             if self.retention.due() <= Instant::now() {
                 self.keep_house();
             }
-            if self.store.is_checkpoint_due() {
-                self.checkpoint();
-            }
+            self.keep_log_small();
         }
         self.inboxes.close_all();
         if let Err(error) = self.store.close() {
@@ -222,8 +220,10 @@ impl Writer {
     }
 
     /// After the answers: what was committed is durable in the log, and nobody need wait for its way into the database.
-    fn checkpoint(&mut self) {
-        if let Err(error) = self.store.checkpoint() {
+    fn keep_log_small(&mut self) {
+        if self.store.is_checkpoint_due()
+            && let Err(error) = self.store.checkpoint()
+        {
             stop_if_lost(&error);
             tracing::warn!(%error, "the store's log was not written back; trying again later");
         }
@@ -331,6 +331,20 @@ mod tests {
         let settlement = Settlement { event: EventId(id), target: "crm".into(), verdict, attempt: None };
         let (waiter, answer) = Waiter::new();
         (Command::Settle(settlement, waiter), answer)
+    }
+
+    #[test]
+    fn the_log_is_written_back_before_it_grows_large() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(folder.path());
+        let log = || std::fs::metadata(folder.path().join("wxrelay.db-wal")).unwrap().len();
+        // 16 MiB in all.
+        for id in 1..=1024 {
+            let (command, _answer) = enqueue(id, vec![b'x'; (16 << 10) + usize::try_from(id).unwrap()]);
+            writer.commit(vec![command]);
+            writer.keep_log_small();
+            assert!(log() < 5 << 20, "{} bytes after {id} events", log());
+        }
     }
 
     #[test]
