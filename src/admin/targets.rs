@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::{Context, Error};
 use crate::clock::UnixMillis;
-use crate::queue::{DeadLetters, view};
+use crate::queue::{self, DeadLetters, view};
 
 /// A target, configured or not: deliveries stay when their target leaves the configuration.
 #[derive(Serialize)]
@@ -33,13 +33,9 @@ pub(super) async fn retry_dead(
     name: Result<Path<String>, PathRejection>,
     body: Bytes,
 ) -> Result<Json<Value>, Error> {
-    let (Path(name), letters) = (name?, letters(&body)?);
-    known(&context, &name).await?;
+    let (name, letters) = chosen(&context, name, &body).await?;
     let revived = context.state.queue.revive(&name, letters, UnixMillis::now()).await;
-    context.glance.forget().await;
-    let revived = revived.map_err(Error::Store)?;
-    tracing::info!(target = name, revived, "dead letters retried");
-    Ok(Json(json!({ "revived": revived })))
+    changed(&context, &name, "revived", revived).await
 }
 
 pub(super) async fn drop_dead(
@@ -47,13 +43,34 @@ pub(super) async fn drop_dead(
     name: Result<Path<String>, PathRejection>,
     body: Bytes,
 ) -> Result<Json<Value>, Error> {
-    let (Path(name), letters) = (name?, letters(&body)?);
-    known(&context, &name).await?;
+    let (name, letters) = chosen(&context, name, &body).await?;
     let cancelled = context.state.queue.drop_dead(&name, letters, UnixMillis::now()).await;
+    changed(&context, &name, "cancelled", cancelled).await
+}
+
+/// The target and its dead letters that a request is about.
+async fn chosen(
+    context: &Context,
+    name: Result<Path<String>, PathRejection>,
+    body: &[u8],
+) -> Result<(String, DeadLetters), Error> {
+    let (Path(name), letters) = (name?, letters(body)?);
+    known(context, &name).await?;
+    Ok((name, letters))
+}
+
+/// Tells log and caller what became of how many.
+async fn changed(
+    context: &Context,
+    target: &str,
+    fate: &'static str,
+    count: Result<u64, queue::Error>,
+) -> Result<Json<Value>, Error> {
+    // Also after a failure: the steps before it stand.
     context.glance.forget().await;
-    let cancelled = cancelled.map_err(Error::Store)?;
-    tracing::info!(target = name, cancelled, "dead letters dropped");
-    Ok(Json(json!({ "cancelled": cancelled })))
+    let count = count.map_err(Error::Store)?;
+    tracing::info!(target, fate, count, "dead letters changed");
+    Ok(Json(json!({ fate: count })))
 }
 
 /// Which dead letters an operator means.

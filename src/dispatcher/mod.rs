@@ -123,7 +123,6 @@ impl Dispatcher {
 
     fn start(&self, name: Arc<str>, policy: Policy) -> Lane {
         let metrics: TargetMetrics = self.metrics.target(&name);
-        metrics.up.set(1);
         let (policy, watched) = watch::channel(Arc::new(policy));
         let stop = CancellationToken::new();
         let inbox = self.queue.subscribe(name.clone(), INBOX);

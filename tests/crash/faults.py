@@ -25,8 +25,8 @@ from pathlib import Path
 import ledger
 import shim
 from disk import Disk
-from relay import ROOT, Ended
-from rig import Checks, Failure, expect, expect_that
+from relay import Ended
+from rig import Checks, Failure, expect, expect_that, parsed
 from scene import Scene
 
 IN_A_ROW, AT_ONCE = 40, 12
@@ -240,16 +240,8 @@ def main():
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--starts", nargs="+", choices=["empty", "full-log"], default=["empty", "full-log"])
     parser.add_argument("--call", type=int, help="only this call")
-    parser.add_argument("--seed", type=int, default=None, help="which calls --every takes; default: a new one, printed")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--binary", type=Path, default=ROOT / "target/release/wxrelay")
-    arguments = parser.parse_args()
-    arguments.binary = arguments.binary.resolve()
-    if not arguments.binary.is_file():
-        sys.exit(f"{arguments.binary} is not there; build it with `cargo build --release`")
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {arguments.seed}", flush=True)
+    arguments = parsed(parser)
     checks = Checks()
     folder = Path(tempfile.mkdtemp(prefix="wxrelay-faults-"))
     sweep = Sweep(arguments, folder)

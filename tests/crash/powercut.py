@@ -23,8 +23,8 @@ from pathlib import Path
 import ledger
 import shim
 from disk import Disk
-from relay import ROOT, Ended, write_config
-from rig import Checks, Failure, expect, expect_that
+from relay import Ended, write_config
+from rig import Checks, Failure, expect, expect_that, parsed
 from scene import Scene
 
 SHARES = [0, 0.2, 0.5, 0.8, 1]  # how much of what was not flushed is on the disk
@@ -191,18 +191,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--images", type=int, default=3, help="of each cut; the first has nothing that was not flushed")
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
     parser.add_argument("--lie", choices=["wal"], help="the control: the log is never flushed")
     parser.add_argument("--expect-loss", action="store_true")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--binary", type=Path, default=ROOT / "target/release/wxrelay")
-    arguments = parser.parse_args()
-    arguments.binary = arguments.binary.resolve()
-    if not arguments.binary.is_file():
-        sys.exit(f"{arguments.binary} is not there; build it with `cargo build --release`")
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {arguments.seed}", flush=True)
+    arguments = parsed(parser)
     checks = Checks()
     folder = Path(tempfile.mkdtemp(prefix="wxrelay-powercut-"))
     scene = Scene(arguments.binary, folder / "recorded", shim.build(folder))

@@ -7,10 +7,10 @@ import signal
 from pathlib import Path
 
 import wechat
+from rig import ROOT
 
 READY = 30.0  # seconds; it takes milliseconds, a busy machine is allowed more
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent.parent
 
 CONFIG = """\
 [server]

@@ -1,38 +1,22 @@
-"""Checks that are counted, as in tests/interop: a line for each, and `N passed, N failed` at the end."""
+"""What every script here stands on: the flags they share, and the count of checks (../checks.py)."""
+import random
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+from checks import Checks, Failure, expect, expect_that  # noqa: E402, F401
 
 
-class Failure(AssertionError):
-    """A check that does not hold."""
-
-
-def expect(found, wanted, what):
-    if found != wanted:
-        raise Failure(f"{what}: expected {wanted!r}, found {found!r}")
-
-
-def expect_that(holds, what):
-    if not holds:
-        raise Failure(what)
-
-
-class Checks:
-    """Runs checks one after the other and prints a line for each."""
-
-    def __init__(self):
-        self.passed = 0
-        self.failed = 0
-
-    def run(self, name, check):
-        try:
-            note = check()
-        except Exception as error:  # a check that breaks is a check that fails; the others still run
-            self.failed += 1
-            kind = "" if isinstance(error, Failure) else f"{type(error).__name__}: "
-            print(f"FAIL {name}: {kind}{error}", flush=True)
-        else:
-            self.passed += 1
-            print(f"ok   {name}" + (f" ({note})" if note else ""), flush=True)
-
-    def close(self):
-        print(f"{self.passed} passed, {self.failed} failed", flush=True)
-        return 0 if self.failed == 0 and self.passed > 0 else 1
+def parsed(parser):
+    """The arguments, with `--binary` and `--seed`, which every script has; the seed is printed, to replay by."""
+    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
+    parser.add_argument("--binary", type=Path, default=ROOT / "target/release/wxrelay")
+    arguments = parser.parse_args()
+    arguments.binary = arguments.binary.resolve()
+    if not arguments.binary.is_file():
+        sys.exit(f"{arguments.binary} is not there; build it with `cargo build --release`")
+    if arguments.seed is None:
+        arguments.seed = random.SystemRandom().randrange(10**6)
+    print(f"seed {arguments.seed}", flush=True)
+    return arguments

@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 import ledger
-from relay import ROOT, Ended, Relay, write_config
-from rig import Checks, expect, expect_that
+from relay import Ended, Relay, write_config
+from rig import Checks, expect, expect_that, parsed
 from sender import Sender
 from targets import Target, flaky
 
@@ -162,18 +162,10 @@ class Run:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25)
-    parser.add_argument("--seed", type=int, default=None, help="default: a new one, printed")
-    parser.add_argument("--binary", type=Path, default=ROOT / "target/release/wxrelay")
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--rate", type=float, default=400.0, help="pushes a second, at most")
     parser.add_argument("--keep", action="store_true", help="keep the store, and say where")
-    arguments = parser.parse_args()
-    arguments.binary = arguments.binary.resolve()
-    if not arguments.binary.is_file():
-        sys.exit(f"{arguments.binary} is not there; build it with `cargo build --release`")
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
-    print(f"seed {arguments.seed}: run.py --kills {arguments.kills} --seed {arguments.seed}", flush=True)
+    arguments = parsed(parser)
     checks = Checks()
     folder = Path(tempfile.mkdtemp(prefix="wxrelay-crash-"))
     limit = 60 + 5 * arguments.kills
