@@ -185,6 +185,14 @@ impl Upstream {
         }
     }
 
+    /// Whether an attempt could be made at this event: writes the whole request, and sends nothing.
+    ///
+    /// # Errors
+    /// What [`Upstream::deliver`] would report before it connects.
+    pub fn rehearse(&self, event: &Event, now: UnixMillis) -> Result<(), format::EncodeError> {
+        self.request(&Order { event, attempt: 1, reply_until: None, now }).map(drop)
+    }
+
     fn request(&self, order: &Order<'_>) -> Result<Request<client::RequestBody>, format::EncodeError> {
         let event = order.event;
         let credentials = self.credentials.get(&event.account);

@@ -36,6 +36,7 @@ use crate::wechat::{Reply, ReplyError};
 pub use self::error::Error;
 use self::holds::Hold;
 pub use self::sqlite::Sqlite;
+pub use self::sqlite::deep::{Flaw, OpenDelivery, ReadBack};
 pub use self::sqlite::inspect::Inspect;
 pub use self::view::{Audit, DeadLetter, Detail, Filter, Stats, Summary};
 

@@ -184,6 +184,14 @@ impl Credentials {
         Stamp::of(query)?.timestamp.parse().map_err(|_| OpenError::Malformed("timestamp"))
     }
 
+    /// Whether `signature`, which covers no body, was made with one of the tokens. Tells a stored push that was damaged
+    /// from one whose token has been changed since; good for no other decision.
+    pub fn signed(&self, query: &Query<'_>) -> Result<bool, OpenError> {
+        let stamp = Stamp::of(query)?;
+        let given = signature_in(query.signature.as_deref(), "signature")?;
+        Ok(self.signer(|token| given.is_of([token, stamp.timestamp, stamp.nonce])).is_ok())
+    }
+
     /// Checks that a push is WeChat's and meant for this account, and opens it. Cheap checks come first.
     ///
     /// In compatible and secure mode `msg_signature` counts and `signature` is not looked at, as WeChat's page says.

@@ -21,7 +21,7 @@ use crate::wechat::Mode;
 /// A read-only view of a store.
 #[derive(Debug)]
 pub struct Inspect {
-    connection: Connection,
+    pub(super) connection: Connection,
     folder: PathBuf,
 }
 

@@ -5,6 +5,7 @@
 //! is told at the head of `schema.sql`.
 
 mod command;
+pub(super) mod deep;
 mod files;
 mod inboxes;
 pub(super) mod inspect;

@@ -290,7 +290,8 @@ fn user_number(event: &Event) -> i64 {
     i64::from_be_bytes(number)
 }
 
-fn read_event(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
+/// An event out of the first nine columns that [`Store::load`] asks for; `None` if its text cannot be parsed any more.
+pub(super) fn read_event(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
     let body = Bytes::from(row.get::<_, Vec<u8>>(6)?);
     let clear = row.get::<_, Option<Vec<u8>>>(7)?.map_or_else(|| body.clone(), Bytes::from);
     let Ok(message) = Message::parse(&clear) else { return Ok(None) };

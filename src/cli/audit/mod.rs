@@ -1,0 +1,83 @@
+//! `wxrelay audit`: the ledger, counted anew out of the store itself; with `--deep` every stored event read back too.
+
+mod deep;
+
+use std::fmt;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use self::deep::Deep;
+use super::ConfigArgs;
+use crate::queue::{Audit, Inspect};
+
+/// `wxrelay audit`
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Read every stored event back too: can it still be opened, parsed and delivered? Takes a while
+    #[arg(long)]
+    deep: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'a> {
+    #[serde(flatten)]
+    ledger: Option<&'a Audit>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deep: Option<&'a Deep>,
+}
+
+/// Prints the ledger; exit code 1 if one delivery is unaccounted for, or one event cannot be opened, parsed or delivered.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let store = Inspect::open(&config.queue.path)?;
+    let deep = args.deep.then(|| deep::walk(&store, &config)).transpose()?;
+    let ledger = store.audit();
+    // What was found is told even where the damage keeps the ledger from being counted.
+    if deep.is_some() || ledger.is_ok() {
+        let report = Report { ledger: ledger.as_ref().ok(), deep: deep.as_ref() };
+        let text = if args.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
+        io::stdout().write_all(text.as_bytes())?;
+    }
+    let clean = ledger?.is_clean() && deep.is_none_or(|deep| deep.is_clean());
+    Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl fmt::Display for Report<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.ledger.map_or(Ok(()), |ledger| f.write_str(&text(ledger)))?;
+        self.deep.map_or(Ok(()), |deep| write!(f, "{deep}"))
+    }
+}
+
+/// The ledger as a table for people.
+pub fn text(audit: &Audit) -> String {
+    let row = |name: &str, total, counts: &crate::queue::view::Counts| {
+        format!(
+            "{name:20} {total:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
+            counts.delivered, counts.dead, counts.expired, counts.cancelled, counts.pending
+        )
+    };
+    let mut text = format!(
+        "{:20} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
+        "target", "accepted", "delivered", "dead", "expired", "cancelled", "pending"
+    );
+    for target in &audit.targets {
+        text += &row(&target.target, target.counts.total(), &target.counts);
+    }
+    text += &row("all", audit.deliveries, &audit.counts);
+    text += &format!("{} events, {} deliveries, {} unaccounted for", audit.events, audit.deliveries, audit.unaccounted);
+    text += match (audit.is_clean(), audit.drift) {
+        (true, _) => ": accepted = delivered + dead + expired + cancelled + pending\n",
+        (false, 0) => ": THE LEDGER DOES NOT ADD UP; keep the store and report this\n",
+        (false, _) => ": the running counts differ from the rows; keep the store and report this\n",
+    };
+    text
+}

@@ -1,0 +1,198 @@
+//! Every stored event read back and held against itself: what `wxrelay audit --deep` stands on.
+//!
+//! Events are read as the dispatcher reads them, a page at a time and one event in memory. Each page is a snapshot of
+//! its own: a reader that stays open keeps the log from being begun anew. Deliberately not here: whether the stored push
+//! still opens with its account's keys, and whether a target's format can be written; the queue knows neither.
+
+use rusqlite::{Row, Transaction, params};
+
+use super::inspect::Inspect;
+use super::statements::read_event;
+use crate::event::{ContentKey, Event, EventId};
+use crate::queue::{Error, State};
+
+/// Events of one page: few enough not to hold back the log.
+const PAGE: i64 = 500;
+/// The most findings of SQLite's own check.
+const FILE_FINDINGS: u32 = 20;
+
+/// A stored event, read back.
+#[derive(Debug)]
+pub struct ReadBack {
+    /// Its name.
+    pub id: EventId,
+    /// The event as a lease would give it; `None` if that cannot be had any more.
+    pub event: Option<Event>,
+    /// What its rows say against each other.
+    pub flaws: Vec<Flaw>,
+    /// Its deliveries that an attempt may still be made at: pending or dead.
+    pub open: Vec<OpenDelivery>,
+}
+
+/// A delivery that is pending or dead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenDelivery {
+    /// Its target, if the store has its name.
+    pub target: Option<String>,
+    /// Where it stands.
+    pub state: State,
+}
+
+/// What is wrong with a stored event. No text quotes it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// SQLite cannot read the row, or a column is of another type.
+    #[error("its row cannot be read: {0}")]
+    Unreadable(String),
+    /// The opened text does not parse.
+    #[error("its stored text does not parse")]
+    Text,
+    /// A column that was read out of the text differs from it.
+    #[error("the column {0} differs from the stored text")]
+    Column(&'static str),
+    /// The content key is not that of the text, so that WeChat's retry would be a second event.
+    #[error("its content key is not that of the stored text")]
+    ContentKey,
+    /// A delivery has no row, or there is one too many.
+    #[error("{stored} deliveries were stored with it, {found} are there")]
+    Deliveries {
+        /// How many there must be.
+        stored: i64,
+        /// How many there are.
+        found: i64,
+    },
+}
+
+impl Inspect {
+    /// What SQLite's `integrity_check` finds in the file, indexes included: a delivery that is in its table but not in
+    /// an index would never be leased. Reads the whole file in one snapshot.
+    ///
+    /// # Errors
+    /// If the check cannot be begun.
+    pub fn check_file(&self) -> Result<Vec<String>, Error> {
+        let mut check = self.connection.prepare(&format!("PRAGMA integrity_check({FILE_FINDINGS})"))?;
+        let found = check.query_map([], |row| row.get::<_, String>(0))?;
+        // The check itself ends at damage that it cannot step over.
+        let found = found.map(|finding| finding.unwrap_or_else(|error| error.to_string()));
+        Ok(found.take(FILE_FINDINGS as usize).filter(|finding| finding != "ok").collect())
+    }
+
+    /// The newest event: up to where a walk over the store goes.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn newest(&self) -> Result<Option<EventId>, Error> {
+        Ok(self.connection.query_row("SELECT max(id) FROM event", [], |row| row.get(0))?)
+    }
+
+    /// Reads back the page of events behind `after`, up to `until`; gives the last one, to go on behind, or `None` when
+    /// there are no more.
+    ///
+    /// # Errors
+    /// If the store cannot be read, beyond single rows.
+    pub fn read_back(
+        &self,
+        after: Option<EventId>,
+        until: EventId,
+        mut take: impl FnMut(ReadBack),
+    ) -> Result<Option<EventId>, Error> {
+        let snapshot = self.connection.unchecked_transaction()?;
+        let mut find = snapshot.prepare_cached(
+            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, \
+                    content_key, targets, msg_type, event, event_key, from_user \
+               FROM event WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
+        )?;
+        let mut last = after;
+        let mut rows = find.query(params![after.unwrap_or(BEFORE_ALL), until, PAGE])?;
+        loop {
+            match rows.next() {
+                Ok(None) => break,
+                Ok(Some(row)) => {
+                    let id = row.get(0)?;
+                    last = Some(id);
+                    take(read(&snapshot, id, row));
+                }
+                // Damage within a row: its id can still be had, and those behind it.
+                Err(error) => match Error::from(error) {
+                    Error::Engine(error) => {
+                        let Some(id) = next_id(&snapshot, last)? else { return Err(Error::Engine(error)) };
+                        last = Some(id);
+                        take(ReadBack::unreadable(id, &error));
+                        break;
+                    }
+                    passing => return Err(passing),
+                },
+            }
+        }
+        Ok(last.filter(|_| last != after))
+    }
+}
+
+impl ReadBack {
+    fn unreadable(id: EventId, error: &rusqlite::Error) -> Self {
+        Self { id, event: None, flaws: vec![Flaw::Unreadable(error.to_string())], open: Vec::new() }
+    }
+}
+
+/// Smaller than any id.
+const BEFORE_ALL: EventId = EventId(i64::MIN.cast_unsigned());
+
+fn next_id(snapshot: &Transaction<'_>, after: Option<EventId>) -> rusqlite::Result<Option<EventId>> {
+    let mut find = snapshot.prepare_cached("SELECT min(id) FROM event WHERE id > ?1")?;
+    find.query_row([after.unwrap_or(BEFORE_ALL)], |row| row.get(0))
+}
+
+fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>) -> ReadBack {
+    let judged = judge(row).and_then(|(event, mut flaws)| {
+        let (found, open) = deliveries(snapshot, id)?;
+        let stored = row.get("targets")?;
+        if found != stored {
+            flaws.push(Flaw::Deliveries { stored, found });
+        }
+        Ok(ReadBack { id, event, flaws, open })
+    });
+    judged.unwrap_or_else(|error| ReadBack::unreadable(id, &error))
+}
+
+/// The event, and how the rest of its row agrees with it.
+fn judge(row: &Row<'_>) -> rusqlite::Result<(Option<Event>, Vec<Flaw>)> {
+    let Some(event) = read_event(row)? else { return Ok((None, vec![Flaw::Text])) };
+    let message = &event.message;
+    let of_text = [
+        ("msg_type", message.msg_type()),
+        ("event", message.event()),
+        ("event_key", message.event_key()),
+        ("from_user", message.from_user()),
+    ];
+    let mut flaws = Vec::new();
+    // The table's own column `event` stands behind those of the event.
+    for (column, (name, text)) in (COLUMNS_OF_TEXT..).zip(of_text) {
+        if row.get::<_, String>(column)? != text {
+            flaws.push(Flaw::Column(name));
+        }
+    }
+    if row.get::<_, Vec<u8>>("content_key")? != ContentKey::of(&event.app_id, message, &event.clear).0 {
+        flaws.push(Flaw::ContentKey);
+    }
+    Ok((Some(event), flaws))
+}
+
+/// Where the columns begin that are read out of the text.
+const COLUMNS_OF_TEXT: usize = 11;
+
+/// How many deliveries an event has, and which of them are open.
+fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<(i64, Vec<OpenDelivery>)> {
+    let mut find = snapshot.prepare_cached(
+        "SELECT t.name, d.state FROM delivery d LEFT JOIN target t ON t.no = d.target WHERE d.event = ?1",
+    )?;
+    let (mut found, mut open) = (0, Vec::new());
+    let mut rows = find.query([event])?;
+    while let Some(row) = rows.next()? {
+        found += 1;
+        // A state that is none is the ledger's to tell.
+        if let Ok(state @ (State::Pending | State::Dead)) = row.get(1) {
+            open.push(OpenDelivery { target: row.get(0)?, state });
+        }
+    }
+    Ok((found, open))
+}
