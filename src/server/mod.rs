@@ -8,6 +8,7 @@
 //!
 //! Invariants: nothing a client does or leaves undone holds up the accept loop: handshake and headers are read in the
 //! connection's own task, each within a limit. Every connection's task is owned by its accept loop and ends with it.
+//! Whoever was accepted has its first request answered, also when the stop comes before that request.
 //! The service runs in the connection's task, so a client that hangs up ends it: what must finish is the service's to
 //! spawn.
 
@@ -22,7 +23,6 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -31,9 +31,9 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -189,7 +189,6 @@ where
     B::Error: Into<BoxError>,
 {
     async fn run(self, bound: Bound, shutdown: CancellationToken, drain: Duration) {
-        let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
         loop {
             let accepted = async {
@@ -201,29 +200,30 @@ where
                 () = shutdown.cancelled() => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
                 (stream, permit) = accepted => {
-                    let (server, watcher) = (self.clone(), graceful.watcher());
+                    let (server, shutdown) = (self.clone(), shutdown.clone());
                     connections.spawn(async move {
-                        server.connection(stream, watcher).await;
+                        server.connection(stream, shutdown).await;
                         drop(permit);
                     });
                 }
             }
         }
-        // From here on the system refuses new connections.
+        // From here on the system refuses new connections, or keeps them for the next process where systemd has the socket.
         drop(bound);
-        if timeout(drain, graceful.shutdown()).await.is_err() {
+        let ended = async { while connections.join_next().await.is_some() {} };
+        if timeout(drain, ended).await.is_err() {
             tracing::warn!(connections = connections.len(), "drain over, connections cut off");
         }
         connections.shutdown().await;
     }
 
-    async fn connection(self, stream: Stream, watcher: Watcher) {
+    async fn connection(self, stream: Stream, shutdown: CancellationToken) {
         match (stream, self.tls.clone()) {
-            (Stream::Unix(stream), _) => self.http(stream, Peer(None), watcher).await,
-            (Stream::Tcp(stream, peer), None) => self.http(stream, peer, watcher).await,
+            (Stream::Unix(stream), _) => self.http(stream, Peer(None), shutdown).await,
+            (Stream::Tcp(stream, peer), None) => self.http(stream, peer, shutdown).await,
             (Stream::Tcp(stream, peer), Some(tls)) => {
                 match timeout(self.options.handshake_timeout, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => self.http(stream, peer, watcher).await,
+                    Ok(Ok(stream)) => self.http(stream, peer, shutdown).await,
                     Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
                     Err(_) => tracing::debug!("TLS handshake too slow"),
                 }
@@ -231,38 +231,51 @@ where
         }
     }
 
-    async fn http<I>(self, io: I, peer: Peer, watcher: Watcher)
+    async fn http<I>(self, io: I, peer: Peer, shutdown: CancellationToken)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { service, options, .. } = self;
         let io = TokioIo::new(io);
-        let begun = Arc::new(AtomicBool::new(false));
+        let begun = Arc::new(Notify::new());
         let trusted_proxies = options.trusted_proxies.clone();
         let service = Connected { service, peer, begun: begun.clone(), trusted_proxies };
         if options.http2 {
             let builder = http1_and_2(&options);
-            let connection = watcher.watch(builder.serve_connection(io, service));
-            until_closed(connection, options.header_timeout, &begun).await;
+            let connection = builder.serve_connection(io, service);
+            until_closed(connection, options.header_timeout, &begun, shutdown).await;
         } else {
-            let connection = watcher.watch(http1_only(&options).serve_connection(io, service));
-            until_closed(connection, options.header_timeout, &begun).await;
+            let connection = http1_only(&options).serve_connection(io, service);
+            until_closed(connection, options.header_timeout, &begun, shutdown).await;
         }
     }
 }
 
 /// hyper has one limit for a first request's headers and for the pause before a further request; this adds the shorter
-/// one for the first.
-async fn until_closed<E: Display>(
-    connection: impl Future<Output = Result<(), E>>,
-    header_timeout: Duration,
-    begun: &AtomicBool,
-) {
+/// one for the first. And a connection that is told to end before its first request was read would be closed without an
+/// answer; so it is told after that.
+async fn until_closed<C>(connection: C, header_timeout: Duration, begun: &Notify, shutdown: CancellationToken)
+where
+    C: GracefulConnection,
+    C::Error: Display,
+{
     let mut connection = std::pin::pin!(connection);
-    let ended = match timeout(header_timeout, connection.as_mut()).await {
-        Ok(ended) => ended,
-        Err(_) if begun.load(Ordering::Relaxed) => connection.await,
-        Err(_) => return tracing::debug!("first request too slow"),
+    let ended = tokio::select! {
+        ended = connection.as_mut() => Some(ended),
+        begun = timeout(header_timeout, begun.notified()) => match begun {
+            Ok(()) => None,
+            Err(_) => return tracing::debug!("first request too slow"),
+        },
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        },
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "connection broken");
@@ -273,7 +286,7 @@ async fn until_closed<E: Display>(
 struct Connected<S> {
     service: S,
     peer: Peer,
-    begun: Arc<AtomicBool>,
+    begun: Arc<Notify>,
     trusted_proxies: Arc<[ipnet::IpNet]>,
 }
 
@@ -286,7 +299,7 @@ where
     type Future = Oneshot<S, Request<Incoming>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        self.begun.store(true, Ordering::Relaxed);
+        self.begun.notify_one();
         let peer = self.peer.behind_proxies(request.headers(), &self.trusted_proxies);
         request.extensions_mut().insert(peer);
         self.service.clone().oneshot(request)

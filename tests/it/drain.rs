@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 
 use crate::support::http::{Connection, try_exchange};
-use crate::support::relay::Relay;
+use crate::support::relay::{Relay, Setup};
 use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{PATH, WeChat, text, text_reply};
 use crate::support::{eventually, soon};
@@ -58,6 +58,65 @@ async fn an_attempt_under_way_is_settled_before_the_end() {
     crm.release(1);
     assert_eq!(relay.end().await, Some(0));
     assert_eq!(relay.audit().await["delivered"], 1, "or the target would get it again after the next start");
+}
+
+#[tokio::test]
+async fn whoever_was_connected_is_still_answered() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let mut relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
+    let requests = [text("o1", "not begun"), text("o2", "half sent")].map(|clear| wechat.push(&clear).request(PATH));
+    let mut fresh = Connection::open(&relay.push).await.expect("the relay listens");
+    let mut half = Connection::open(&relay.push).await.expect("the relay listens");
+    let (head, rest) = requests[1].split_at(50);
+    half.write(head).await.expect("the relay reads");
+    // The relay accepts one after the other, so it has those two.
+    relay.accept(&wechat, &text("o3", "later")).await;
+    relay.signal(Signal::TERM);
+    eventually("nobody else is let in", async || Connection::open(&relay.push).await.is_err().then_some(())).await;
+
+    fresh.write(&requests[0]).await.expect("the relay still reads");
+    half.write(rest).await.expect("the relay still reads");
+    for connection in [&mut fresh, &mut half] {
+        let answer = soon("the answer", connection.read()).await.expect("an answer");
+        assert_eq!((answer.status, answer.text()), (200, "success"));
+    }
+    assert_eq!(relay.end().await, Some(0));
+    assert_eq!(relay.audit().await["events"], 3);
+}
+
+#[tokio::test]
+async fn the_stop_takes_no_longer_than_drain_whatever_hangs() {
+    let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Hang).await);
+    let config = wechat.account() + &crm.config("crm", "timeout = \"10m\"");
+    let mut relay = Setup::new(config).server("drain = \"500ms\"").start().await;
+    relay.accept(&wechat, &text("o1", "hello")).await;
+    crm.wait_for(1).await;
+    let _idle = Connection::open(&relay.push).await.expect("the relay listens");
+    // Ten minutes would be beyond the test's patience.
+    relay.stop().await;
+    assert_eq!(relay.audit().await["pending"], 1, "cut off, so it is not settled");
+    relay.restart().await;
+    assert_eq!(crm.wait_for(2).await[1].header("wxrelay-attempt"), "1", "an attempt without an outcome is no attempt");
+}
+
+#[tokio::test]
+async fn a_second_sigterm_changes_nothing() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    crm.script([Reaction::Hold(Reply::xml(text_reply("o1", "the last word")))]);
+    let route = "[[accounts.shop.routes]]\notherwise = true\nto = [\"crm\"]\nreply = \"crm\"\n";
+    let mut relay = Relay::start(wechat.account() + route + &crm.config("crm", "")).await;
+    let mut connection = Connection::open(&relay.push).await.expect("the relay listens");
+    connection.write(&wechat.push(&text("o1", "hello")).request(PATH)).await.expect("the relay reads");
+    crm.wait_for(1).await;
+    relay.signal(Signal::TERM);
+    relay.log("line that says draining", |line| line["message"] == "draining").await;
+    relay.signal(Signal::TERM);
+    relay.signal(Signal::INT);
+    crm.release(1);
+    let answer = soon("the answer", connection.read()).await.expect("an answer");
+    assert!(wechat.open_reply(answer.text()).contains("the last word"));
+    assert_eq!(relay.end().await, Some(0));
+    assert_eq!(relay.audit().await["delivered"], 1);
 }
 
 #[tokio::test]

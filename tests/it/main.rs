@@ -24,6 +24,7 @@ mod replies;
 mod retries;
 mod routing;
 mod secrecy;
+mod socket_activation;
 mod statuses;
 mod support;
 mod tidy;

@@ -1,0 +1,254 @@
+//! With sockets that systemd holds, a restart under load refuses nothing and loses nothing.
+//!
+//! `systemd-socket-activate` listens and hands the socket to a shell loop in systemd's place, which starts the relay
+//! again whenever it ends. Where the tool is missing, the test says SKIPPED; in CI that is a failure.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant};
+
+use crate::support::command::{Running, free_address, run, wxrelay};
+use crate::support::http::try_exchange;
+use crate::support::soon;
+use crate::support::target::Target;
+use crate::support::wechat::{PATH, WeChat, text};
+
+/// Connections at a time, each with one push on it.
+const SENDERS: usize = 8;
+
+#[tokio::test]
+async fn a_restart_under_load_refuses_nothing_and_loses_nothing() {
+    if Command::new("systemd-socket-activate").arg("--version").stdout(Stdio::null()).status().is_err() {
+        assert!(std::env::var_os("CI").is_none(), "CI must have systemd-socket-activate");
+        println!("SKIPPED: socket activation: no systemd-socket-activate here");
+        return;
+    }
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let relay = Supervised::start(&(wechat.account() + &crm.config("crm", ""))).await;
+    let storm = Storm::begin(&relay.address, &wechat);
+
+    relay.ready(1).await;
+    // In the middle of the load; right after the start; in the middle again.
+    for (life, pushes) in [(1, 40), (2, 40), (3, 0), (4, 1), (5, 40)] {
+        storm.answered(pushes).await;
+        relay.signal(life, Signal::TERM);
+        assert_eq!(relay.ended(life).await, 0);
+        relay.ready(life + 1).await;
+    }
+    storm.answered(40).await;
+    assert_eq!(storm.failures(), Vec::<String>::new(), "every push is answered 200 at its first try");
+
+    relay.signal(6, Signal::KILL);
+    assert_eq!(relay.ended(6).await, 128 + 9);
+    relay.ready(7).await;
+    storm.answered(40).await;
+    let failures = storm.failures();
+    assert!(failures.len() <= SENDERS, "only what was under way at that moment may be cut off: {failures:?}");
+
+    let (pushed, longest) = storm.end().await;
+    println!("{} pushes, {} cut off by SIGKILL, the longest wait {longest:?}", pushed.len(), failures.len());
+    let audit = relay.settled(pushed.len()).await;
+    assert_eq!(audit["delivered"], pushed.len(), "each event once, whatever was pushed again: {audit}");
+    let delivered = crm.deliveries();
+    let found = |clear: &String| delivered.iter().any(|delivery| delivery.json()["xml"] == clear.as_str());
+    let missing: Vec<_> = pushed.iter().filter(|clear| !found(clear)).collect();
+    assert!(missing.is_empty(), "not delivered: {missing:?}");
+    relay.stop(7).await;
+}
+
+/// A relay that is started again whenever it ends, and the socket that outlives it.
+struct Supervised {
+    address: String,
+    folder: TempDir,
+    running: Option<Running>,
+}
+
+/// What systemd does, as far as the relay sees: the socket is descriptor 3, and LISTEN_PID says whom it is for.
+const SUPERVISOR: &str = r#"
+    while [ ! -e "$3" ]; do
+        sh -c 'echo "life $$"; export LISTEN_PID=$$; exec "$0" serve -c "$1"' "$1" "$2"
+        echo "ended $?"
+    done
+"#;
+
+impl Supervised {
+    /// Returns when the socket is there; the relay is started by the first connection.
+    async fn start(accounts_and_targets: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let address = free_address();
+        let queue = folder.path().join("queue");
+        let config = format!(
+            "[server]\nlisten = [\"systemd\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n[queue]\npath = \"{}\"\n\
+             {accounts_and_targets}",
+            queue.display()
+        );
+        fs::write(config_in(folder.path()), config).expect("the config can be written");
+        let mut command = Command::new("systemd-socket-activate");
+        command.args(["-l", &address, "sh", "-c", SUPERVISOR, "sh", env!("CARGO_BIN_EXE_wxrelay")]);
+        command.arg(config_in(folder.path())).arg(folder.path().join("stop")).stdin(Stdio::null());
+        let running = Running::spawn(command);
+        running.find("the socket", |line| line.starts_with("Listening").then_some(())).await;
+        Self { address, folder, running: Some(running) }
+    }
+
+    /// Waits until the relay of that number is ready, from 1.
+    async fn ready(&self, life: usize) {
+        self.nth(life, &format!("life {life} gets ready"), |line| {
+            let line: Value = serde_json::from_str(line).ok()?;
+            (line["message"] == "ready").then_some(())
+        })
+        .await;
+    }
+
+    /// Waits for the end of the relay of that number; gives its exit code as a shell does.
+    async fn ended(&self, life: usize) -> i32 {
+        self.nth(life, &format!("life {life} ends"), |line| line.strip_prefix("ended ")?.parse().ok()).await
+    }
+
+    fn signal(&self, life: usize, signal: Signal) {
+        let pid = self.pids().get(life - 1).copied().expect("that relay was started");
+        kill_process(pid, signal).expect("the relay can be signalled");
+    }
+
+    /// The relays so far; all but the last have ended.
+    fn pids(&self) -> Vec<Pid> {
+        let lines = self.running.as_ref().map(Running::lines).unwrap_or_default();
+        lines.iter().filter_map(|line| Pid::from_raw(line.strip_prefix("life ")?.parse().ok()?)).collect()
+    }
+
+    async fn nth<T>(&self, number: usize, what: &str, mut pick: impl FnMut(&str) -> Option<T>) -> T {
+        let mut left = number;
+        let running = self.running.as_ref().expect("it runs");
+        running
+            .find(what, |line| {
+                let found = pick(line)?;
+                left -= 1;
+                (left == 0).then_some(found)
+            })
+            .await
+    }
+
+    /// Waits until so many deliveries have ended; gives the audit.
+    async fn settled(&self, count: usize) -> Value {
+        let what = format!("{count} events are delivered");
+        crate::support::eventually(&what, async || {
+            let mut audit = wxrelay(["audit", "--json", "-c"]);
+            audit.arg(config_in(self.folder.path()));
+            let finished = run(audit).await;
+            assert_eq!(finished.code, Some(0), "the audit is clean: {finished:?}");
+            let audit: Value = serde_json::from_str(&finished.stdout).expect("the audit is JSON");
+            (audit["pending"] == 0 && audit["events"].as_u64() >= Some(count as u64)).then_some(audit)
+        })
+        .await
+    }
+
+    /// Ends the last relay, and the supervisor with it.
+    async fn stop(mut self, life: usize) {
+        fs::write(self.folder.path().join("stop"), "").expect("the folder can be written to");
+        self.signal(life, Signal::TERM);
+        assert_eq!(self.ended(life).await, 0);
+        assert_eq!(self.running.take().expect("it runs").end().await, Some(0));
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        // Only where the test has failed: no relay may outlive it. The supervisor lives, so the id is still the relay's
+        // own or nobody's.
+        if self.running.is_some() {
+            drop(fs::write(self.folder.path().join("stop"), ""));
+            if let Some(last) = self.pids().pop() {
+                kill_process(last, Signal::KILL).ok();
+            }
+        }
+    }
+}
+
+fn config_in(folder: &Path) -> std::path::PathBuf {
+    folder.join("config.toml")
+}
+
+/// Pushes as WeChat sends them, one connection each, until they are answered 200.
+struct Storm {
+    tally: Arc<Tally>,
+    count: watch::Receiver<usize>,
+    senders: JoinSet<()>,
+}
+
+struct Tally {
+    over: AtomicBool,
+    count: watch::Sender<usize>,
+    answered: Mutex<Vec<(String, Duration)>>,
+    failures: Mutex<Vec<String>>,
+}
+
+impl Storm {
+    fn begin(address: &str, wechat: &WeChat) -> Self {
+        let (tell, count) = watch::channel(0);
+        let (answered, failures) = (Mutex::default(), Mutex::default());
+        let tally = Arc::new(Tally { over: AtomicBool::new(false), count: tell, answered, failures });
+        let mut senders = JoinSet::new();
+        for sender in 0..SENDERS {
+            let (address, wechat, tally) = (address.to_owned(), wechat.clone(), Arc::clone(&tally));
+            senders.spawn(async move {
+                while !tally.over.load(Ordering::Relaxed) {
+                    tally.push(&address, &wechat, &format!("o{sender}")).await;
+                }
+            });
+        }
+        Self { tally, count, senders }
+    }
+
+    /// Waits until so many more are answered.
+    async fn answered(&self, more: usize) {
+        let mut count = self.count.clone();
+        let goal = *count.borrow() + more;
+        soon("the storm goes on", count.wait_for(|count| *count >= goal)).await.expect("the senders live");
+    }
+
+    fn failures(&self) -> Vec<String> {
+        self.tally.failures.lock().expect("no sender panics").clone()
+    }
+
+    /// Ends it; gives the texts of all pushes and the longest wait for an answer.
+    async fn end(self) -> (BTreeSet<String>, Duration) {
+        self.tally.over.store(true, Ordering::Relaxed);
+        self.senders.join_all().await;
+        let answered = self.tally.answered.lock().expect("no sender panics");
+        let longest = answered.iter().map(|(_, wait)| *wait).max().unwrap_or_default();
+        (answered.iter().map(|(clear, _)| clear.clone()).collect(), longest)
+    }
+}
+
+impl Tally {
+    async fn push(&self, address: &str, wechat: &WeChat, openid: &str) {
+        let clear = text(openid, "under load");
+        let request = wechat.push(&clear).request(PATH);
+        // As often as WeChat tries.
+        for _ in 0..3 {
+            let begun = Instant::now();
+            let failure = match try_exchange(address, &request).await {
+                Ok(answer) if answer.status == 200 => {
+                    self.answered.lock().expect("no sender panics").push((clear, begun.elapsed()));
+                    self.count.send_modify(|count| *count += 1);
+                    return;
+                }
+                Ok(answer) => format!("answered {}", answer.status),
+                Err(error) => error.to_string(),
+            };
+            self.failures.lock().expect("no sender panics").push(failure);
+        }
+        let failures = self.failures.lock().expect("no sender panics").clone();
+        panic!("three tries in vain: {failures:?}");
+    }
+}
