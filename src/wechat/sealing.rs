@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::account::{Credentials, Mode, Which};
 use super::envelope::AesKey;
-use super::message::{Element, Message, Syntax};
+use super::message::{Element, Syntax};
 use super::outer::{Field, Outer};
 use super::signature::signature;
 use super::xml;
@@ -135,11 +135,10 @@ impl Credentials {
 
     /// What stands around the sealed text: the receiver's name, in compatible mode all the clear elements.
     fn outer_body(&self, clear: &str, encrypt: String) -> String {
-        let encrypt = Element::with_text(Field::Encrypt.name(), encrypt);
         let outer = Outer::read(clear.as_bytes()).ok();
         let syntax = outer.as_ref().map_or(Syntax::Xml, |(_, syntax)| *syntax);
         if self.mode == Mode::Compatible
-            && let Some(body) = beside_clear(clear, &encrypt)
+            && let Some(body) = beside_clear(clear, syntax, &encrypt)
         {
             return body;
         }
@@ -147,30 +146,32 @@ impl Credentials {
         match syntax {
             Syntax::Xml => {
                 let to_user = to_user.map(|name| Element::with_text(Field::ToUserName.name(), name));
+                let encrypt = Element::with_text(Field::Encrypt.name(), encrypt);
                 let children = to_user.into_iter().chain([encrypt]).collect();
                 xml::render(&Element { children, ..Element::new("xml") })
             }
             Syntax::Json => match to_user {
-                Some(name) => json!({ "ToUserName": name, "Encrypt": encrypt.text }).to_string(),
-                None => json!({ "Encrypt": encrypt.text }).to_string(),
+                Some(name) => json!({ "ToUserName": name, "Encrypt": encrypt }).to_string(),
+                None => json!({ "Encrypt": encrypt }).to_string(),
             },
         }
     }
 }
 
-/// The clear elements with the sealed text after them.
-fn beside_clear(clear: &str, encrypt: &Element) -> Option<String> {
-    let mut message = Message::parse(clear.as_bytes()).ok()?;
-    match message.syntax {
+/// The clear elements as they stand, with the sealed text after them; `None` where no end of the root closes the text.
+///
+/// By the text, not by the tree: an SDK that reads the clear elements gets every byte of them.
+fn beside_clear(clear: &str, syntax: Syntax, encrypt: &str) -> Option<String> {
+    let clear = clear.trim_ascii_end();
+    match syntax {
         Syntax::Xml => {
-            message.root.children.push(encrypt.clone());
-            Some(xml::render(&message.root))
+            let open = clear.strip_suffix("</xml>")?;
+            Some(format!("{open}<Encrypt><![CDATA[{encrypt}]]></Encrypt>\n</xml>"))
         }
-        // By the text, as the tree no longer tells numbers from strings.
         Syntax::Json => {
-            let open = clear.trim_ascii_end().strip_suffix('}')?;
-            let comma = if message.root.children.is_empty() { "" } else { "," };
-            Some(format!("{open}{comma}\"Encrypt\":{}}}", json!(encrypt.text)))
+            let open = clear.strip_suffix('}')?;
+            let comma = if open.trim_ascii_end().ends_with('{') { "" } else { "," };
+            Some(format!("{open}{comma}\"Encrypt\":\"{encrypt}\"}}"))
         }
     }
 }

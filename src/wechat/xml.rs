@@ -95,7 +95,7 @@ pub fn parse(text: &str) -> Result<Element, XmlError> {
 
 /// Writes an element as WeChat does: texts in CDATA, numbers bare, a line end after each child.
 ///
-/// Characters that no XML name may have (a JSON key can) become `_` in names.
+/// Of names that XML cannot have (JSON keys can be such), blanks around them go and other characters become `_`.
 pub fn render(root: &Element) -> String {
     let mut out = String::with_capacity(512);
     write_element(&mut out, root);
@@ -348,6 +348,7 @@ fn write_name(out: &mut String, name: &str) {
         out.push_str(name);
         return;
     }
+    let name = name.trim_ascii();
     if name.bytes().next().is_none_or(|first| continues_name(first) && !begins_name(first)) {
         out.push('_');
     }

@@ -138,7 +138,15 @@ fn renders_as_wechat_writes() {
 
 #[test]
 fn names_that_xml_cannot_have_are_mended() {
-    for (name, mended) in [(" OpenID", "_OpenID"), ("1a", "_1a"), ("a b<c", "a_b_c"), ("", "_"), ("名", "名")] {
+    for (name, mended) in [
+        (" OpenID", "OpenID"),
+        (" 1 a ", "_1_a"),
+        ("1a", "_1a"),
+        ("a b<c", "a_b_c"),
+        ("", "_"),
+        (" ", "_"),
+        ("名", "名"),
+    ] {
         assert_eq!(parse(&render(&leaf(name, "x"))).unwrap().name, mended, "{name}");
     }
 }
