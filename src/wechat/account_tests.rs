@@ -75,6 +75,22 @@ fn the_query_and_the_body_are_as_wechat_writes_them() {
     assert!(!plain.query.contains("encrypt_type"));
 }
 
+/// They were once written anew from the tree: comments, blanks and the mixing of text with elements went.
+#[test]
+fn the_clear_elements_of_compatible_mode_are_the_bytes_that_came() {
+    let odd = CLEAR.replace("hi", "1 ").replace("<Content>", "<!-- c --><A x='1'>a<B>01</B> b</A><Content>");
+    for clear in [CLEAR, &odd, &format!("\u{feff}{odd}\r\n"), &odd.replace('\n', "")] {
+        let body = push(Mode::Compatible, clear).body;
+        let (before, after) = body.split_once("<Encrypt><![CDATA[").unwrap();
+        assert_eq!(Some(before), clear.trim_end().strip_suffix("</xml>"));
+        assert!(after.ends_with("]]></Encrypt>\n</xml>"), "{after}");
+    }
+    // Where the end of the root is not the end of the text, only the sealed form is certain to be sound.
+    let Push { query, body } = push(Mode::Compatible, &format!("{CLEAR}<!-- end -->"));
+    assert!(!body.contains("Content"));
+    assert!(open(&credentials(Mode::Compatible), &query, &body).is_ok());
+}
+
 #[test]
 fn the_mode_is_the_accounts_and_not_the_requests() {
     for sent in MODES {

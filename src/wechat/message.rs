@@ -290,6 +290,10 @@ mod tests {
             assert_eq!(Message::parse(text.as_bytes()).unwrap().kind(), kind, "{text}");
         }
         assert!(EVENTS.iter().all(|name| *name == name.to_ascii_lowercase()));
+        let catalogue = include_str!("../../tests/data/pushes/catalogue.txt");
+        let listed: Vec<_> = catalogue.lines().filter_map(|line| line.strip_prefix("Event ")).collect();
+        assert_eq!(listed.len(), EVENTS.len());
+        assert!(listed.iter().all(|name| event(name, "").kind() != "other"), "{listed:?}");
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 Nothing here is the relay's: `json`, `cloudevents` and the bodies of `wechat` are written from the words of the product's
 contract (see README.md beside the pushes), and `authing-json` is what express-xml-bodyparser makes of the push (authing.js).
-What differs from delivery to delivery stands as a word in capitals: EVENT_ID, ACCOUNT, MODE, RECEIVED_AT, ENCRYPT, ...
+What differs from delivery to delivery stands as a word in capitals: EVENT_ID, ACCOUNT, APP_ID, MODE, RECEIVED_AT, ENCRYPT, ...
 """
 import json
 import re
@@ -19,7 +19,6 @@ from rig import Process, expect, expect_that
 HERE = Path(__file__).resolve().parent
 PUSHES = HERE.parent / "data" / "pushes"
 EXPECTED = ".expected.json"
-APP_ID = "wxb11529c136998cb6"
 BLANKS = " \t\r\n\f"
 TOKEN = re.compile(
     r"<!\[CDATA\[(?P<cdata>.*?)\]\]>|<!--.*?-->|<\?.*?\?>|</(?P<close>[^\s>]+)\s*>"
@@ -56,7 +55,12 @@ def pushes():
 def read(text):
     """The tree of a push."""
     text = text.lstrip("\ufeff" + BLANKS)
-    return read_xml(text) if text.startswith("<") else read_json(text)
+    return read_xml(text) if is_xml(text) else read_json(text)
+
+
+def is_xml(text):
+    """By the first sign: WeChat labels both `text/xml`."""
+    return text.lstrip("\ufeff" + BLANKS).startswith("<")
 
 
 def read_xml(text):
@@ -142,7 +146,7 @@ def json_form(root, text):
         scene = key.removeprefix("qrscene_")
     created = root.text_of("CreateTime")
     return {
-        "id": "EVENT_ID", "account": "ACCOUNT", "app_id": APP_ID, "mode": "MODE", "received_at": "RECEIVED_AT",
+        "id": "EVENT_ID", "account": "ACCOUNT", "app_id": "APP_ID", "mode": "MODE", "received_at": "RECEIVED_AT",
         "to_user": root.text_of("ToUserName") or None, "from_user": root.text_of("FromUserName") or None,
         "create_time": int(created) if created else None, "msg_type": kind or None, "event": event or None,
         "event_key": key or None, "scene": scene or None, "message": message(root), "xml": text,
@@ -159,11 +163,11 @@ def cloudevents_form(root):
     }
 
 
-def wechat_form(root, clear, is_xml):
+def wechat_form(root, clear):
     """What stands around the sealed text; in plaintext mode the body is the push itself."""
     to_user, openid = root.text_of("ToUserName").strip(BLANKS), root.text_of("FromUserName")
     sealed = "<Encrypt><![CDATA[ENCRYPT]]></Encrypt>\n"
-    if is_xml:
+    if is_xml(clear):
         secure = "<xml>" + (f"<ToUserName><![CDATA[{to_user}]]></ToUserName>\n" if to_user else "") + sealed + "</xml>"
         compatible = clear.rstrip(BLANKS).removesuffix("</xml>") + sealed + "</xml>"
     else:
@@ -204,12 +208,13 @@ class Parser:
 def expected(path, parser):
     """The text of a push's file of expectations."""
     clear = path.read_bytes().decode()
-    root, is_xml = read(clear), path.suffix == ".xml"
-    text = clear if is_xml else write_xml(root)
+    expect(path.suffix, ".xml" if is_xml(clear) else ".json", f"{path.name}: ending")
+    root = read(clear)
+    text = clear if is_xml(clear) else write_xml(root)
     parsed = parser.parse(text)
     forms = {
         "json": json_form(root, text), "cloudevents": cloudevents_form(root), "authing-json": json.loads(parsed),
-        "wechat": wechat_form(root, clear, is_xml),
+        "wechat": wechat_form(root, clear),
     }
     # The tests compare bytes with what is read from the file, so nothing may be lost on the way into it.
     expect(compact(forms["authing-json"]), parsed, f"{path.name}: authing-json, written again")

@@ -14,6 +14,7 @@ import backend
 import envelopes
 import identity
 from bench import HERE, Bench
+from remade import Remade
 from rig import Checks, expect, expect_that
 
 TIME = 240  # seconds
@@ -61,9 +62,11 @@ def main():
         sys.exit(f"{binary} is not there; build it with `cargo build --release`")
     signal.signal(signal.SIGALRM, stop_at_once)
     signal.alarm(TIME)
-    checks, bench = Checks(), Bench(binary)
+    checks, bench, remade = Checks(), Bench(binary), Remade(binary)
     try:
         checks.run("the golden data of authing-json is what the packages make", golden_data_is_current)
+        for name, check in remade.checks():
+            checks.run(name, check)
         checks.run("the relay and its peers start", bench.start)
         if checks.failed == 0:
             for part in (envelopes, backend, identity):
@@ -77,6 +80,7 @@ def main():
     finally:
         signal.alarm(0)
         bench.end()
+        remade.end()
     return checks.close()
 
 

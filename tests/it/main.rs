@@ -9,6 +9,7 @@ mod audit;
 mod breaker;
 mod commands;
 mod config;
+mod corpus;
 mod crash;
 mod dedup;
 mod disk;

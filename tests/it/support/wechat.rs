@@ -12,6 +12,7 @@ use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STAN
 use cbc::cipher::block_padding::NoPadding;
 use cbc::cipher::{BlockModeDecrypt, BlockModeEncrypt, KeyIvInit};
 use jiff::Timestamp;
+use serde_json::{Value, json};
 use sha1::{Digest, Sha1};
 
 use super::http::{Answer, exchange};
@@ -100,9 +101,14 @@ impl WeChat {
     /// A push around a given Encrypt text, rightly signed, whatever that text is worth.
     pub(crate) fn push_encrypted(&self, timestamp: i64, clear: &str, encrypt: &str) -> Push {
         let envelope = format!("<Encrypt><![CDATA[{encrypt}]]></Encrypt>");
-        let body = match self.mode {
-            Mode::Compatible => clear.replacen("</xml>", &format!("{envelope}\n</xml>"), 1),
-            Mode::Plaintext | Mode::Secure => {
+        let body = match (json_of(clear), self.mode) {
+            (Some(_), Mode::Compatible) => {
+                let open = clear.trim_end().strip_suffix('}').expect("an object ends so");
+                format!("{open},\"Encrypt\":\"{encrypt}\"}}")
+            }
+            (Some(push), _) => json!({ "ToUserName": push["ToUserName"], "Encrypt": encrypt }).to_string(),
+            (None, Mode::Compatible) => clear.replacen("</xml>", &format!("{envelope}\n</xml>"), 1),
+            (None, _) => {
                 let to = element(clear, "ToUserName").unwrap_or_default();
                 format!("<xml>\n<ToUserName><![CDATA[{to}]]></ToUserName>\n{envelope}\n</xml>")
             }
@@ -162,7 +168,7 @@ impl WeChat {
     /// The clear text of a sealed push that was sent to this account's URL; checks msg_signature as an SDK does.
     pub(crate) fn open_push(&self, query: &str, body: &str) -> String {
         let part = |name| parameter(query, name).unwrap_or_else(|| panic!("a sealed push has {name}: {query}"));
-        let encrypt = element(body, "Encrypt").unwrap_or_else(|| panic!("a sealed push has Encrypt: {body}"));
+        let encrypt = encrypt_of(body).unwrap_or_else(|| panic!("a sealed push has Encrypt: {body}"));
         let (timestamp, nonce) = (part("timestamp"), part("nonce"));
         assert_eq!(part("encrypt_type"), "aes");
         assert_eq!(part("signature"), sign(&[&self.token, timestamp, nonce]), "signature");
@@ -233,6 +239,19 @@ impl Push {
         );
         [head.as_bytes(), &self.body].concat()
     }
+}
+
+/// The Encrypt text of a body in either notation.
+pub(crate) fn encrypt_of(body: &str) -> Option<String> {
+    match json_of(body) {
+        Some(push) => push["Encrypt"].as_str().map(str::to_owned),
+        None => element(body, "Encrypt"),
+    }
+}
+
+/// A body in JSON, as mini programs may have it.
+fn json_of(body: &str) -> Option<Value> {
+    serde_json::from_str(body.trim_start_matches('\u{feff}')).ok()
 }
 
 /// Lower-case hex SHA-1 of the parts, sorted by bytes and put together.
