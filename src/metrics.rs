@@ -49,6 +49,8 @@ pub struct Metrics {
     backlogged: Mutex<BTreeSet<String>>,
     /// How long commits of the queue take.
     pub commit_duration: Histogram,
+    /// 1 while pushes are taken, else 0: what `/readyz` says.
+    pub ready: IntGauge,
     /// The bytes that the store takes on disk.
     pub queue_bytes: IntGauge,
     /// Deliveries that are in no state; anything but 0 is a bug.
@@ -150,6 +152,7 @@ impl Metrics {
                         .buckets(COMMIT_BUCKETS.to_vec()),
                 ),
             ),
+            ready: registered(at, IntGauge::new("wxrelay_ready", "1 while pushes are taken, as /readyz says.")),
             queue_bytes: registered(at, IntGauge::new("wxrelay_queue_bytes", "Bytes that the store takes on disk.")),
             unaccounted: registered(
                 at,

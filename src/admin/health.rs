@@ -39,13 +39,11 @@ pub(super) async fn livez() -> &'static str {
     "ok"
 }
 
-/// The reason is one word: this is open to whoever reaches the listener.
+/// The reason is one word: this is open to whoever reaches the listener. `starting`, `draining`, or what keeps events out
+/// of the store, as [`crate::queue::Obstacle`] calls it.
 pub(super) async fn readyz(State(context): State<Context>) -> (StatusCode, &'static str) {
-    if let Some(obstacle) = context.state.ready.obstacle() {
-        return (StatusCode::SERVICE_UNAVAILABLE, obstacle);
-    }
-    match context.glance.stats().await {
-        Ok(_) => (StatusCode::OK, "ready"),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "store"),
+    match context.obstacle().await {
+        None => (StatusCode::OK, "ready"),
+        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
     }
 }

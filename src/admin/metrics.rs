@@ -9,6 +9,8 @@ use super::Context;
 pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse {
     // Puts the queue's gauges into the metrics. If the store does not answer, that is logged there, and the other
     // metrics are wanted all the more.
+    let is_ready = context.obstacle().await.is_none();
+    context.state.metrics.ready.set(is_ready.into());
     context.glance.stats().await.ok();
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], context.state.metrics.render())
 }

@@ -3,7 +3,7 @@
 //! | route | file | what |
 //! |---|---|---|
 //! | `GET /livez` | health.rs | 200 while the process serves |
-//! | `GET /readyz` | health.rs | 200, or 503 and the reason while starting, draining, or without a store |
+//! | `GET /readyz` | health.rs | 200, or 503 and why in one word: `starting`, `draining`, `disk-full`, `queue-full`, `store-failing`, `store-closed` |
 //! | `GET /metrics` | metrics.rs | Prometheus' text format |
 //! | `GET /api/status` | status.rs | what runs, and the queue at a glance |
 //! | `GET /api/audit` | audit.rs | the ledger, counted anew |
@@ -42,7 +42,7 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::metrics::Metrics;
-use crate::queue::{Inspect, Queue};
+use crate::queue::{Inspect, Obstacle, Queue};
 use crate::secret::Secret;
 use crate::server::Listen;
 
@@ -118,6 +118,15 @@ struct Context {
 }
 
 impl Context {
+    /// Why pushes are not taken, in one word; `None` when they are.
+    async fn obstacle(&self) -> Option<&'static str> {
+        match self.state.ready.obstacle().or_else(|| self.state.queue.obstacle().map(Obstacle::word)) {
+            // Its writer writes to what it has open, and need not see that the store is gone.
+            None if self.glance.stats().await.is_err() => Some(Obstacle::Failing.word()),
+            obstacle => obstacle,
+        }
+    }
+
     /// Looks into the store, on a thread that may block.
     async fn inspect<T, F>(&self, look: F) -> Result<T, Error>
     where

@@ -12,7 +12,7 @@ pub(super) async fn status(State(context): State<Context>) -> Result<Json<Value>
     let sum = |count: fn(&crate::queue::view::Counts) -> u64| -> u64 {
         stats.targets.iter().map(|target| count(&target.counts)).sum()
     };
-    let obstacle = context.state.ready.obstacle();
+    let obstacle = context.obstacle().await;
     let mut status = (context.state.status)();
     status["ready"] = json!(obstacle.is_none());
     status["not_ready_because"] = json!(obstacle);

@@ -118,7 +118,7 @@ async fn ready_means_started_not_draining_and_with_a_store() {
     assert_eq!(relay.ask(Method::GET, "/livez").await.0, StatusCode::OK);
     relay.state.ready.set_ready();
     std::fs::remove_file(relay.state.store.join("wxrelay.db")).unwrap();
-    assert_eq!(readyz().await, (StatusCode::SERVICE_UNAVAILABLE, "store".to_owned()));
+    assert_eq!(readyz().await, (StatusCode::SERVICE_UNAVAILABLE, "store-failing".to_owned()));
     assert_eq!(relay.get("/api/status").await.0, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(Ready::default().obstacle(), Some("starting"));
 }

@@ -1,7 +1,7 @@
 //! What can go wrong in the queue, told so that the operator knows what to do.
 
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 use rusqlite::ffi;
@@ -33,6 +33,12 @@ pub enum Error {
         path: PathBuf,
         /// The name of the filesystem.
         filesystem: &'static str,
+    },
+    /// The disk may only be read.
+    #[error("{} is on a read-only filesystem: remount it for writing, or set [queue] path to another disk", path.display())]
+    ReadOnly {
+        /// The file or folder.
+        path: PathBuf,
     },
     /// There is no store.
     #[error("there is no store at {}: look at [queue] path, or start the relay once", path.display())]
@@ -79,20 +85,44 @@ pub enum Error {
     Engine(#[source] rusqlite::Error),
 }
 
+impl Error {
+    /// A file or folder of the store could not be used.
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        match source.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::Full,
+            ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path: path.to_owned() },
+            _ => Self::Io { path: path.to_owned(), source },
+        }
+    }
+}
+
 fn known(pid: Option<u32>) -> String {
     pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string())
 }
 
 impl From<rusqlite::Error> for Error {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error() {
-            Some(failure) if failure.code == ErrorCode::DiskFull => Self::Full,
-            // The shared-memory file could not grow: what a full disk looks like when it comes first there.
-            Some(failure) if failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE => Self::Full,
-            _ if is_busy(&error) => Self::Busy,
-            _ => Self::Engine(error),
+        if is_full(&error) {
+            Self::Full
+        } else if is_busy(&error) {
+            Self::Busy
+        } else {
+            Self::Engine(error)
         }
     }
+}
+
+/// Whether there was no room on the disk.
+pub(super) fn is_full(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|failure| {
+        // The shared-memory file could not grow: what a full disk looks like when it comes first there.
+        failure.code == ErrorCode::DiskFull || failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE
+    })
+}
+
+/// Whether the system refused a write, for whatever reason but a full disk.
+pub(super) fn is_write_failure(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|failure| failure.extended_code == ffi::SQLITE_IOERR_WRITE)
 }
 
 /// Whether another program's lock was in the way: it will be in everybody's.

@@ -17,6 +17,7 @@
 mod conformance;
 mod error;
 mod holds;
+mod obstacle;
 #[cfg(test)]
 mod order_tests;
 mod sqlite;
@@ -35,6 +36,7 @@ use crate::wechat::{Reply, ReplyError};
 
 pub use self::error::Error;
 use self::holds::Hold;
+pub use self::obstacle::Obstacle;
 pub use self::sqlite::Sqlite;
 pub use self::sqlite::deep::{Flaw, OpenDelivery, ReadBack};
 pub use self::sqlite::inspect::Inspect;
@@ -156,6 +158,13 @@ impl Queue {
     pub async fn stats(&self) -> Result<Stats, Error> {
         match self {
             Self::Embedded(engine) => engine.stats().await,
+        }
+    }
+
+    /// What keeps new events out now; costs nothing to ask.
+    pub fn obstacle(&self) -> Option<Obstacle> {
+        match self {
+            Self::Embedded(engine) => engine.obstacle(),
         }
     }
 
@@ -354,6 +363,6 @@ pub struct Settings {
     pub retention: Duration,
     /// How long a push's repeats are known, also when finished events must go earlier to make room.
     pub dedup_window: Duration,
-    /// The most bytes the store may take.
+    /// The most bytes the store may take: at this size new events are refused, and finished ones go a little before it.
     pub max_size: u64,
 }

@@ -7,7 +7,7 @@ use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{WeChat, event, text};
 
 /// Every metric of the contract that exists without TLS.
-const METRICS: [&str; 17] = [
+const METRICS: [&str; 18] = [
     "wxrelay_pushes_total",
     "wxrelay_push_duration_seconds",
     "wxrelay_duplicates_total",
@@ -22,6 +22,7 @@ const METRICS: [&str; 17] = [
     "wxrelay_unaccounted_deliveries",
     "wxrelay_commit_duration_seconds",
     "wxrelay_queue_bytes",
+    "wxrelay_ready",
     "wxrelay_config_info",
     "wxrelay_build_info",
     "wxrelay_clock_skew_seconds",

@@ -28,7 +28,7 @@ pub(super) fn claim(folder: &Path) -> Result<File, Error> {
     match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&database) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(Error::Io { path: database, source }),
+        Err(source) => return Err(Error::io(&database, source)),
     }
     Ok(lock)
 }
@@ -37,7 +37,7 @@ pub(super) fn claim(folder: &Path) -> Result<File, Error> {
 fn make(folder: &Path) -> Result<(), Error> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
-    made.map_err(|source| Error::Io { path: folder.to_owned(), source })?;
+    made.map_err(|source| Error::io(folder, source))?;
     for parent in missing.into_iter().filter_map(Path::parent) {
         let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         flush(parent)?;
@@ -45,15 +45,15 @@ fn make(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes the names in the folder durable. SQLite does so too, but keeps a failure to itself.
-pub(super) fn flush(folder: &Path) -> Result<(), Error> {
-    let flushed = File::open(folder).and_then(|folder| folder.sync_all());
-    flushed.map_err(|source| Error::Io { path: folder.to_owned(), source })
+/// Makes a file, or the names in a folder, durable. SQLite does so too, but keeps a failure at a folder to itself.
+pub(super) fn flush(path: &Path) -> Result<(), Error> {
+    let flushed = File::open(path).and_then(|file| file.sync_all());
+    flushed.map_err(|source| Error::io(path, source))
 }
 
 fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join(LOCK);
-    let io = |source| Error::Io { path: path.clone(), source };
+    let io = |source| Error::io(&path, source);
     let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
     let mut file = options.map_err(io)?;
     match file.try_lock() {
@@ -66,7 +66,11 @@ fn lock(folder: &Path) -> Result<File, Error> {
         Err(TryLockError::Error(source)) => return Err(io(source)),
     }
     file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
-    writeln!(file, "{}", process::id()).map_err(io)?;
+    match writeln!(file, "{}", process::id()) {
+        // The lock holds without the number.
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
+        written => written.map_err(io)?,
+    }
     Ok(file)
 }
 
@@ -81,8 +85,7 @@ pub(super) fn size(folder: &Path) -> u64 {
 
 #[cfg(target_os = "linux")]
 fn refuse_network_filesystem(folder: &Path) -> Result<(), Error> {
-    let found =
-        rustix::fs::statfs(folder).map_err(|source| Error::Io { path: folder.to_owned(), source: source.into() })?;
+    let found = rustix::fs::statfs(folder).map_err(|source| Error::io(folder, source.into()))?;
     // The field's width and sign differ between architectures; the magic numbers are of 32 bits.
     let kind = found.f_type as u32;
     match network_filesystem(kind) {

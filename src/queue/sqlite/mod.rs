@@ -4,12 +4,14 @@
 //! the writer's ([`writer`]); readers for people and metrics use connections of their own ([`inspect`]). What is stored
 //! is told at the head of `schema.sql`.
 
+mod ballast;
 mod command;
 pub(super) mod deep;
 mod files;
 mod inboxes;
 pub(super) mod inspect;
 mod retention;
+mod room;
 mod statements;
 mod store;
 mod values;
@@ -23,16 +25,18 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use self::ballast::Ballast;
 use self::command::{Command, Waiter};
 use self::inboxes::Inboxes;
 use self::inspect::Inspect;
 use self::retention::Retention;
+use self::room::{Room, Told};
 use self::statements::{Fate, LETTERS_PER_STEP, Letters, Stepped};
 use self::store::Store;
 use self::writer::Writer;
 use super::holds::Holds;
 use super::view::Stats;
-use super::{DeadLetters, Enqueued, Error, Inbox, Leases, NewEvent, Order, Settings, Settlement};
+use super::{DeadLetters, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Order, Settings, Settlement};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
@@ -45,6 +49,7 @@ pub struct Sqlite {
     commands: mpsc::Sender<Command>,
     inboxes: Arc<Inboxes>,
     last_id: Arc<AtomicU64>,
+    obstacle: Told,
     folder: Arc<PathBuf>,
 }
 
@@ -52,14 +57,22 @@ impl Sqlite {
     /// See [`super::Queue::open`].
     pub(super) fn open(settings: &Settings, on_commit: Box<dyn Fn(Duration) + Send>) -> Result<Self, Error> {
         let lock = files::claim(&settings.path)?;
-        let store = Store::open(&settings.path)?;
+        let mut ballast = Ballast::find(&settings.path);
+        let mut store = match Store::open(&settings.path) {
+            // What waits in the store is to be delivered, and that takes a little room.
+            Err(Error::Full) if ballast.let_go() => Store::open(&settings.path)?,
+            opened => opened?,
+        };
+        store.keep_log_below(ballast.size());
         let last_id = store.last_id()?;
         let inboxes = Arc::new(Inboxes::default());
         let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
+        let obstacle = Told::default();
+        let room = Room::new(ballast, settings.max_size, Arc::clone(&obstacle));
         let retention = Retention::new(settings);
         let writer =
-            Writer { store, retention, inboxes: Arc::clone(&inboxes), holds: Holds::default(), on_commit, lock };
-        let io = |source| Error::Io { path: settings.path.clone(), source };
+            Writer { store, room, retention, inboxes: Arc::clone(&inboxes), holds: Holds::default(), on_commit, lock };
+        let io = |source| Error::io(&settings.path, source);
         // A runtime of its own, for a channel with a timeout: the relay's is not to be blocked by a disk.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
         let thread = std::thread::Builder::new().name("queue-writer".to_owned());
@@ -68,6 +81,7 @@ impl Sqlite {
             commands,
             inboxes,
             last_id: Arc::new(AtomicU64::new(last_id.0)),
+            obstacle,
             folder: Arc::new(settings.path.clone()),
         })
     }
@@ -112,6 +126,10 @@ impl Sqlite {
         let folder = Arc::clone(&self.folder);
         let reading = tokio::task::spawn_blocking(move || Inspect::open(&folder)?.stats());
         reading.await.map_err(|_| Error::Closed)?
+    }
+
+    pub(super) fn obstacle(&self) -> Option<Obstacle> {
+        if self.commands.is_closed() { Some(Obstacle::Closed) } else { *self.obstacle.borrow() }
     }
 
     pub(super) async fn close(self) {

@@ -1,11 +1,11 @@
 //! Deleting finished events, and giving their space back.
 //!
 //! An event is finished when none of its deliveries is pending or dead: a dead letter waits for a person. It goes when
-//! it is older than `retention`, or earlier, the oldest first, when the store outgrows `max_size`; never within
-//! `dedup_window`, in which WeChat may push it again. What is not finished is never deleted: if nothing else is left to
-//! drop, the store is full and refuses new events.
+//! it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk is full;
+//! never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted.
 //!
-//! All in steps so short that a push hardly waits for one.
+//! All in steps so short that a push hardly waits for one, with rests so long that all of them together take a hundredth
+//! of the writer's time, a tenth when room is short: however many events there are that may not go.
 
 use std::mem;
 use std::time::Duration;
@@ -13,6 +13,7 @@ use std::time::Duration;
 use rusqlite::params;
 use tokio::time::Instant;
 
+use super::room::Shortage;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
@@ -20,81 +21,108 @@ use crate::queue::{Settings, State};
 
 /// Events looked at in one step.
 const LOOK: usize = 1000;
-/// Events deleted in one step.
+/// The most events deleted in one step.
 const DELETE: usize = 200;
-/// Pages given back to the filesystem in one step, and how many free ones are worth keeping for new events.
-const VACUUM: i64 = 200;
+/// The most pages given back to the filesystem in one step, and how many free ones are worth keeping for new events.
+const VACUUM: usize = 200;
 const SLACK: i64 = 1024;
-/// Between two steps of a pass.
+/// Between two steps of a pass, at least.
 const BREATH: Duration = Duration::from_millis(20);
-/// Between two passes.
+/// Between two passes, at least; and where room is short.
 const REST: Duration = Duration::from_secs(10);
-/// Between two passes over a store that is full.
-const REST_WHEN_FULL: Duration = Duration::from_secs(1);
+const REST_WHEN_SHORT: Duration = Duration::from_secs(1);
+/// Between any two steps at most, as one may have waited for a slow disk.
+const LONGEST_REST: Duration = Duration::from_secs(300);
 
 /// Where the deletion stands.
 pub(super) struct Retention {
     keep: Duration,
     dedup_window: Duration,
-    max_size: u64,
-    due: Instant,
+    /// When the last step ended, how long it took, and what it left to do.
+    ended: Instant,
+    took: Duration,
+    next: Next,
     /// The last event this pass looked at.
     cursor: EventId,
     /// How many events this pass deleted.
     deleted: usize,
 }
 
+/// What a step leaves to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The pass goes on.
+    Step,
+    /// So it does, and the filesystem has got pages back.
+    StepAfterGivingBack,
+    /// Nothing, until time passes.
+    Pass,
+}
+
 impl Retention {
     pub(super) fn new(settings: &Settings) -> Self {
         let dedup_window = settings.dedup_window;
         let keep = settings.retention.max(dedup_window);
-        Self { keep, dedup_window, max_size: settings.max_size, due: Instant::now(), cursor: EventId(0), deleted: 0 }
+        let (ended, took) = (Instant::now(), Duration::ZERO);
+        Self { keep, dedup_window, ended, took, next: Next::Step, cursor: EventId(0), deleted: 0 }
     }
 
     /// When the next step is to be made.
-    pub(super) fn due(&self) -> Instant {
-        self.due
+    pub(super) fn due(&self, shortage: Shortage) -> Instant {
+        self.ended + rest(self.next, self.took, shortage)
     }
 
-    /// Makes one step.
-    pub(super) fn step(&mut self, store: &mut Store, now: UnixMillis) -> rusqlite::Result<()> {
-        // Also what holds if the step fails.
-        self.due = Instant::now() + REST;
-        let over = store.used_bytes()? > self.max_size;
-        store.full &= over;
-        let keep = if over { self.dedup_window } else { self.keep };
+    /// Makes one step; true if the filesystem has got pages back.
+    pub(super) fn step(&mut self, store: &mut Store, now: UnixMillis, shortage: Shortage) -> rusqlite::Result<bool> {
+        let start = Instant::now();
+        let done = self.work(store, now, shortage);
+        self.took = start.elapsed();
+        self.ended = Instant::now();
+        self.next = *done.as_ref().unwrap_or(&Next::Pass);
+        done.map(|next| next == Next::StepAfterGivingBack)
+    }
+
+    fn work(&mut self, store: &mut Store, now: UnixMillis, shortage: Shortage) -> rusqlite::Result<Next> {
+        if shortage == Shortage::Disk && vacuum(store, 0)? {
+            // Only this makes the file shorter.
+            store.checkpoint()?;
+            return Ok(Next::StepAfterGivingBack);
+        }
+        let keep = if shortage == Shortage::None { self.keep } else { self.dedup_window };
         let before = EventId::first_at(UnixMillis(now.0.saturating_sub(millis(keep))));
         let seen = look(store, self.cursor, before)?;
+        let at_once = at_once(store, DELETE);
         let finished: Vec<EventId> =
-            seen.iter().filter(|(_, finished)| *finished).map(|(id, _)| *id).take(DELETE).collect();
+            seen.iter().filter(|(_, finished)| *finished).map(|(id, _)| *id).take(at_once).collect();
         delete(store, &finished)?;
         self.deleted += finished.len();
-        let rest = if seen.len() == LOOK || finished.len() == DELETE {
+        if seen.len() == LOOK || finished.len() == at_once {
             // Goes on behind the last one deleted, or behind all that were looked at.
-            let last = if finished.len() == DELETE { finished.last() } else { seen.last().map(|(id, _)| id) };
+            let last = if finished.len() == at_once { finished.last() } else { seen.last().map(|(id, _)| id) };
             self.cursor = last.copied().unwrap_or(self.cursor);
-            if over { Duration::ZERO } else { BREATH }
-        } else {
-            self.end_pass(store, over)?
-        };
-        self.due = Instant::now() + rest;
-        Ok(())
-    }
-
-    fn end_pass(&mut self, store: &mut Store, over: bool) -> rusqlite::Result<Duration> {
-        let deleted = mem::take(&mut self.deleted);
-        store.full = over && deleted == 0;
-        self.cursor = EventId(0);
-        if store.full {
-            Ok(REST_WHEN_FULL)
-        } else if over {
-            Ok(Duration::ZERO)
-        } else if vacuum(store)? {
-            Ok(BREATH)
-        } else {
-            Ok(REST)
+            return Ok(Next::Step);
         }
+        self.cursor = EventId(0);
+        let deleted = mem::take(&mut self.deleted);
+        let goes_on = if shortage == Shortage::None { vacuum(store, SLACK)? } else { deleted > 0 };
+        Ok(if goes_on { Next::Step } else { Next::Pass })
     }
+}
+
+/// How long to rest after a step.
+fn rest(next: Next, took: Duration, shortage: Shortage) -> Duration {
+    let is_short = shortage != Shortage::None;
+    let least = match next {
+        Next::Step | Next::StepAfterGivingBack => BREATH,
+        Next::Pass if is_short => REST_WHEN_SHORT,
+        Next::Pass => REST,
+    };
+    (took * if is_short { 9 } else { 99 }).clamp(least, LONGEST_REST)
+}
+
+/// How much of something one step may do, so that it fits into the log of a small disk too.
+fn at_once(store: &Store, most: usize) -> usize {
+    usize::try_from(store.log_limit / 4).unwrap_or(0).clamp(1, most)
 }
 
 fn millis(span: Duration) -> i64 {
@@ -138,12 +166,12 @@ fn delete(store: &mut Store, events: &[EventId]) -> rusqlite::Result<()> {
     })
 }
 
-/// Gives some free pages back; false if there are too few to be worth it.
-fn vacuum(store: &Store) -> rusqlite::Result<bool> {
-    if store.pragma("freelist_count")? <= SLACK {
+/// Gives some free pages back; false if there are no more than are to be kept.
+fn vacuum(store: &Store, kept: i64) -> rusqlite::Result<bool> {
+    if store.pragma("freelist_count")? <= kept {
         return Ok(false);
     }
-    let mut vacuum = store.connection.prepare(&format!("PRAGMA incremental_vacuum({VACUUM})"))?;
+    let mut vacuum = store.connection.prepare(&format!("PRAGMA incremental_vacuum({})", at_once(store, VACUUM)))?;
     // Each page takes a step of the statement; a single one would free a single page.
     let mut rows = vacuum.query([])?;
     while rows.next()?.is_some() {}
@@ -189,16 +217,16 @@ mod tests {
         store.connection.execute(attempt, params![id, target])
     }
 
-    fn retention(retention: Duration, max_size: u64) -> Retention {
-        Retention::new(&Settings { path: "unused".into(), retention, dedup_window: Duration::from_secs(120), max_size })
+    fn retention(retention: Duration) -> Retention {
+        let (dedup_window, max_size) = (Duration::from_secs(120), u64::MAX);
+        Retention::new(&Settings { path: "unused".into(), retention, dedup_window, max_size })
     }
 
-    /// Makes steps as long as they come one after the other.
-    fn settle(retention: &mut Retention, store: &mut Store) {
+    /// Makes steps to the end of a pass that finds nothing to do. Room is short while more than `limit` is used.
+    fn settle(retention: &mut Retention, store: &mut Store, limit: u64) {
         for _ in 0..1000 {
-            let start = Instant::now();
-            retention.step(store, NOW).unwrap();
-            if retention.due() >= start + REST_WHEN_FULL {
+            let shortage = if store.used_bytes().unwrap() > limit { Shortage::Size } else { Shortage::None };
+            if retention.work(store, NOW, shortage).unwrap() == Next::Pass {
                 return;
             }
         }
@@ -216,7 +244,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let parts = [(1500, DAY * 9, State::Pending), (700, DAY * 8, State::Delivered), (5, DAY * 10, State::Dead)];
         let mut store = store(folder.path(), &parts);
-        settle(&mut retention(DAY * 7, u64::MAX), &mut store);
+        settle(&mut retention(DAY * 7), &mut store, u64::MAX);
         assert_eq!(left(folder.path()), (1500, 5));
         let attempts: i64 = store.connection.query_row("SELECT count(*) FROM attempt", [], |row| row.get(0)).unwrap();
         assert_eq!(attempts, 1505);
@@ -227,7 +255,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut store = store(folder.path(), &[(5000, DAY * 8, State::Delivered)]);
         let before = store.pragma("page_count").unwrap();
-        settle(&mut retention(DAY * 7, u64::MAX), &mut store);
+        settle(&mut retention(DAY * 7), &mut store, u64::MAX);
         assert!(store.pragma("page_count").unwrap() < SLACK + 100, "of {before} pages");
     }
 
@@ -236,8 +264,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut store = store(folder.path(), &[(1000, DAY * 2, State::Delivered), (1000, DAY, State::Delivered)]);
         let limit = store.used_bytes().unwrap() / 4 * 3;
-        settle(&mut retention(DAY * 7, limit), &mut store);
-        assert!(store.used_bytes().unwrap() <= limit && !store.full);
+        settle(&mut retention(DAY * 7), &mut store, limit);
+        assert!(store.used_bytes().unwrap() <= limit);
         let oldest = store.connection.query_row(
             "SELECT count(*) FROM event WHERE id < ?1",
             [EventId::first_at(UnixMillis(NOW.0 - millis(DAY)))],
@@ -248,20 +276,43 @@ mod tests {
     }
 
     #[test]
-    fn a_store_with_nothing_to_drop_is_full_until_there_is_room() {
+    fn neither_what_is_pending_nor_what_may_be_pushed_again_goes_however_short_room_is() {
         let folder = tempfile::tempdir().unwrap();
         let parts = [(100, DAY, State::Pending), (100, Duration::from_secs(5), State::Delivered)];
         let mut store = store(folder.path(), &parts);
-        let mut retention = retention(DAY * 7, 100_000);
-        settle(&mut retention, &mut store);
-        assert!(store.full);
-        assert_eq!(left(folder.path()), (100, 100), "neither what is pending nor what may be pushed again");
+        settle(&mut retention(DAY * 7), &mut store, 0);
+        assert_eq!(left(folder.path()), (100, 100));
         let finish = "UPDATE delivery SET state = 1; UPDATE tally SET count = 200 * state WHERE target > 0";
         store.connection.execute_batch(finish).unwrap();
-        settle(&mut retention, &mut store);
+        settle(&mut retention(DAY * 7), &mut store, 0);
         assert_eq!(left(folder.path()), (0, 100));
-        retention.max_size = u64::MAX;
-        settle(&mut retention, &mut store);
-        assert!(!store.full);
+    }
+
+    #[test]
+    fn on_a_full_disk_every_free_page_goes_back_before_more_is_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = store(folder.path(), &[(300, DAY, State::Delivered), (10, DAY * 2, State::Pending)]);
+        let mut retention = retention(DAY * 7);
+        let size = || std::fs::metadata(folder.path().join(super::super::files::DATABASE)).unwrap().len();
+        store.checkpoint().unwrap();
+        let before = size();
+        while retention.work(&mut store, NOW, Shortage::Disk).unwrap() != Next::Pass {
+            let free = store.pragma("freelist_count").unwrap();
+            assert!(free <= 4 * 200, "{free} pages are free: what one step leaves, at most");
+        }
+        assert_eq!(store.pragma("freelist_count").unwrap(), 0);
+        assert!(size() < before / 4, "{} of {before} bytes", size());
+    }
+
+    #[test]
+    fn housekeeping_takes_a_hundredth_of_the_time_and_a_tenth_when_room_is_short() {
+        let ms = Duration::from_millis;
+        assert_eq!(rest(Next::Step, ms(10), Shortage::None), ms(990));
+        assert_eq!(rest(Next::Step, ms(10), Shortage::Size), ms(90));
+        assert_eq!(rest(Next::Step, Duration::ZERO, Shortage::Disk), BREATH);
+        assert_eq!(rest(Next::Pass, ms(1), Shortage::None), REST);
+        assert_eq!(rest(Next::Pass, ms(1), Shortage::Size), REST_WHEN_SHORT);
+        assert_eq!(rest(Next::Pass, ms(200), Shortage::None), ms(19_800), "a long last step");
+        assert_eq!(rest(Next::Pass, ms(60_000), Shortage::None), LONGEST_REST, "a disk that stalled");
     }
 }

@@ -14,6 +14,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use super::files;
 use crate::event::EventId;
+use crate::queue::error::is_full;
 use crate::queue::{Error, State};
 
 /// `wxrl`, so that `file` and we can tell our databases.
@@ -40,14 +41,15 @@ const PRAGMAS: [(&str, &str, &str); 9] = [
 
 /// Pages in the log that make a checkpoint due: few enough for the log to stay small, and for one to be short.
 const CHECKPOINT_PAGES: i32 = 1000;
+const PAGE: u64 = 4096;
 
 /// The database, as its one writer sees it.
 pub(super) struct Store {
     pub(super) connection: Connection,
     /// The pages that the log held after the last commit.
     log_pages: Arc<AtomicI32>,
-    /// Whether the store has reached its size limit with nothing left to drop: new events are refused.
-    pub(super) full: bool,
+    /// The pages in the log that make a checkpoint due, and about what one transaction of ours may write.
+    pub(super) log_limit: i32,
     /// The numbers of the target names met so far.
     numbers: HashMap<Arc<str>, i64>,
     /// What the open transaction changes in the running ledger.
@@ -82,16 +84,33 @@ impl Store {
             seen.store(pages, Ordering::Relaxed);
             Ok(())
         }))?;
-        let store = Self { connection, log_pages, full: false, numbers: HashMap::new(), changes: HashMap::new() };
+        let (numbers, changes) = (HashMap::new(), HashMap::new());
+        let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, numbers, changes };
         // What a killed process left in the log may never have been flushed, and is answered for from now on.
-        store.checkpoint()?;
+        match store.checkpoint() {
+            Err(error) if is_full(&error) => files::flush(&folder.join(files::LOG))?,
+            done => done?,
+        }
         files::flush(folder)?;
         Ok(store)
     }
 
+    /// Keeps the log so small that it can be written back within so many bytes of room, and more can be stored in it then.
+    pub(super) fn keep_log_below(&mut self, room: u64) {
+        self.log_limit = i32::try_from(room / PAGE / 4).unwrap_or(i32::MAX).min(CHECKPOINT_PAGES);
+    }
+
+    /// Writes one page, which changes nothing. Does not wait for another program's lock.
+    pub(super) fn touch(&self) -> rusqlite::Result<()> {
+        self.connection.busy_timeout(Duration::ZERO)?;
+        let touched = self.connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION}"));
+        self.connection.busy_timeout(BUSY_TIMEOUT)?;
+        touched
+    }
+
     /// Whether the log has grown enough to be written back.
     pub(super) fn is_checkpoint_due(&self) -> bool {
-        self.log_pages.load(Ordering::Relaxed) >= CHECKPOINT_PAGES
+        self.log_pages.load(Ordering::Relaxed) >= self.log_limit
     }
 
     /// Writes the log back into the database, as far as no reader is in the way.

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::command::Command;
 use super::inboxes::Inboxes;
 use super::retention::Retention;
+use super::room::Room;
 use super::statements::{Fate, Waiting};
 use super::store::Store;
 use crate::clock::UnixMillis;
@@ -37,6 +38,7 @@ const EXIT_IO: i32 = 74;
 /// The writer's thread and all it owns.
 pub(super) struct Writer {
     pub(super) store: Store,
+    pub(super) room: Room,
     pub(super) retention: Retention,
     pub(super) inboxes: Arc<Inboxes>,
     pub(super) holds: Holds,
@@ -69,10 +71,13 @@ impl Writer {
                     Command::Enqueue { .. } | Command::Settle(..) | Command::Reply(..) | Command::Letters { .. } => {}
                 }
             }
-            if self.retention.due() <= Instant::now() {
+            if self.retention.due(self.room.shortage()) <= Instant::now() {
                 self.keep_house();
             }
             self.keep_log_small();
+            if self.room.probe_due().is_some_and(|due| due <= Instant::now()) {
+                self.probe();
+            }
         }
         self.inboxes.close_all();
         if let Err(error) = self.store.close() {
@@ -87,7 +92,8 @@ impl Writer {
 
     /// Waits for work, but not for long, as there may be housekeeping to do; false at the end.
     async fn fill(&mut self, batch: &mut Vec<Command>, commands: &mut mpsc::Receiver<Command>) -> bool {
-        let end = self.retention.due().min(Instant::now() + TICK);
+        let tick = Instant::now() + TICK;
+        let end = self.retention.due(self.room.shortage()).min(self.room.probe_due().unwrap_or(tick)).min(tick);
         match timeout_at(end, commands.recv_many(batch, BATCH)).await {
             Err(_) => return true,
             Ok(0) => return false,
@@ -110,19 +116,28 @@ impl Writer {
         if commands.is_empty() {
             return;
         }
-        match self.transact(&mut commands) {
-            Ok(()) => commands.into_iter().for_each(|command| self.finish(command)),
-            Err(error) if commands.len() == 1 || is_busy(&error) => {
+        let Err(error) = self.transact(&mut commands) else {
+            commands.into_iter().for_each(|command| self.finish(command));
+            return;
+        };
+        let made_room = self.room.failed(&error);
+        match error {
+            // The room that was given up is for all but the events, which are refused from here on.
+            _ if made_room => self.commit(commands),
+            error if commands.len() == 1 || is_busy(&error) => {
                 let mut error = Some(Error::from(error));
                 for command in commands {
                     command.fail(error.take().unwrap_or(Error::Busy));
                 }
             }
-            Err(_) => {
+            _ => {
                 for mut command in commands {
                     match self.transact(slice::from_mut(&mut command)) {
                         Ok(()) => self.finish(command),
-                        Err(error) => command.fail(error.into()),
+                        Err(error) => {
+                            self.room.failed(&error);
+                            command.fail(error.into());
+                        }
                     }
                 }
             }
@@ -132,8 +147,12 @@ impl Writer {
     fn transact(&mut self, commands: &mut [Command]) -> rusqlite::Result<()> {
         let start = Instant::now();
         let inboxes = &self.inboxes;
-        let done =
-            self.store.transact(|store| commands.iter_mut().try_for_each(|command| apply(store, inboxes, command)));
+        let done = self.room.left(&self.store).and_then(|mut left| {
+            let work = |store: &mut Store| {
+                commands.iter_mut().try_for_each(|command| apply(store, inboxes, &mut left, command))
+            };
+            self.store.transact(work)
+        });
         match &done {
             Ok(()) => (self.on_commit)(start.elapsed()),
             Err(error) => stop_if_lost(error),
@@ -221,28 +240,47 @@ impl Writer {
 
     /// After the answers: what was committed is durable in the log, and nobody need wait for its way into the database.
     fn keep_log_small(&mut self) {
-        if self.store.is_checkpoint_due()
-            && let Err(error) = self.store.checkpoint()
-        {
+        // While the store fails, that is the probe's.
+        if !self.store.is_checkpoint_due() || self.room.is_failing() {
+            return;
+        }
+        while let Err(error) = self.store.checkpoint() {
             stop_if_lost(&error);
-            tracing::warn!(%error, "the store's log was not written back; trying again later");
+            if !self.room.failed(&error) {
+                break;
+            }
         }
     }
 
     fn keep_house(&mut self) {
-        if let Err(error) = self.retention.step(&mut self.store, UnixMillis::now()) {
+        let shortage = self.room.shortage();
+        let done = self.retention.step(&mut self.store, UnixMillis::now(), shortage);
+        match done.and_then(|gave_back| self.room.left(&self.store).map(|_| gave_back)) {
+            Ok(true) => self.room.probe_soon(),
+            Ok(false) => {}
+            Err(error) => {
+                stop_if_lost(&error);
+                self.room.failed(&error);
+                tracing::warn!(%error, "old events were not deleted; trying again later");
+            }
+        }
+    }
+
+    fn probe(&mut self) {
+        if let Err(error) = self.room.probe(&self.store) {
             stop_if_lost(&error);
-            tracing::warn!(%error, "old events were not deleted; trying again later");
         }
     }
 }
 
-fn apply(store: &mut Store, inboxes: &Inboxes, command: &mut Command) -> rusqlite::Result<()> {
+/// `left`: how many bytes new events may still take.
+fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Command) -> rusqlite::Result<()> {
     match command {
-        Command::Enqueue { new, waiter, .. } if store.full => {
+        Command::Enqueue { new, waiter, .. } if *left == 0 => {
             waiter.keep(store.duplicate(new.key)?.ok_or(Error::Full));
         }
         Command::Enqueue { new, held, waiter } => {
+            *left = left.saturating_sub(new.event.body.len() as u64);
             waiter.keep(Ok(store.enqueue(new, |target| inboxes.in_order(target), held)?));
         }
         Command::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
@@ -280,7 +318,9 @@ mod tests {
     use bytes::Bytes;
     use tokio::sync::oneshot;
 
+    use super::super::ballast::Ballast;
     use super::super::command::Waiter;
+    use super::super::room::Told;
     use super::*;
     use crate::event::{ContentKey, Event};
     use crate::queue::Settings;
@@ -295,6 +335,7 @@ mod tests {
         };
         Writer {
             store: Store::open(folder).unwrap(),
+            room: Room::new(Ballast::find(folder), settings.max_size, Told::default()),
             retention: Retention::new(&settings),
             inboxes: Arc::default(),
             holds: Holds::default(),
@@ -374,6 +415,10 @@ mod tests {
         assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Full)));
         assert!(matches!(settle_answer.try_recv().unwrap(), Ok(())));
         limit(&writer, 1_000_000);
+        let (push, mut push_answer) = enqueue(2, vec![1; 10]);
+        writer.commit(vec![push]);
+        assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Full)), "without a look at the disk");
+        writer.probe();
         let (push, mut push_answer) = enqueue(2, vec![1; 100_000]);
         writer.commit(vec![push]);
         assert!(matches!(push_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
