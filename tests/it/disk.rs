@@ -1,78 +1,244 @@
-//! A full disk is answered 503 and recovers by itself when there is room.
+//! A disk without room, and one that may not be written: 503 for WeChat, the reason for the operator, and what is stored
+//! goes on.
 //!
 //! Needs a file system of its own, so it mounts a small tmpfs where it may (root, or sudo without a password). Where it
-//! may not, the test says SKIPPED; in CI that is a failure.
+//! may not, the tests say SKIPPED; in CI that is a failure.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rusqlite::Connection;
 use tempfile::TempDir;
 
 use crate::support::eventually;
-use crate::support::relay::Setup;
-use crate::support::target::Target;
+use crate::support::relay::{Relay, Setup};
+use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{WeChat, text};
+
+/// A schedule that no outage of a test uses up.
+const PATIENT: &str = "retry = [\"100ms\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]";
 
 #[tokio::test]
 async fn a_full_disk_is_answered_503_until_there_is_room() {
-    let Some(disk) = SmallDisk::mount() else {
-        assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs");
-        println!("SKIPPED: a full disk: no tmpfs can be mounted here");
-        return;
-    };
+    let Some(disk) = SmallDisk::mount() else { return };
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let config = wechat.account() + &crm.config("crm", "");
-    let mut relay = Setup::new(config).queue_at(&disk.path().join("queue")).start().await;
+    let mut relay = Setup::new(config).queue_at(&disk.queue()).start().await;
     relay.accept(&wechat, &text("o1", "while there is room")).await;
-    let ballast = disk.path().join("ballast");
-    fill(&ballast);
+    disk.fill();
+    let (stored, refused) = push_until_refused(&relay, &wechat, 50_000).await;
+    assert_eq!(relay.audit().await["events"], stored + 1, "what was refused is not stored");
+    assert_eq!(readiness(&relay).await, (503, "disk-full".to_owned()));
+    assert_eq!(relay.get("/livez").await.status, 200, "the relay lives on");
+    assert_eq!(relay.get("/api/status").await.json()["not_ready_because"], "disk-full");
+    assert_eq!(relay.metric("wxrelay_ready", &[]).await, 0.0);
+    let small = wechat.push(&text("o1", "small")).send(&relay.push).await;
+    assert_eq!(small.status, 503, "what room there is is kept for what is stored");
 
-    // The store has some room of its own, so it takes a few more.
-    let (mut stored, mut refused) = (1, None);
-    for _ in 0..200 {
-        let clear = text("o1", &"x".repeat(50_000));
+    disk.free();
+    is_ready(&relay).await;
+    assert_eq!(relay.metric("wxrelay_ready", &[]).await, 1.0);
+    relay.accept(&wechat, &refused).await;
+    let audit = relay.audited("delivered", stored + 2).await;
+    assert_eq!(audit["events"], stored + 2);
+    let told = |what: &str| relay.lines().iter().filter(|line| line.contains(what)).count();
+    assert_eq!(told("new events cannot be stored"), 1, "said once");
+    assert_eq!(told("new events can be stored again"), 1, "said once");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_stored_is_delivered_and_settled_while_the_disk_is_full() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(Reply::status(503))).await);
+    let config = wechat.account() + &crm.config("crm", PATIENT);
+    let mut relay = Setup::new(config).queue_at(&disk.queue()).start().await;
+    for index in 0..100 {
+        relay.accept(&wechat, &text("o1", &format!("small {index}"))).await;
+    }
+    disk.fill();
+    let (more, refused) = push_until_refused(&relay, &wechat, 20_000).await;
+    let stored = 100 + more;
+
+    crm.then(Reaction::Answer(Reply::status(200)));
+    let audit = relay.audited("delivered", stored).await;
+    assert_eq!(audit["pending"], 0, "{audit}");
+    assert_eq!(wechat.push(&refused).send(&relay.push).await.status, 503, "the disk is full all the while");
+    assert_eq!(readiness(&relay).await, (503, "disk-full".to_owned()));
+
+    disk.free();
+    is_ready(&relay).await;
+    relay.accept(&wechat, &refused).await;
+    relay.audited("delivered", stored + 1).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_relay_that_starts_on_a_full_disk_delivers_what_is_stored() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(Reply::status(503))).await);
+    let config = wechat.account() + &crm.config("crm", PATIENT);
+    let mut relay = Setup::new(config).queue_at(&disk.queue()).start().await;
+    for index in 0..50 {
+        relay.accept(&wechat, &text("o1", &format!("small {index}"))).await;
+    }
+    relay.stop().await;
+    disk.fill();
+
+    crm.then(Reaction::Answer(Reply::status(200)));
+    relay.restart().await;
+    assert_eq!(readiness(&relay).await, (503, "disk-full".to_owned()));
+    let refused = text("o1", "too late");
+    assert_eq!(wechat.push(&refused).send(&relay.push).await.status, 503);
+    relay.audited("delivered", 50).await;
+    relay.kill().await;
+    relay.restart().await;
+    assert_eq!(readiness(&relay).await, (503, "disk-full".to_owned()), "after a crash too");
+
+    disk.free();
+    is_ready(&relay).await;
+    relay.accept(&wechat, &refused).await;
+    relay.audited("delivered", 51).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn on_a_full_disk_finished_events_make_room_for_new_ones() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let config = wechat.account() + &crm.config("crm", "");
+    let mut relay = Setup::new(config).queue_at(&disk.queue()).start().await;
+    for _ in 0..12 {
+        relay.accept(&wechat, &text("o1", &"x".repeat(40_000))).await;
+    }
+    relay.audited("delivered", 12).await;
+    relay.stop().await;
+    make_older(&disk.queue());
+    relay.restart().await;
+    disk.fill();
+    let (stored, refused) = push_until_refused(&relay, &wechat, 40_000).await;
+    let taken = async || (wechat.push(&refused).send(&relay.push).await.status == 200).then_some(());
+    eventually("the push is taken, on a disk as full as before", taken).await;
+    let audit = relay.audited("pending", 0).await;
+    let (events, stored) = (audit["events"].as_u64().expect("a number"), stored + 1);
+    assert!((stored..stored + 12).contains(&events), "{events} events, {stored} of them new");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn max_size_is_held_the_same_way() {
+    let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(Reply::status(503))).await);
+    let config = wechat.account() + &crm.config("crm", PATIENT);
+    let store = tempfile::tempdir().expect("a temporary folder");
+    let mut relay = Setup::new(config).queue("max_size = \"16MiB\"").queue_at(store.path()).start().await;
+    let (stored, refused) = push_until_refused(&relay, &wechat, 300_000).await;
+    assert_eq!(readiness(&relay).await, (503, "queue-full".to_owned()));
+    let size = fs::metadata(store.path().join("wxrelay.db")).expect("a database").len();
+    assert!(size < 17 << 20, "{size} bytes");
+
+    crm.then(Reaction::Answer(Reply::status(200)));
+    relay.audited("delivered", stored).await;
+    assert_eq!(wechat.push(&refused).send(&relay.push).await.status, 503, "all of them may be pushed again");
+    relay.stop().await;
+    make_older(store.path());
+    relay.restart().await;
+    is_ready(&relay).await;
+    relay.accept(&wechat, &refused).await;
+    let audit = relay.audited("pending", 0).await;
+    let events = audit["events"].as_u64().expect("a number");
+    assert!(
+        (stored / 2..=stored).contains(&events),
+        "{events} events are left of {stored} and one: as few go as needed"
+    );
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn a_read_only_disk_is_named_at_the_start() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let config = wechat.account() + &crm.config("crm", "");
+    let mut relay = Setup::new(config).queue_at(&disk.queue()).start().await;
+    relay.stop().await;
+    disk.make_read_only();
+    let refused = relay.run(&["serve"]).await;
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    let folder = disk.queue().display().to_string();
+    for part in ["queue.path", &folder, "read-only filesystem", "remount it"] {
+        assert!(refused.stderr.contains(part), "{part} is not in {refused:?}");
+    }
+}
+
+/// Pushes texts of that length until one is refused: how many were taken, and the refused one.
+async fn push_until_refused(relay: &Relay, wechat: &WeChat, length: usize) -> (u64, String) {
+    for taken in 0..300 {
+        let clear = text("o1", &"x".repeat(length));
         match wechat.push(&clear).send(&relay.push).await.status {
-            200 => stored += 1,
-            503 => {
-                refused = Some(clear);
-                break;
-            }
+            200 => {}
+            503 => return (taken, clear),
             status => panic!("answered {status}"),
         }
     }
-    let refused = refused.expect("a full disk refuses in the end");
-    assert_eq!(relay.audit().await["events"], stored, "what was refused is not stored");
-    assert_eq!(relay.get("/livez").await.status, 200, "the relay lives on");
+    panic!("a full disk refuses in the end");
+}
 
-    fs::remove_file(&ballast).expect("the ballast can be removed");
-    let taken = async || (wechat.push(&refused).send(&relay.push).await.status == 200).then_some(());
-    eventually("the retry is taken, without a restart", taken).await;
-    let audit = relay.audited("delivered", stored + 1).await;
-    assert_eq!(audit["events"], stored + 1);
-    relay.stop().await;
+/// What `/readyz` says, which `wxrelay healthcheck` repeats.
+async fn readiness(relay: &Relay) -> (u16, String) {
+    let answer = relay.get("/readyz").await;
+    (answer.status, answer.text().to_owned())
+}
+
+async fn is_ready(relay: &Relay) {
+    eventually("the relay is ready", async || (relay.get("/readyz").await.status == 200).then_some(())).await;
+}
+
+/// Makes everything in a store that nobody has open a day older.
+fn make_older(store: &Path) {
+    let day = 86_400_000_i64 << 20;
+    let database = Connection::open(store.join("wxrelay.db")).expect("the store can be opened");
+    for column in ["event SET id = id", "delivery SET event = event", "attempt SET event = event"] {
+        database.execute(&format!("UPDATE {column} - {day}"), []).expect("a row has room");
+    }
 }
 
 /// 4 MiB of its own; unmounted when dropped.
 struct SmallDisk(TempDir);
 
 impl SmallDisk {
+    /// None where no file system can be mounted; then the test is over.
     fn mount() -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mounted = privileged(&["mount", "-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs"], dir.path());
-        mounted.then(|| Self(dir))
+        if privileged(&["mount", "-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs"], dir.path()) {
+            return Some(Self(dir));
+        }
+        assert!(std::env::var_os("CI").is_none(), "CI must be able to mount a tmpfs");
+        println!("SKIPPED: no tmpfs can be mounted here");
+        None
     }
 
-    fn path(&self) -> &Path {
-        self.0.path()
+    fn queue(&self) -> PathBuf {
+        self.0.path().join("queue")
+    }
+
+    fn fill(&self) {
+        fill(&self.0.path().join("filler"));
+    }
+
+    fn free(&self) {
+        fs::remove_file(self.0.path().join("filler")).expect("a file can be removed");
+    }
+
+    fn make_read_only(&self) {
+        assert!(privileged(&["mount", "-o", "remount,ro"], self.0.path()), "nobody writes there");
     }
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         // Lazily: a relay that a failed test leaves is killed a moment later.
-        privileged(&["umount", "-l"], self.path());
+        privileged(&["umount", "-l"], self.0.path());
     }
 }
 

@@ -7,7 +7,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, Write};
 use std::mem;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
@@ -34,11 +34,12 @@ impl Ballast {
     pub(super) fn find(folder: &Path) -> Self {
         let path = folder.join(NAME);
         let file = OpenOptions::new().write(true).open(&path).ok();
-        let left = file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |metadata| metadata.len());
+        let found = file.as_ref().and_then(|file| file.metadata().ok());
+        let (length, held) = found.map_or((0, 0), |found| (found.len(), found.blocks().saturating_mul(512)));
         let (free, total) = rustix::fs::statvfs(folder).map_or((0, 0), |disk| {
             (disk.f_bavail.saturating_mul(disk.f_frsize), disk.f_blocks.saturating_mul(disk.f_frsize))
         });
-        Self { path, file, size: size(free.saturating_add(left), total), held: left > 0 }
+        Self { path, file, size: size(free.saturating_add(held), total, length), held: held > 0 }
     }
 
     /// How many bytes it holds when it does.
@@ -46,7 +47,7 @@ impl Ballast {
         self.size
     }
 
-    /// Takes the room, if there is a quarter more than that: what is left beside it is for new events.
+    /// Takes the room. Once it was let go there has to be a quarter more than that, for new events.
     pub(super) fn take(&mut self) -> io::Result<()> {
         let file = match &self.file {
             Some(file) => file,
@@ -56,18 +57,18 @@ impl Ballast {
                 self.file.insert(opened)
             }
         };
-        self.held = false;
-        let taken = allocate(file, self.size + self.size / 4).and_then(|()| file.set_len(self.size));
+        let beside = if mem::take(&mut self.held) { 0 } else { self.size / 4 };
+        let taken = allocate(file, self.size + beside).and_then(|()| file.set_len(self.size));
         match &taken {
             Ok(()) => self.held = true,
-            Err(_) => file.set_len(0)?,
+            Err(_) => empty(file, self.size)?,
         }
         taken
     }
 
     /// Gives the room back; false if it held none.
     pub(super) fn let_go(&mut self) -> bool {
-        mem::take(&mut self.held) && self.file.as_ref().is_some_and(|file| file.set_len(0).is_ok())
+        mem::take(&mut self.held) && self.file.as_ref().is_some_and(|file| empty(file, self.size).is_ok())
     }
 
     /// Whether not even a little more can be had. SQLite tells a full disk, but not a quota used up.
@@ -79,9 +80,16 @@ impl Ballast {
     }
 }
 
-/// An eighth of what is free, within bounds.
-fn size(free: u64, total: u64) -> u64 {
-    (free / 8).clamp((total / 64).clamp(CRUMB, LEAST), LARGEST)
+/// An eighth of what is free, within bounds; but what it was before, as the disk may have filled up since.
+fn size(free: u64, total: u64, before: u64) -> u64 {
+    let size = (free / 8).clamp((total / 64).clamp(CRUMB, LEAST), LARGEST);
+    size.max(before.min(total / 8).min(LARGEST))
+}
+
+/// Leaves a hole of that size: so much is to be had again.
+fn empty(file: &File, size: u64) -> io::Result<()> {
+    file.set_len(0)?;
+    file.set_len(size)
 }
 
 fn allocate(mut file: &File, size: u64) -> io::Result<()> {
@@ -100,18 +108,25 @@ fn allocate(mut file: &File, size: u64) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
     #[test]
     fn it_is_large_on_a_large_disk_and_leaves_most_of_a_small_one() {
-        assert_eq!(size(500 << 30, 1 << 40), LARGEST);
-        assert_eq!(size(40 << 20, 1 << 40), 5 << 20);
-        assert_eq!(size(0, 1 << 40), LEAST, "a full disk: what is waited for before new events are taken");
-        assert_eq!(size(4 << 20, 4 << 20), 512 << 10);
-        assert_eq!(size(0, 4 << 20), CRUMB);
-        assert_eq!(size(0, 0), CRUMB, "a filesystem that does not tell");
+        assert_eq!(size(500 << 30, 1 << 40, 0), LARGEST);
+        assert_eq!(size(40 << 20, 1 << 40, 0), 5 << 20);
+        assert_eq!(size(0, 1 << 40, 0), LEAST, "a full disk: what is waited for before new events are taken");
+        assert_eq!(size(4 << 20, 4 << 20, 0), 512 << 10);
+        assert_eq!(size(0, 4 << 20, 0), CRUMB);
+        assert_eq!(size(0, 0, 0), CRUMB, "a filesystem that does not tell");
+    }
+
+    #[test]
+    fn it_does_not_become_smaller_from_start_to_start_unless_the_disk_does() {
+        assert_eq!(size(0, 1 << 40, LARGEST), LARGEST);
+        assert_eq!(size(0, 80 << 20, LARGEST), 10 << 20);
+        assert_eq!(size(0, 1 << 40, u64::MAX), LARGEST);
     }
 
     #[test]
@@ -129,8 +144,9 @@ mod tests {
 
         let mut next = Ballast::find(folder.path());
         assert!(next.let_go(), "the one left behind holds room");
-        assert_eq!(file().blocks(), 0);
+        assert_eq!((file().blocks(), file().len()), (0, next.size()));
         assert!(!next.let_go());
+        assert!(!Ballast::find(folder.path()).let_go(), "a hole holds nothing");
         next.take().unwrap();
         assert!(file().blocks() * 512 >= next.size());
     }

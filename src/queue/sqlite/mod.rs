@@ -68,7 +68,8 @@ impl Sqlite {
         let inboxes = Arc::new(Inboxes::default());
         let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
         let obstacle = Told::default();
-        let room = Room::new(ballast, settings.max_size, Arc::clone(&obstacle));
+        let mut room = Room::new(ballast, settings.max_size, Arc::clone(&obstacle));
+        room.left(&store)?;
         let retention = Retention::new(settings);
         let writer =
             Writer { store, room, retention, inboxes: Arc::clone(&inboxes), holds: Holds::default(), on_commit, lock };

@@ -34,10 +34,10 @@ pub(super) type Told = Arc<watch::Sender<Option<Obstacle>>>;
 pub(super) enum Shortage {
     /// When they are old.
     None,
-    /// Earlier, for the store is near its limit.
-    Size,
-    /// Earlier, and their room has to go back to the disk.
-    Disk,
+    /// Earlier, until the store holds no more bytes than that.
+    Size(u64),
+    /// So too, and their room has to go back to the disk.
+    Disk(u64),
 }
 
 /// The room that the store has.
@@ -84,9 +84,9 @@ impl Room {
     /// How badly finished events have to go, as of the last look.
     pub(super) fn shortage(&self) -> Shortage {
         if self.has(Obstacle::DiskFull) {
-            Shortage::Disk
+            Shortage::Disk(self.used.saturating_sub(self.ballast.size() / 4 * 5))
         } else if self.used > soft_limit(self.max_size) {
-            Shortage::Size
+            Shortage::Size(soft_limit(self.max_size))
         } else {
             Shortage::None
         }
