@@ -8,10 +8,12 @@ Conservative, so that it may lose what a real disk would have kept, and never th
   with it what was written behind it.
 - A name (created, removed, renamed) is on disk when its folder was flushed; of the changes since, the disk has the first
   few, in order, as a journal would.
-- SQLite's -shm file is left out: nothing in it has to outlive a crash.
+- SQLite's -shm file and the ballast are left out: nothing in them has to outlive a crash.
 """
 import os
 from pathlib import Path
+
+LEFT_OUT = ("-shm", ".ballast")
 
 
 class File:
@@ -115,7 +117,7 @@ class Disk:
         if store:
             folder = Folder()
             self.root.change("store", folder)
-            for path in sorted(store.iterdir()):
+            for path in sorted(path for path in store.iterdir() if not path.name.endswith(LEFT_OUT)):
                 folder.change(path.name, File(path.read_bytes()))
             folder.flush()
             self.root.flush()
@@ -163,5 +165,5 @@ class Disk:
         for name, found in sorted(what.content(rng, share).items()):
             if isinstance(found, Folder):
                 self._write(found, path / name, rng, share)
-            elif not name.endswith("-shm"):
+            elif not name.endswith(LEFT_OUT):
                 (path / name).write_bytes(found.content(rng, share))

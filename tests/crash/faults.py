@@ -12,6 +12,8 @@ without faults, WeChat pushes again what was not answered, and the three lists a
   eio-sync   a flush fails with EIO, once: the relay has to end, non-zero, and nothing may be answered 200 that was not
              flushed before
   enospc     a write comes out short, and the next ones fail with ENOSPC: 503, and it recovers without a restart
+  erofs      every write fails with EROFS for a while: 503, and it recovers without a restart
+  stall-sync a flush takes 2 s: what waits for it is answered late, but in time, once
 """
 import argparse
 import asyncio
@@ -30,14 +32,17 @@ from rig import Checks, Failure, expect, expect_that, parsed
 from scene import Scene
 
 IN_A_ROW, AT_ONCE = 40, 12
-TRIES = 400  # of a push while the disk is full
-FULL_FOR = 12  # writes that fail with ENOSPC
+PATIENCE = 15.0  # seconds for a push while the disk is full or read-only, and for `/readyz` after it
+FOR = "300ms"  # so long it is
+WECHAT = 5.0  # seconds that WeChat waits for an answer
 FRAMES = 960  # in the log of the store that the second script starts from; at 1000 SQLite writes it back
 
 KINDS = {
     "kill": ("write", "kill", 1), "tear": ("write", "tear", 1), "kill-sync": ("sync", "kill", 1),
     "kill-name": ("name", "kill", 1), "kill-truncate": ("truncate", "kill", 1), "eio": ("write", "eio", 1),
-    "eio-sync": ("sync", "eio", 1), "enospc": ("write", "enospc", FULL_FOR + 1)}
+    "eio-sync": ("sync", "eio", 1), "enospc": ("write", "enospc", FOR), "erofs": ("write", "erofs", FOR),
+    "stall-sync": ("sync", "stall", 1)}
+WORDS = {"enospc": "disk-full", "erofs": "store-failing"}  # what `/readyz` says meanwhile
 
 
 async def script(scene, relay, patient):
@@ -53,15 +58,25 @@ async def script(scene, relay, patient):
         if not relay.is_alive():
             return await relay.ended()
     await scene.settled(relay)
+    if patient:
+        await healed(scene, relay)
     return await relay.stop()
+
+
+async def healed(scene, relay):
+    deadline = time.monotonic() + PATIENCE
+    while (word := await relay.readiness()) != "ready" and relay.is_alive():
+        scene.words.add(word)
+        expect_that(time.monotonic() < deadline, f"/readyz still says {word} after {PATIENCE:.0f} s")
+        await asyncio.sleep(0.05)
 
 
 async def push_until_taken(scene, relay, address, patient):
     number = len(scene.seconds)
     status = await scene.push(address)
-    for _ in range(TRIES if patient else 0):
-        if status == 200 or not relay.is_alive():
-            return
+    deadline = time.monotonic() + PATIENCE
+    while patient and status != 200 and relay.is_alive() and time.monotonic() < deadline:
+        scene.words.add(await relay.readiness())
         await asyncio.sleep(0.005)
         status = await scene.push(address, number)
 
@@ -71,7 +86,7 @@ async def with_fault(scene, kind, call):
     group, deed, calls = KINDS[kind]
     relay = scene.relay(at=(group, call), do=deed, calls=calls)
     try:
-        code = await script(scene, relay, patient=deed in ("eio", "enospc"))
+        code = await script(scene, relay, patient=deed in ("eio", "enospc", "erofs"))
     finally:
         await relay.kill()
     entries = list(scene.log.entries())
@@ -97,11 +112,18 @@ def after_fault(scene, kind, entries, fault, code):
         for lost in lost_by_power_cuts(scene, entries, fault):
             raise Failure(f"answered 200 and lost if the power goes off, {ledger.some(lost)}; {sent} times 200 after the fault")
         expect_that(code not in (0, None), f"a flush failed and the relay went on to the end (exit code {code}), {sent} times 200 after it")
-    elif kind == "enospc":
+    elif kind == "stall-sync":
+        expect(code, 0, "exit code")
+        expect([status for status in scene.statuses if status != 200], [], "answers other than 200")
+        expect_that(scene.longest < WECHAT, f"an answer took {scene.longest:.1f} s")
+        expect(sum(target.repeats() for target in scene.targets), 0, "deliveries that were made twice")
+    elif kind in WORDS:
         # At the start it may refuse to run; once it runs it has to live through it.
         ran = any(entry.kind == "answered" for entry in entries) or bool(scene.statuses)
-        expect_that(code == 0 or not ran, f"it did not live through a full disk: exit code {code}")
+        expect_that(code == 0 or not ran, f"it did not live through it: exit code {code}")
         expect_that(not ran or not scene.unanswered(), f"it did not recover: never answered 200, {ledger.some(scene.unanswered())}")
+        strange = scene.words - {WORDS[kind], "ready", None}
+        expect_that(not strange, f"/readyz said {strange}")
     elif kind == "eio":
         expect_that(code is not None, "it did not end after SIGTERM")
     else:
@@ -157,6 +179,8 @@ class Sweep:
         self.library = shim.build(folder)
         self.rng = random.Random(arguments.seed)
         self.refused = 0  # pushes answered 503
+        self.longest = 0.0  # seconds that one took
+        self.words = set()  # of /readyz
 
     async def go(self, checks):
         before = Scene(self.arguments.binary, self.folder / "almost-full", self.library)
@@ -183,7 +207,8 @@ class Sweep:
         numbers = iter(range(1 + self.rng.randrange(every), 10 * about + 100, every))
         if self.arguments.call:
             numbers = iter([self.arguments.call])
-        begun, found, done, self.refused = time.monotonic(), [], [], 0
+        begun, found, done = time.monotonic(), [], []
+        self.refused, self.longest, self.words = 0, 0.0, set()
 
         async def worker():
             for call in numbers:
@@ -196,9 +221,17 @@ class Sweep:
         def sum_up():
             expect_that(not found, f"{len(found)} of {len(done)} runs; " + "; ".join(found[:3]))
             expect_that(done, "no run met its fault")
-            expect_that(self.refused or kind != "enospc" or self.arguments.call, "no push was answered 503: the fault has no effect")
-            return f"{len(done)} runs, {self.refused} times 503, {time.monotonic() - begun:.0f} s"
+            if not self.arguments.call:
+                self.had_effect(kind)
+            return f"{len(done)} runs, {self.refused} times 503, {self.longest:.1f} s the longest push, {time.monotonic() - begun:.0f} s"
         checks.run(f"{start}: {kind} at every {f'{every}th ' if every > 1 else ''}call of {KINDS[kind][0]}", sum_up)
+
+    def had_effect(self, kind):
+        if kind in WORDS:
+            expect_that(self.refused, "no push was answered 503: the fault has no effect")
+            expect_that(WORDS[kind] in self.words, f"/readyz never said {WORDS[kind]}, only {self.words}")
+        elif kind == "stall-sync":
+            expect_that(self.longest > 1.9, "no push was answered late: the fault has no effect")
 
     async def one(self, start, like, kind, call, found):
         """One run; False if it met no fault."""
@@ -216,6 +249,8 @@ class Sweep:
         finally:
             scene.close()
             self.refused += scene.statuses.count(503)
+            self.longest = max(self.longest, scene.longest)
+            self.words |= scene.words
         shutil.rmtree(folder)
         return met
 

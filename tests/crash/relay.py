@@ -81,6 +81,7 @@ class Relay:
         self.command = [str(binary), "serve", "-c", str(config)]
         self.environment = {**os.environ, **(environment or {})}
         self.address = asyncio.get_running_loop().create_future()
+        self.admin = None  # (host, port)
         self.tail = []
         self.child = None
         self.handle = None
@@ -101,9 +102,12 @@ class Relay:
                 line = json.loads(text)
             except ValueError:
                 line = {}
-            if line.get("message") == "listening" and line.get("listener") == "push":
+            if line.get("message") == "listening":
                 host, port = line["address"].rsplit(":", 1)
-                push = (host, int(port))
+                if line["listener"] == "push":
+                    push = (host, int(port))
+                else:
+                    self.admin = (host, int(port))
             elif line.get("message") == "ready" and not self.address.done():
                 self.address.set_result(push)
             self.tail = [*self.tail[-5:], text.decode(errors="replace").strip()]
@@ -115,6 +119,17 @@ class Relay:
     async def ready(self):
         """The address that takes pushes; Ended if it ends before."""
         return await asyncio.wait_for(asyncio.shield(self.address), READY)
+
+    async def readiness(self):
+        """The word of `/readyz`; None if it ends meanwhile."""
+        try:
+            reader, writer = await asyncio.open_connection(*self.admin)
+            writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), READY)
+            writer.close()
+        except OSError:
+            return None
+        return answer.partition(b"\r\n\r\n")[2].decode() or None
 
     def is_alive(self):
         return self.child.returncode is None

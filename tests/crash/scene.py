@@ -34,6 +34,8 @@ class Scene:
         self.seconds = []
         self.answered = {}
         self.statuses = []
+        self.longest = 0.0  # seconds that a push took
+        self.words = set()  # what `/readyz` said when a push was refused, and at the end
         self.hanging = False
         self.disk.mkdir(parents=True)
         self.log = shim.Log(self.folder / "log")
@@ -54,7 +56,7 @@ class Scene:
             self.seconds, self.answered = list(like.seconds), dict(like.answered)
             for mine, theirs in zip(self.targets, like.targets):
                 mine.ids, mine.numbers, mine.taken = dict(theirs.ids), dict(theirs.numbers), theirs.taken.copy()
-            shutil.copytree(like.store, self.store)
+            shutil.copytree(like.store, self.store, ignore=shutil.ignore_patterns("*.ballast"))
 
     def close(self):
         for target in self.targets:
@@ -71,7 +73,9 @@ class Scene:
         if number is None:
             number = len(self.seconds)
             self.seconds.append(int(time.time()))
+        begun = time.monotonic()
         status = await push(address, wechat.clear_text(number, self.seconds[number]))
+        self.longest = max(self.longest, time.monotonic() - begun)
         self.statuses.append(status)
         if status == 200:
             self.answered[number] = self.answered.get(number, 0) + 1

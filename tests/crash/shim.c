@@ -7,7 +7,9 @@
  *   SHIM_DO=kill           SIGKILL in place of the call
  *           tear           only whole 512-byte sectors of its beginning are written, then SIGKILL
  *           eio | enospc   the call fails; a write that fails with ENOSPC writes its first half first, as a full disk does
- *   SHIM_FOR=12            for so many calls from there on
+ *           erofs          so it does, and with it every write, cut-off and change of names while the fault lasts
+ *           stall          the call takes 2 s
+ *   SHIM_FOR=12 | 300ms    for so many calls from there on, or for so long
  *   SHIM_LIE=-wal          flushes of a name that ends in this say 0, do nothing and are not in the log, where they come after
  *                          a frame: what SQLite leaves out with synchronous=NORMAL. Those that go before a checkpoint
  *                          (nothing was written since the one before) and after a new header are done.
@@ -30,6 +32,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum kind { OPEN = 1, WRITE, SYNC, TRUNCATE, UNLINK, RENAME, MKDIR, FAULT, SENT };
@@ -44,7 +47,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static const char *folder, *lie, *deed;
 static size_t folder_length;
 static int log_fd = -1, at_group = -1;
-static uint64_t at, during = 1, calls[GROUPS], opened;
+static uint64_t at, during = 1, for_ms, ends, calls[GROUPS], opened; /* ends: 0 before the fault */
 static int faulted;
 
 __attribute__((constructor)) static void begin(void) {
@@ -55,7 +58,8 @@ __attribute__((constructor)) static void begin(void) {
   deed = getenv("SHIM_DO");
   const char *log = getenv("SHIM_LOG"), *where = getenv("SHIM_AT"), *count = getenv("SHIM_FOR");
   if (log) log_fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
-  if (count) during = strtoull(count, NULL, 10);
+  if (count && strstr(count, "ms")) for_ms = strtoull(count, NULL, 10);
+  else if (count) during = strtoull(count, NULL, 10);
   const char *colon = where ? strchr(where, ':') : NULL;
   for (int g = 0; colon && g < GROUPS; g++)
     if (!strncmp(where, GROUP_NAMES[g], colon - where)) at_group = g, at = strtoull(colon + 1, NULL, 10);
@@ -80,11 +84,25 @@ static void die(void) {
   for (;;) pause();
 }
 
+static uint64_t now_ms(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1000ULL + now.tv_nsec / 1000000;
+}
+
+/* Whether the fault is at this call, the n-th of its group. */
+static int is_met(enum group group, uint64_t n) {
+  if (!for_ms) return (int)group == at_group && n >= at && n < at + during;
+  if (!ends && (int)group == at_group && n >= at) ends = now_ms() + for_ms;
+  int is_of_it = (int)group == at_group || (!strcmp(deed, "erofs") && group != G_SYNC);
+  return ends && is_of_it && now_ms() < ends;
+}
+
 /* Counts the call and says whether it has to fail: 0 no, else the errno. Does not return where it has to die, unless it
  * is a write that is to be torn: then -1. */
 static int fate(enum group group, const char *path) {
   uint64_t n = ++calls[group];
-  if ((int)group != at_group || n < at || n >= at + during) return 0;
+  if (!is_met(group, n)) return 0;
   note(FAULT, 0, path, deed, strlen(deed), n, group, 0);
   faulted = 1;
   if (!strcmp(deed, "kill")) die();
@@ -92,7 +110,14 @@ static int fate(enum group group, const char *path) {
     if (group == G_WRITE) return -1;
     die();
   }
-  return !strcmp(deed, "eio") ? EIO : ENOSPC;
+  if (!strcmp(deed, "stall")) {
+    pthread_mutex_unlock(&lock); /* a slow flush holds up nobody else */
+    struct timespec pause = {2, 0};
+    nanosleep(&pause, NULL);
+    pthread_mutex_lock(&lock);
+    return 0;
+  }
+  return !strcmp(deed, "eio") ? EIO : !strcmp(deed, "erofs") ? EROFS : ENOSPC;
 }
 
 static int watched_fd(int fd) { return folder && fd >= 0 && fd < FDS && files[fd].id; }
