@@ -24,3 +24,22 @@ impl Obstacle {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::queue::{Queue, Settings};
+
+    #[tokio::test]
+    async fn a_closed_queue_takes_no_events() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, day) = (folder.path().to_owned(), Duration::from_secs(86_400));
+        let settings = Settings { path, retention: day, dedup_window: day, max_size: 1 << 30 };
+        let queue = Queue::open(&settings, drop).unwrap();
+        assert_eq!(queue.obstacle(), None);
+        queue.clone().close().await;
+        assert_eq!(queue.obstacle(), Some(Obstacle::Closed));
+    }
+}

@@ -208,3 +208,105 @@ fn is_failing(error: &rusqlite::Error) -> bool {
         )
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    fn failure(code: i32) -> rusqlite::Error {
+        rusqlite::Error::SqliteFailure(ffi::Error::new(code), None)
+    }
+
+    fn room(folder: &std::path::Path, max_size: u64) -> (Store, Room, Told) {
+        let (store, told) = (Store::open(folder).unwrap(), Told::default());
+        let room = Room::new(Ballast::find(folder), max_size, Arc::clone(&told));
+        (store, room, told)
+    }
+
+    #[test]
+    fn on_a_full_disk_the_ballast_goes_once_and_comes_back_with_the_probe() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, mut room, told) = room(folder.path(), u64::MAX);
+        assert_ne!(room.left(&store).unwrap(), 0);
+        assert!(room.failed(&failure(ffi::SQLITE_FULL)), "there is room to try again");
+        assert!(!room.failed(&failure(ffi::SQLITE_FULL)), "once");
+        assert!(!room.failed(&failure(ffi::SQLITE_IOERR_WRITE)));
+        assert_eq!(*told.borrow(), Some(Obstacle::DiskFull), "not taken for a failing one");
+        assert_eq!(room.left(&store).unwrap(), 0);
+        assert!(matches!(room.shortage(), Shortage::Disk(_)));
+        room.probe(&store).unwrap();
+        assert_eq!(*told.borrow(), None);
+        assert_ne!(room.left(&store).unwrap(), 0);
+        assert_eq!(room.probe_due(), None);
+        assert!(room.failed(&failure(ffi::SQLITE_FULL)), "the ballast is there again");
+    }
+
+    #[test]
+    fn a_store_that_cannot_be_written_is_tried_all_the_same_until_the_probe_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, mut room, told) = room(folder.path(), u64::MAX);
+        let shell = rusqlite::Connection::open(folder.path().join("wxrelay.db")).unwrap();
+        shell.execute_batch("BEGIN IMMEDIATE").unwrap();
+        for code in [ffi::SQLITE_BUSY, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_READONLY, ffi::SQLITE_FULL] {
+            let is_full = code == ffi::SQLITE_FULL;
+            assert_eq!(room.failed(&failure(code)), is_full);
+            let expected = if is_full { Obstacle::DiskFull } else { Obstacle::Failing };
+            assert_eq!((*told.borrow(), room.is_failing()), (Some(expected), !is_full), "{code}");
+            assert_eq!(room.left(&store).unwrap() == 0, is_full);
+            room.probe(&store).unwrap_err();
+            assert_eq!(*told.borrow(), Some(expected), "the probe cannot write either");
+        }
+        shell.execute_batch("ROLLBACK").unwrap();
+        room.probe(&store).unwrap();
+        assert_eq!(*told.borrow(), None);
+    }
+
+    #[test]
+    fn a_fault_of_one_command_is_no_trouble_of_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let (_store, mut room, told) = room(folder.path(), u64::MAX);
+        for code in [ffi::SQLITE_CONSTRAINT_PRIMARYKEY, ffi::SQLITE_TOOBIG] {
+            assert!(!room.failed(&failure(code)));
+        }
+        assert!(!room.failed(&rusqlite::Error::QueryReturnedNoRows));
+        assert_eq!(*told.borrow(), None);
+    }
+
+    #[test]
+    fn probes_come_soon_at_first_and_every_second_in_the_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, mut room, _told) = room(folder.path(), u64::MAX);
+        let pause = |room: &Room| room.trouble.as_ref().unwrap().pause;
+        let shell = rusqlite::Connection::open(folder.path().join("wxrelay.db")).unwrap();
+        shell.execute_batch("BEGIN IMMEDIATE").unwrap();
+        room.failed(&failure(ffi::SQLITE_BUSY));
+        assert_eq!(pause(&room), SOON);
+        for _ in 0..5 {
+            room.probe(&store).unwrap_err();
+        }
+        assert_eq!(pause(&room), AT_MOST);
+        shell.execute_batch("ROLLBACK").unwrap();
+        room.probe(&store).unwrap();
+        room.failed(&failure(ffi::SQLITE_BUSY));
+        assert_eq!(pause(&room), AT_MOST, "trouble that comes and goes is told once a second at most");
+    }
+
+    #[test]
+    fn finished_events_go_before_new_ones_are_refused_and_the_refusal_does_not_flap() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, mut room, told) = room(folder.path(), u64::MAX);
+        let used = store.used_bytes().unwrap();
+        let mut at = |max_size| {
+            room.max_size = max_size;
+            let left = room.left(&store).unwrap();
+            (left > 0, room.shortage() != Shortage::None, *told.borrow())
+        };
+        assert_eq!(at(used * 2), (true, false, None));
+        assert_eq!(at(used + used / 32), (true, true, None));
+        assert_eq!(at(used), (false, true, Some(Obstacle::SizeLimit)));
+        assert_eq!(at(used + used / 256), (false, true, Some(Obstacle::SizeLimit)), "a little below is not enough");
+        assert_eq!(at(used + used / 64), (true, true, None));
+    }
+}
