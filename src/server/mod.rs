@@ -33,9 +33,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::util::{Oneshot, ServiceExt};
 use tower::{BoxError, Service};
@@ -192,29 +192,40 @@ where
         let mut connections = JoinSet::new();
         loop {
             let accepted = async {
-                // The semaphore is never closed, so there is always a permit to wait for.
-                let permit = self.room.clone().acquire_owned().await.ok();
+                let permit = room(&self.room).await;
                 (accept(&bound).await, permit)
             };
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                (stream, permit) = accepted => {
-                    let (server, shutdown) = (self.clone(), shutdown.clone());
-                    connections.spawn(async move {
-                        server.connection(stream, shutdown).await;
-                        drop(permit);
-                    });
-                }
+                accepted = accepted => self.hold(&mut connections, accepted, &shutdown),
             }
+        }
+        // Whom the system has let in already would be cut off with the socket.
+        let now = Instant::now();
+        let (until, end) = (now + LAST_CALL.min(drain), now + drain);
+        while Instant::now() < until
+            && let Ok(permit) = timeout_at(until, room(&self.room)).await
+            && let Ok(stream) = timeout(ARRIVED, accept(&bound)).await
+        {
+            self.hold(&mut connections, (stream, permit), &shutdown);
         }
         // From here on the system refuses new connections, or keeps them for the next process where systemd has the socket.
         drop(bound);
         let ended = async { while connections.join_next().await.is_some() {} };
-        if timeout(drain, ended).await.is_err() {
+        if timeout_at(end, ended).await.is_err() {
             tracing::warn!(connections = connections.len(), "drain over, connections cut off");
         }
         connections.shutdown().await;
+    }
+
+    /// Gives a connection a task of its own.
+    fn hold(&self, connections: &mut JoinSet<()>, (stream, permit): Accepted, shutdown: &CancellationToken) {
+        let (server, shutdown) = (self.clone(), shutdown.clone());
+        connections.spawn(async move {
+            server.connection(stream, shutdown).await;
+            drop(permit);
+        });
     }
 
     async fn connection(self, stream: Stream, shutdown: CancellationToken) {
@@ -336,10 +347,22 @@ fn http1_and_2(options: &Options) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// Long enough to see that nobody else has arrived.
+const ARRIVED: Duration = Duration::from_millis(1);
+/// How long a stop takes in whom it finds waiting, at the most.
+const LAST_CALL: Duration = Duration::from_millis(500);
 /// The most headers a request may have; WeChat's has about ten, a chain of proxies adds as many.
 const MAX_HEADERS: usize = 64;
 /// The most bytes read ahead on a connection, which also bounds the headers.
 const MAX_BUFFER: usize = 32 << 10;
+
+/// A connection, and its share of the room.
+type Accepted = (Stream, Option<OwnedSemaphorePermit>);
+
+/// Room for one connection. The semaphore is never closed, so there is always a permit to wait for.
+async fn room(room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
+    room.clone().acquire_owned().await.ok()
+}
 
 /// The next connection. What fails for one client is skipped; what fails for want of descriptors or memory is waited
 /// out, as trying at once would only spin.

@@ -234,6 +234,26 @@ async fn drain_answers_what_is_under_way_and_refuses_what_is_new() {
 }
 
 #[tokio::test]
+async fn drain_answers_whom_the_system_has_let_in() {
+    let bound = bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
+    let address = bound[0].tcp_address().unwrap();
+    let mut waiting = Vec::new();
+    for _ in 0..300 {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(LAST_GET.as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    let shutdown = CancellationToken::new();
+    shutdown.cancel();
+    let service = around(tower::service_fn(hello), Limits { concurrency: 300, ..LIMITS });
+    let serving = tokio::spawn(serve(bound, None, service, Options::default(), shutdown, Duration::from_secs(10)));
+    for stream in &mut waiting {
+        assert!(rest(stream).await.ends_with("hello"));
+    }
+    serving.await.unwrap();
+}
+
+#[tokio::test]
 async fn drain_ends_at_its_limit() {
     let (began, mut begins) = mpsc::channel(1);
     let work = move |_| {

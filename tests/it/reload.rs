@@ -1,8 +1,11 @@
 //! SIGHUP and the API reload the configuration; a bad file changes nothing.
 
+use std::collections::BTreeSet;
+
 use rustix::process::Signal;
 
 use crate::support::relay::Relay;
+use crate::support::storm::Storm;
 use crate::support::target::Target;
 use crate::support::wechat::{WeChat, text};
 use crate::support::{eventually, http};
@@ -25,6 +28,29 @@ async fn sighup_takes_a_new_file_without_a_new_socket() {
     new.wait_for(1).await;
     assert_eq!(old.deliveries().len(), 1);
     relay.audited("delivered", 2).await;
+}
+
+#[tokio::test]
+async fn sighup_under_load_refuses_nothing_and_loses_nothing() {
+    let (wechat, old, new) = (WeChat::secure(), Target::start().await, Target::start().await);
+    let mut relay = Relay::start(wechat.account() + &old.config("crm", "")).await;
+    let storm = Storm::begin(&relay.push, &wechat);
+    for reload in 0..10 {
+        storm.answered(20).await;
+        let before = relay.samples("wxrelay_config_info").await;
+        let target = if reload % 2 == 0 { &new } else { &old };
+        relay.configure(wechat.account() + &target.config("crm", ""));
+        relay.signal(Signal::HUP);
+        let changed = async || (relay.samples("wxrelay_config_info").await != before).then_some(());
+        eventually("the configuration in the metrics is another", changed).await;
+    }
+    assert_eq!(storm.failures(), Vec::<String>::new(), "every push is answered 200 at its first try");
+    let (pushed, _) = storm.end().await;
+    relay.audited("delivered", pushed.len() as u64).await;
+    let both = [old.deliveries(), new.deliveries()].concat();
+    let delivered: BTreeSet<_> = both.iter().map(|one| one.json()["xml"].as_str().map(str::to_owned)).collect();
+    assert_eq!(delivered, pushed.into_iter().map(Some).collect());
+    assert!(!new.deliveries().is_empty(), "both were in use");
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 pub(crate) mod command;
 pub(crate) mod http;
 pub(crate) mod relay;
+pub(crate) mod storm;
 pub(crate) mod target;
 pub(crate) mod wechat;
 
