@@ -3,7 +3,7 @@
 use rustix::process::Signal;
 
 use crate::support::http::{Connection, try_exchange};
-use crate::support::relay::{Relay, Setup};
+use crate::support::relay::Relay;
 use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{PATH, WeChat, text, text_reply};
 use crate::support::{eventually, soon};
@@ -82,21 +82,6 @@ async fn whoever_was_connected_is_still_answered() {
     }
     assert_eq!(relay.end().await, Some(0));
     assert_eq!(relay.audit().await["events"], 3);
-}
-
-#[tokio::test]
-async fn the_stop_takes_no_longer_than_drain_whatever_hangs() {
-    let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Hang).await);
-    let config = wechat.account() + &crm.config("crm", "timeout = \"10m\"");
-    let mut relay = Setup::new(config).server("drain = \"500ms\"").start().await;
-    relay.accept(&wechat, &text("o1", "hello")).await;
-    crm.wait_for(1).await;
-    let _idle = Connection::open(&relay.push).await.expect("the relay listens");
-    // Ten minutes would be beyond the test's patience.
-    relay.stop().await;
-    assert_eq!(relay.audit().await["pending"], 1, "cut off, so it is not settled");
-    relay.restart().await;
-    assert_eq!(crm.wait_for(2).await[1].header("wxrelay-attempt"), "1", "an attempt without an outcome is no attempt");
 }
 
 #[tokio::test]

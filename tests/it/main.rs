@@ -13,6 +13,7 @@ mod corpus;
 mod crash;
 mod dedup;
 mod disk;
+mod docs;
 mod drain;
 mod formats;
 mod http;

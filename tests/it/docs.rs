@@ -1,0 +1,131 @@
+//! The page of guarantees cannot rot: every test and script that it names is there, in both languages.
+//!
+//! A line with a figure that is still to be measured (`@@NAME@@`) is not held to its names yet.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const PAGES: [&str; 2] = ["docs/guarantees.md", "docs/guarantees.zh-CN.md"];
+
+#[test]
+fn every_test_that_the_guarantees_name_exists() {
+    let mut looked_at = 0;
+    for page in PAGES {
+        for reference in spans(&settled(page)).iter().filter_map(|span| span.split_once(".rs::")) {
+            let (file, test) = (source(reference.0), reference.1);
+            let text =
+                fs::read_to_string(root().join(&file)).unwrap_or_else(|error| panic!("{page}: {file:?}: {error}"));
+            assert!(is_test(&text, test), "{page} names {test}, which is no test of {}", file.display());
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 100, "only {looked_at} tests are named");
+}
+
+#[test]
+fn every_command_that_the_guarantees_name_exists() {
+    let mut looked_at = 0;
+    for page in PAGES {
+        for span in spans(&settled(page)) {
+            let words: Vec<_> = span.split(' ').collect();
+            match words[..] {
+                [script, python, ..] if script == "tests/crash/run.sh" => {
+                    let path = root().join("tests/crash").join(python);
+                    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{page}: {span}: {error}"));
+                    let flags = words[2..].iter().filter(|word| word.starts_with("--"));
+                    flags.for_each(|flag| assert!(text.contains(&format!("\"{flag}\"")), "{page}: {span}: {flag}"));
+                    if let Some(kinds) = span.split_once("--kinds ").map(|(_, kinds)| kinds) {
+                        assert!(text.contains(&format!("\"{kinds}\": (")), "{page}: {span}: {kinds}");
+                    }
+                }
+                ["cargo", "bench", "--bench", name] if root().join("benches").is_dir() => {
+                    assert!(root().join(format!("benches/{name}.rs")).is_file(), "{page}: {span}");
+                }
+                ["cargo", "test", "--test", "it", part, ..] if !part.contains("::") => {
+                    assert!(root().join(format!("tests/it/{part}.rs")).is_file(), "{page}: {span}");
+                }
+                [path] if path.starts_with("tests/") || path.starts_with('.') && path.contains('/') => {
+                    assert!(path.contains("::") || root().join(path).is_file(), "{page}: {span}");
+                }
+                _ => continue,
+            }
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 20, "only {looked_at} commands are named");
+}
+
+#[test]
+fn both_languages_name_the_same() {
+    let [english, chinese] = PAGES.map(|page| {
+        let text = read(page);
+        let figures = text.split("@@").skip(1).step_by(2).map(|name| format!("@@{name}@@"));
+        let shown = |span: &String| span.contains("::") || span.contains(' ') || span.contains('/');
+        spans(&text).into_iter().filter(shown).chain(figures).collect::<BTreeSet<_>>()
+    });
+    let apart: Vec<_> = english.symmetric_difference(&chinese).collect();
+    assert!(apart.is_empty(), "in one language only: {apart:#?}");
+    let [english, chinese] = PAGES.map(|page| read(page).lines().filter(|line| line.starts_with("| ")).count());
+    assert_eq!(english, chinese, "lines of tables");
+}
+
+#[test]
+fn the_guarantees_are_found_from_the_front_pages() {
+    for (page, link) in [
+        ("README.md", "(docs/guarantees.md)"),
+        ("README.zh-CN.md", "(docs/guarantees.zh-CN.md)"),
+        ("ARCHITECTURE.md", "(docs/guarantees.md)"),
+        ("docs/guarantees.md", "(guarantees.zh-CN.md)"),
+        ("docs/guarantees.zh-CN.md", "(guarantees.md)"),
+    ] {
+        assert!(read(page).contains(link), "{page} has no link {link}");
+    }
+}
+
+#[test]
+fn names_of_tests_are_told_from_other_functions() {
+    let text = "#[test]\nfn one_is() {}\n#[tokio::test(flavor = \"x\")]\nasync fn two_is() {}\nfn three_is_not() {}\n    \
+                #[test]\n    #[cfg(unix)]\n    fn four_is(a in b()) {}\n";
+    for (name, is) in [("one_is", true), ("two_is", true), ("three_is_not", false), ("four_is", true), ("one", false)] {
+        assert_eq!(is_test(text, name), is, "{name}");
+    }
+}
+
+/// Whether a source has a test of that name: the function, and an attribute that makes it one above it.
+fn is_test(text: &str, name: &str) -> bool {
+    let head = format!("fn {name}(");
+    let lines: Vec<_> = text.lines().map(str::trim_start).collect();
+    let Some(at) = lines.iter().position(|line| line.trim_start_matches("async ").starts_with(&head)) else {
+        return false;
+    };
+    let attributes = lines[..at].iter().rev().take_while(|line| line.starts_with('#') || line.starts_with("//"));
+    attributes.into_iter().any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"))
+}
+
+/// What stands in backquotes on a line.
+fn spans(text: &str) -> Vec<String> {
+    let of_line = |line: &str| line.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
+    // The line that explains the form names no test.
+    text.lines().flat_map(of_line).filter(|span| !span.ends_with("::name") && !span.ends_with(" name")).collect()
+}
+
+/// A page without the lines that are still open.
+fn settled(page: &str) -> String {
+    let text = read(page);
+    text.lines().filter(|line| !line.contains("@@")).collect::<Vec<_>>().join("\n")
+}
+
+/// The file of a reference: those without a folder are beside this one.
+fn source(name: &str) -> PathBuf {
+    let folder = if name.contains('/') { "" } else { "tests/it" };
+    Path::new(folder).join(format!("{name}.rs"))
+}
+
+fn read(page: &str) -> String {
+    fs::read_to_string(root().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"))
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
