@@ -19,6 +19,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use super::Target;
+use super::resolver::Resolver;
 
 /// What an attempt sends: whole, with a Content-Length.
 pub(super) type RequestBody = Full<Bytes>;
@@ -76,14 +77,14 @@ fn chain(error: &PoolError) -> String {
 /// The connections to one target. Each target has its own, so that none can use up another's.
 #[derive(Clone, Debug)]
 pub(super) enum Client {
-    Direct(Pool<HttpsConnector<HttpConnector>, RequestBody>),
+    Direct(Pool<HttpsConnector<HttpConnector<Resolver>>, RequestBody>),
     /// Through a proxy, by CONNECT for http too.
-    Proxied(Pool<HttpsConnector<Tunnel<HttpConnector>>, RequestBody>),
+    Proxied(Pool<HttpsConnector<Tunnel<HttpConnector<Resolver>>>, RequestBody>),
 }
 
 impl Client {
     pub(super) fn new(target: &Target) -> Result<Self, ClientError> {
-        let mut tcp = HttpConnector::new();
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(target.timeout)));

@@ -7,6 +7,7 @@
 mod client;
 pub mod format;
 mod outcome;
+mod resolver;
 mod trace;
 mod webhook;
 

@@ -1,4 +1,5 @@
-//! One attempt: deliver, decide, settle, tell.
+//! One attempt: deliver, decide, tell; and settling it, which is apart, so that the target's next attempt need not wait
+//! for our disk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,61 +35,77 @@ pub(super) enum End {
     NotMade,
 }
 
+/// An attempt that is over, or was not made, but that the store does not know of yet.
+pub(super) struct Unsettled {
+    settlement: Settlement,
+    /// Out until the store knows, so that nobody else makes the same attempt.
+    lease: Lease,
+}
+
 impl Bench {
     pub(super) fn new(queue: Queue, metrics: TargetMetrics, stop: CancellationToken) -> Self {
         Self { queue, metrics, stop }
     }
 
-    /// Makes the attempt that `lease` allows, and settles it. A `probe` of a target that is down does not count.
-    pub(super) async fn attempt(self: Arc<Self>, policy: Arc<Policy>, lease: Lease, probe: bool) -> End {
+    /// Makes the attempt that `lease` allows; what it led to is to be settled. A `probe` of a target that is down does
+    /// not count.
+    pub(super) async fn attempt(
+        self: Arc<Self>,
+        policy: Arc<Policy>,
+        mut lease: Lease,
+        probe: bool,
+    ) -> (End, Option<Unsettled>) {
         if let Some(rate) = &policy.rate {
             tokio::select! {
                 () = rate.until_ready() => {}
                 // Nothing is under way yet: the lease goes back.
-                () = self.stop.cancelled() => return End::NotMade,
+                () = self.stop.cancelled() => return (End::NotMade, None),
             }
         }
         let now = UnixMillis::now();
-        let Lease { event, target, attempt, failures, reply, .. } = lease;
+        let reply = lease.reply.take();
+        let Lease { event, target, attempt, failures, .. } = &lease;
+        let settlement = |verdict, attempt| Settlement { event: event.id, target: target.clone(), verdict, attempt };
         let expiry = policy.expire_after.map(|span| event.received_at.after(span));
         if expiry.is_some_and(|expiry| now >= expiry) {
-            self.tell(&policy, &event, attempt, "expired", None);
-            let verdict = Verdict::End(State::Expired);
-            self.settle(Settlement { event: event.id, target, verdict, attempt: None }).await;
-            return End::NotMade;
+            self.tell(&policy, event, *attempt, "expired", None);
+            let settlement = settlement(Verdict::End(State::Expired), None);
+            return (End::NotMade, Some(Unsettled { settlement, lease }));
         }
         let reply_until = reply.as_ref().map(|reply| reply.until);
-        let report = policy.upstream.deliver(Order { event: &event, attempt, reply_until, now }).await;
-        let verdict = decide(&policy, &report, failures, probe, expiry, UnixMillis::now());
-        self.observe(&policy, &event, attempt, verdict, &report);
+        let report = policy.upstream.deliver(Order { event, attempt: *attempt, reply_until, now }).await;
+        let verdict = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
+        self.observe(&policy, event, *attempt, verdict, &report);
+        if let (Some(waiting), Some(answer)) = (reply, report.reply) {
+            // Nobody waits any more when the answer comes after the deadline.
+            drop(waiting.sender.send(answer));
+        }
+        let end = match report.outcome {
+            Outcome::Delivered | Outcome::Reject => End::Answered,
+            Outcome::Retry { .. } => End::Failed(event.id),
+        };
         let record = Attempt {
-            number: attempt,
+            number: *attempt,
             at: now,
             duration: report.duration,
             status: report.status.map(|status| status.as_u16()),
             error: report.error,
             answer: report.answer,
         };
-        if let (Some(waiting), Some(answer)) = (reply, report.reply) {
-            // Nobody waits any more when the answer comes after the deadline.
-            drop(waiting.sender.send(answer));
-        }
-        self.settle(Settlement { event: event.id, target, verdict, attempt: Some(record) }).await;
-        match report.outcome {
-            Outcome::Delivered | Outcome::Reject => End::Answered,
-            Outcome::Retry { .. } => End::Failed(event.id),
-        }
+        let settlement = settlement(verdict, Some(record));
+        (end, Some(Unsettled { settlement, lease }))
     }
 
     /// Settles, however long the store fails: until then the lease is held, and the event stays pending on disk.
-    async fn settle(&self, settlement: Settlement) {
+    pub(super) async fn settle(self: Arc<Self>, Unsettled { settlement, lease }: Unsettled) {
         while let Err(error) = self.queue.settle(settlement.clone()).await {
             tracing::warn!(event = %settlement.event, target = %settlement.target, %error, "can't settle; trying again");
             tokio::select! {
                 () = tokio::time::sleep(SETTLE_PAUSE) => {}
-                () = self.stop.cancelled() => return,
+                () = self.stop.cancelled() => break,
             }
         }
+        drop(lease);
     }
 
     fn observe(&self, policy: &Policy, event: &Event, attempt: u32, verdict: Verdict, report: &Report) {

@@ -1,4 +1,8 @@
 //! One target's lane: takes leases while it has room, fresh ones from memory and the rest from the store.
+//!
+//! What a backlog goes out at is up to the target: the lane looks into the store for more before it has run out, and an
+//! attempt's room is free again once the target has answered, not when the store has noted it. What is under way or
+//! not noted yet is bounded, as a crash makes it all go out again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,15 +14,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Policy;
-use super::attempt::{Bench, End};
+use super::attempt::{Bench, End, Unsettled};
 use super::breaker::Breaker;
 use crate::clock::UnixMillis;
 use crate::deliver::Role;
 use crate::metrics::TargetMetrics;
-use crate::queue::{Inbox, Lease, Queue};
+use crate::queue::{Error, Inbox, Lease, Leases, Queue};
 
-/// How many leases are read from the store at a time.
+/// How many leases are read from the store at a time; when fewer are ready, the store is asked for more.
 const BATCH: usize = 256;
+/// The most deliveries that are attempted or wait to be settled, where `concurrency` does not ask for more, and as many
+/// again whose reply is awaited: so many are repeated after a crash at most.
+const IN_FLIGHT: usize = 256;
 /// After the store failed to answer.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest wait between two probes of a target that is down: at most so late do its deliveries go on.
@@ -51,6 +58,8 @@ pub(super) async fn run(
         ready: VecDeque::new(),
         attempts: JoinSet::new(),
         awaited: JoinSet::new(),
+        settling: JoinSet::new(),
+        look: JoinSet::new(),
         look_at: Some(Instant::now()),
     };
     while lane.step().await {}
@@ -69,21 +78,27 @@ struct Lane {
     attempts: JoinSet<Ended>,
     /// Attempts whose reply WeChat waits for: they have room of their own, so that a backlog can't hold them up.
     awaited: JoinSet<Ended>,
+    /// Attempts that are over, on their way into the store.
+    settling: JoinSet<()>,
+    /// The one look into the store that is under way, with the time it is as of.
+    look: JoinSet<(UnixMillis, Result<Leases, Error>)>,
     /// When to look for due deliveries in the store; `None` = when told.
     look_at: Option<Instant>,
 }
 
-/// An attempt's end, and whether it was a probe.
-type Ended = (End, bool);
+/// An attempt's end, what is to be settled of it, and whether it was a probe.
+type Ended = (End, Option<Unsettled>, bool);
 
 impl Lane {
     /// Starts what there is room for, then waits for the next thing to happen. False when it is time to stop.
     async fn step(&mut self) -> bool {
         let concurrency = self.policy.borrow().concurrency;
         self.start(concurrency);
-        let room = self.ready.is_empty() && self.attempts.len() < concurrency;
-        let room_awaited = self.awaited.len() < concurrency;
-        let look_at = self.look_at.filter(|_| room);
+        let room = self.ready.is_empty() && self.has_room(concurrency);
+        let room_awaited = self.awaited.len() < concurrency && self.in_flight() < 2 * IN_FLIGHT.max(concurrency);
+        // Ahead of need, but not for a target that is down.
+        let wanted = if self.breaker.is_closed() { self.ready.len() < BATCH } else { self.ready.is_empty() };
+        let look_at = self.look_at.filter(|_| wanted && self.look.is_empty());
         let probe_at = self.breaker.probe_at().filter(|_| !self.ready.is_empty());
         tokio::select! {
             biased;
@@ -91,8 +106,10 @@ impl Lane {
             Some(lease) = self.inbox.awaited.recv(), if room_awaited => self.start_awaited(lease),
             Some(ended) = self.awaited.join_next() => self.account(ended.ok()),
             Some(ended) = self.attempts.join_next() => self.account(ended.ok()),
+            Some(_) = self.settling.join_next() => {}
+            Some(found) = self.look.join_next() => self.take(found.ok()),
             () = self.inbox.wake.notified() => self.look_at = Some(Instant::now()),
-            () = until(look_at) => self.look().await,
+            () = until(look_at) => self.look(),
             () = until(probe_at) => {}
             Some(lease) = self.inbox.fresh.recv(), if room => self.ready.push_back(lease),
             Ok(()) = self.policy.changed() => {}
@@ -100,16 +117,25 @@ impl Lane {
         true
     }
 
+    /// Whether another attempt may be made.
+    fn has_room(&self, concurrency: usize) -> bool {
+        self.attempts.len() < concurrency && self.in_flight() < IN_FLIGHT.max(concurrency)
+    }
+
+    /// How many deliveries would be repeated after a crash at this moment.
+    fn in_flight(&self) -> usize {
+        self.attempts.len() + self.awaited.len() + self.settling.len()
+    }
+
     /// Starts attempts as far as there is room; of a target that is down just the probe that is due.
     fn start(&mut self, concurrency: usize) {
-        while !self.ready.is_empty() && self.attempts.len() < concurrency {
+        while !self.ready.is_empty() && self.has_room(concurrency) {
             let probe = !self.breaker.is_closed();
             if probe && !self.breaker.probe(Instant::now()) {
                 return;
             }
             if let Some(lease) = self.ready.pop_front() {
-                let attempt = self.bench.clone().attempt(self.policy.borrow().clone(), lease, probe);
-                self.attempts.spawn(async move { (attempt.await, probe) });
+                self.attempts.spawn(self.attempt(lease, probe));
             }
         }
     }
@@ -117,15 +143,27 @@ impl Lane {
     /// Of a target that is down no reply can be had: dropping the lease says so, and leaves the delivery pending.
     fn start_awaited(&mut self, lease: Lease) {
         if self.breaker.is_closed() {
-            let attempt = self.bench.clone().attempt(self.policy.borrow().clone(), lease, false);
-            self.awaited.spawn(async move { (attempt.await, false) });
+            self.awaited.spawn(self.attempt(lease, false));
         }
     }
 
-    /// Takes an attempt's end to the breaker. One that panicked has told the log, and its lease is back.
+    fn attempt(&self, lease: Lease, probe: bool) -> impl Future<Output = Ended> + Send + 'static {
+        let attempt = self.bench.clone().attempt(self.policy.borrow().clone(), lease, probe);
+        async move {
+            let (end, unsettled) = attempt.await;
+            (end, unsettled, probe)
+        }
+    }
+
+    /// Takes an attempt's end to the store and to the breaker. One that panicked has told the log, and its lease is
+    /// back.
     fn account(&mut self, ended: Option<Ended>) {
         let was_closed = self.breaker.is_closed();
-        match ended.unwrap_or((End::NotMade, !was_closed)) {
+        let (end, unsettled, probe) = ended.unwrap_or((End::NotMade, None, !was_closed));
+        if let Some(unsettled) = unsettled {
+            self.settling.spawn(self.bench.clone().settle(unsettled));
+        }
+        match (end, probe) {
             (End::Answered, _) => self.breaker.answered(),
             (End::Failed(event), probe) if probe || was_closed => self.breaker.failed(event, Instant::now()),
             (End::NotMade, true) => self.breaker.returned(Instant::now()),
@@ -144,32 +182,48 @@ impl Lane {
         }
     }
 
-    /// Takes what waits in memory and leases what is due in the store, a bounded part of each: so neither starves the
+    /// Begins to look for what is due in the store.
+    fn look(&mut self) {
+        self.look_at = None;
+        let (bench, name, now) = (self.bench.clone(), self.name.clone(), UnixMillis::now());
+        self.look.spawn(async move { (now, bench.queue.lease(&name, BATCH, now).await) });
+    }
+
+    /// Takes what waits in memory and then what was due in the store, a bounded part of each: so neither starves the
     /// other, and what overflowed the memory does not pass what came before it.
-    async fn look(&mut self) {
-        let now = UnixMillis::now();
-        match self.bench.queue.lease(&self.name, BATCH, now).await {
-            Ok(found) => {
+    fn take(&mut self, found: Option<(UnixMillis, Result<Leases, Error>)>) {
+        let next = match found {
+            Some((now, Ok(found))) => {
                 let more = found.due.len() == BATCH;
                 while let Ok(lease) = self.inbox.fresh.try_recv() {
                     self.ready.push_back(lease);
                 }
                 self.ready.extend(found.due);
                 let next = found.next_due.map(|due| Instant::now() + due.since(now));
-                self.look_at = if more { Some(Instant::now()) } else { next };
+                if more { Some(Instant::now()) } else { next }
             }
-            Err(error) => {
+            Some((_, Err(error))) => {
                 tracing::warn!(target = %self.name, %error, "the store gives no leases; trying again");
-                self.look_at = Some(Instant::now() + STORE_PAUSE);
+                Some(Instant::now() + STORE_PAUSE)
             }
-        }
+            None => Some(Instant::now() + STORE_PAUSE),
+        };
+        // It may have been told to look again meanwhile.
+        self.look_at = self.look_at.into_iter().chain(next).min();
     }
 
     async fn finish(mut self) {
         // Handed back at once: if the target comes back, nothing waits for the attempts that are under way.
         drop((self.ready, self.inbox));
-        while self.attempts.join_next().await.is_some() {}
-        while self.awaited.join_next().await.is_some() {}
+        self.look.shutdown().await;
+        for attempts in [&mut self.attempts, &mut self.awaited] {
+            while let Some(ended) = attempts.join_next().await {
+                if let Ok((_, Some(unsettled), _)) = ended {
+                    self.settling.spawn(self.bench.clone().settle(unsettled));
+                }
+            }
+        }
+        while self.settling.join_next().await.is_some() {}
     }
 }
 

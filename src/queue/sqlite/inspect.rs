@@ -43,18 +43,22 @@ impl Inspect {
         Ok(Self { connection, folder: folder.to_owned() })
     }
 
-    /// Events, deliveries and backlog by the running ledger: cheap whatever the store's size.
+    /// Events, deliveries and backlog by the running ledger: cheap whatever the store's size, but for a look at the
+    /// pending deliveries of each target.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub fn stats(&self) -> Result<Stats, Error> {
+        self.stats_since(&mut Oldest::default())
+    }
+
+    /// The same for one who asks again and again: what is known of the oldest pending deliveries spares that look.
+    pub(super) fn stats_since(&self, oldest: &mut Oldest) -> Result<Stats, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let Tally { events, accepted, targets: counts } = tally(&snapshot)?;
-        let mut oldest = snapshot
-            .prepare("SELECT min(event) FROM delivery INDEXED BY delivery_pending WHERE state = 0 AND target = ?1")?;
         let targets = target_names(&snapshot)?.into_iter().map(|(number, target)| {
-            let oldest: Option<EventId> = oldest.query_row([number], |row| row.get(0))?;
             let counts = counts.get(&number).copied().unwrap_or_default();
+            let oldest = oldest.find(&snapshot, number, counts.pending)?;
             Ok(TargetStats { target, counts, oldest_pending: oldest.map(EventId::moment) })
         });
         let targets: Vec<TargetStats> = targets.collect::<rusqlite::Result<_>>()?;
@@ -213,6 +217,34 @@ impl Inspect {
     }
 }
 
+/// The oldest pending delivery of each target by its number, as far as known: nothing older than it is pending until
+/// somebody revives a dead letter.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Oldest(BTreeMap<i64, EventId>);
+
+impl Oldest {
+    /// Finds a target's oldest pending delivery, of `pending`. There is no index for it (pending ones are by due time,
+    /// and a retry is due late), so it is searched forward from the last one known, over what has ended since; where
+    /// more has ended than is pending, all that are pending are looked at instead.
+    fn find(&mut self, snapshot: &Transaction<'_>, target: i64, pending: u64) -> rusqlite::Result<Option<EventId>> {
+        let known = self.0.get(&target).copied().unwrap_or(EventId(0));
+        let mut walk = snapshot.prepare_cached(
+            "SELECT event FROM (SELECT event, target, state FROM delivery WHERE event >= ?1 ORDER BY event LIMIT ?3) \
+              WHERE target = ?2 AND state = 0 LIMIT 1",
+        )?;
+        let steps = i64::try_from(pending).unwrap_or(i64::MAX);
+        let mut found: Option<EventId> = walk.query_row(params![known, target, steps], |row| row.get(0)).optional()?;
+        if found.is_none() {
+            let mut scan = snapshot.prepare_cached(
+                "SELECT min(event) FROM delivery INDEXED BY delivery_pending WHERE state = 0 AND target = ?1",
+            )?;
+            found = scan.query_row([target], |row| row.get(0))?;
+        }
+        self.0.extend(found.map(|event| (target, event)));
+        Ok(found)
+    }
+}
+
 /// No event has it: the largest number that a column holds.
 const LAST_ID: EventId = EventId(i64::MAX as u64);
 
@@ -257,7 +289,6 @@ fn target_names(snapshot: &Transaction<'_>) -> rusqlite::Result<Vec<(i64, String
 }
 
 /// The running ledger: how many events there are, and the counts of each target.
-/// The running ledger.
 #[derive(Default)]
 struct Tally {
     events: u64,
@@ -294,4 +325,71 @@ fn drift(found: &BTreeMap<i64, Counts>, tallied: &BTreeMap<i64, Counts>) -> u64 
 
 fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(column).map(|number| u64::try_from(number).unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::store::Store;
+    use super::*;
+    use crate::clock::UnixMillis;
+
+    /// An event of a moment of its own.
+    fn nth(number: u64) -> EventId {
+        EventId::first_at(UnixMillis(number.cast_signed()))
+    }
+
+    /// Makes events and their one delivery, or ends such deliveries.
+    fn change(store: &mut Store, events: std::ops::Range<u64>, from: Option<State>, to: State) {
+        let done = store.transact(|store| {
+            let target = store.number(&Arc::from("crm"))?;
+            for event in events.clone().map(nth) {
+                match from {
+                    None => {
+                        let event_row = "INSERT INTO event VALUES (?1, randomblob(9), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL)";
+                        store.connection.execute(event_row, [event])?;
+                        let row = "INSERT INTO delivery VALUES (?1, ?2, ?3, 0, 0, 0, NULL, NULL)";
+                        store.connection.execute(row, params![event, target, to])?;
+                        store.count_events(1, 1);
+                    }
+                    Some(from) => {
+                        store.connection.execute("UPDATE delivery SET state = ?2 WHERE event = ?1", params![event, to])?;
+                        store.count(target, from, -1);
+                    }
+                }
+                store.count(target, to, 1);
+            }
+            Ok(())
+        });
+        done.unwrap();
+    }
+
+    /// The oldest pending delivery by the walk, after making sure that a look at all of them finds the same.
+    fn oldest(folder: &Path, known: &mut Oldest) -> Option<UnixMillis> {
+        let inspect = Inspect::open(folder).unwrap();
+        let find = |known: &mut Oldest| inspect.stats_since(known).unwrap().targets[0].oldest_pending;
+        let found = find(known);
+        assert_eq!(found, find(&mut Oldest::default()));
+        found
+    }
+
+    #[test]
+    fn the_oldest_pending_delivery_is_found_from_the_last_one_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = Store::open(folder.path()).unwrap();
+        let mut known = Oldest::default();
+        let first = 1 << 20;
+        let moment = |number| Some(nth(number).moment());
+        change(&mut store, first..first + 100, None, State::Pending);
+        assert_eq!(oldest(folder.path(), &mut known), moment(first));
+        change(&mut store, first..first + 10, Some(State::Pending), State::Delivered);
+        assert_eq!(oldest(folder.path(), &mut known), moment(first + 10));
+        change(&mut store, first + 10..first + 95, Some(State::Pending), State::Dead);
+        assert_eq!(oldest(folder.path(), &mut known), moment(first + 95), "more has ended than is pending");
+        change(&mut store, first + 95..first + 100, Some(State::Pending), State::Delivered);
+        assert_eq!(oldest(folder.path(), &mut known), None);
+        change(&mut store, first + 200..first + 201, None, State::Pending);
+        assert_eq!(oldest(folder.path(), &mut known), moment(first + 200));
+    }
 }

@@ -19,8 +19,8 @@ mod writer;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, oneshot};
 use self::ballast::Ballast;
 use self::command::{Command, Waiter};
 use self::inboxes::Inboxes;
-use self::inspect::Inspect;
+use self::inspect::{Inspect, Oldest};
 use self::retention::Retention;
 use self::room::{Room, Told};
 use self::statements::{Fate, LETTERS_PER_STEP, Letters, Stepped};
@@ -51,6 +51,10 @@ pub struct Sqlite {
     last_id: Arc<AtomicU64>,
     obstacle: Told,
     folder: Arc<PathBuf>,
+    /// How often dead letters were revived: what is pending may then be older than what was.
+    revivals: Arc<AtomicU64>,
+    /// What the last statistics found, for the next ones, and the revivals before that.
+    oldest: Arc<Mutex<(u64, Oldest)>>,
 }
 
 impl Sqlite {
@@ -71,8 +75,17 @@ impl Sqlite {
         let mut room = Room::new(ballast, settings.max_size, Arc::clone(&obstacle));
         room.left(&store)?;
         let retention = Retention::new(settings);
-        let writer =
-            Writer { store, room, retention, inboxes: Arc::clone(&inboxes), holds: Holds::default(), on_commit, lock };
+        let (holds, revivals) = (Holds::default(), Arc::<AtomicU64>::default());
+        let writer = Writer {
+            store,
+            room,
+            retention,
+            inboxes: Arc::clone(&inboxes),
+            holds,
+            revivals: Arc::clone(&revivals),
+            on_commit,
+            lock,
+        };
         let io = |source| Error::io(&settings.path, source);
         // A runtime of its own, for a channel with a timeout: the relay's is not to be blocked by a disk.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
@@ -84,6 +97,8 @@ impl Sqlite {
             last_id: Arc::new(AtomicU64::new(last_id.0)),
             obstacle,
             folder: Arc::new(settings.path.clone()),
+            revivals,
+            oldest: Arc::default(),
         })
     }
 
@@ -124,8 +139,17 @@ impl Sqlite {
     }
 
     pub(super) async fn stats(&self) -> Result<Stats, Error> {
-        let folder = Arc::clone(&self.folder);
-        let reading = tokio::task::spawn_blocking(move || Inspect::open(&folder)?.stats());
+        let (folder, known) = (Arc::clone(&self.folder), Arc::clone(&self.oldest));
+        let revivals = self.revivals.load(Ordering::Acquire);
+        let reading = tokio::task::spawn_blocking(move || {
+            let (as_of, mut oldest) = known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if as_of != revivals {
+                oldest = Oldest::default();
+            }
+            let stats = Inspect::open(&folder)?.stats_since(&mut oldest)?;
+            *known.lock().unwrap_or_else(PoisonError::into_inner) = (revivals, oldest);
+            Ok(stats)
+        });
         reading.await.map_err(|_| Error::Closed)?
     }
 

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::process;
 use std::slice;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -28,8 +29,9 @@ use crate::queue::{Attempt, Enqueued, Error, Lease, Leases, NewEvent, Settlement
 
 /// The most commands of one transaction: bounds how long the first of them waits for the last.
 const BATCH: usize = 256;
-/// How long settlements wait for company. A push ends the wait at once.
+/// How long settlements wait for company, and how many are company enough. A push ends the wait at once.
 const LINGER: Duration = Duration::from_millis(5);
+const COMPANY: usize = 64;
 /// How long a lease that was dropped unsettled stays out at most, when nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
 /// `EX_IOERR` of sysexits.h.
@@ -42,6 +44,8 @@ pub(super) struct Writer {
     pub(super) retention: Retention,
     pub(super) inboxes: Arc<Inboxes>,
     pub(super) holds: Holds,
+    /// How often dead letters were revived, for statistics.
+    pub(super) revivals: Arc<AtomicU64>,
     /// Told how long each commit took.
     pub(super) on_commit: Box<dyn Fn(Duration) + Send>,
     /// Held for its lock; let go last.
@@ -101,7 +105,7 @@ impl Writer {
         }
         let deadline = Instant::now() + LINGER;
         let mut seen = 0;
-        while batch.len() < BATCH && batch[seen..].iter().all(Command::is_patient) {
+        while batch.len() < COMPANY && batch[seen..].iter().all(Command::is_patient) {
             seen = batch.len();
             match timeout_at(deadline, commands.recv_many(batch, BATCH - seen)).await {
                 Err(_) | Ok(0) => break,
@@ -179,8 +183,10 @@ impl Writer {
                 }
             }
             Command::Letters { target, fate, waiter, .. } => {
+                let revived = matches!(fate, Fate::Revived(_));
+                self.revivals.fetch_add(u64::from(revived), Ordering::Release);
                 waiter.answer_kept();
-                if matches!(fate, Fate::Revived(_)) {
+                if revived {
                     self.inboxes.wake(&target);
                 }
             }
@@ -339,6 +345,7 @@ mod tests {
             retention: Retention::new(&settings),
             inboxes: Arc::default(),
             holds: Holds::default(),
+            revivals: Arc::default(),
             on_commit: Box::new(drop),
             lock: File::open(folder).unwrap(),
         }

@@ -1,0 +1,161 @@
+//! What bad targets cost the others and WeChat: latencies beside six bad targets over those of the quiet case.
+//!
+//! `cargo bench --bench isolation [-- --seconds 10 --rate 300 --rounds 3]`
+//!
+//! Pushes come at a steady rate, each on a connection of its own as WeChat sends them, whether the ones before are
+//! answered or not. Two healthy targets, an identity provider and a handler, are measured. Every event goes to them
+//! and, by case, to six more targets:
+//!
+//! - `alone`: to no more.
+//! - `healthy`: to six healthy ones. This is the quiet case that the promise is held against: storing and attempting
+//!   eight deliveries of an event costs what it costs, be they good or bad.
+//! - `bad`: to one that is dead, one that hangs for its whole timeout, one that answers one byte a second, one that
+//!   sends an endless body, one that flips between up and down each half second, one whose name does not resolve.
+//!
+//! The cases take turns, each time with a fresh relay; what is compared are medians over the rounds.
+
+#![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
+// Each benchmark uses a part of it.
+#[allow(dead_code)]
+mod support;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use support::argument;
+use support::figures::{Latency, median, millis};
+use support::relay::Relay;
+use support::target::{Down, Manner, Target};
+use support::wechat::{WeChat, account};
+
+/// How much slower than in the quiet case the others may be.
+const PROMISE: f64 = 1.2;
+/// Pushes before the measuring: connections are made, breakers have opened.
+const WARM_UP: Duration = Duration::from_secs(2);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Case {
+    Alone,
+    Healthy,
+    Bad,
+}
+
+const CASES: [Case; 3] = [Case::Alone, Case::Healthy, Case::Bad];
+
+impl Case {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Alone => "alone",
+            Self::Healthy => "healthy",
+            Self::Bad => "bad",
+        }
+    }
+}
+
+/// One turn of a case.
+struct Turn {
+    case: Case,
+    answer: Latency,
+    identity: Latency,
+    handler: Latency,
+}
+
+#[tokio::main]
+async fn main() {
+    let (seconds, rate) = (argument("--seconds", 10), argument("--rate", 300));
+    let rounds = argument("--rounds", 3);
+    println!("isolation: {rounds} rounds of {seconds} s each at {rate} pushes/s");
+    let mut turns = Vec::new();
+    for _ in 0..rounds {
+        for case in CASES {
+            let turn = measure(case, rate, Duration::from_secs(seconds)).await;
+            println!("{:8} answer    {}", turn.case.name(), turn.answer);
+            println!("{:8} identity  {}", "", turn.identity);
+            println!("{:8} handler   {}", "", turn.handler);
+            turns.push(turn);
+        }
+    }
+    for quiet in [Case::Alone, Case::Healthy] {
+        println!("bad over {}:", quiet.name());
+        compare(&turns, quiet, "answer", |turn| turn.answer);
+        compare(&turns, quiet, "identity", |turn| turn.identity);
+        compare(&turns, quiet, "handler", |turn| turn.handler);
+    }
+}
+
+async fn measure(case: Case, rate: u64, span: Duration) -> Turn {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (identity, handler) = (Target::start(Manner::Fast).await, Target::start(Manner::Fast).await);
+    let mut targets = table("identity", &identity.address.to_string(), "role = \"identity\"");
+    targets += &table("handler", &handler.address.to_string(), "");
+    let mut others = Vec::new();
+    let down = Down::new();
+    let more: Vec<(String, Option<Manner>)> = match case {
+        Case::Alone => Vec::new(),
+        Case::Healthy => (1..=6).map(|number| (format!("healthy{number}"), Some(Manner::Fast))).collect(),
+        Case::Bad => [
+            ("dead", None),
+            ("hangs", Some(Manner::Hangs)),
+            ("drips", Some(Manner::Drips)),
+            ("endless", Some(Manner::Endless)),
+            ("flips", Some(Manner::Flips)),
+            ("nameless", None),
+        ]
+        .map(|(name, manner)| (name.to_owned(), manner))
+        .into(),
+    };
+    let mut names = vec!["identity".to_owned(), "handler".to_owned()];
+    for (name, manner) in more {
+        let address = match manner {
+            Some(manner) => {
+                let target = Target::start(manner).await;
+                let address = target.address.to_string();
+                others.push(target);
+                address
+            }
+            None if name == "dead" => down.address().to_string(),
+            None => "nothing.invalid:80".to_owned(),
+        };
+        // Not the default of 15 s, so that timeouts happen while it is measured.
+        targets += &table(&name, &address, "timeout = \"1s\"");
+        names.push(name);
+    }
+    let route = format!("[[accounts.shop.routes]]\notherwise = true\nto = {names:?}\n");
+    let relay = Relay::start(folder.path(), "", &(account() + &route + &targets)).await;
+
+    let wechat = WeChat::new();
+    wechat.steady(relay.push, rate, WARM_UP).await;
+    for target in [&identity, &handler] {
+        target.keep_latencies();
+    }
+    let steady = wechat.steady(relay.push, rate, span).await;
+    assert_eq!(steady.failed, 0, "every push is answered 200");
+    let expected = wechat.sent();
+    for target in [&identity, &handler] {
+        while target.count() < expected {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+    relay.end(Signal::TERM).await;
+    let latency = |target: &Target| Latency::of(target.take_latencies());
+    Turn { case, answer: Latency::of(steady.answers), identity: latency(&identity), handler: latency(&handler) }
+}
+
+fn table(name: &str, address: &str, lines: &str) -> String {
+    let mut table = String::new();
+    write!(table, "[targets.{name}]\nurl = \"http://{address}/hook\"\nformat = \"json\"\n{lines}\n")
+        .expect("a string takes all");
+    table
+}
+
+fn compare(turns: &[Turn], quiet: Case, what: &str, latency: impl Fn(&Turn) -> Latency) {
+    let of = |case: Case| turns.iter().filter(move |turn| turn.case == case).map(&latency);
+    for (rank, pick) in [("p50", (|l: Latency| l.p50) as fn(Latency) -> Duration), ("p99", |l: Latency| l.p99)] {
+        let (quiet, bad) = (median(of(quiet).map(|l| millis(pick(l)))), median(of(Case::Bad).map(|l| millis(pick(l)))));
+        let ratio = bad / quiet;
+        let verdict = if ratio <= PROMISE { "pass" } else { "over 1.2x" };
+        println!("  {what:8} {rank}  {bad:6.2} ms / {quiet:6.2} ms = {ratio:.2}  {verdict}");
+    }
+}

@@ -1,0 +1,156 @@
+//! The built binary, `wxrelay serve`, at its default log level with its log in a file, as an operator runs it.
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a start and a stop may take before the benchmark gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running relay; killed when dropped.
+pub(crate) struct Relay {
+    child: Child,
+    folder: PathBuf,
+    /// Where pushes are taken.
+    pub(crate) push: SocketAddr,
+    /// Where the admin listener is.
+    pub(crate) admin: SocketAddr,
+    /// From the start of the process until `/readyz` said 200.
+    pub(crate) ready_after: Duration,
+}
+
+/// Resident memory, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    pub(crate) now: u64,
+    /// The most there ever was.
+    pub(crate) peak: u64,
+}
+
+impl Relay {
+    /// Starts it on the folder, which holds its store and log; `config` is accounts, targets and keys of `[queue]`.
+    pub(crate) async fn start(folder: &Path, queue: &str, config: &str) -> Self {
+        let file = folder.join("config.toml");
+        let text = format!(
+            "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+             [queue]\npath = \"{}\"\n{queue}\n{config}",
+            folder.join("queue").display()
+        );
+        fs::write(&file, text).expect("the folder can be written");
+        let log = folder.join("log");
+        File::create(&log).expect("the folder can be written");
+        let stderr = OpenOptions::new().append(true).open(&log).expect("the log can be opened");
+        let mut command = Command::new(binary());
+        command.args(["serve", "-c"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
+        let begun = Instant::now();
+        let child = command.spawn().expect("the binary starts");
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut relay =
+            Self { child, folder: folder.to_owned(), push: nowhere, admin: nowhere, ready_after: Duration::ZERO };
+        let ready = timeout(PATIENCE, relay.listening(&log)).await;
+        ready.unwrap_or_else(|_| panic!("the relay does not get ready; see {}", log.display()));
+        relay.ready_after = begun.elapsed();
+        relay
+    }
+
+    async fn listening(&mut self, log: &Path) {
+        while self.push.port() == 0 || self.admin.port() == 0 {
+            sleep(Duration::from_millis(1)).await;
+            let text = fs::read_to_string(log).expect("the log can be read");
+            for line in text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
+                let address = || line["address"].as_str().and_then(|text| text.parse().ok());
+                match line["listener"].as_str() {
+                    Some("push") => self.push = address().expect("a TCP address"),
+                    Some("admin") => self.admin = address().expect("a TCP address"),
+                    Some(_) | None => {}
+                }
+            }
+        }
+        while self.get("/readyz").await.is_none() {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// The body of the admin listener's answer, if that is 200.
+    pub(crate) async fn get(&self, path: &str) -> Option<String> {
+        let mut stream = TcpStream::connect(self.admin).await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin);
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        head.starts_with("HTTP/1.1 200").then(|| body.to_owned())
+    }
+
+    /// The sum of a metric's samples.
+    pub(crate) async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await.expect("the metrics are there");
+        let values = text.lines().filter(|line| line.starts_with(name)).filter_map(|line| line.rsplit_once(' '));
+        values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
+    }
+
+    pub(crate) fn memory(&self) -> Memory {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the relay runs on Linux");
+        let kibibytes = |field: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field of proc(5)");
+            line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+        };
+        Memory { now: kibibytes("VmRSS:"), peak: kibibytes("VmHWM:") }
+    }
+
+    /// The processor time it has taken so far.
+    pub(crate) fn processor(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the relay runs on Linux");
+        let (_, fields) = stat.rsplit_once(')').expect("a line of proc(5)");
+        let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        // Linux tells all programs 100 ticks a second.
+        Duration::from_millis(ticks * 10)
+    }
+
+    /// The bytes that the store takes on disk.
+    pub(crate) fn store_bytes(&self) -> u64 {
+        let files = ["wxrelay.db", "wxrelay.db-wal"].map(|file| self.folder.join("queue").join(file));
+        files.iter().filter_map(|file| fs::metadata(file).ok()).map(|metadata| metadata.len()).sum()
+    }
+
+    /// Ends it with a signal and waits for its end.
+    pub(crate) async fn end(mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the relay runs");
+        let gone = async {
+            while self.child.try_wait().expect("the child can be waited for").is_none() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        timeout(PATIENCE, gone).await.expect("the relay ends");
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        // Both fail only for a child that has ended, which is what is wanted.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Whether `wxrelay audit` finds everything accounted for, and what it says.
+pub(crate) fn audit(folder: &Path) -> (bool, String) {
+    let mut command = Command::new(binary());
+    let output = command.args(["audit", "-c"]).arg(folder.join("config.toml")).output().expect("the binary starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    (output.status.success(), text)
+}
+
+/// The binary of this build, or another one to compare it with.
+fn binary() -> OsString {
+    std::env::var_os("WXRELAY_BENCH_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_wxrelay").into())
+}

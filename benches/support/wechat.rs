@@ -1,0 +1,178 @@
+//! WeChat's sending side: scans, each by a user of its own, signed and sealed in secure mode.
+//!
+//! Each push carries the moment at which it was sent, for the target to read. Pushes are sealed by the library under
+//! test: whether that is right is the business of `tests/`.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
+use wxrelay::clock::UnixMillis;
+use wxrelay::secret::Secret;
+use wxrelay::wechat::{AesKey, Credentials, Mode, Salt};
+
+use super::nanos;
+
+const PATH: &str = "/wechat/events";
+const APP_ID: &str = "wxb11529c136998cb6";
+const TOKEN: &str = "pamtest";
+const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
+/// What stands before the moment of sending in a push's EventKey.
+pub(crate) const MARK: &[u8] = b"sent-at-";
+
+/// Its `[accounts.shop]`, open for routes to be added.
+pub(crate) fn account() -> String {
+    format!(
+        "[accounts.shop]\npath = \"{PATH}\"\napp_id = \"{APP_ID}\"\ntoken = \"{TOKEN}\"\nencoding_aes_key = \"{KEY}\"\n\
+         mode = \"secure\"\n"
+    )
+}
+
+/// One official account, as WeChat knows it.
+pub(crate) struct WeChat {
+    credentials: Credentials,
+    sent: AtomicU64,
+}
+
+/// What became of pushes sent at a steady rate.
+#[derive(Default)]
+pub(crate) struct Steady {
+    /// From the first byte out to the last byte in, in nanoseconds.
+    pub(crate) answers: Vec<u64>,
+    /// Pushes that were not answered 200.
+    pub(crate) failed: u64,
+}
+
+impl WeChat {
+    pub(crate) fn new() -> Arc<Self> {
+        let credentials = Credentials {
+            app_id: APP_ID.into(),
+            token: Secret::new(TOKEN),
+            previous_token: None,
+            aes_key: Some(AesKey::parse(KEY).expect("a key of 43 characters")),
+            previous_aes_key: None,
+            mode: Mode::Secure,
+        };
+        Arc::new(Self { credentials, sent: AtomicU64::new(0) })
+    }
+
+    /// How many pushes were made.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// A push as WeChat writes it, HTTP/1.0 on a connection of its own, or for a connection that is kept.
+    fn request(&self, keep: bool) -> Vec<u8> {
+        let number = self.sent.fetch_add(1, Ordering::Relaxed);
+        let now = UnixMillis::now().seconds();
+        let clear = format!(
+            "<xml><ToUserName><![CDATA[gh_0a1b2c3d4e5f]]></ToUserName>\n\
+             <FromUserName><![CDATA[oBench{number:022}]]></FromUserName>\n<CreateTime>{now}</CreateTime>\n\
+             <MsgType><![CDATA[event]]></MsgType>\n<Event><![CDATA[SCAN]]></Event>\n\
+             <EventKey><![CDATA[{}{:020}-{number}]]></EventKey>\n\
+             <Ticket><![CDATA[gQGh8TwAAAAAAAAAAS5odHRwOi8vd2VpeGluLnFxLmNvbS9xLzAyQ1ZpcjFfRGpmRzExMDAwMHcwN1oAAgQ]]></Ticket>\n\
+             </xml>",
+            str::from_utf8(MARK).expect("ASCII"),
+            nanos(),
+        );
+        let mut random = [0; 24];
+        random[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        random[8..16].copy_from_slice(&number.to_be_bytes());
+        let openid = format!("oBench{number:022}");
+        let push = self.credentials.push(&clear, &openid, &Salt::new(now, random));
+        let (version, connection) = if keep { ("HTTP/1.1", "keep-alive") } else { ("HTTP/1.0", "close") };
+        let head = format!(
+            "POST {PATH}?{} {version}\r\nUser-Agent: Mozilla/4.0\r\nAccept: */*\r\nHost: relay.test\r\n\
+             Pragma: no-cache\r\nConnection: {connection}\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\r\n",
+            push.query,
+            push.body.len()
+        );
+        [head.as_bytes(), push.body.as_bytes()].concat()
+    }
+
+    /// Sends one push on a connection of its own, and waits for its answer: whether that was 200.
+    pub(crate) async fn push(&self, to: SocketAddr) -> io::Result<bool> {
+        let request = self.request(false);
+        let mut stream = TcpStream::connect(to).await?;
+        stream.write_all(&request).await?;
+        let mut answer = Vec::with_capacity(512);
+        stream.read_to_end(&mut answer).await?;
+        Ok(answer.get(9..12) == Some(b"200"))
+    }
+
+    /// Sends so many pushes a second for that long, each on a connection of its own, whether the earlier ones are
+    /// answered or not.
+    pub(crate) async fn steady(self: &Arc<Self>, to: SocketAddr, rate: u64, span: Duration) -> Steady {
+        let mut pushes = JoinSet::new();
+        let mut tick = interval(Duration::from_secs(1) / u32::try_from(rate).expect("a moderate rate"));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
+        let end = Instant::now() + span;
+        while Instant::now() < end {
+            tick.tick().await;
+            let wechat = Arc::clone(self);
+            pushes.spawn(async move {
+                let begun = nanos();
+                let accepted = wechat.push(to).await.unwrap_or(false);
+                accepted.then(|| nanos() - begun)
+            });
+        }
+        let mut steady = Steady::default();
+        while let Some(answered) = pushes.join_next().await {
+            match answered.expect("no push panics") {
+                Some(took) => steady.answers.push(took),
+                None => steady.failed += 1,
+            }
+        }
+        steady
+    }
+
+    /// Sends pushes over so many kept connections, each when the one before on its connection is answered 200, while
+    /// `go` lets them; gives their number.
+    pub(crate) async fn flood(
+        self: &Arc<Self>,
+        to: SocketAddr,
+        connections: usize,
+        go: impl Fn(u64) -> bool + Clone + Send + 'static,
+    ) -> u64 {
+        let taken = Arc::new(AtomicU64::new(0));
+        let mut senders = JoinSet::new();
+        for _ in 0..connections {
+            let (wechat, go, taken) = (Arc::clone(self), go.clone(), Arc::clone(&taken));
+            senders.spawn(async move {
+                let mut stream = TcpStream::connect(to).await.expect("the relay listens");
+                stream.set_nodelay(true).expect("a TCP socket");
+                let mut answer = vec![0; 1024];
+                let mut accepted = 0;
+                while go(taken.fetch_add(1, Ordering::Relaxed)) {
+                    stream.write_all(&wechat.request(true)).await.expect("the relay reads");
+                    let length = read_answer(&mut stream, &mut answer).await.expect("the relay answers");
+                    let answer = &answer[..length];
+                    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(answer));
+                    accepted += 1;
+                }
+                accepted
+            });
+        }
+        senders.join_all().await.into_iter().sum()
+    }
+}
+
+/// Reads an answer whose whole body is one word; gives its length.
+async fn read_answer(stream: &mut TcpStream, answer: &mut [u8]) -> io::Result<usize> {
+    let mut length = 0;
+    loop {
+        let read = stream.read(&mut answer[length..]).await?;
+        length += read;
+        if read == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if answer[..length].windows(4).rposition(|end| end == b"\r\n\r\n").is_some_and(|end| end + 4 < length) {
+            return Ok(length);
+        }
+    }
+}
