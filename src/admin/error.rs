@@ -47,8 +47,16 @@ pub(super) enum Error {
     Reload(String),
     #[error("the relay takes no requests to reload now")]
     NoReload,
-    #[error("the body: expected none, or {{\"ids\":[\"evt_...\"]}}")]
-    BadBody,
+    #[error("the body: expected {0}")]
+    BadBody(&'static str),
+    #[error("{0}")]
+    Replay(#[source] serde_json::Error),
+    #[error("which events? give one of account, event, from, target, state, since, until, or `all` as true")]
+    NoFilter,
+    #[error("a target's deliveries can't be redirected to itself")]
+    ToItself,
+    #[error("`to`: there is no target of this name in the configuration")]
+    NotConfigured,
     #[error("an error of the relay itself; its log says more")]
     Bug,
 }
@@ -66,7 +74,11 @@ impl Error {
             | Self::State
             | Self::Limit(_)
             | Self::EventId(_)
-            | Self::BadBody => StatusCode::BAD_REQUEST,
+            | Self::BadBody(_)
+            | Self::Replay(_)
+            | Self::NoFilter
+            | Self::ToItself
+            | Self::NotConfigured => StatusCode::BAD_REQUEST,
             Self::Reload(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Store(_) | Self::NoStats | Self::NoReload => StatusCode::SERVICE_UNAVAILABLE,
             Self::Bug => StatusCode::INTERNAL_SERVER_ERROR,

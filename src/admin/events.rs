@@ -14,19 +14,19 @@ const LIMIT: usize = 50;
 const MOST: usize = 500;
 
 /// The query of a list. Unknown keys are errors: a filter that is misspelt would list what was not meant.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Filters {
-    account: Option<String>,
-    event: Option<String>,
-    from: Option<String>,
-    target: Option<String>,
-    state: Option<String>,
-    since: Option<String>,
-    until: Option<String>,
-    limit: Option<usize>,
+    pub(super) account: Option<String>,
+    pub(super) event: Option<String>,
+    pub(super) from: Option<String>,
+    pub(super) target: Option<String>,
+    pub(super) state: Option<String>,
+    pub(super) since: Option<String>,
+    pub(super) until: Option<String>,
+    pub(super) limit: Option<usize>,
     /// The `cursor` of the page before.
-    cursor: Option<String>,
+    pub(super) cursor: Option<String>,
 }
 
 /// One page, the newest events first.
@@ -61,7 +61,7 @@ pub(super) async fn show(
 }
 
 impl Filters {
-    fn parse(self, now: UnixMillis) -> Result<Filter, Error> {
+    pub(super) fn parse(self, now: UnixMillis) -> Result<Filter, Error> {
         let limit = self.limit.unwrap_or(LIMIT);
         if !(1..=MOST).contains(&limit) {
             return Err(Error::Limit(MOST));

@@ -9,9 +9,13 @@
 //! | `GET /api/audit` | audit.rs | the ledger, counted anew |
 //! | `GET /api/events` | events.rs | events, the newest first, by filter |
 //! | `GET /api/events/{id}` | events.rs | one event with every attempt |
+//! | `POST /api/events/replay` | replay.rs | a page of the events of a filter is delivered again |
+//! | `POST /api/events/{id}/replay` | replay.rs | one event is delivered again |
 //! | `GET /api/targets` | targets.rs | what waits for each target |
 //! | `POST /api/targets/{name}/retry-dead` | targets.rs | dead letters become pending again |
 //! | `POST /api/targets/{name}/drop-dead` | targets.rs | dead letters become cancelled |
+//! | `POST /api/targets/{name}/drop-pending` | targets.rs | what waits for it becomes cancelled |
+//! | `POST /api/targets/{name}/redirect` | targets.rs | what waits for it goes to another target |
 //! | `POST /api/reload` | reload.rs | the configuration is read anew |
 //!
 //! Invariants: everything but health passes the guard (`guard.rs`); whatever fails answers `{"error":".."}`
@@ -26,6 +30,7 @@ mod guard;
 mod health;
 mod metrics;
 mod reload;
+mod replay;
 mod status;
 mod targets;
 
@@ -91,9 +96,13 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/audit", get(audit::audit))
         .route("/api/events", get(events::list))
         .route("/api/events/{id}", get(events::show))
+        .route("/api/events/replay", post(replay::page))
+        .route("/api/events/{id}/replay", post(replay::one))
         .route("/api/targets", get(targets::list))
         .route("/api/targets/{name}/retry-dead", post(targets::retry_dead))
         .route("/api/targets/{name}/drop-dead", post(targets::drop_dead))
+        .route("/api/targets/{name}/drop-pending", post(targets::drop_pending))
+        .route("/api/targets/{name}/redirect", post(targets::redirect))
         .route("/api/reload", post(reload::reload))
         .fallback(async || Error::NoSuchPath)
         .method_not_allowed_fallback(async || Error::Method)

@@ -1,4 +1,4 @@
-//! Targets: what waits for each, and what an operator does about dead letters.
+//! Targets: what waits for each, and what an operator does about it.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 
 use super::{Context, Error};
 use crate::clock::UnixMillis;
-use crate::queue::{self, DeadLetters, view};
+use crate::event::EventId;
+use crate::queue::{Fate, Sweep, view};
 
 /// A target, configured or not: deliveries stay when their target leaves the configuration.
 #[derive(Serialize)]
@@ -34,8 +35,7 @@ pub(super) async fn retry_dead(
     body: Bytes,
 ) -> Result<Json<Value>, Error> {
     let (name, letters) = chosen(&context, name, &body).await?;
-    let revived = context.state.queue.revive(&name, letters, UnixMillis::now()).await;
-    changed(&context, &name, "revived", revived).await
+    changed(&context, Sweep::dead(&name, letters, Fate::Replayed), "revived").await
 }
 
 pub(super) async fn drop_dead(
@@ -44,8 +44,38 @@ pub(super) async fn drop_dead(
     body: Bytes,
 ) -> Result<Json<Value>, Error> {
     let (name, letters) = chosen(&context, name, &body).await?;
-    let cancelled = context.state.queue.drop_dead(&name, letters, UnixMillis::now()).await;
-    changed(&context, &name, "cancelled", cancelled).await
+    changed(&context, Sweep::dead(&name, letters, Fate::Dropped), "cancelled").await
+}
+
+pub(super) async fn drop_pending(
+    State(context): State<Context>,
+    name: Result<Path<String>, PathRejection>,
+) -> Result<Json<Value>, Error> {
+    let Path(name) = name?;
+    known(&context, &name).await?;
+    changed(&context, Sweep::pending(&name, Fate::Dropped), "cancelled").await
+}
+
+/// `{"to":"other"}`
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Elsewhere {
+    to: String,
+}
+
+pub(super) async fn redirect(
+    State(context): State<Context>,
+    name: Result<Path<String>, PathRejection>,
+    body: Bytes,
+) -> Result<Json<Value>, Error> {
+    let Path(name) = name?;
+    let Elsewhere { to } = serde_json::from_slice(&body).map_err(|_| Error::BadBody("{\"to\":\"other\"}"))?;
+    known(&context, &name).await?;
+    configured(&context, &to)?;
+    if to == name {
+        return Err(Error::ToItself);
+    }
+    changed(&context, Sweep::pending(&name, Fate::Redirected(to.into())), "redirected").await
 }
 
 /// The target and its dead letters that a request is about.
@@ -53,23 +83,20 @@ async fn chosen(
     context: &Context,
     name: Result<Path<String>, PathRejection>,
     body: &[u8],
-) -> Result<(String, DeadLetters), Error> {
+) -> Result<(String, Option<Vec<EventId>>), Error> {
     let (Path(name), letters) = (name?, letters(body)?);
     known(context, &name).await?;
     Ok((name, letters))
 }
 
-/// Tells log and caller what became of how many.
-async fn changed(
-    context: &Context,
-    target: &str,
-    fate: &'static str,
-    count: Result<u64, queue::Error>,
-) -> Result<Json<Value>, Error> {
+/// Makes the whole sweep; tells log and caller what became of how many.
+async fn changed(context: &Context, sweep: Sweep, fate: &'static str) -> Result<Json<Value>, Error> {
+    let target = sweep.filter.target.clone();
+    let count = context.state.queue.sweep_all(sweep, UnixMillis::now()).await;
     // Also after a failure: the steps before it stand.
     context.glance.forget().await;
     let count = count.map_err(Error::Store)?;
-    tracing::info!(target, fate, count, "dead letters changed");
+    tracing::info!(target, fate, count, "deliveries changed by hand");
     Ok(Json(json!({ fate: count })))
 }
 
@@ -81,24 +108,38 @@ struct Which {
 }
 
 /// Without a body all of the target's; with `{"ids":["evt_..", ..]}` those.
-fn letters(body: &[u8]) -> Result<DeadLetters, Error> {
+fn letters(body: &[u8]) -> Result<Option<Vec<EventId>>, Error> {
+    const EXPECTED: &str = "none, or {\"ids\":[\"evt_...\"]}";
     if body.is_empty() {
-        return Ok(DeadLetters::All);
+        return Ok(None);
     }
-    let Which { ids } = serde_json::from_slice(body).map_err(|_| Error::BadBody)?;
-    let ids = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>().map_err(|_| Error::BadBody)?;
-    Ok(DeadLetters::Of(ids))
+    let Which { ids } = serde_json::from_slice(body).map_err(|_| Error::BadBody(EXPECTED))?;
+    let ids = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>().map_err(|_| Error::BadBody(EXPECTED))?;
+    Ok(Some(ids))
 }
 
-/// A misspelt name is an error, not a target without dead letters.
-async fn known(context: &Context, name: &str) -> Result<(), Error> {
+/// A misspelt name is an error, not a target without deliveries.
+pub(super) async fn known(context: &Context, name: &str) -> Result<(), Error> {
     if targets(context).await?.contains_key(name) { Ok(()) } else { Err(Error::NoSuchTarget) }
+}
+
+/// What is sent to a target that nobody serves would wait for ever.
+pub(super) fn configured(context: &Context, name: &str) -> Result<(), Error> {
+    if names(&(context.state.status)()).any(|configured| configured == name) {
+        Ok(())
+    } else {
+        Err(Error::NotConfigured)
+    }
+}
+
+/// The names of the configured targets, as the app tells them.
+fn names(status: &Value) -> impl Iterator<Item = &str> {
+    status["targets"].as_array().into_iter().flatten().filter_map(|target| target["name"].as_str())
 }
 
 async fn targets(context: &Context) -> Result<BTreeMap<String, Target>, Error> {
     let (stats, status) = (context.glance.stats().await?, (context.state.status)());
-    let configured = status["targets"].as_array().into_iter().flatten().filter_map(|target| target["name"].as_str());
-    let mut targets: BTreeMap<_, _> = configured
+    let mut targets: BTreeMap<_, _> = names(&status)
         .map(|name| {
             let (name, counts) = (name.to_owned(), view::Counts::default());
             (name.clone(), Target { name, configured: true, counts, oldest_pending: None })

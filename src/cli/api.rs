@@ -38,6 +38,15 @@ impl<'c> Api<'c> {
         Ok(Self { config })
     }
 
+    /// A deed, and the relay's answer to it; fails with what it says when it refuses.
+    pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let (status, answer) = self.call(Method::POST, path, body).await?;
+        if !status.is_success() {
+            bail!("the relay answered {status}: {}", answer["error"].as_str().unwrap_or("no reason given"));
+        }
+        Ok(answer)
+    }
+
     /// One request, one JSON answer; a text answer comes as a JSON string.
     pub(super) async fn call(
         &self,

@@ -1,4 +1,4 @@
-//! `wxrelay events`: finds events, and tells all about one.
+//! `wxrelay events`: finds events, tells all about one, delivers them again.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, replay};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::view::{AttemptDetail, Detail, Summary};
@@ -37,10 +37,25 @@ enum Action {
         #[arg(long)]
         text: bool,
     },
+    /// Deliver events again, under the same ids: one, or those of a filter
+    Replay(replay::Args),
 }
 
 #[derive(clap::Args)]
 struct Ls {
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Those older than this event: the last of the page before
+    #[arg(long)]
+    before: Option<EventId>,
+    /// The most to list
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+}
+
+/// Which events.
+#[derive(clap::Args)]
+pub(super) struct FilterArgs {
     /// Those of one account
     #[arg(long)]
     account: Option<String>,
@@ -62,27 +77,32 @@ struct Ls {
     /// Those received before then
     #[arg(long, value_parser = moment)]
     until: Option<UnixMillis>,
-    /// Those older than this event: the last of the page before
-    #[arg(long)]
-    before: Option<EventId>,
-    /// The most to list
-    #[arg(long, default_value_t = 50)]
-    limit: usize,
 }
 
-/// Reads the store itself, so it works while a relay runs and while none does.
-pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+impl FilterArgs {
+    pub(super) fn filter(self) -> Filter {
+        let Self { account, event, from, target, state, since, until } = self;
+        Filter { account, event, from, target, state, since, until, ..Filter::default() }
+    }
+}
+
+/// Reads the store itself, so it works while a relay runs and while none does; replays through the relay while it runs.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let store = Inspect::open(&config.queue.path)?;
     match args.action {
         Action::Ls(ls) => list(&store, ls, args.json),
         Action::Show { id, text } => show(&store, id, text, args.json),
+        Action::Replay(replay) => {
+            drop(store);
+            replay::run(&config, replay, args.json).await
+        }
     }
 }
 
 fn list(store: &Inspect, ls: Ls, json: bool) -> anyhow::Result<ExitCode> {
-    let Ls { account, event, from, target, state, since, until, before, limit } = ls;
-    let found = store.events(&Filter { account, event, from, target, state, since, until, before, limit })?;
+    let Ls { filter, before, limit } = ls;
+    let found = store.events(&Filter { before, limit, ..filter.filter() })?;
     let mut out = io::stdout().lock();
     for event in &found {
         if json {
@@ -151,7 +171,21 @@ fn description(event: &Detail, with_text: bool) -> String {
 fn attempt_line(attempt: &AttemptDetail) -> String {
     let status = attempt.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let error = attempt.error.as_deref().unwrap_or_default();
-    format!("    attempt {}  {}  {:.1} ms  {status}  {error}\n", attempt.number, attempt.at, attempt.duration_ms)
+    let answer = attempt.answer.as_deref().map(excerpt).unwrap_or_default();
+    format!(
+        "    attempt {}  {}  {:.1} ms  {status}  {error}{answer}\n",
+        attempt.number, attempt.at, attempt.duration_ms
+    )
+}
+
+/// The beginning of a target's answer, on one line whatever is in it.
+pub(super) fn excerpt(answer: &str) -> String {
+    const SHOWN: usize = 80;
+    let mut shown: String = answer.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    if answer.chars().nth(SHOWN).is_some() {
+        shown += "..";
+    }
+    format!("  \"{shown}\"")
 }
 
 fn state(text: &str) -> anyhow::Result<State> {

@@ -11,9 +11,12 @@ pub mod events;
 pub mod healthcheck;
 pub mod init;
 pub mod keygen;
+mod replay;
 pub mod serve;
 pub mod simulate;
 pub mod sink;
+mod store;
+pub mod targets;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -56,8 +59,10 @@ pub enum Command {
     Simulate(simulate::Args),
     /// Act as a handler: verify and print deliveries; reply, fail or stall on request
     Sink(sink::Args),
-    /// Find events, and tell all about one
+    /// Find events, tell all about one, deliver them again
     Events(events::Args),
+    /// List targets; drop or redirect what waits for one
+    Targets(targets::Args),
     /// List, retry or drop dead letters
     Dead(dead::Args),
     /// Count the ledger: is every delivery accounted for?
@@ -75,7 +80,8 @@ impl Cli {
             Command::Serve(args) => serve::run(args).await,
             Command::Check(args) => check::run(&args),
             Command::Demo(args) => demo::run(args).await,
-            Command::Events(args) => events::run(args),
+            Command::Events(args) => events::run(args).await,
+            Command::Targets(args) => targets::run(args).await,
             Command::Dead(args) => dead::run(args).await,
             Command::Audit(args) => audit::run(&args),
             Command::Healthcheck(args) => healthcheck::run(args).await,

@@ -31,7 +31,7 @@ pub(super) enum End {
     Answered,
     /// It did not.
     Failed(EventId),
-    /// No attempt was made: the delivery had expired, or the lane ends.
+    /// No attempt was made: the delivery had expired or was cancelled, or the lane ends.
     NotMade,
 }
 
@@ -61,6 +61,9 @@ impl Bench {
                 // Nothing is under way yet: the lease goes back.
                 () = self.stop.cancelled() => return (End::NotMade, None),
             }
+        }
+        if lease.is_revoked() {
+            return (End::NotMade, None);
         }
         let now = UnixMillis::now();
         let reply = lease.reply.take();

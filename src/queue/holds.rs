@@ -5,23 +5,32 @@
 //! or cancelled task of a consumer can keep one from ever being attempted again. Nothing here survives the process, and
 //! nothing must: after a crash every pending delivery is free.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::mem;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::event::EventId;
 
 /// Which grant of a lease this is: the same delivery may be leased again later.
 type Token = u64;
 
-type Returned = Arc<Mutex<Vec<(Arc<str>, EventId, Token)>>>;
+/// What holds and their holder tell each other.
+#[derive(Debug, Default)]
+struct Board {
+    /// Dropped, not yet taken back.
+    returned: Vec<(Arc<str>, EventId, Token)>,
+    /// Worth nothing any more, not yet dropped.
+    revoked: HashSet<Token>,
+}
+
+type SharedBoard = Arc<Mutex<Board>>;
 
 /// Every lease that is out.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
     out: HashMap<Arc<str>, HashMap<EventId, Token>>,
     last: Token,
-    returned: Returned,
+    board: SharedBoard,
 }
 
 impl Holds {
@@ -29,13 +38,20 @@ impl Holds {
     pub(super) fn grant(&mut self, target: &Arc<str>, event: EventId) -> Hold {
         self.last += 1;
         self.out.entry(Arc::clone(target)).or_default().insert(event, self.last);
-        Hold { target: Arc::clone(target), event, token: self.last, returned: Arc::clone(&self.returned) }
+        Hold { target: Arc::clone(target), event, token: self.last, board: Arc::clone(&self.board) }
     }
 
     /// Ends the delivery's lease, whoever holds it.
     pub(super) fn end(&mut self, target: &str, event: EventId) {
         if let Some(events) = self.out.get_mut(target) {
             events.remove(&event);
+        }
+    }
+
+    /// Tells whoever holds the delivery's lease that it was cancelled. It stays out until he gives it back.
+    pub(super) fn revoke(&mut self, target: &str, event: EventId) {
+        if let Some(token) = self.out.get(target).and_then(|events| events.get(&event)) {
+            lock(&self.board).revoked.insert(*token);
         }
     }
 
@@ -51,7 +67,7 @@ impl Holds {
 
     /// Ends the leases that were dropped unsettled; tells their targets.
     pub(super) fn take_back(&mut self) -> Vec<Arc<str>> {
-        let returned = mem::take(&mut *self.returned.lock().unwrap_or_else(PoisonError::into_inner));
+        let returned = mem::take(&mut lock(&self.board).returned);
         let mut targets = Vec::new();
         for (target, event, token) in returned {
             if let Some(events) = self.out.get_mut(&target)
@@ -71,14 +87,26 @@ pub(super) struct Hold {
     target: Arc<str>,
     event: EventId,
     token: Token,
-    returned: Returned,
+    board: SharedBoard,
+}
+
+impl Hold {
+    /// Whether the delivery was cancelled since the lease was granted.
+    pub(super) fn is_revoked(&self) -> bool {
+        lock(&self.board).revoked.contains(&self.token)
+    }
 }
 
 impl Drop for Hold {
     fn drop(&mut self) {
-        let mut returned = self.returned.lock().unwrap_or_else(PoisonError::into_inner);
-        returned.push((Arc::clone(&self.target), self.event, self.token));
+        let mut board = lock(&self.board);
+        board.revoked.remove(&self.token);
+        board.returned.push((Arc::clone(&self.target), self.event, self.token));
     }
+}
+
+fn lock(board: &SharedBoard) -> MutexGuard<'_, Board> {
+    board.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -94,6 +122,19 @@ mod tests {
         drop(hold);
         assert_eq!(holds.take_back(), [Arc::clone(&target)]);
         assert_eq!(holds.count("crm"), 0);
+    }
+
+    #[test]
+    fn a_revoked_lease_says_so_and_stays_out_until_it_is_dropped() {
+        let mut holds = Holds::default();
+        let target: Arc<str> = "crm".into();
+        let (hold, other) = (holds.grant(&target, EventId(1)), holds.grant(&target, EventId(2)));
+        holds.revoke("crm", EventId(1));
+        holds.revoke("crm", EventId(7));
+        assert!(hold.is_revoked() && !other.is_revoked() && holds.contains("crm", EventId(1)));
+        drop(hold);
+        assert_eq!(holds.take_back(), [Arc::clone(&target)]);
+        assert!(!holds.grant(&target, EventId(1)).is_revoked(), "a new lease is a new right");
     }
 
     #[test]

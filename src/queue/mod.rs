@@ -4,7 +4,8 @@
 //!
 //! - [`Queue::enqueue`] returns `Fresh` only when the event and all its deliveries are on stable storage, and
 //!   `Duplicate` when an event of the same [`ContentKey`] already is.
-//! - A delivery is `pending` until it is settled into one of the other states; nothing else ends it.
+//! - A delivery is `pending` until it is settled into one of the other states, or an operator's [`Sweep`] cancels it;
+//!   nothing else ends it. A sweep alone makes one that has ended pending again, or adds one to an event.
 //! - A [`Lease`] is the right to make one attempt. At most one lease of a delivery is out at a time; it ends with
 //!   [`Queue::settle`], or when it is dropped, or with the process that holds it. A fresh event's first leases go to
 //!   the [`Inbox`] of their target in memory, before [`Queue::enqueue`] returns; what does not fit there, and what a
@@ -21,6 +22,9 @@ mod obstacle;
 #[cfg(test)]
 mod order_tests;
 mod sqlite;
+mod sweep;
+#[cfg(test)]
+mod sweep_tests;
 pub mod view;
 
 use std::path::PathBuf;
@@ -40,6 +44,7 @@ pub use self::obstacle::Obstacle;
 pub use self::sqlite::Sqlite;
 pub use self::sqlite::deep::{Flaw, OpenDelivery, ReadBack};
 pub use self::sqlite::inspect::Inspect;
+pub use self::sweep::{Fate, Sweep, Swept};
 pub use self::view::{Audit, DeadLetter, Detail, Filter, Stats, Summary};
 
 /// The durable queue; cheap to clone.
@@ -129,28 +134,6 @@ impl Queue {
         }
     }
 
-    /// Makes dead letters of a target pending again, due at `now`, their retry schedule started over.
-    ///
-    /// Returns how many there were. Works in steps, so that it never holds up a push.
-    ///
-    /// # Errors
-    /// If a step could not be stored; those before it stand.
-    pub async fn revive(&self, target: &str, which: DeadLetters, now: UnixMillis) -> Result<u64, Error> {
-        match self {
-            Self::Embedded(engine) => engine.revive(target, which, now).await,
-        }
-    }
-
-    /// Cancels dead letters of a target. Returns how many there were.
-    ///
-    /// # Errors
-    /// As for [`Queue::revive`].
-    pub async fn drop_dead(&self, target: &str, which: DeadLetters, now: UnixMillis) -> Result<u64, Error> {
-        match self {
-            Self::Embedded(engine) => engine.drop_dead(target, which, now).await,
-        }
-    }
-
     /// The queue at a glance; cheap enough for every scrape.
     ///
     /// # Errors
@@ -183,15 +166,6 @@ impl Queue {
             Self::Embedded(engine) => engine.next_id(now),
         }
     }
-}
-
-/// Which dead letters of a target.
-#[derive(Clone, Debug)]
-pub enum DeadLetters {
-    /// All of them.
-    All,
-    /// Those of these events; others are passed over.
-    Of(Vec<EventId>),
 }
 
 /// A fresh event on its way into the queue.
@@ -246,8 +220,14 @@ pub struct Lease {
     /// Where the target's reply goes, if it is awaited.
     pub reply: Option<Awaited>,
     /// Hands the delivery back when the lease is dropped unsettled.
-    #[expect(dead_code, reason = "held for its drop")]
     hold: Hold,
+}
+
+impl Lease {
+    /// Whether an operator has cancelled the delivery since: then no attempt is to be begun.
+    pub fn is_revoked(&self) -> bool {
+        self.hold.is_revoked()
+    }
 }
 
 /// What [`Queue::lease`] found.
@@ -267,7 +247,7 @@ pub struct Inbox {
     /// Those whose reply is awaited: apart, so that no backlog holds them up.
     pub awaited: mpsc::Receiver<Lease>,
     /// Told when there may be more to [`Queue::lease`], or sooner: the inbox was full, a delivery is to be retried, a
-    /// lease was dropped, dead letters were revived.
+    /// lease was dropped, an operator made deliveries pending.
     pub wake: Arc<Notify>,
 }
 
@@ -277,7 +257,7 @@ pub enum Order {
     /// As they come, many at a time.
     None,
     /// Those of one user one after the other, as WeChat sent them: while one is pending, later ones are not leased.
-    /// Dead letters that an operator revives go out of turn.
+    /// What an operator makes pending again takes its place in that order.
     PerUser,
 }
 

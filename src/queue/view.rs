@@ -127,6 +127,15 @@ pub struct Filter {
     pub limit: usize,
 }
 
+impl Filter {
+    /// Whether it lets every event through.
+    pub fn is_all(&self) -> bool {
+        let Self { account, event, from, target, state, since, until, before: _, limit: _ } = self;
+        let texts = [account, event, from, target].iter().all(|part| part.is_none());
+        texts && state.is_none() && since.is_none() && until.is_none()
+    }
+}
+
 /// A line of a list of events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Summary {
@@ -255,6 +264,8 @@ pub struct DeadLetter {
     pub status: Option<u16>,
     /// Why the last attempt failed.
     pub error: Option<String>,
+    /// The first 1 KiB of the last answer's body.
+    pub answer: Option<String>,
 }
 
 fn text<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {

@@ -81,7 +81,8 @@ async fn a_target_that_is_gone_gets_no_second_attempt() {
 #[tokio::test]
 async fn dead_letters_are_listed_and_retried_by_command() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
-    crm.script([Reaction::Answer(Reply::status(410)), Reaction::Answer(Reply::status(410))]);
+    let said = Reply { status: 410, ..Reply::body("text/plain", "gone\nfor \u{1b}[31mgood") };
+    crm.script([Reaction::Answer(said.clone()), Reaction::Answer(said)]);
     let config = wechat.account() + &crm.config("crm", "retry = [\"20ms\"]");
     let relay = Setup::new(config).admin_at(free_address()).start().await;
     relay.accept(&wechat, &text("o1", "one")).await;
@@ -92,6 +93,14 @@ async fn dead_letters_are_listed_and_retried_by_command() {
     let listed = relay.run(&["dead", "ls"]).await;
     assert_eq!(listed.code, Some(0), "{listed:?}");
     assert!(listed.stdout.contains(&id) && listed.stdout.contains("crm"), "{}", listed.stdout);
+    let on_one_line = "\"gone\\nfor \\u{1b}[31mgood\"";
+    assert!(listed.stdout.contains(on_one_line), "what the target said: {}", listed.stdout);
+    let shown = relay.run(&["events", "show", &id]).await;
+    assert!(shown.stdout.contains(on_one_line), "{}", shown.stdout);
+    let listed = relay.run(&["dead", "ls", "--json"]).await;
+    let letter = listed.stdout.lines().next().expect("a line for each dead letter");
+    let letter: serde_json::Value = serde_json::from_str(letter).expect("a line of JSON");
+    assert_eq!(letter["answer"], "gone\nfor \u{1b}[31mgood");
     let retried = relay.run(&["dead", "retry"]).await;
     assert_eq!(retried.code, Some(0), "{retried:?}");
     let audit = relay.audited("delivered", 2).await;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::statements::{Fate, Letters, Stepped};
+use super::sweep::Stepped;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Enqueued, Error, Leases, NewEvent, Settlement};
+use crate::queue::{Enqueued, Error, Leases, NewEvent, Settlement, Sweep};
 
 /// A request to the writer.
 pub(super) enum Command {
@@ -19,10 +19,11 @@ pub(super) enum Command {
     },
     Settle(Settlement, Waiter<()>),
     Reply(EventId, String, Waiter<()>),
-    Letters {
-        target: Arc<str>,
-        letters: Letters,
-        fate: Fate,
+    /// A step over these events.
+    Sweep {
+        events: Vec<EventId>,
+        sweep: Arc<Sweep>,
+        now: UnixMillis,
         waiter: Waiter<Stepped>,
     },
     Lease {
@@ -51,7 +52,7 @@ impl Command {
         match self {
             Self::Enqueue { waiter, .. } => waiter.answer(Err(error)),
             Self::Settle(_, waiter) | Self::Reply(_, _, waiter) => waiter.answer(Err(error)),
-            Self::Letters { waiter, .. } => waiter.answer(Err(error)),
+            Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
             Self::Lease { waiter, .. } => waiter.answer(Err(error)),
             Self::Close(done) => drop(done),
         }
@@ -78,6 +79,11 @@ impl<T> Waiter<T> {
     /// What will be answered.
     pub(super) fn kept(&self) -> Option<&Result<T, Error>> {
         self.kept.as_ref()
+    }
+
+    /// What will be answered, if it is no failure.
+    pub(super) fn kept_ok(&self) -> Option<&T> {
+        self.kept()?.as_ref().ok()
     }
 
     /// Answers what was kept.

@@ -192,7 +192,7 @@ impl Inspect {
                                LEFT JOIN target t ON t.no = d.target \
                               WHERE d.state = 2 AND d.event < ?1 AND (?2 IS NULL OR t.name = ?2)) \
              SELECT l.event, coalesce(l.name, ''), e.received_at, l.ended_at, e.account, e.msg_type, e.event, \
-                    l.attempts, a.status, a.error \
+                    l.attempts, a.status, a.error, a.answer \
                FROM letter l JOIN event e ON e.id = l.event \
                LEFT JOIN attempt a ON a.event = l.event AND a.target = l.target AND a.number = l.attempts \
               WHERE l.event IN (SELECT DISTINCT event FROM letter ORDER BY event DESC LIMIT ?3) \
@@ -211,6 +211,7 @@ impl Inspect {
                 attempts: row.get(7)?,
                 status: row.get(8)?,
                 error: row.get(9)?,
+                answer: read_answer(row, 10)?,
             })
         })?;
         Ok(found.collect::<rusqlite::Result<_>>()?)
@@ -246,7 +247,7 @@ impl Oldest {
 }
 
 /// No event has it: the largest number that a column holds.
-const LAST_ID: EventId = EventId(i64::MAX as u64);
+pub(super) const LAST_ID: EventId = EventId(i64::MAX as u64);
 
 fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<Vec<DeliveryDetail>> {
     let mut find = snapshot.prepare(
@@ -272,15 +273,19 @@ fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<Ve
 }
 
 fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptDetail> {
-    let answer: Option<Vec<u8>> = row.get(5)?;
     Ok(AttemptDetail {
         number: row.get(0)?,
         at: row.get(1)?,
         duration_ms: row.get::<_, f64>(2)? / 1000.0,
         status: row.get(3)?,
         error: row.get(4)?,
-        answer: answer.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()),
+        answer: read_answer(row, 5)?,
     })
+}
+
+fn read_answer(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
+    let answer: Option<Vec<u8>> = row.get(column)?;
+    Ok(answer.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn target_names(snapshot: &Transaction<'_>) -> rusqlite::Result<Vec<(i64, String)>> {

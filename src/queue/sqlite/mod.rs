@@ -12,8 +12,10 @@ mod inboxes;
 pub(super) mod inspect;
 mod retention;
 mod room;
+mod selection;
 mod statements;
 mod store;
+mod sweep;
 mod values;
 mod writer;
 
@@ -31,12 +33,12 @@ use self::inboxes::Inboxes;
 use self::inspect::{Inspect, Oldest};
 use self::retention::Retention;
 use self::room::{Room, Told};
-use self::statements::{Fate, LETTERS_PER_STEP, Letters, Stepped};
+use self::selection::Found;
 use self::store::Store;
 use self::writer::Writer;
 use super::holds::Holds;
 use super::view::Stats;
-use super::{DeadLetters, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Order, Settings, Settlement};
+use super::{Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Order, Settings, Settlement, Sweep, Swept};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
@@ -130,12 +132,22 @@ impl Sqlite {
         self.inboxes.close(target);
     }
 
-    pub(super) async fn revive(&self, target: &str, which: DeadLetters, now: UnixMillis) -> Result<u64, Error> {
-        self.change_letters(target.into(), which, Fate::Revived(now)).await
-    }
-
-    pub(super) async fn drop_dead(&self, target: &str, which: DeadLetters, now: UnixMillis) -> Result<u64, Error> {
-        self.change_letters(target.into(), which, Fate::Dropped(now)).await
+    /// Looks for what to change beside the writer, which then changes it.
+    pub(super) async fn sweep(&self, sweep: &Arc<Sweep>, after: EventId, now: UnixMillis) -> Result<Swept, Error> {
+        let Found { events, next } = match &sweep.events {
+            Some(listed) => Found::among(listed, after),
+            None => {
+                let (folder, sweep) = (Arc::clone(&self.folder), Arc::clone(sweep));
+                let looking = tokio::task::spawn_blocking(move || Inspect::open(&folder)?.look(&sweep, after));
+                looking.await.map_err(|_| Error::Closed)??
+            }
+        };
+        if events.is_empty() {
+            return Ok(Swept { changed: 0, next });
+        }
+        let sweep = Arc::clone(sweep);
+        let stepped = self.ask(|waiter| Command::Sweep { events, sweep, now, waiter }).await?;
+        Ok(Swept { changed: stepped.changed, next })
     }
 
     pub(super) async fn stats(&self) -> Result<Stats, Error> {
@@ -171,32 +183,6 @@ impl Sqlite {
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)))
                 .unwrap_or_default(),
         ))
-    }
-
-    /// In steps, so that many letters do not hold up a push.
-    async fn change_letters(&self, target: Arc<str>, which: DeadLetters, fate: Fate) -> Result<u64, Error> {
-        let mut total = 0;
-        match which {
-            DeadLetters::Of(events) => {
-                for some in events.chunks(LETTERS_PER_STEP) {
-                    total += self.letters_step(&target, Letters::Of(some.to_vec()), fate).await?.changed;
-                }
-            }
-            DeadLetters::All => {
-                // Forward only: a letter that dies again meanwhile is not revived again.
-                let mut from = Some(EventId(0));
-                while let Some(after) = from {
-                    let Stepped { changed, last } = self.letters_step(&target, Letters::After(after), fate).await?;
-                    total += changed;
-                    from = last;
-                }
-            }
-        }
-        Ok(total)
-    }
-
-    async fn letters_step(&self, target: &Arc<str>, letters: Letters, fate: Fate) -> Result<Stepped, Error> {
-        self.ask(|waiter| Command::Letters { target: Arc::clone(target), letters, fate, waiter }).await
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Waiter<T>) -> Command) -> Result<T, Error> {

@@ -14,38 +14,8 @@ use crate::event::{ContentKey, Event, EventId};
 use crate::queue::{Enqueued, NewEvent, Settlement, State, Verdict};
 use crate::wechat::Message;
 
-/// Which dead letters one step is about.
-#[derive(Debug)]
-pub(super) enum Letters {
-    /// The oldest, up to [`LETTERS_PER_STEP`], of those after this event.
-    After(EventId),
-    /// Those of these events.
-    Of(Vec<EventId>),
-}
-
-/// What becomes of them.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Fate {
-    /// They are due now, and their retry schedule starts over.
-    Revived(UnixMillis),
-    /// They are cancelled.
-    Dropped(UnixMillis),
-}
-
-/// Dead letters changed in one transaction: few enough not to delay a push.
-pub(super) const LETTERS_PER_STEP: usize = 500;
-
-/// What one step over the dead letters did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stepped {
-    /// How many deliveries changed.
-    pub(super) changed: u64,
-    /// Where the next step goes on, if there may be one.
-    pub(super) last: Option<EventId>,
-}
-
 /// When a held delivery is due.
-const HELD: UnixMillis = UnixMillis(i64::MAX);
+pub(super) const HELD: UnixMillis = UnixMillis(i64::MAX);
 
 /// A delivery that could be leased.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +47,7 @@ impl Store {
         }
         self.count_events(1, new.targets.len().cast_signed() as i64);
         for target in &new.targets {
-            let user = in_order(target).then(|| user_number(&new.event));
+            let user = in_order(target).then(|| user_number(new.event.message.from_user()));
             if self.insert_delivery(&new.event, target, user)? {
                 held.push(Arc::clone(target));
             }
@@ -101,7 +71,7 @@ impl Store {
     }
 
     /// A user's first pending delivery to a target that keeps order, and when it is due.
-    fn first_pending(&self, target: i64, user: Option<i64>) -> rusqlite::Result<Option<Waiting>> {
+    pub(super) fn first_pending(&self, target: i64, user: Option<i64>) -> rusqlite::Result<Option<Waiting>> {
         let mut find = self.connection.prepare_cached(
             "SELECT event, due FROM delivery INDEXED BY delivery_user \
               WHERE target = ?1 AND user = ?2 AND state = 0 AND user IS NOT NULL ORDER BY event LIMIT 1",
@@ -110,17 +80,32 @@ impl Store {
     }
 
     /// Makes the user's next delivery due, as of its arrival, now that the one before has ended.
-    fn release_next(&self, ended: EventId, target: i64) -> rusqlite::Result<()> {
-        let mut find = self.connection.prepare_cached("SELECT user FROM delivery WHERE event = ?1 AND target = ?2")?;
-        let user: Option<i64> = find.query_row(params![ended, target], |row| row.get(0))?;
-        let Some(next) = user.map(|user| self.first_pending(target, Some(user))).transpose()?.flatten() else {
-            return Ok(());
-        };
-        if next.due == HELD {
-            let mut release =
-                self.connection.prepare_cached("UPDATE delivery SET due = ?3 WHERE event = ?1 AND target = ?2")?;
-            release.execute(params![next.event, target, next.event.moment()])?;
+    pub(super) fn release_next(&self, ended: EventId, target: i64) -> rusqlite::Result<()> {
+        match self.first_of_user(ended, target)? {
+            Some(next) if next.due == HELD => self.set_due(next.event, target, next.event.moment()),
+            Some(_) | None => Ok(()),
         }
+    }
+
+    /// Holds a delivery that is to be tried again, if an earlier one of its user has become pending meanwhile.
+    fn wait_for_turn(&self, event: EventId, target: i64) -> rusqlite::Result<()> {
+        match self.first_of_user(event, target)? {
+            Some(first) if first.event < event => self.set_due(event, target, HELD),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// The first pending delivery of the user whose delivery this is, where order is kept.
+    fn first_of_user(&self, event: EventId, target: i64) -> rusqlite::Result<Option<Waiting>> {
+        let mut find = self.connection.prepare_cached("SELECT user FROM delivery WHERE event = ?1 AND target = ?2")?;
+        let user: Option<i64> = find.query_row(params![event, target], |row| row.get(0))?;
+        Ok(user.map(|user| self.first_pending(target, Some(user))).transpose()?.flatten())
+    }
+
+    pub(super) fn set_due(&self, event: EventId, target: i64, due: UnixMillis) -> rusqlite::Result<()> {
+        let mut update =
+            self.connection.prepare_cached("UPDATE delivery SET due = ?3 WHERE event = ?1 AND target = ?2")?;
+        update.execute(params![event, target, due])?;
         Ok(())
     }
 
@@ -182,8 +167,11 @@ impl Store {
         }
         self.count(target, State::Pending, -1);
         self.count(target, state, 1);
-        if state != State::Pending {
-            self.release_next(settlement.event, target)?;
+        match state {
+            State::Pending => self.wait_for_turn(settlement.event, target)?,
+            State::Delivered | State::Dead | State::Expired | State::Cancelled => {
+                self.release_next(settlement.event, target)?;
+            }
         }
         self.insert_attempt(settlement, target)
     }
@@ -214,51 +202,6 @@ impl Store {
         Ok(())
     }
 
-    /// Revives or drops dead letters of a target.
-    pub(super) fn change_letters(
-        &mut self,
-        target: &Arc<str>,
-        letters: &Letters,
-        fate: Fate,
-    ) -> rusqlite::Result<Stepped> {
-        let mut stepped = Stepped { changed: 0, last: None };
-        let Some(target) = self.known_number(target)? else { return Ok(stepped) };
-        let found;
-        let events = match letters {
-            Letters::Of(events) => events,
-            Letters::After(event) => {
-                found = self.dead_after(target, *event)?;
-                stepped.last = (found.len() == LETTERS_PER_STEP).then(|| found.last().copied()).flatten();
-                &found
-            }
-        };
-        let (state, due, ended_at) = match fate {
-            Fate::Revived(now) => (State::Pending, Some(now), None),
-            Fate::Dropped(now) => (State::Cancelled, None, Some(now)),
-        };
-        let mut update = self.connection.prepare_cached(
-            "UPDATE delivery SET state = ?3, due = coalesce(?4, due), ended_at = ?5, failures = 0 \
-              WHERE event = ?1 AND target = ?2 AND state = 2",
-        )?;
-        let mut changed = 0;
-        for event in events {
-            changed += update.execute(params![event, target, state, due, ended_at])?;
-        }
-        drop(update);
-        self.count(target, State::Dead, -(changed.cast_signed() as i64));
-        self.count(target, state, changed.cast_signed() as i64);
-        stepped.changed = changed as u64;
-        Ok(stepped)
-    }
-
-    fn dead_after(&self, target: i64, event: EventId) -> rusqlite::Result<Vec<EventId>> {
-        let mut find = self.connection.prepare_cached(
-            "SELECT event FROM delivery INDEXED BY delivery_dead \
-              WHERE state = 2 AND target = ?1 AND event > ?2 ORDER BY event LIMIT ?3",
-        )?;
-        find.query_map(params![target, event, LETTERS_PER_STEP.cast_signed() as i64], |row| row.get(0))?.collect()
-    }
-
     /// The pending deliveries of a target, the one due first first.
     pub(super) fn waiting(&self, target: i64, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
         let mut find = self.connection.prepare_cached(
@@ -283,8 +226,8 @@ impl Store {
 }
 
 /// What tells one user from another where order is kept. Should two share a number, they only wait for each other.
-fn user_number(event: &Event) -> i64 {
-    let hash = Sha256::new().chain_update(event.message.from_user()).finalize();
+pub(super) fn user_number(openid: &str) -> i64 {
+    let hash = Sha256::new().chain_update(openid).finalize();
     let mut number = [0; 8];
     number.copy_from_slice(&hash[..8]);
     i64::from_be_bytes(number)

@@ -19,7 +19,7 @@ use super::command::Command;
 use super::inboxes::Inboxes;
 use super::retention::Retention;
 use super::room::Room;
-use super::statements::{Fate, Waiting};
+use super::statements::Waiting;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
@@ -72,7 +72,7 @@ impl Writer {
                         commands.close();
                         closers.push(done);
                     }
-                    Command::Enqueue { .. } | Command::Settle(..) | Command::Reply(..) | Command::Letters { .. } => {}
+                    Command::Enqueue { .. } | Command::Settle(..) | Command::Reply(..) | Command::Sweep { .. } => {}
                 }
             }
             if self.retention.due(self.room.shortage()) <= Instant::now() {
@@ -182,13 +182,13 @@ impl Writer {
                     self.inboxes.wake(&settlement.target);
                 }
             }
-            Command::Letters { target, fate, waiter, .. } => {
-                let revived = matches!(fate, Fate::Revived(_));
-                self.revivals.fetch_add(u64::from(revived), Ordering::Release);
-                waiter.answer_kept();
-                if revived {
-                    self.inboxes.wake(&target);
+            Command::Sweep { waiter, .. } => {
+                if let Some(done) = waiter.kept_ok() {
+                    self.revivals.fetch_add(u64::from(!done.touched.is_empty()), Ordering::Release);
+                    done.cancelled.iter().for_each(|(target, event)| self.holds.revoke(target, *event));
+                    done.touched.iter().for_each(|target| self.inboxes.wake(target));
                 }
+                waiter.answer_kept();
             }
             Command::Reply(_, _, waiter) => waiter.answer_kept(),
             Command::Lease { .. } | Command::Close(_) => {}
@@ -291,8 +291,8 @@ fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Com
         }
         Command::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
         Command::Reply(event, reply, waiter) => waiter.keep(Ok(store.record_reply(*event, reply)?)),
-        Command::Letters { target, letters, fate, waiter } => {
-            waiter.keep(Ok(store.change_letters(target, letters, *fate)?));
+        Command::Sweep { events, sweep, now, waiter } => {
+            waiter.keep(Ok(store.sweep(events, sweep, |target| inboxes.in_order(target), *now)?));
         }
         Command::Lease { .. } | Command::Close(_) => {}
     }

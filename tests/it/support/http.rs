@@ -110,6 +110,12 @@ pub(crate) async fn get(address: &str, path: &str) -> Answer {
 
 /// A POST without a body.
 pub(crate) async fn post(address: &str, path: &str) -> Answer {
-    let head = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-    exchange(address, head.as_bytes()).await
+    post_with(address, path, "").await
+}
+
+/// A POST with that body.
+pub(crate) async fn post_with(address: &str, path: &str, body: &str) -> Answer {
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\nConnection: close\r\n");
+    exchange(address, format!("{head}\r\n{body}").as_bytes()).await
 }

@@ -141,6 +141,11 @@ impl Relay {
         fs::write(&self.config, self.setup.toml(self.dir.path())).expect("the config can be written");
     }
 
+    /// The folder of its store.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.setup.queue_path.clone().unwrap_or_else(|| self.dir.path().join("queue"))
+    }
+
     /// Waits for a log line.
     pub(crate) async fn log(&self, what: &str, pick: impl Fn(&Value) -> bool) -> Value {
         self.running().find(what, |line| serde_json::from_str(line).ok().filter(&pick)).await

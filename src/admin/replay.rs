@@ -1,0 +1,117 @@
+//! Delivering events again.
+//!
+//! By filter it goes page by page, so that no request runs long: a page's `next` is the `cursor` that asks for the next
+//! one, and where a replay that was interrupted goes on.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::events::Filters;
+use super::{Context, Error, targets};
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+use crate::queue::{Fate, Filter, Sweep, Swept};
+
+/// Steps of one page: some thousand deliveries.
+const STEPS: usize = 10;
+
+/// Which events, and where to; as query or as JSON.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Replay {
+    account: Option<String>,
+    event: Option<String>,
+    from: Option<String>,
+    target: Option<String>,
+    state: Option<String>,
+    since: Option<String>,
+    until: Option<String>,
+    /// The target to deliver to; without it to those that have had a delivery.
+    to: Option<String>,
+    /// Says that no filter is meant.
+    all: bool,
+    /// The `next` of the page before.
+    cursor: Option<String>,
+}
+
+/// What there may be to say about the replay of one event.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Whither {
+    target: Option<String>,
+    state: Option<String>,
+    to: Option<String>,
+}
+
+pub(super) async fn page(
+    State(context): State<Context>,
+    query: Result<Query<Replay>, QueryRejection>,
+    body: Bytes,
+) -> Result<Json<Value>, Error> {
+    let Query(query) = query?;
+    let asked = if body.is_empty() { query } else { serde_json::from_slice(&body).map_err(Error::Replay)? };
+    let Replay { account, event, from, target, state, since, until, to, all, cursor } = asked;
+    let after = cursor.map(|id| id.parse()).transpose()?;
+    let filters = Filters { account, event, from, target, state, since, until, ..Filters::default() };
+    let filter = filters.parse(UnixMillis::now())?;
+    if !all && filter.is_all() {
+        return Err(Error::NoFilter);
+    }
+    let swept = replay(&context, filter, None, to, after).await?;
+    Ok(Json(json!({ "replayed": swept.changed, "next": swept.next.map(|id| id.to_string()) })))
+}
+
+pub(super) async fn one(
+    State(context): State<Context>,
+    id: Result<Path<String>, PathRejection>,
+    body: Bytes,
+) -> Result<Json<Value>, Error> {
+    let id: EventId = id?.0.parse()?;
+    let asked = if body.is_empty() { Ok(Whither::default()) } else { serde_json::from_slice(&body) };
+    let Whither { target, state, to } = asked.map_err(Error::Replay)?;
+    if context.inspect(move |store| store.event(id)).await?.is_none() {
+        return Err(Error::NoSuchEvent);
+    }
+    let filter = Filters { target, state, ..Filters::default() }.parse(UnixMillis::now())?;
+    let swept = replay(&context, filter, Some(vec![id]), to, None).await?;
+    Ok(Json(json!({ "replayed": swept.changed })))
+}
+
+/// Makes a page's steps.
+async fn replay(
+    context: &Context,
+    filter: Filter,
+    events: Option<Vec<EventId>>,
+    to: Option<String>,
+    mut after: Option<EventId>,
+) -> Result<Swept, Error> {
+    let now = UnixMillis::now();
+    if let Some(target) = &filter.target {
+        targets::known(context, target).await?;
+    }
+    if let Some(to) = &to {
+        targets::configured(context, to)?;
+    }
+    let fate = to.as_deref().map_or(Fate::Replayed, |to| Fate::ReplayedTo(to.into()));
+    let sweep = Arc::new(Sweep { filter, events, fate });
+    let mut page = Swept { changed: 0, next: None };
+    for _ in 0..STEPS {
+        let step = context.state.queue.sweep(&sweep, after, now).await;
+        // Also after a failure: the steps before it stand.
+        context.glance.forget().await;
+        let Swept { changed, next } = step.map_err(Error::Store)?;
+        page = Swept { changed: page.changed + changed, next };
+        after = next;
+        if next.is_none() {
+            break;
+        }
+    }
+    tracing::info!(count = page.changed, to, "events replayed by hand");
+    Ok(page)
+}

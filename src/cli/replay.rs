@@ -1,0 +1,200 @@
+//! `wxrelay events replay`: delivers events again.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use super::api::Api;
+use super::events::FilterArgs;
+use super::store;
+use crate::clock::UnixMillis;
+use crate::config::Config;
+use crate::event::EventId;
+use crate::queue::{Fate, Inspect, Queue, Sweep, Swept};
+
+/// `wxrelay events replay`
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// These events
+    #[arg(conflicts_with_all = ["account", "event", "from", "since", "until", "all", "after"])]
+    ids: Vec<EventId>,
+    #[command(flatten)]
+    filter: FilterArgs,
+    /// Deliver to this target, also what it never had [default: to every target that had it]
+    #[arg(long)]
+    to: Option<String>,
+    /// Every event there is
+    #[arg(long)]
+    all: bool,
+    /// Go on behind this event, where an earlier replay stopped
+    #[arg(long, value_name = "ID")]
+    after: Option<EventId>,
+}
+
+/// Counts, then replays step by step; says where to go on if it is stopped.
+pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Result<ExitCode> {
+    let Args { ids, filter, to, all, after } = args;
+    let mut filter = filter.filter();
+    if ids.is_empty() && !all && filter.is_all() {
+        bail!("which events? Give an id, a filter (--target, --state, --since, ..), or --all");
+    }
+    if let Some(target) = &filter.target {
+        store::expect_known(config, target)?;
+    }
+    if let Some(to) = &to {
+        store::expect_configured(config, to)?;
+    }
+    let look = Inspect::open(&config.queue.path)?;
+    for id in &ids {
+        look.event(*id)?.with_context(|| format!("{id} is not in the store; it may be older than queue.retention"))?;
+    }
+    // What comes in from now on is not meant, nor what this replay leads to.
+    filter.until = Some(filter.until.unwrap_or_else(UnixMillis::now)).filter(|_| ids.is_empty());
+    let until = filter.until;
+    let fate = to.map_or(Fate::Replayed, |to| Fate::ReplayedTo(to.into()));
+    let sweep = Arc::new(Sweep { filter, events: Some(ids).filter(|ids| !ids.is_empty()), fate });
+    let bar = bar(look.count(&sweep, after)?);
+    drop(look);
+    let by = By::of(config, &sweep)?;
+    let (replayed, ended) = steps(&by, after, &bar).await;
+    bar.finish_and_clear();
+    by.close().await;
+    let go_on = |next: Option<EventId>| {
+        let until = until.map(|until| format!(" --until {until}")).unwrap_or_default();
+        let after = next.map(|next| format!(" --after {next}")).unwrap_or_default();
+        format!("to go on, add{after}{until}")
+    };
+    let next = match ended {
+        Ok(next) => next,
+        Err((next, error)) => return Err(error.context(format!("replayed {replayed}; {}", go_on(next)))),
+    };
+    if json {
+        let next = next.map(|id| id.to_string());
+        writeln!(io::stdout(), "{}", json!({ "replayed": replayed, "next": next }))?;
+    } else {
+        writeln!(io::stdout(), "replayed {replayed} deliveries")?;
+    }
+    if next.is_none() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    writeln!(io::stderr(), "stopped; {}", go_on(next))?;
+    Ok(ExitCode::FAILURE)
+}
+
+/// All steps, until the end or Ctrl-C: how many deliveries were replayed, and behind which event there are more.
+async fn steps(
+    by: &By<'_>,
+    mut after: Option<EventId>,
+    bar: &ProgressBar,
+) -> (u64, Result<Option<EventId>, (Option<EventId>, anyhow::Error)>) {
+    let stop = CancellationToken::new();
+    let asked = stop.clone();
+    let listening = tokio::spawn(async move {
+        if tokio::signal::ctrl_c().await.is_ok() {
+            asked.cancel();
+        }
+    });
+    let mut replayed = 0;
+    let ended = loop {
+        match by.step(after).await {
+            Err(error) => break Err((after, error)),
+            Ok(Swept { changed, next }) => {
+                replayed += changed;
+                bar.inc(changed);
+                if next.is_none() || stop.is_cancelled() {
+                    break Ok(next);
+                }
+                after = next;
+            }
+        }
+    };
+    listening.abort();
+    (replayed, ended)
+}
+
+/// Shown on a terminal alone.
+fn bar(total: u64) -> ProgressBar {
+    let bar = ProgressBar::new(total);
+    match ProgressStyle::with_template("{bar:40} {pos}/{len} deliveries, {eta} left") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Who makes the steps.
+enum By<'c> {
+    /// This process: no relay runs.
+    Us { queue: Queue, sweep: Arc<Sweep> },
+    /// The relay that has the store, a page of steps at a time.
+    Relay { api: Api<'c>, sweep: Arc<Sweep> },
+}
+
+impl<'c> By<'c> {
+    fn of(config: &'c Config, sweep: &Arc<Sweep>) -> anyhow::Result<Self> {
+        let sweep = Arc::clone(sweep);
+        Ok(match store::claim(config)? {
+            Some(queue) => Self::Us { queue, sweep },
+            None => Self::Relay { api: Api::of(config)?, sweep },
+        })
+    }
+
+    async fn step(&self, after: Option<EventId>) -> anyhow::Result<Swept> {
+        match self {
+            Self::Us { queue, sweep } => Ok(queue.sweep(sweep, after, UnixMillis::now()).await?),
+            Self::Relay { api, sweep } => match &sweep.events {
+                None => page(&api.post("/api/events/replay", Some(&filter(sweep, after))).await?),
+                Some(events) => one(api, sweep, events, after).await,
+            },
+        }
+    }
+
+    async fn close(self) {
+        if let Self::Us { queue, .. } = self {
+            queue.close().await;
+        }
+    }
+}
+
+/// The next one of the events that are named.
+async fn one(api: &Api<'_>, sweep: &Sweep, events: &[EventId], after: Option<EventId>) -> anyhow::Result<Swept> {
+    let mut rest: Vec<_> = events.iter().copied().filter(|event| Some(*event) > after).collect();
+    rest.sort_unstable();
+    rest.dedup();
+    let Some(id) = rest.first() else { return Ok(Swept { changed: 0, next: None }) };
+    let (target, state) = (&sweep.filter.target, sweep.filter.state.map(|state| state.name()));
+    let body = json!({ "target": target, "state": state, "to": to(sweep) });
+    let Swept { changed, .. } = page(&api.post(&format!("/api/events/{id}/replay"), Some(&body)).await?)?;
+    Ok(Swept { changed, next: Some(*id).filter(|_| rest.len() > 1) })
+}
+
+fn page(answer: &Value) -> anyhow::Result<Swept> {
+    let changed = answer["replayed"].as_u64().context("the relay's answer has no count")?;
+    Ok(Swept { changed, next: answer["next"].as_str().map(str::parse).transpose()? })
+}
+
+fn filter(sweep: &Sweep, after: Option<EventId>) -> Value {
+    let filter = &sweep.filter;
+    json!({
+        "account": filter.account,
+        "event": filter.event,
+        "from": filter.from,
+        "target": filter.target,
+        "state": filter.state.map(|state| state.name()),
+        "since": filter.since.map(|since| since.to_string()),
+        "until": filter.until.map(|until| until.to_string()),
+        "to": to(sweep),
+        "cursor": after.map(|id| id.to_string()),
+    })
+}
+
+fn to(sweep: &Sweep) -> Option<&str> {
+    match &sweep.fate {
+        Fate::ReplayedTo(to) => Some(to),
+        Fate::Replayed | Fate::Dropped | Fate::Redirected(_) => None,
+    }
+}

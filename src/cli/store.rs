@@ -1,0 +1,71 @@
+//! The store as the commands change it: in their own hands while no relay runs, else by asking the relay that has it.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use super::api::Api;
+use crate::clock::UnixMillis;
+use crate::config::Config;
+use crate::queue::{self, Inspect, Queue, Sweep};
+
+/// What to ask a relay for: where, with which body, and the name of the count in its answer.
+pub(super) struct Request<'r> {
+    pub(super) path: String,
+    pub(super) body: Option<Value>,
+    pub(super) count: &'r str,
+}
+
+/// The store, unless a relay has it.
+pub(super) fn claim(config: &Config) -> anyhow::Result<Option<Queue>> {
+    let queue = match Queue::open(&config.queue, |_| {}) {
+        Ok(queue) => queue,
+        Err(queue::Error::Locked { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    for settings in &config.targets {
+        queue.keep_order(&settings.target.name, settings.order);
+    }
+    Ok(Some(queue))
+}
+
+/// Makes a whole sweep. Returns how many deliveries changed.
+pub(super) async fn sweep(config: &Config, sweep: Sweep, request: Request<'_>) -> anyhow::Result<u64> {
+    let Some(queue) = claim(config)? else {
+        let answer = Api::of(config)?.post(&request.path, request.body.as_ref()).await?;
+        return answer[request.count].as_u64().context("the relay's answer has no count");
+    };
+    let changed = queue.sweep_all(sweep, UnixMillis::now()).await;
+    queue.close().await;
+    Ok(changed?)
+}
+
+/// The targets that ever had a delivery.
+pub(super) fn stored_targets(config: &Config) -> anyhow::Result<Vec<String>> {
+    Ok(Inspect::open(&config.queue.path)?.stats()?.targets.into_iter().map(|stats| stats.target).collect())
+}
+
+/// Fails for a target that is neither configured nor in the store: a misspelt name is an error, not a target without
+/// deliveries.
+pub(super) fn expect_known(config: &Config, name: &str) -> anyhow::Result<()> {
+    expect(name, stored_targets(config)?.into_iter().chain(configured_targets(config)))
+}
+
+/// Fails for a target that is not configured.
+pub(super) fn expect_configured(config: &Config, name: &str) -> anyhow::Result<()> {
+    expect(name, configured_targets(config))
+}
+
+fn configured_targets(config: &Config) -> impl Iterator<Item = String> {
+    config.targets.iter().map(|settings| settings.target.name.to_string())
+}
+
+fn expect(name: &str, known: impl Iterator<Item = String>) -> anyhow::Result<()> {
+    let known: BTreeSet<_> = known.collect();
+    if !known.contains(name) {
+        let known: Vec<_> = known.into_iter().collect();
+        bail!("there is no target `{name}`; expected one of: {}", known.join(", "));
+    }
+    Ok(())
+}

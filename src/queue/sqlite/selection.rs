@@ -1,0 +1,201 @@
+//! Which events the next step of a sweep is about: found beside the writer, which looks at nothing but what it changes.
+//!
+//! One look reads so many rows and no more, so that it is over soon where little is found among much.
+
+use std::collections::BTreeSet;
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, OptionalExtension, params_from_iter};
+
+use super::inspect::{Inspect, LAST_ID};
+use crate::event::EventId;
+use crate::queue::{Error, Fate, Filter, State, Sweep};
+
+/// Events changed in one transaction: few enough not to delay a push.
+pub(super) const STEP: usize = 250;
+/// Rows read in one look; few in tests, so that they meet its end.
+const LOOK: usize = if cfg!(test) { 7 } else { 20_000 };
+
+/// What a look found.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// Events with deliveries to change.
+    pub(super) events: Vec<EventId>,
+    /// Behind which event the next look goes on; `None` if there is nothing more.
+    pub(super) next: Option<EventId>,
+}
+
+impl Found {
+    /// The next ones of a list of events.
+    pub(super) fn among(listed: &[EventId], after: EventId) -> Self {
+        let mut events: Vec<_> = listed.iter().copied().filter(|event| *event > after).collect();
+        events.sort_unstable();
+        events.dedup();
+        let more = events.len() > STEP;
+        events.truncate(STEP);
+        Self { next: events.last().copied().filter(|_| more), events }
+    }
+}
+
+impl Inspect {
+    /// The events of a sweep's next step.
+    pub(super) fn look(&self, sweep: &Sweep, after: EventId) -> Result<Found, Error> {
+        let Some(terms) = Terms::of(&self.connection, sweep)? else { return Ok(Found::default()) };
+        let sql = match terms.way {
+            Way::Dead => "SELECT event, 1 FROM delivery INDEXED BY delivery_dead \
+                           WHERE state = 2 AND target = ?6 AND event > ?1 AND event < ?2 ORDER BY event LIMIT ?8"
+                .to_owned(),
+            Way::Deliveries => format!(
+                "SELECT d.event, {} FROM delivery d WHERE d.event > ?1 AND d.event < ?2 ORDER BY d.event LIMIT ?8",
+                terms.delivery
+            ),
+            Way::Events => format!(
+                "SELECT e.id, {EVENT} AND {} FROM event e WHERE e.id > ?1 AND e.id < ?2 ORDER BY e.id LIMIT ?8",
+                terms.any_delivery()
+            ),
+        };
+        let mut values = terms.values(after, LAST_ID);
+        values.push((LOOK.cast_signed() as i64).into());
+        let mut find = self.connection.prepare_cached(&sql)?;
+        let mut rows = find.query(params_from_iter(values))?;
+        let (mut found, mut looked) = (Found::default(), 0);
+        while let Some(row) = rows.next()? {
+            let event: EventId = row.get(0)?;
+            looked += 1;
+            if row.get(1)? && found.events.last() != Some(&event) {
+                found.events.push(event);
+            }
+            if found.events.len() == STEP {
+                found.next = Some(event);
+                break;
+            }
+            if looked == LOOK {
+                // There may be more rows of this event: the next look begins with it.
+                found.events.pop_if(|last| *last == event);
+                found.next = Some(EventId(event.0 - 1));
+            }
+        }
+        Ok(found)
+    }
+
+    /// How many deliveries a sweep would change now, behind `after`.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn count(&self, sweep: &Sweep, after: Option<EventId>) -> Result<u64, Error> {
+        let after = after.unwrap_or(EventId(0));
+        let Some(events) = &sweep.events else { return self.count_in(sweep, after, LAST_ID) };
+        let events: BTreeSet<_> = events.iter().filter(|event| **event > after && **event < LAST_ID).collect();
+        events.into_iter().map(|event| self.count_in(sweep, EventId(event.0 - 1), EventId(event.0 + 1))).sum()
+    }
+
+    fn count_in(&self, sweep: &Sweep, after: EventId, end: EventId) -> Result<u64, Error> {
+        let Some(terms) = Terms::of(&self.connection, sweep)? else { return Ok(0) };
+        let mut values = terms.values(after, end);
+        let sql = match &sweep.fate {
+            Fate::ReplayedTo(to) => {
+                values.push(number(&self.connection, to)?.into());
+                format!(
+                    "SELECT count(*) FROM event e WHERE e.id > ?1 AND e.id < ?2 AND {EVENT} AND {} AND NOT EXISTS \
+                       (SELECT 1 FROM delivery d WHERE d.event = e.id AND d.target = ?8 AND d.state = 0)",
+                    terms.any_delivery()
+                )
+            }
+            Fate::Replayed | Fate::Dropped | Fate::Redirected(_) => format!(
+                "SELECT count(*) FROM delivery d WHERE d.event > ?1 AND d.event < ?2 AND {} \
+                    AND (?3 IS NULL AND ?4 IS NULL AND ?5 IS NULL OR \
+                         EXISTS (SELECT 1 FROM event e WHERE e.id = d.event AND {EVENT}))",
+                terms.delivery
+            ),
+        };
+        let count: i64 = self.connection.prepare_cached(&sql)?.query_row(params_from_iter(values), |row| row.get(0))?;
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+}
+
+/// What the filter says of an event.
+const EVENT: &str = "(?3 IS NULL OR e.account = ?3) \
+    AND (?4 IS NULL OR e.event = ?4 COLLATE NOCASE OR e.msg_type = ?4 COLLATE NOCASE) \
+    AND (?5 IS NULL OR e.from_user = ?5)";
+
+/// By which rows the events are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// A target's dead letters have an index.
+    Dead,
+    /// Deliveries are small beside their events.
+    Deliveries,
+    Events,
+}
+
+/// A sweep as conditions of SQL.
+struct Terms<'s> {
+    filter: &'s Filter,
+    target: Option<i64>,
+    /// Which deliveries are meant.
+    delivery: String,
+    way: Way,
+}
+
+impl<'s> Terms<'s> {
+    /// `None` if the target is one that the store does not know.
+    fn of(connection: &Connection, sweep: &'s Sweep) -> Result<Option<Self>, Error> {
+        let filter = &sweep.filter;
+        let target = match &filter.target {
+            Some(name) => match number(connection, name)? {
+                None => return Ok(None),
+                known => known,
+            },
+            None => None,
+        };
+        let state = match &sweep.fate {
+            Fate::Replayed => "d.state <> 0".to_owned(),
+            Fate::ReplayedTo(_) => "d.state >= 0".to_owned(),
+            Fate::Dropped => "d.state IN (0, 2)".to_owned(),
+            Fate::Redirected(to) => {
+                format!("d.state = 0 AND d.target <> {}", number(connection, to)?.unwrap_or_default())
+            }
+        };
+        let delivery = format!("{state} AND (?6 IS NULL OR d.target = ?6) AND (?7 IS NULL OR d.state = ?7)");
+        let of_event = filter.account.is_some() || filter.event.is_some() || filter.from.is_some();
+        let of_any = matches!(sweep.fate, Fate::ReplayedTo(_)) && target.is_none() && filter.state.is_none();
+        let way = match (of_event || of_any, target, filter.state) {
+            (true, ..) => Way::Events,
+            (false, Some(_), Some(State::Dead)) => Way::Dead,
+            (false, ..) => Way::Deliveries,
+        };
+        let delivery = if of_any { String::new() } else { delivery };
+        Ok(Some(Self { filter, target, delivery, way }))
+    }
+
+    /// That an event has one of the deliveries that are meant, if any need be.
+    fn any_delivery(&self) -> String {
+        if self.delivery.is_empty() {
+            return "1".to_owned();
+        }
+        format!("EXISTS (SELECT 1 FROM delivery d WHERE d.event = e.id AND {})", self.delivery)
+    }
+
+    /// For `?1` to `?7`: the events between the two, as far as the filter goes, and the filter's other parts.
+    fn values(&self, after: EventId, end: EventId) -> Vec<Value> {
+        let Filter { account, event, from, state, since, until, .. } = self.filter;
+        let start = since.map_or(0, |since| EventId::first_at(since).0.saturating_sub(1));
+        let end = until.map_or(end, |until| end.min(EventId::first_at(until)));
+        let id = |id: u64| Value::from(id.min(LAST_ID.0).cast_signed());
+        let text = |text: &Option<String>| text.clone().map_or(Value::Null, Value::Text);
+        vec![
+            id(after.0.max(start)),
+            id(end.0),
+            text(account),
+            text(event),
+            text(from),
+            self.target.into(),
+            state.map(|state| state as i64).into(),
+        ]
+    }
+}
+
+fn number(connection: &Connection, target: &str) -> rusqlite::Result<Option<i64>> {
+    let mut find = connection.prepare_cached("SELECT no FROM target WHERE name = ?1")?;
+    find.query_row([target], |row| row.get(0)).optional()
+}

@@ -1,0 +1,229 @@
+//! One step of a sweep, inside the writer's transaction: the rows that change, the ledger, and whose turn it is.
+//!
+//! What the step was found by may have changed meanwhile, so each delivery is looked at again here.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::statements::{HELD, user_number};
+use super::store::Store;
+use crate::clock::UnixMillis;
+use crate::event::EventId;
+use crate::queue::{Fate, State, Sweep};
+
+/// What a step did.
+#[derive(Debug, Default)]
+pub(super) struct Stepped {
+    /// How many deliveries changed.
+    pub(super) changed: u64,
+    /// The targets that may have something to lease now.
+    pub(super) touched: BTreeSet<Arc<str>>,
+    /// The deliveries that were pending and are cancelled: a lease that is out for one is worth nothing any more.
+    pub(super) cancelled: Vec<(Arc<str>, EventId)>,
+}
+
+/// A delivery that a step is about.
+#[derive(Clone, Copy)]
+struct Row {
+    event: EventId,
+    target: i64,
+    state: State,
+}
+
+struct Step<'s, F> {
+    store: &'s mut Store,
+    in_order: F,
+    now: UnixMillis,
+    names: HashMap<i64, Arc<str>>,
+    done: Stepped,
+}
+
+impl Store {
+    /// Makes a step of a sweep over these events, in the order of their ids.
+    pub(super) fn sweep(
+        &mut self,
+        events: &[EventId],
+        sweep: &Sweep,
+        in_order: impl Fn(&str) -> bool,
+        now: UnixMillis,
+    ) -> rusqlite::Result<Stepped> {
+        let only = match &sweep.filter.target {
+            Some(name) => match self.known_number(&name.as_str().into())? {
+                None => return Ok(Stepped::default()),
+                known => known,
+            },
+            None => None,
+        };
+        let mut step = Step { store: self, in_order, now, names: HashMap::new(), done: Stepped::default() };
+        match &sweep.fate {
+            Fate::ReplayedTo(to) => {
+                let to = step.store.number(to)?;
+                events.iter().try_for_each(|event| step.replay_to(*event, to))?;
+            }
+            Fate::Redirected(to) => {
+                let to = step.store.number(to)?;
+                for row in step.rows(events, only, sweep.filter.state)? {
+                    step.redirect(row, to)?;
+                }
+            }
+            Fate::Replayed => {
+                for row in step.rows(events, only, sweep.filter.state)? {
+                    step.replay(row)?;
+                }
+            }
+            Fate::Dropped => {
+                for row in step.rows(events, only, sweep.filter.state)? {
+                    step.cancel(row)?;
+                }
+            }
+        }
+        Ok(step.done)
+    }
+}
+
+impl<F: Fn(&str) -> bool> Step<'_, F> {
+    fn rows(&self, events: &[EventId], target: Option<i64>, state: Option<State>) -> rusqlite::Result<Vec<Row>> {
+        let mut find = self.store.connection.prepare_cached(
+            "SELECT target, state FROM delivery \
+              WHERE event = ?1 AND (?2 IS NULL OR target = ?2) AND (?3 IS NULL OR state = ?3)",
+        )?;
+        let mut found = Vec::with_capacity(events.len());
+        for event in events {
+            let rows = find.query_map(params![event, target, state], |row| {
+                Ok(Row { event: *event, target: row.get(0)?, state: row.get(1)? })
+            })?;
+            for row in rows {
+                found.push(row?);
+            }
+        }
+        Ok(found)
+    }
+
+    fn replay(&mut self, row: Row) -> rusqlite::Result<()> {
+        let Row { event, target, state } = row;
+        if state == State::Pending {
+            return Ok(());
+        }
+        let user = self.user(event, target)?;
+        let due = self.place(event, target, user)?;
+        let mut update = self.store.connection.prepare_cached(
+            "UPDATE delivery SET state = 0, due = ?3, ended_at = NULL, failures = 0, user = ?4 \
+              WHERE event = ?1 AND target = ?2",
+        )?;
+        update.execute(params![event, target, due, user])?;
+        drop(update);
+        self.changed(target, Some(state), State::Pending)
+    }
+
+    fn replay_to(&mut self, event: EventId, target: i64) -> rusqlite::Result<()> {
+        match self.state(event, target)? {
+            Some(state) => self.replay(Row { event, target, state }),
+            None => self.add(event, target),
+        }
+    }
+
+    fn cancel(&mut self, row: Row) -> rusqlite::Result<()> {
+        let Row { event, target, state } = row;
+        if !matches!(state, State::Pending | State::Dead) {
+            return Ok(());
+        }
+        let mut update = self.store.connection.prepare_cached(
+            "UPDATE delivery SET state = ?3, ended_at = ?4, failures = 0 WHERE event = ?1 AND target = ?2",
+        )?;
+        update.execute(params![event, target, State::Cancelled, self.now])?;
+        drop(update);
+        if state == State::Pending {
+            self.store.release_next(event, target)?;
+            let name = self.name(target)?;
+            self.done.cancelled.push((name, event));
+        }
+        self.changed(target, Some(state), State::Cancelled)
+    }
+
+    fn redirect(&mut self, row: Row, to: i64) -> rusqlite::Result<()> {
+        if row.state != State::Pending || row.target == to {
+            return Ok(());
+        }
+        self.cancel(row)?;
+        if self.state(row.event, to)?.is_none() {
+            let counted = self.done.changed;
+            self.add(row.event, to)?;
+            // It moved: one delivery changed, not two.
+            self.done.changed = counted;
+        }
+        Ok(())
+    }
+
+    /// Gives an event a delivery that it did not come with, unless the event is gone.
+    fn add(&mut self, event: EventId, target: i64) -> rusqlite::Result<()> {
+        let mut count = self.store.connection.prepare_cached("UPDATE event SET targets = targets + 1 WHERE id = ?1")?;
+        if count.execute([event])? == 0 {
+            return Ok(());
+        }
+        drop(count);
+        let user = self.user(event, target)?;
+        let due = self.place(event, target, user)?;
+        let mut insert = self.store.connection.prepare_cached(
+            "INSERT INTO delivery (event, target, state, attempts, failures, due, user) \
+             VALUES (?1, ?2, 0, 0, 0, ?3, ?4)",
+        )?;
+        insert.execute(params![event, target, due, user])?;
+        drop(insert);
+        self.store.count_events(0, 1);
+        self.changed(target, None, State::Pending)
+    }
+
+    /// When a delivery that becomes pending is due. Where order is kept it takes its place: behind the user's earlier
+    /// events, and before the later ones.
+    fn place(&self, event: EventId, target: i64, user: Option<i64>) -> rusqlite::Result<UnixMillis> {
+        let Some(first) = user.map(|user| self.store.first_pending(target, Some(user))).transpose()?.flatten() else {
+            return Ok(self.now);
+        };
+        if first.event < event {
+            return Ok(HELD);
+        }
+        self.store.set_due(first.event, target, HELD)?;
+        Ok(self.now)
+    }
+
+    /// The user's number, where the target keeps order.
+    fn user(&mut self, event: EventId, target: i64) -> rusqlite::Result<Option<i64>> {
+        let name = self.name(target)?;
+        if !(self.in_order)(&name) {
+            return Ok(None);
+        }
+        let mut find = self.store.connection.prepare_cached("SELECT from_user FROM event WHERE id = ?1")?;
+        let user: Option<String> = find.query_row([event], |row| row.get(0)).optional()?;
+        Ok(user.as_deref().map(user_number))
+    }
+
+    fn state(&self, event: EventId, target: i64) -> rusqlite::Result<Option<State>> {
+        let mut find =
+            self.store.connection.prepare_cached("SELECT state FROM delivery WHERE event = ?1 AND target = ?2")?;
+        find.query_row(params![event, target], |row| row.get(0)).optional()
+    }
+
+    fn name(&mut self, target: i64) -> rusqlite::Result<Arc<str>> {
+        if let Some(name) = self.names.get(&target) {
+            return Ok(Arc::clone(name));
+        }
+        let mut find = self.store.connection.prepare_cached("SELECT name FROM target WHERE no = ?1")?;
+        let name: Arc<str> = find.query_row([target], |row| row.get::<_, String>(0))?.into();
+        self.names.insert(target, Arc::clone(&name));
+        Ok(name)
+    }
+
+    /// Keeps the ledger.
+    fn changed(&mut self, target: i64, from: Option<State>, to: State) -> rusqlite::Result<()> {
+        if let Some(from) = from {
+            self.store.count(target, from, -1);
+        }
+        self.store.count(target, to, 1);
+        self.done.changed += 1;
+        let name = self.name(target)?;
+        self.done.touched.insert(name);
+        Ok(())
+    }
+}
