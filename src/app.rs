@@ -78,7 +78,8 @@ impl App {
             let commits = metrics.commit_duration.clone();
             move |took| commits.observe(took.as_secs_f64())
         })?;
-        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone()));
+        let paused = queue.paused().await?;
+        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), paused));
         let policies = policies(&config)?;
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
         let line = Arc::new(Line::new(accounts, queue.clone(), metrics.clone(), config.server.max_body));
@@ -150,6 +151,13 @@ impl App {
             metrics: self.metrics.clone(),
             ready: self.ready.clone(),
             status: Arc::new(move || this.upgrade().map_or(json!({}), |app| app.status(started))),
+            pause: {
+                let dispatcher = self.dispatcher.clone();
+                Arc::new(move |target, paused| {
+                    let dispatcher = dispatcher.clone();
+                    Box::pin(async move { dispatcher.pause(&target, paused).await })
+                })
+            },
             reload,
         };
         let admin = admin::service(state, &config.admin);
@@ -225,7 +233,8 @@ impl App {
             json!({ "name": &*account.name, "path": account.path, "mode": mode, "app_id": app_id })
         };
         let accounts: Vec<_> = config.accounts.iter().map(account).collect();
-        let targets: Vec<_> = config.targets.iter().map(|t| json!({ "name": &*t.target.name })).collect();
+        let target = |name: &str| json!({ "name": name, "paused": self.dispatcher.is_paused(name) });
+        let targets: Vec<_> = config.targets.iter().map(|settings| target(&settings.target.name)).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
             "started_at": started.to_string(),

@@ -43,6 +43,7 @@ pub struct Metrics {
     oldest_pending: GaugeVec,
     dead: IntGaugeVec,
     up: IntGaugeVec,
+    paused: IntGaugeVec,
     config_info: IntGaugeVec,
     tls_expiry: IntGaugeVec,
     /// The targets whose backlog was reported last.
@@ -88,6 +89,8 @@ pub struct TargetMetrics {
     pub dead: IntGauge,
     /// 1, or 0 while the circuit breaker lets only probes through.
     pub up: IntGauge,
+    /// 1 while an operator has paused it.
+    pub paused: IntGauge,
 }
 
 /// What waits for a target, as the queue counts it.
@@ -141,6 +144,7 @@ impl Metrics {
                 ),
             ),
             dead: gauges(at, "wxrelay_dead", "Dead letters.", &["target"]),
+            paused: gauges(at, "wxrelay_target_paused", "1 while the target is paused by hand.", &["target"]),
             up: gauges(at, "wxrelay_target_up", "0 while the target keeps failing and gets only probes.", &["target"]),
             config_info: gauges(at, "wxrelay_config_info", "The configuration in use.", &["sha256", "generation"]),
             tls_expiry: gauges(at, "wxrelay_tls_expiry_timestamp_seconds", "When the served certificate ends.", &[]),
@@ -191,6 +195,7 @@ impl Metrics {
             oldest_pending: self.oldest_pending.with_label_values(&[name]),
             dead: self.dead.with_label_values(&[name]),
             up: self.up.with_label_values(&[name]),
+            paused: self.paused.with_label_values(&[name]),
         };
         metrics.up.set(1);
         // A counter that begins with its first event hides that event from `increase`.
@@ -315,6 +320,7 @@ mod tests {
             r#"wxrelay_pending{target="crm"} 0"#,
             r#"wxrelay_dead{target="crm"} 0"#,
             r#"wxrelay_target_up{target="crm"} 1"#,
+            r#"wxrelay_target_paused{target="crm"} 0"#,
             "wxrelay_unaccounted_deliveries 0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

@@ -12,6 +12,7 @@
 //! | `POST /api/events/replay` | replay.rs | a page of the events of a filter is delivered again |
 //! | `POST /api/events/{id}/replay` | replay.rs | one event is delivered again |
 //! | `GET /api/targets` | targets.rs | what waits for each target |
+//! | `POST /api/targets/{name}/pause`, `/resume` | targets.rs | it gets no attempts, or again |
 //! | `POST /api/targets/{name}/retry-dead` | targets.rs | dead letters become pending again |
 //! | `POST /api/targets/{name}/drop-dead` | targets.rs | dead letters become cancelled |
 //! | `POST /api/targets/{name}/drop-pending` | targets.rs | what waits for it becomes cancelled |
@@ -35,6 +36,7 @@ mod status;
 mod targets;
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
@@ -47,7 +49,7 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::metrics::Metrics;
-use crate::queue::{Inspect, Obstacle, Queue};
+use crate::queue::{self, Inspect, Obstacle, Queue};
 use crate::secret::Secret;
 use crate::server::Listen;
 
@@ -66,6 +68,10 @@ pub struct Settings {
     pub token: Option<Secret>,
 }
 
+/// How a target is paused and resumed; whoever serves targets does it.
+pub type Pause =
+    Arc<dyn Fn(String, bool) -> Pin<Box<dyn Future<Output = Result<(), queue::Error>> + Send>> + Send + Sync>;
+
 /// What the app hands over.
 #[derive(Clone)]
 pub struct State {
@@ -79,6 +85,8 @@ pub struct State {
     pub ready: Ready,
     /// What only the app knows: an object with at least `targets`, a list of objects with a `name` each.
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// Pauses the target of that name, or with `false` resumes it.
+    pub pause: Pause,
     /// Where requests to reload go.
     pub reload: mpsc::Sender<Reload>,
 }
@@ -99,6 +107,8 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/events/replay", post(replay::page))
         .route("/api/events/{id}/replay", post(replay::one))
         .route("/api/targets", get(targets::list))
+        .route("/api/targets/{name}/pause", post(targets::pause))
+        .route("/api/targets/{name}/resume", post(targets::resume))
         .route("/api/targets/{name}/retry-dead", post(targets::retry_dead))
         .route("/api/targets/{name}/drop-dead", post(targets::drop_dead))
         .route("/api/targets/{name}/drop-pending", post(targets::drop_pending))
@@ -140,7 +150,7 @@ impl Context {
     async fn inspect<T, F>(&self, look: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: FnOnce(&Inspect) -> Result<T, crate::queue::Error> + Send + 'static,
+        F: FnOnce(&Inspect) -> Result<T, queue::Error> + Send + 'static,
     {
         let store = self.state.store.clone();
         let looking = tokio::task::spawn_blocking(move || look(&Inspect::open(&store)?));

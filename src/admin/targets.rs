@@ -12,45 +12,56 @@ use serde_json::{Value, json};
 use super::{Context, Error};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Fate, Sweep, view};
+use crate::queue::{Fate, Inspect, Sweep, view};
+
+/// The name in a request's path.
+type Name = Result<Path<String>, PathRejection>;
 
 /// A target, configured or not: deliveries stay when their target leaves the configuration.
 #[derive(Serialize)]
 pub(super) struct Target {
     name: String,
     configured: bool,
+    paused: bool,
     #[serde(flatten)]
     counts: view::Counts,
     oldest_pending: Option<String>,
 }
 
 pub(super) async fn list(State(context): State<Context>) -> Result<Json<Value>, Error> {
-    let targets = targets(&context).await?;
+    let mut targets = targets(&context).await?;
+    for paused in context.inspect(Inspect::paused).await? {
+        targets.entry(paused).and_modify(|target| target.paused = true);
+    }
     Ok(Json(json!({ "targets": targets.into_values().collect::<Vec<_>>() })))
 }
 
-pub(super) async fn retry_dead(
-    State(context): State<Context>,
-    name: Result<Path<String>, PathRejection>,
-    body: Bytes,
-) -> Result<Json<Value>, Error> {
+pub(super) async fn pause(context: State<Context>, name: Name) -> Result<Json<Value>, Error> {
+    set_paused(&context, name, true).await
+}
+
+pub(super) async fn resume(context: State<Context>, name: Name) -> Result<Json<Value>, Error> {
+    set_paused(&context, name, false).await
+}
+
+async fn set_paused(context: &Context, name: Name, paused: bool) -> Result<Json<Value>, Error> {
+    let Path(name) = name?;
+    known(context, &name).await?;
+    (context.state.pause)(name.clone(), paused).await.map_err(Error::Store)?;
+    Ok(Json(json!({ "name": name, "paused": paused })))
+}
+
+pub(super) async fn retry_dead(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
     let (name, letters) = chosen(&context, name, &body).await?;
     changed(&context, Sweep::dead(&name, letters, Fate::Replayed), "revived").await
 }
 
-pub(super) async fn drop_dead(
-    State(context): State<Context>,
-    name: Result<Path<String>, PathRejection>,
-    body: Bytes,
-) -> Result<Json<Value>, Error> {
+pub(super) async fn drop_dead(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
     let (name, letters) = chosen(&context, name, &body).await?;
     changed(&context, Sweep::dead(&name, letters, Fate::Dropped), "cancelled").await
 }
 
-pub(super) async fn drop_pending(
-    State(context): State<Context>,
-    name: Result<Path<String>, PathRejection>,
-) -> Result<Json<Value>, Error> {
+pub(super) async fn drop_pending(State(context): State<Context>, name: Name) -> Result<Json<Value>, Error> {
     let Path(name) = name?;
     known(&context, &name).await?;
     changed(&context, Sweep::pending(&name, Fate::Dropped), "cancelled").await
@@ -63,11 +74,7 @@ struct Elsewhere {
     to: String,
 }
 
-pub(super) async fn redirect(
-    State(context): State<Context>,
-    name: Result<Path<String>, PathRejection>,
-    body: Bytes,
-) -> Result<Json<Value>, Error> {
+pub(super) async fn redirect(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
     let Path(name) = name?;
     let Elsewhere { to } = serde_json::from_slice(&body).map_err(|_| Error::BadBody("{\"to\":\"other\"}"))?;
     known(&context, &name).await?;
@@ -79,11 +86,7 @@ pub(super) async fn redirect(
 }
 
 /// The target and its dead letters that a request is about.
-async fn chosen(
-    context: &Context,
-    name: Result<Path<String>, PathRejection>,
-    body: &[u8],
-) -> Result<(String, Option<Vec<EventId>>), Error> {
+async fn chosen(context: &Context, name: Name, body: &[u8]) -> Result<(String, Option<Vec<EventId>>), Error> {
     let (Path(name), letters) = (name?, letters(body)?);
     known(context, &name).await?;
     Ok((name, letters))
@@ -142,13 +145,14 @@ async fn targets(context: &Context) -> Result<BTreeMap<String, Target>, Error> {
     let mut targets: BTreeMap<_, _> = names(&status)
         .map(|name| {
             let (name, counts) = (name.to_owned(), view::Counts::default());
-            (name.clone(), Target { name, configured: true, counts, oldest_pending: None })
+            (name.clone(), Target { name, configured: true, paused: false, counts, oldest_pending: None })
         })
         .collect();
     for stored in &stats.targets {
         let target = targets.entry(stored.target.clone()).or_insert_with(|| Target {
             name: stored.target.clone(),
             configured: false,
+            paused: false,
             counts: stored.counts,
             oldest_pending: None,
         });

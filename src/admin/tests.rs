@@ -37,6 +37,7 @@ impl Relay {
             metrics: Metrics::new(),
             ready: Ready::default(),
             status: Arc::new(|| json!({ "version": "1.2.3", "targets": [{ "name": "crm" }, { "name": "quiet" }] })),
+            pause: Arc::new(|_, _| Box::pin(async { Ok(()) })),
             reload,
         };
         state.ready.set_ready();

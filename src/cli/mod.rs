@@ -61,7 +61,7 @@ pub enum Command {
     Sink(sink::Args),
     /// Find events, tell all about one, deliver them again
     Events(events::Args),
-    /// List targets; drop or redirect what waits for one
+    /// List, pause and resume targets; drop or redirect what waits for one
     Targets(targets::Args),
     /// List, retry or drop dead letters
     Dead(dead::Args),

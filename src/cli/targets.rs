@@ -9,6 +9,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::ConfigArgs;
+use super::api::Api;
 use super::store::{self, Request};
 use crate::config::Config;
 use crate::queue::view::TargetStats;
@@ -30,6 +31,16 @@ pub struct Args {
 enum Action {
     /// List the configured targets, and those that are not configured any more but have deliveries
     Ls,
+    /// Make no attempts at a target until it is resumed, also over restarts; its deliveries wait
+    Pause {
+        /// Which
+        target: String,
+    },
+    /// Make attempts at a target again
+    Resume {
+        /// Which
+        target: String,
+    },
     /// Give up what waits for a target: its pending deliveries become `cancelled`
     Drop {
         /// Whose
@@ -50,6 +61,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let (sweep, request, target, done) = match args.action {
         Action::Ls => return list(&config, args.json),
+        Action::Pause { target } => return pause(&config, &target, true, args.json).await,
+        Action::Resume { target } => return pause(&config, &target, false, args.json).await,
         Action::Drop { target } => {
             let path = format!("/api/targets/{target}/drop-pending");
             let request = Request { path, body: None, count: "cancelled" };
@@ -73,8 +86,30 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+async fn pause(config: &Config, target: &str, paused: bool, json: bool) -> anyhow::Result<ExitCode> {
+    store::expect_known(config, target)?;
+    match store::claim(config)? {
+        Some(queue) => {
+            let stored = queue.pause(target.into(), paused).await;
+            queue.close().await;
+            stored?;
+        }
+        None => {
+            let action = if paused { "pause" } else { "resume" };
+            Api::of(config)?.post(&format!("/api/targets/{target}/{action}"), None).await?;
+        }
+    }
+    if json {
+        writeln!(io::stdout(), "{}", json!({ "target": target, "paused": paused }))?;
+    } else {
+        writeln!(io::stdout(), "{} {target}", if paused { "paused" } else { "resumed" })?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
 fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    let stored = Inspect::open(&config.queue.path)?.stats()?.targets;
+    let store = Inspect::open(&config.queue.path)?;
+    let (stored, paused) = (store.stats()?.targets, store.paused()?);
     let mut targets: BTreeMap<String, (bool, Option<TargetStats>)> =
         stored.into_iter().map(|stats| (stats.target.clone(), (false, Some(stats)))).collect();
     for settings in &config.targets {
@@ -84,15 +119,16 @@ fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     if !json {
         writeln!(
             out,
-            "{:20} {:14} {:>10} {:>10} {:>10} {:>10} {:>10}  oldest pending",
-            "target", "configured", "pending", "delivered", "dead", "expired", "cancelled"
+            "{:20} {:22} {:>10} {:>10} {:>10} {:>10} {:>10}  oldest pending",
+            "target", "", "pending", "delivered", "dead", "expired", "cancelled"
         )?;
     }
     for (name, (configured, stats)) in targets {
+        let paused = paused.contains(&name);
         let counts = stats.as_ref().map(|stats| stats.counts).unwrap_or_default();
         let oldest = stats.and_then(|stats| stats.oldest_pending).map(|at| at.to_string());
         if json {
-            let mut line = json!({ "name": name, "configured": configured });
+            let mut line = json!({ "name": name, "configured": configured, "paused": paused });
             if let (Some(line), serde_json::Value::Object(counts)) =
                 (line.as_object_mut(), serde_json::to_value(counts)?)
             {
@@ -104,8 +140,13 @@ fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
         }
         writeln!(
             out,
-            "{name:20} {:14} {:>10} {:>10} {:>10} {:>10} {:>10}  {}",
-            if configured { "configured" } else { "not configured" },
+            "{name:20} {:22} {:>10} {:>10} {:>10} {:>10} {:>10}  {}",
+            match (configured, paused) {
+                (true, false) => "configured",
+                (true, true) => "configured, paused",
+                (false, false) => "not configured",
+                (false, true) => "not configured, paused",
+            },
             counts.pending,
             counts.delivered,
             counts.dead,

@@ -8,9 +8,9 @@ mod attempt;
 mod breaker;
 mod lane;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::backoff::Schedule;
 use crate::deliver::{Target, Upstream};
 use crate::metrics::{Metrics, TargetMetrics};
-use crate::queue::{Order, Queue};
+use crate::queue::{self, Order, Queue};
 use crate::telemetry::OpenIds;
 
 /// How many fresh events wait for a target in memory; the rest wait on disk.
@@ -85,30 +85,35 @@ pub struct Dispatcher {
     queue: Queue,
     metrics: Arc<Metrics>,
     lanes: Mutex<HashMap<Arc<str>, Lane>>,
+    /// The targets that get no attempts, configured or not.
+    paused: Mutex<BTreeSet<String>>,
+    /// One change of those at a time, in the store and here.
+    pausing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 
 struct Lane {
     policy: watch::Sender<Arc<Policy>>,
-    stop: CancellationToken,
+    /// Ends its task; there is none while the target is paused.
+    stop: Option<CancellationToken>,
 }
 
 impl Dispatcher {
-    /// A dispatcher without lanes.
-    pub fn new(queue: Queue, metrics: Arc<Metrics>) -> Self {
-        Self { queue, metrics, lanes: Mutex::default(), tasks: TaskTracker::new() }
+    /// A dispatcher without lanes; these targets are paused.
+    pub fn new(queue: Queue, metrics: Arc<Metrics>, paused: BTreeSet<String>) -> Self {
+        let (lanes, pausing) = Default::default();
+        Self { queue, metrics, lanes, paused: Mutex::new(paused), pausing, tasks: TaskTracker::new() }
     }
 
-    /// Serves exactly these targets from now on. A lane whose target goes on is kept, with what it has under way;
-    /// one whose target is gone ends, and its deliveries stay pending.
+    /// Serves exactly these targets from now on, but for those that are paused. A lane whose target goes on is kept,
+    /// with what it has under way; one whose target is gone ends, and its deliveries stay pending.
     pub fn apply(&self, policies: Vec<Policy>) {
-        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lanes = self.lanes();
         let named: HashMap<_, _> = policies.into_iter().map(|p| (p.upstream.target().name.clone(), p)).collect();
         lanes.retain(|name, lane| {
             let kept = named.contains_key(name);
             if !kept {
-                lane.stop.cancel();
-                self.queue.unsubscribe(name);
+                self.end(name, lane);
             }
             kept
         });
@@ -116,24 +121,85 @@ impl Dispatcher {
             self.queue.keep_order(&name, policy.order);
             match lanes.get(&name) {
                 Some(lane) => drop(lane.policy.send_replace(Arc::new(policy))),
-                None => drop(lanes.insert(name.clone(), self.start(name, policy))),
+                None => {
+                    let mut lane = Lane { policy: watch::Sender::new(Arc::new(policy)), stop: None };
+                    let paused = self.is_paused(&name);
+                    self.metrics.target(&name).paused.set(paused.into());
+                    if paused {
+                        tracing::warn!(target = %name, "the target is paused; it gets no attempts until it is resumed");
+                    } else {
+                        self.start(&name, &mut lane);
+                    }
+                    lanes.insert(name, lane);
+                }
             }
         }
     }
 
-    fn start(&self, name: Arc<str>, policy: Policy) -> Lane {
-        let metrics: TargetMetrics = self.metrics.target(&name);
-        let (policy, watched) = watch::channel(Arc::new(policy));
+    /// Whether a target gets no attempts, by an operator's hand.
+    pub fn is_paused(&self, target: &str) -> bool {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner).contains(target)
+    }
+
+    /// Pauses a target, or resumes it: also when it is not configured, for when it is. Over restarts. Paused, it is as
+    /// if it were gone: its deliveries stay pending.
+    ///
+    /// # Errors
+    /// If that could not be stored; then nothing changes.
+    pub async fn pause(&self, target: &str, paused: bool) -> Result<(), queue::Error> {
+        let _one_at_a_time = self.pausing.lock().await;
+        self.queue.pause(target.into(), paused).await?;
+        let mut lanes = self.lanes();
+        {
+            let mut all = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+            if paused {
+                all.insert(target.to_owned())
+            } else {
+                all.remove(target)
+            };
+        }
+        let Some(lane) = lanes.get_mut(target) else { return Ok(()) };
+        let name = lane.policy.borrow().upstream.target().name.clone();
+        match (paused, lane.stop.is_some()) {
+            (true, true) => {
+                self.end(&name, lane);
+                self.metrics.target(&name).paused.set(1);
+                tracing::info!(target = %name, "paused");
+            }
+            (false, false) => {
+                self.start(&name, lane);
+                self.metrics.target(&name).paused.set(0);
+                tracing::info!(target = %name, "resumed");
+            }
+            (true, false) | (false, true) => {}
+        }
+        Ok(())
+    }
+
+    fn start(&self, name: &Arc<str>, lane: &mut Lane) {
+        let metrics: TargetMetrics = self.metrics.target(name);
         let stop = CancellationToken::new();
         let inbox = self.queue.subscribe(name.clone(), INBOX);
-        self.tasks.spawn(lane::run(self.queue.clone(), name, inbox, watched, metrics, stop.clone()));
-        Lane { policy, stop }
+        let watched = lane.policy.subscribe();
+        self.tasks.spawn(lane::run(self.queue.clone(), name.clone(), inbox, watched, metrics, stop.clone()));
+        lane.stop = Some(stop);
+    }
+
+    fn end(&self, name: &str, lane: &mut Lane) {
+        if let Some(stop) = lane.stop.take() {
+            stop.cancel();
+            self.queue.unsubscribe(name);
+        }
+    }
+
+    fn lanes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Lane>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Stops leasing and waits for the attempts under way to be settled; what is pending stays so.
     pub async fn drain(&self) {
-        for lane in self.lanes.lock().unwrap_or_else(PoisonError::into_inner).values() {
-            lane.stop.cancel();
+        for lane in self.lanes().values() {
+            lane.stop.iter().for_each(CancellationToken::cancel);
         }
         self.tasks.close();
         self.tasks.wait().await;

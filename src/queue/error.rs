@@ -62,6 +62,19 @@ pub enum Error {
         /// The newest version that this release knows.
         known: i64,
     },
+    /// The store was written by an earlier release.
+    #[error(
+        "{} has schema {found}, this release reads {known}: start the relay once, which brings it up to date",
+        path.display()
+    )]
+    Outdated {
+        /// The file.
+        path: PathBuf,
+        /// The version in the file.
+        found: i64,
+        /// The version that this release reads.
+        known: i64,
+    },
     /// A setting that the store's promises rest on did not take.
     #[error("SQLite did not accept {pragma} = {wanted}, it stays {found}: the store was made by another program")]
     Pragma {

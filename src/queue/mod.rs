@@ -27,6 +27,7 @@ mod sweep;
 mod sweep_tests;
 pub mod view;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -131,6 +132,26 @@ impl Queue {
     pub fn unsubscribe(&self, target: &str) {
         match self {
             Self::Embedded(engine) => engine.unsubscribe(target),
+        }
+    }
+
+    /// Notes that a target is to get no attempts, or again; whoever serves it is to act by that.
+    ///
+    /// # Errors
+    /// If it could not be stored.
+    pub async fn pause(&self, target: Arc<str>, paused: bool) -> Result<(), Error> {
+        match self {
+            Self::Embedded(engine) => engine.pause(target, paused).await,
+        }
+    }
+
+    /// The targets that are to get no attempts.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn paused(&self) -> Result<BTreeSet<String>, Error> {
+        match self {
+            Self::Embedded(engine) => engine.paused().await,
         }
     }
 

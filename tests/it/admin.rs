@@ -7,7 +7,7 @@ use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{WeChat, event, text};
 
 /// Every metric of the contract that exists without TLS.
-const METRICS: [&str; 18] = [
+const METRICS: [&str; 19] = [
     "wxrelay_pushes_total",
     "wxrelay_push_duration_seconds",
     "wxrelay_duplicates_total",
@@ -18,6 +18,7 @@ const METRICS: [&str; 18] = [
     "wxrelay_oldest_pending_seconds",
     "wxrelay_dead",
     "wxrelay_target_up",
+    "wxrelay_target_paused",
     "wxrelay_replies_total",
     "wxrelay_unaccounted_deliveries",
     "wxrelay_commit_duration_seconds",

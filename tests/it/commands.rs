@@ -146,9 +146,20 @@ async fn healthcheck_tells_whether_the_relay_is_ready() {
 async fn help_and_version_are_there_and_nonsense_is_not() {
     let help = run(wxrelay(["--help"])).await;
     assert_eq!(help.code, Some(0));
-    for command in
-        ["init", "check", "serve", "demo", "simulate", "sink", "keygen", "audit", "events", "dead", "healthcheck"]
-    {
+    for command in [
+        "init",
+        "check",
+        "serve",
+        "demo",
+        "simulate",
+        "sink",
+        "keygen",
+        "audit",
+        "events",
+        "dead",
+        "targets",
+        "healthcheck",
+    ] {
         assert!(help.stdout.contains(command), "{command} in\n{}", help.stdout);
     }
     assert_eq!(run(wxrelay(["--version"])).await.stdout.trim(), concat!("wxrelay ", env!("CARGO_PKG_VERSION")));

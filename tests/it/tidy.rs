@@ -110,7 +110,7 @@ fn no_part_is_a_drawer_for_everything() {
 
 #[test]
 fn every_folder_of_test_data_holds_files() {
-    let folders = ["tests/data", "tests/data/config/valid", "tests/data/config/invalid"];
+    let folders = ["tests/data", "tests/data/config/valid", "tests/data/config/invalid", "tests/data/store"];
     for folder in folders {
         let files = files(&root().join(folder), "").len();
         assert!(files > 0, "{folder} is empty");

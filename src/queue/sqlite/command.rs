@@ -19,6 +19,8 @@ pub(super) enum Command {
     },
     Settle(Settlement, Waiter<()>),
     Reply(EventId, String, Waiter<()>),
+    /// Whether the target is paused from now on.
+    Pause(Arc<str>, bool, Waiter<()>),
     /// A step over these events.
     Sweep {
         events: Vec<EventId>,
@@ -51,7 +53,9 @@ impl Command {
     pub(super) fn fail(self, error: Error) {
         match self {
             Self::Enqueue { waiter, .. } => waiter.answer(Err(error)),
-            Self::Settle(_, waiter) | Self::Reply(_, _, waiter) => waiter.answer(Err(error)),
+            Self::Settle(_, waiter) | Self::Reply(_, _, waiter) | Self::Pause(_, _, waiter) => {
+                waiter.answer(Err(error))
+            }
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
             Self::Lease { waiter, .. } => waiter.answer(Err(error)),
             Self::Close(done) => drop(done),

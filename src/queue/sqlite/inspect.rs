@@ -3,13 +3,12 @@
 //! A read-only connection of its own, so it works while a relay runs and while none does, and never holds up a push.
 //! Each answer is one snapshot.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 
-use super::files;
-use super::store::schema_version;
+use super::{files, schema};
 use crate::event::EventId;
 use crate::queue::view::{
     AttemptDetail, Audit, Counts, DeadLetter, DeliveryDetail, DeliverySummary, Detail, Filter, Stats, Summary,
@@ -37,8 +36,10 @@ impl Inspect {
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags)?;
-        if schema_version(&connection, &path)? == 0 {
-            return Err(Error::Missing { path: folder.to_owned() });
+        match schema::version(&connection, &path)? {
+            0 => return Err(Error::Missing { path: folder.to_owned() }),
+            schema::VERSION => {}
+            found => return Err(Error::Outdated { path, found, known: schema::VERSION }),
         }
         Ok(Self { connection, folder: folder.to_owned() })
     }
@@ -149,6 +150,15 @@ impl Inspect {
             })
         })?;
         Ok(found.collect::<rusqlite::Result<_>>()?)
+    }
+
+    /// The targets that get no attempts, by an operator's hand.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn paused(&self) -> Result<BTreeSet<String>, Error> {
+        let mut find = self.connection.prepare("SELECT name FROM target WHERE paused")?;
+        Ok(find.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
     }
 
     /// One event with its text, deliveries and every attempt.

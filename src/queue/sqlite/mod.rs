@@ -12,6 +12,7 @@ mod inboxes;
 pub(super) mod inspect;
 mod retention;
 mod room;
+mod schema;
 mod selection;
 mod statements;
 mod store;
@@ -19,6 +20,7 @@ mod sweep;
 mod values;
 mod writer;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -148,6 +150,16 @@ impl Sqlite {
         let sweep = Arc::clone(sweep);
         let stepped = self.ask(|waiter| Command::Sweep { events, sweep, now, waiter }).await?;
         Ok(Swept { changed: stepped.changed, next })
+    }
+
+    pub(super) async fn pause(&self, target: Arc<str>, paused: bool) -> Result<(), Error> {
+        self.ask(|waiter| Command::Pause(target, paused, waiter)).await
+    }
+
+    pub(super) async fn paused(&self) -> Result<BTreeSet<String>, Error> {
+        let folder = Arc::clone(&self.folder);
+        let reading = tokio::task::spawn_blocking(move || Inspect::open(&folder)?.paused());
+        reading.await.map_err(|_| Error::Closed)?
     }
 
     pub(super) async fn stats(&self) -> Result<Stats, Error> {

@@ -1,4 +1,4 @@
--- The stored form of the embedded engine, version 1 (`PRAGMA user_version`).
+-- The stored form of the embedded engine, version 2 (`PRAGMA user_version`). `migrations/` brings earlier ones here.
 --
 -- event.id        43 bits of milliseconds, 20 bits of sequence; evt_ and 16 hex digits for people.
 -- event.mode      the account's mode: 0 plaintext, 1 compatible, 2 secure.
@@ -10,6 +10,7 @@
 -- delivery.user   for targets that keep order: the user's number, 8 bytes of a hash; NULL for the others. While one
 --                 delivery of a user is pending, later ones are held: their due time is the end of time until the one
 --                 before has ended.
+-- target.paused   1 while it gets no attempts, by an operator's hand.
 -- tally           the running ledger: deliveries per target and state, kept in the transactions that change them;
 --                 target 0 counts the events at state 0 and the accepted deliveries at state 1. Makes statistics
 --                 cheap, and the audit has two sources.
@@ -40,8 +41,9 @@ CREATE TABLE event (
 );
 
 CREATE TABLE target (
-  no   INTEGER PRIMARY KEY,
-  name TEXT    NOT NULL UNIQUE
+  no     INTEGER PRIMARY KEY,
+  name   TEXT    NOT NULL UNIQUE,
+  paused INTEGER NOT NULL DEFAULT 0
 );
 
 CREATE TABLE delivery (

@@ -202,6 +202,14 @@ impl Store {
         Ok(())
     }
 
+    /// Notes whether a target is paused.
+    pub(super) fn pause(&mut self, target: &Arc<str>, paused: bool) -> rusqlite::Result<()> {
+        let number = self.number(target)?;
+        let mut update = self.connection.prepare_cached("UPDATE target SET paused = ?2 WHERE no = ?1")?;
+        update.execute(params![number, paused])?;
+        Ok(())
+    }
+
     /// The pending deliveries of a target, the one due first first.
     pub(super) fn waiting(&self, target: i64, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
         let mut find = self.connection.prepare_cached(

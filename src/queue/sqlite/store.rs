@@ -12,15 +12,10 @@ use std::time::Duration;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::files;
+use super::{files, schema};
 use crate::event::EventId;
 use crate::queue::error::is_full;
 use crate::queue::{Error, State};
-
-/// `wxrl`, so that `file` and we can tell our databases.
-const APPLICATION_ID: i64 = 0x7778_726c;
-const SCHEMA_VERSION: i64 = 1;
-const SCHEMA: &str = include_str!("schema.sql");
 
 /// How long a write waits for another program's lock: well within WeChat's 5 s.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,22 +52,17 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the database in the folder, and makes its tables if it is empty.
+    /// Opens the database in the folder, and makes its tables if it is empty or brings them up to date.
     pub(super) fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(files::DATABASE);
         let mut connection = Connection::open(&path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(64);
-        let version = schema_version(&connection, &path)?;
+        let version = schema::version(&connection, &path)?;
         for (pragma, wanted, meaning) in PRAGMAS {
             set_pragma(&connection, pragma, wanted, meaning)?;
         }
-        if version == 0 {
-            connection.execute_batch(&format!(
-                "BEGIN IMMEDIATE; {SCHEMA} PRAGMA application_id = {APPLICATION_ID}; \
-                 PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            ))?;
-        }
+        schema::bring_up_to_date(&connection, &path, version)?;
         // A change to WAL whose flush fails is undone without a word, and reads back as done: only the log's file tells.
         connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
         if !folder.join(files::LOG).exists() {
@@ -103,7 +93,7 @@ impl Store {
     /// Writes one page, which changes nothing. Does not wait for another program's lock.
     pub(super) fn touch(&self) -> rusqlite::Result<()> {
         self.connection.busy_timeout(Duration::ZERO)?;
-        let touched = self.connection.execute_batch(&format!("PRAGMA user_version = {SCHEMA_VERSION}"));
+        let touched = self.connection.execute_batch(&format!("PRAGMA user_version = {}", schema::VERSION));
         self.connection.busy_timeout(BUSY_TIMEOUT)?;
         touched
     }
@@ -206,20 +196,6 @@ impl Store {
     }
 }
 
-/// The version of the schema in the file, 0 if it is empty; refuses what is not ours, or newer than we are.
-pub(super) fn schema_version(connection: &Connection, path: &Path) -> Result<i64, Error> {
-    let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
-    let (application, version) = (number("application_id")?, number("user_version")?);
-    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    if application != APPLICATION_ID && (application, version, tables) != (0, 0, 0) {
-        return Err(Error::Foreign { path: path.to_owned() });
-    }
-    if version > SCHEMA_VERSION {
-        return Err(Error::Schema { path: path.to_owned(), found: version, known: SCHEMA_VERSION });
-    }
-    Ok(version)
-}
-
 fn set_pragma(connection: &Connection, pragma: &'static str, wanted: &'static str, meaning: &str) -> Result<(), Error> {
     connection.execute_batch(&format!("PRAGMA {pragma} = {wanted}"))?;
     let found = connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, rusqlite::types::Value>(0))?;
@@ -238,29 +214,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_of_another_program_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join(files::DATABASE);
-        Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
-        assert!(matches!(Store::open(folder.path()), Err(Error::Foreign { .. })));
-    }
-
-    #[test]
-    fn a_newer_schema_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        drop(Store::open(folder.path()).unwrap());
-        let path = folder.path().join(files::DATABASE);
-        Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 2").unwrap();
-        let Err(error) = Store::open(folder.path()) else { panic!("opened") };
-        assert!(matches!(error, Error::Schema { found: 2, known: 1, .. }), "{error}");
-    }
-
-    #[test]
     fn a_setting_that_does_not_take_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(files::DATABASE);
         let foreign = format!(
-            "PRAGMA journal_mode = WAL; CREATE TABLE x (y); DROP TABLE x; PRAGMA application_id = {APPLICATION_ID}"
+            "PRAGMA journal_mode = WAL; CREATE TABLE x (y); DROP TABLE x; PRAGMA application_id = {}",
+            schema::APPLICATION_ID
         );
         Connection::open(&path).unwrap().execute_batch(&foreign).unwrap();
         let Err(error) = Store::open(folder.path()) else { panic!("opened") };

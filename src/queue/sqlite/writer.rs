@@ -72,7 +72,11 @@ impl Writer {
                         commands.close();
                         closers.push(done);
                     }
-                    Command::Enqueue { .. } | Command::Settle(..) | Command::Reply(..) | Command::Sweep { .. } => {}
+                    Command::Enqueue { .. }
+                    | Command::Settle(..)
+                    | Command::Reply(..)
+                    | Command::Pause(..)
+                    | Command::Sweep { .. } => {}
                 }
             }
             if self.retention.due(self.room.shortage()) <= Instant::now() {
@@ -190,7 +194,7 @@ impl Writer {
                 }
                 waiter.answer_kept();
             }
-            Command::Reply(_, _, waiter) => waiter.answer_kept(),
+            Command::Reply(_, _, waiter) | Command::Pause(_, _, waiter) => waiter.answer_kept(),
             Command::Lease { .. } | Command::Close(_) => {}
         }
     }
@@ -291,6 +295,7 @@ fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Com
         }
         Command::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
         Command::Reply(event, reply, waiter) => waiter.keep(Ok(store.record_reply(*event, reply)?)),
+        Command::Pause(target, paused, waiter) => waiter.keep(Ok(store.pause(target, *paused)?)),
         Command::Sweep { events, sweep, now, waiter } => {
             waiter.keep(Ok(store.sweep(events, sweep, |target| inboxes.in_order(target), *now)?));
         }

@@ -1,0 +1,151 @@
+//! The schema's version: of a fresh store, of an earlier release's, of none that we can use.
+//!
+//! A store of an earlier version is brought up to date when the writer opens it, a version at a time, each in one
+//! transaction: an interrupted migration goes on where it was. There is no way back.
+
+use std::path::Path;
+
+use rusqlite::Connection;
+
+use crate::queue::Error;
+
+/// `wxrl`, so that `file` and we can tell our databases.
+pub(super) const APPLICATION_ID: i64 = 0x7778_726c;
+/// What `schema.sql` makes.
+pub(super) const VERSION: i64 = 1 + MIGRATIONS.len().cast_signed() as i64;
+const SCHEMA: &str = include_str!("schema.sql");
+
+/// What leads from each version to the next, from version 1 on.
+const MIGRATIONS: [&str; 1] = [include_str!("migrations/2.sql")];
+
+/// The version in the file, 0 if it is empty; refuses what is not ours, or newer than we are.
+pub(super) fn version(connection: &Connection, path: &Path) -> Result<i64, Error> {
+    let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    let tables: i64 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    if application != APPLICATION_ID && (application, version, tables) != (0, 0, 0) {
+        return Err(Error::Foreign { path: path.to_owned() });
+    }
+    if version > VERSION {
+        return Err(Error::Schema { path: path.to_owned(), found: version, known: VERSION });
+    }
+    Ok(version)
+}
+
+/// Makes the tables in an empty file, or brings those of an earlier version up to date.
+pub(super) fn bring_up_to_date(connection: &Connection, path: &Path, version: i64) -> Result<(), Error> {
+    if version == 0 {
+        let identity = format!("PRAGMA application_id = {APPLICATION_ID};");
+        return Ok(step(connection, &[SCHEMA, &identity].concat(), VERSION)?);
+    }
+    for (migration, to) in MIGRATIONS.iter().zip(2..).skip_while(|(_, to)| *to <= version) {
+        step(connection, migration, to)?;
+        tracing::info!(path = %path.display(), schema = to, "the store was brought up to date; earlier releases refuse it");
+    }
+    Ok(())
+}
+
+fn step(connection: &Connection, sql: &str, version: i64) -> rusqlite::Result<()> {
+    let done = connection.execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {version}; COMMIT;"));
+    if done.is_err() && !connection.is_autocommit() {
+        connection.execute_batch("ROLLBACK")?;
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::files;
+    use super::super::store::Store;
+    use super::*;
+    use crate::queue::{Inspect, State};
+
+    /// A folder with the store of an earlier release.
+    fn earlier(version: i64) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let stored = format!("{}/tests/data/store/v{version}.db", env!("CARGO_MANIFEST_DIR"));
+        fs::copy(stored, folder.path().join(files::DATABASE)).unwrap();
+        folder
+    }
+
+    /// Everything in the schema, whatever the blanks it was written with.
+    fn schema(store: &Store) -> Vec<String> {
+        let sql = "SELECT type || name || coalesce(sql, '') FROM sqlite_schema ORDER BY type, name";
+        let mut find = store.connection.prepare(sql).unwrap();
+        let rows = find.query_map([], |row| row.get::<_, String>(0)).unwrap();
+        rows.map(|row| row.unwrap().split_whitespace().collect()).collect()
+    }
+
+    #[test]
+    fn an_earlier_store_is_brought_to_what_a_fresh_one_is() {
+        let fresh = tempfile::tempdir().unwrap();
+        let fresh = schema(&Store::open(fresh.path()).unwrap());
+        assert!(fresh.len() > 10, "{fresh:?}");
+        for version in 1..VERSION {
+            let folder = earlier(version);
+            let before = Connection::open(folder.path().join(files::DATABASE)).unwrap();
+            assert_eq!(super::version(&before, folder.path()).unwrap(), version);
+            drop(before);
+            let store = Store::open(folder.path()).unwrap();
+            assert_eq!(schema(&store), fresh, "from version {version}");
+            assert_eq!(store.pragma("user_version").unwrap(), VERSION);
+            drop(store);
+            let audit = Inspect::open(folder.path()).unwrap().audit().unwrap();
+            assert!(audit.is_clean() && audit.events > 0, "{audit:?}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_store_is_not_read_before_it_is_brought_up_to_date() {
+        let folder = earlier(1);
+        let Err(error) = Inspect::open(folder.path()) else { panic!("read") };
+        assert!(matches!(error, Error::Outdated { found: 1, .. }), "{error}");
+        assert!(error.to_string().contains("start the relay once"), "{error}");
+        drop(Store::open(folder.path()).unwrap());
+        let letters = Inspect::open(folder.path()).unwrap().dead(None, 10, None).unwrap();
+        assert!(!letters.is_empty());
+    }
+
+    #[test]
+    fn a_migration_that_fails_changes_nothing() {
+        let folder = earlier(1);
+        let connection = Connection::open(folder.path().join(files::DATABASE)).unwrap();
+        let tables = |connection: &Connection| {
+            connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)).unwrap()
+        };
+        let before = tables(&connection);
+        assert!(step(&connection, "CREATE TABLE half (done); not sql;", 2).is_err());
+        assert!(connection.is_autocommit());
+        assert_eq!((tables(&connection), version(&connection, folder.path()).unwrap()), (before, 1));
+    }
+
+    #[test]
+    fn a_store_of_another_program_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(files::DATABASE);
+        Connection::open(&path).unwrap().execute_batch("CREATE TABLE theirs (x)").unwrap();
+        assert!(matches!(Store::open(folder.path()), Err(Error::Foreign { .. })));
+    }
+
+    #[test]
+    fn a_newer_schema_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(Store::open(folder.path()).unwrap());
+        let path = folder.path().join(files::DATABASE);
+        let newer = VERSION + 1;
+        Connection::open(&path).unwrap().execute_batch(&format!("PRAGMA user_version = {newer}")).unwrap();
+        let Err(error) = Store::open(folder.path()) else { panic!("opened") };
+        assert!(matches!(error, Error::Schema { found, known: VERSION, .. } if found == newer), "{error}");
+        assert!(matches!(Inspect::open(folder.path()), Err(Error::Schema { .. })));
+    }
+
+    #[test]
+    fn states_are_numbered_as_the_schema_says() {
+        let told = SCHEMA.lines().find(|line| line.contains("delivery.state")).unwrap();
+        for state in State::ALL {
+            assert!(told.contains(&format!("{} {}", state as i64, state.name())), "{told}");
+        }
+    }
+}

@@ -1,0 +1,67 @@
+//! A store of an earlier release goes on: what it holds is delivered, retried, and known.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::command::{free_address, run, wxrelay};
+use crate::support::relay::{Relay, Setup};
+use crate::support::target::Target;
+use crate::support::wechat::WeChat;
+
+/// A folder with the store of schema 1; `tests/data/store/README.md` says what is in it.
+fn version_1() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/store/v1.db");
+    fs::copy(stored, folder.path().join("wxrelay.db")).expect("the store can be copied");
+    folder
+}
+
+#[tokio::test]
+async fn what_a_store_of_schema_1_holds_is_delivered_in_order_and_retried() {
+    let (folder, wechat) = (version_1(), WeChat::secure());
+    let (legacy, ordered) = (Target::start().await, Target::start().await);
+    let body = wechat.account()
+        + &legacy.config("legacy", "")
+        + &ordered.config("ordered", "order = \"per_user\"")
+        + "[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n";
+    let relay = Setup::new(body).queue_at(folder.path()).admin_at(free_address()).start().await;
+    relay.log("line about the migration", |line| line["schema"] == 2).await;
+
+    let deliveries = ordered.wait_for(2).await;
+    let at = |index: usize| deliveries[index].json()["received_at"].as_str().expect("a time").to_owned();
+    assert!(at(0) < at(1), "{} before {}", at(0), at(1));
+    let audit = relay.audited("delivered", 5).await;
+    assert_eq!((&audit["events"], &audit["deliveries"], &audit["dead"]), (&3.into(), &7.into(), &2.into()));
+    assert_eq!(relay.run(&["dead", "retry", "legacy"]).await.code, Some(0));
+    assert_eq!(legacy.wait_for(2).await.len(), 2);
+    relay.audited("delivered", 7).await;
+
+    let id = deliveries[0].header("wxrelay-event-id");
+    let shown = relay.get(&format!("/api/events/{id}")).await.json();
+    assert!(shown["reply"].as_str().is_some_and(|reply| reply.contains("stored by schema 1")), "{shown}");
+    let text = shown["text"].as_str().expect("the opened text");
+    repeated(&relay, &wechat, text).await;
+}
+
+/// WeChat's repeat of a push that the earlier release stored makes no second event, and has the same reply.
+async fn repeated(relay: &Relay, wechat: &WeChat, text: &str) {
+    let answer = relay.accept(wechat, text).await;
+    assert!(wechat.open_reply(answer.text()).contains("stored by schema 1"));
+    let audit = relay.audit().await;
+    assert_eq!((&audit["events"], &audit["deliveries"]), (&3.into(), &7.into()));
+}
+
+#[tokio::test]
+async fn a_store_of_schema_1_is_not_read_before_the_relay_has_started() {
+    let (folder, home) = (version_1(), tempfile::tempdir().expect("a temporary folder"));
+    let config = home.path().join("config.toml");
+    fs::write(&config, format!("[queue]\npath = \"{}\"\n{}", folder.path().display(), WeChat::secure().account()))
+        .expect("the config can be written");
+    for args in [&["audit"][..], &["events", "ls"], &["dead", "ls"], &["targets", "ls"]] {
+        let mut command = wxrelay(args);
+        command.arg("-c").arg(&config);
+        let finished = run(command).await;
+        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert!(finished.stderr.contains("start the relay once"), "{args:?}: {finished:?}");
+    }
+}
