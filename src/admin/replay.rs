@@ -22,7 +22,7 @@ use crate::queue::{Fate, Filter, Sweep, Swept};
 const STEPS: usize = 10;
 
 /// Which events, and where to; as query or as JSON.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Replay {
     account: Option<String>,
@@ -55,7 +55,11 @@ pub(super) async fn page(
     body: Bytes,
 ) -> Result<Json<Value>, Error> {
     let Query(query) = query?;
-    let asked = if body.is_empty() { query } else { serde_json::from_slice(&body).map_err(Error::Replay)? };
+    let asked = match body.is_empty() {
+        true => query,
+        false if query == Replay::default() => serde_json::from_slice(&body).map_err(Error::Replay)?,
+        false => return Err(Error::BadBody("none, as the query says what to replay")),
+    };
     let Replay { account, event, from, target, state, since, until, to, all, cursor } = asked;
     let after = cursor.map(|id| id.parse()).transpose()?;
     let filters = Filters { account, event, from, target, state, since, until, ..Filters::default() };

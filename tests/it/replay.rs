@@ -109,6 +109,7 @@ async fn a_replay_that_is_not_meant_is_refused() {
         ("/api/events/replay", r#"{"all":false}"#, 400, "which events"),
         ("/api/events/replay?all=true&cursor=12", "", 400, "evt_"),
         ("/api/events/replay?state=lost", "", 400, "state"),
+        ("/api/events/replay?target=crm", r#"{"all":true}"#, 400, "the body"),
         ("/api/events/replay", r#"{"stat":"dead"}"#, 400, "stat"),
         ("/api/events/replay", "all", 400, "expected"),
         ("/api/events/replay?target=crn", "", 404, "no target"),
