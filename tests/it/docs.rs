@@ -30,7 +30,7 @@ fn every_command_that_the_guarantees_name_exists() {
         for span in spans(&settled(page)) {
             let words: Vec<_> = span.split(' ').collect();
             match words[..] {
-                [script, python, ..] if script == "tests/crash/run.sh" => {
+                ["tests/crash/run.sh", python, ..] => {
                     let path = root().join("tests/crash").join(python);
                     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{page}: {span}: {error}"));
                     let flags = words[2..].iter().filter(|word| word.starts_with("--"));
