@@ -473,4 +473,29 @@ mod tests {
         assert!(leases.due.is_empty());
         assert_eq!(leases.next_due, Some(UnixMillis(1)), "the fourth is due and was not looked at");
     }
+
+    #[test]
+    fn no_statement_is_planned_anew_for_each_delivery() {
+        static PLANNED: AtomicU64 = AtomicU64::new(0);
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = writer(folder.path());
+        let store_load_settle = |writer: &mut Writer, id: u64| {
+            writer.commit(vec![enqueue(id, vec![1; usize::try_from(id).unwrap()]).0]);
+            writer.store.load(EventId(id), 1).unwrap();
+            writer.commit(vec![settle(id).0]);
+        };
+        store_load_settle(&mut writer, 1);
+        // SQLite asks for each column that a statement names while it plans it.
+        let count = |_: rusqlite::hooks::AuthContext<'_>| {
+            PLANNED.fetch_add(1, Ordering::Relaxed);
+            rusqlite::hooks::Authorization::Allow
+        };
+        writer.store.connection.authorizer(Some(count)).unwrap();
+        // Setting that makes every statement be planned once more.
+        store_load_settle(&mut writer, 2);
+        let planned = PLANNED.load(Ordering::Relaxed);
+        assert!(planned > 0);
+        store_load_settle(&mut writer, 3);
+        assert_eq!(PLANNED.load(Ordering::Relaxed), planned);
+    }
 }
