@@ -1,0 +1,171 @@
+//! The writer on its own: what shares a commit, full disks, other programs' locks, events that cannot be read.
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::super::ballast::Ballast;
+use super::super::command::Waiter;
+use super::super::room::Told;
+use super::*;
+use crate::event::{ContentKey, Event};
+use crate::queue::Settings;
+use crate::wechat::{Message, Mode};
+
+fn writer(folder: &std::path::Path) -> Writer {
+    let settings =
+        Settings { path: folder.to_owned(), retention: Duration::MAX, dedup_window: Duration::MAX, max_size: u64::MAX };
+    Writer {
+        store: Store::open(folder).unwrap(),
+        room: Room::new(Ballast::find(folder), settings.max_size, Told::default()),
+        retention: Retention::new(&settings),
+        inboxes: Arc::default(),
+        holds: Holds::default(),
+        revivals: Arc::default(),
+        on_commit: Box::new(drop),
+        lock: File::open(folder).unwrap(),
+    }
+}
+
+type Answer<T> = oneshot::Receiver<Result<T, Error>>;
+
+fn enqueue(id: u64, body: Vec<u8>) -> (Command, Answer<Enqueued>) {
+    let clear = Bytes::from(format!("<xml><MsgType>text</MsgType><Content>{}</Content></xml>", body.len()));
+    let message = Message::parse(&clear).unwrap();
+    let key = ContentKey::of("wx1", &message, &clear);
+    let event = Event {
+        id: EventId(id),
+        account: "shop".into(),
+        app_id: "wx1".into(),
+        mode: Mode::Plaintext,
+        received_at: UnixMillis(1),
+        query: String::new(),
+        body: body.into(),
+        clear,
+        message,
+        traceparent: None,
+    };
+    let new = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: None };
+    let (waiter, answer) = Waiter::new();
+    (Command::Enqueue { new, held: Vec::new(), waiter }, answer)
+}
+
+fn settle(id: u64) -> (Command, Answer<()>) {
+    let verdict = Verdict::End(State::Delivered);
+    let settlement = Settlement { event: EventId(id), target: "crm".into(), verdict, attempt: None };
+    let (waiter, answer) = Waiter::new();
+    (Command::Settle(settlement, waiter), answer)
+}
+
+#[test]
+fn the_log_is_written_back_before_it_grows_large() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    let log = || std::fs::metadata(folder.path().join("wxrelay.db-wal")).unwrap().len();
+    // 16 MiB in all.
+    for id in 1..=1024 {
+        let (command, _answer) = enqueue(id, vec![b'x'; (16 << 10) + usize::try_from(id).unwrap()]);
+        writer.commit(vec![command]);
+        writer.keep_log_small();
+        assert!(log() < 5 << 20, "{} bytes after {id} events", log());
+    }
+}
+
+#[test]
+fn a_command_that_fails_does_not_fail_those_it_shares_a_commit_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    let (first, mut first_answer) = enqueue(1, vec![1]);
+    let (clash, mut clash_answer) = enqueue(1, vec![1; 2]);
+    let (third, mut third_answer) = enqueue(3, vec![1; 3]);
+    writer.commit(vec![first, clash, third]);
+    assert!(matches!(first_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
+    assert!(matches!(clash_answer.try_recv().unwrap(), Err(Error::Engine(_))), "an id given twice");
+    assert!(matches!(third_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
+}
+
+#[test]
+fn a_full_disk_refuses_pushes_lets_settlements_through_and_heals() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    writer.commit(vec![enqueue(1, vec![1]).0]);
+    let pages = writer.store.pragma("page_count").unwrap();
+    let limit = |writer: &Writer, pages| writer.store.pragma(&format!("max_page_count = {pages}")).unwrap();
+    limit(&writer, pages);
+    let (push, mut push_answer) = enqueue(2, vec![1; 100_000]);
+    let (settle, mut settle_answer) = settle(1);
+    writer.commit(vec![push, settle]);
+    assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Full)));
+    assert!(matches!(settle_answer.try_recv().unwrap(), Ok(())));
+    limit(&writer, 1_000_000);
+    let (push, mut push_answer) = enqueue(2, vec![1; 10]);
+    writer.commit(vec![push]);
+    assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Full)), "without a look at the disk");
+    writer.probe();
+    let (push, mut push_answer) = enqueue(2, vec![1; 100_000]);
+    writer.commit(vec![push]);
+    assert!(matches!(push_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
+}
+
+#[test]
+fn another_programs_lock_is_told_to_everybody_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    writer.store.connection.busy_timeout(Duration::ZERO).unwrap();
+    let shell = rusqlite::Connection::open(folder.path().join("wxrelay.db")).unwrap();
+    shell.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (push, mut push_answer) = enqueue(1, vec![1]);
+    let (settle, mut settle_answer) = settle(1);
+    writer.commit(vec![push, settle]);
+    assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Busy)));
+    assert!(matches!(settle_answer.try_recv().unwrap(), Err(Error::Busy)));
+}
+
+#[test]
+fn an_event_that_cannot_be_read_back_is_dead_and_does_not_stop_its_target() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    writer.commit(vec![enqueue(1, vec![1]).0, enqueue(2, vec![1; 2]).0]);
+    writer.store.connection.execute("UPDATE event SET clear = x'00ff' WHERE id = 1", []).unwrap();
+    let leases = writer.lease(&"crm".into(), 10, UnixMillis(1)).unwrap();
+    assert_eq!(leases.due.iter().map(|lease| lease.event.id).collect::<Vec<_>>(), [EventId(2)]);
+    let inspect = crate::queue::Inspect::open(folder.path()).unwrap();
+    assert_eq!(inspect.dead(None, 10, None).unwrap()[0].id, EventId(1));
+    assert!(inspect.audit().unwrap().is_clean());
+}
+
+#[test]
+fn behind_events_that_cannot_be_read_there_is_more_to_lease() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    writer.commit([1, 2, 3, 4].map(|id: u8| enqueue(id.into(), vec![1; id.into()]).0).into());
+    writer.store.connection.execute("UPDATE event SET clear = x'00ff' WHERE id < 4", []).unwrap();
+    let leases = writer.lease(&"crm".into(), 1, UnixMillis(1)).unwrap();
+    assert!(leases.due.is_empty());
+    assert_eq!(leases.next_due, Some(UnixMillis(1)), "the fourth is due and was not looked at");
+}
+
+#[test]
+fn no_statement_is_planned_anew_for_each_delivery() {
+    static PLANNED: AtomicU64 = AtomicU64::new(0);
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    let store_load_settle = |writer: &mut Writer, id: u64| {
+        writer.commit(vec![enqueue(id, vec![1; usize::try_from(id).unwrap()]).0]);
+        writer.store.load(EventId(id), 1).unwrap();
+        writer.commit(vec![settle(id).0]);
+    };
+    store_load_settle(&mut writer, 1);
+    // SQLite asks for each column that a statement names while it plans it.
+    let count = |asked: rusqlite::hooks::AuthContext<'_>| {
+        let reads = matches!(asked.action, rusqlite::hooks::AuthAction::Read { .. });
+        PLANNED.fetch_add(u64::from(reads), Ordering::Relaxed);
+        rusqlite::hooks::Authorization::Allow
+    };
+    writer.store.connection.authorizer(Some(count)).unwrap();
+    // Setting that makes every statement be planned once more.
+    store_load_settle(&mut writer, 2);
+    let planned = PLANNED.load(Ordering::Relaxed);
+    assert!(planned > 0);
+    store_load_settle(&mut writer, 3);
+    assert_eq!(PLANNED.load(Ordering::Relaxed), planned);
+}
