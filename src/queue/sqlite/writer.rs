@@ -222,6 +222,9 @@ impl Writer {
     fn due(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> rusqlite::Result<Leases> {
         let mut leases = Leases::default();
         let Some(number) = self.store.known_number(target)? else { return Ok(leases) };
+        let mut unread = Vec::new();
+        // One read of the store: else SQLite takes and leaves its locks for each row.
+        let reading = self.store.connection.unchecked_transaction()?;
         // One more than could be leased or skipped, so that what comes next is seen too.
         let limit = max.saturating_add(self.holds.count(target)).saturating_add(1);
         for Waiting { event: id, due } in self.store.waiting(number, limit)? {
@@ -235,8 +238,7 @@ impl Writer {
             let loaded = self.store.load(id, number)?;
             let attempt = loaded.attempts + 1;
             let Some(event) = loaded.event else {
-                let settlement = unreadable(id, target, attempt, now);
-                self.store.transact(|store| store.settle(&settlement, now))?;
+                unread.push(unreadable(id, target, attempt, now));
                 // Nothing may come of this look though there is more behind it.
                 leases.next_due = Some(now);
                 continue;
@@ -244,6 +246,10 @@ impl Writer {
             let hold = self.holds.grant(target, id);
             let (event, target) = (Arc::new(event), Arc::clone(target));
             leases.due.push(Lease { event, target, attempt, failures: loaded.failures, reply: None, hold });
+        }
+        reading.finish()?;
+        if !unread.is_empty() {
+            self.store.transact(|store| unread.iter().try_for_each(|settlement| store.settle(settlement, now)))?;
         }
         Ok(leases)
     }
