@@ -253,6 +253,7 @@ impl App {
         tracing::info!("draining");
         let deadline = Instant::now() + self.drain;
         self.stop_pushes.cancel();
+        self.line.close_windows();
         let servers = std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
         let mut servers = servers.into_iter();
         if let Some(pushes) = servers.next() {

@@ -36,6 +36,8 @@ pub struct Metrics {
     push_duration: HistogramVec,
     duplicates: IntCounterVec,
     replies: IntCounterVec,
+    reply_window_open: IntGaugeVec,
+    reply_window_timeouts: IntCounterVec,
     deliveries: IntCounterVec,
     delivery_duration: HistogramVec,
     identity_latency: HistogramVec,
@@ -66,6 +68,9 @@ pub struct AccountMetrics {
     name: Arc<str>,
     pushes: IntCounterVec,
     replies: IntCounterVec,
+    reply_window_open: IntGaugeVec,
+    /// Pushes left to time out for a late reply.
+    pub reply_window_timeouts: IntCounter,
     /// Seconds from a push's arrival to its answer.
     pub push_duration: Histogram,
     /// Pushes that were tries of an event already known.
@@ -120,6 +125,18 @@ impl Metrics {
             ),
             duplicates: counters(at, "wxrelay_duplicates_total", "Pushes of an event already known.", &["account"]),
             replies: counters(at, "wxrelay_replies_total", "Passive replies.", &["account", "result"]),
+            reply_window_open: gauges(
+                at,
+                "wxrelay_reply_window_open",
+                "0 while the reply window is closed to spare WeChat further failures.",
+                &["account"],
+            ),
+            reply_window_timeouts: counters(
+                at,
+                "wxrelay_reply_window_timeouts_total",
+                "Pushes left to time out for a late reply.",
+                &["account"],
+            ),
             deliveries: counters(at, "wxrelay_deliveries_total", "Attempts by outcome.", &["target", "outcome"]),
             delivery_duration: histograms(
                 at,
@@ -179,6 +196,8 @@ impl Metrics {
             name: name.into(),
             pushes: self.pushes.clone(),
             replies: self.replies.clone(),
+            reply_window_open: self.reply_window_open.clone(),
+            reply_window_timeouts: self.reply_window_timeouts.with_label_values(&[name]),
             push_duration: self.push_duration.with_label_values(&[name]),
             duplicates: self.duplicates.with_label_values(&[name]),
         }
@@ -256,6 +275,15 @@ impl AccountMetrics {
     /// Counts a passive reply by what became of it.
     pub fn reply(&self, result: &'static str) {
         self.replies.with_label_values(&[&*self.name, result]).inc();
+    }
+
+    /// Says whether the account's reply window is open; `None` where it has none, and then no series.
+    pub fn reply_window(&self, open: Option<bool>) {
+        match open {
+            Some(open) => self.reply_window_open.with_label_values(&[&*self.name]).set(open.into()),
+            // An error is that there is none.
+            None => drop(self.reply_window_open.remove_label_values(&[&*self.name])),
+        }
     }
 }
 

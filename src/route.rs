@@ -51,11 +51,11 @@ pub enum When {
 
 /// Where a passive reply comes from.
 #[derive(Clone, Debug)]
-pub enum ReplyRule {
-    /// From the configuration.
-    Fixed(ReplyBody),
-    /// From the answer of the target of that name.
-    Target(Arc<str>),
+pub struct ReplyRule {
+    /// The names of the targets that are asked, all at the same time: the first in this order that replies wins.
+    pub asked: Vec<Arc<str>>,
+    /// The reply from the configuration, where nobody is asked or none of them replies.
+    pub fixed: Option<ReplyBody>,
 }
 
 impl Table {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     fn route(when: Match, to: &[&str], reply: Option<&str>) -> Route {
-        let reply = reply.map(|name| ReplyRule::Target(name.into()));
+        let reply = reply.map(|name| ReplyRule { asked: names(&[name]), fixed: None });
         Route { when: When::Match(when), to: names(to), reply }
     }
 
@@ -313,7 +313,7 @@ mod tests {
         };
         let scan = event("SCAN", "vip_7");
         assert_eq!(targets(&table, &scan), ["login", "log", "crm"]);
-        assert!(matches!(table.plan(&scan).reply, Some(ReplyRule::Target(name)) if &**name == "crm"));
+        assert_eq!(table.plan(&scan).reply.map(|rule| rule.asked.as_slice()), Some(&names(&["crm"])[..]));
         assert_eq!(targets(&table, &event("VIEW", "vip")), ["rest"]);
     }
 

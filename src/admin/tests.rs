@@ -66,7 +66,8 @@ impl Relay {
             message,
             traceparent: None,
         };
-        let event = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: None };
+        let event =
+            NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: Vec::new() };
         self.state.queue.enqueue(event).await.unwrap();
         id
     }

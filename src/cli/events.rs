@@ -33,7 +33,7 @@ enum Action {
     Show {
         /// evt_...
         id: EventId,
-        /// Show the opened text too
+        /// Show the opened text, the reply and what targets answered too
         #[arg(long)]
         text: bool,
     },
@@ -157,7 +157,12 @@ fn description(event: &Detail, with_text: bool) -> String {
         out += &delivery.ended_at.map(|at| format!(" at {at}")).unwrap_or_default();
         out += &delivery.due.map(|due| format!(", next attempt {due}")).unwrap_or_default();
         out.push('\n');
-        delivery.attempts.iter().for_each(|attempt| out += &attempt_line(attempt));
+        for attempt in &delivery.attempts {
+            out += &attempt_line(attempt);
+            if let Some(answer) = attempt.answer.as_ref().filter(|_| with_text) {
+                out += &format!("      {}\n", answer.replace('\n', "\n      "));
+            }
+        }
     }
     if let Some(reply) = event.reply.as_ref().filter(|_| with_text) {
         out += &format!("  reply     {reply}\n");
@@ -170,8 +175,10 @@ fn description(event: &Detail, with_text: bool) -> String {
 
 fn attempt_line(attempt: &AttemptDetail) -> String {
     let status = attempt.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-    let error = attempt.error.as_deref().unwrap_or_default();
-    let answer = attempt.answer.as_deref().map(excerpt).unwrap_or_default();
+    let success = attempt.status.is_some_and(|status| (200..300).contains(&status));
+    let used = if success && attempt.answer.is_some() { "reply used" } else { "" };
+    let error = attempt.error.as_deref().unwrap_or(used);
+    let answer = attempt.answer.as_deref().filter(|_| !success).map(excerpt).unwrap_or_default();
     format!(
         "    attempt {}  {}  {:.1} ms  {status}  {error}{answer}\n",
         attempt.number, attempt.at, attempt.duration_ms

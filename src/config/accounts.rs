@@ -7,9 +7,9 @@ use super::error::Problem;
 use super::file::{self, SecretSource};
 use super::routes;
 use super::scope::Scope;
-use super::value::{self, Parsed};
+use super::value;
 use crate::dispatcher::TargetSettings;
-use crate::push::Account;
+use crate::push::{Account, ReplyWindow};
 use crate::secret::Secret;
 use crate::wechat::{AesKey, Credentials, Mode};
 
@@ -80,14 +80,16 @@ fn account(scope: &Scope<'_>, name: &str, file: &file::Account, known: &Known<'_
     let credentials = credentials(scope, file);
     let max_skew = scope.read("max_skew", &file.max_skew, value::skew).unwrap_or(Some(Duration::from_secs(600)));
     let reply_budget = scope.read("reply_budget", &file.reply_budget, value::reply_budget);
-    scope.read("reply_window", &file.reply_window, reply_window);
+    let reply_budget = reply_budget.unwrap_or(Duration::from_millis(4500));
+    let reply_window = reply_window(scope, file, reply_budget);
     let routes = routes::table(scope, &file.routes, known);
     Some(Account {
         name: name.into(),
         path: path?,
         credentials: credentials?,
         max_skew,
-        reply_budget: reply_budget.unwrap_or(Duration::from_millis(4500)),
+        reply_budget,
+        reply_window,
         routes,
     })
 }
@@ -126,8 +128,16 @@ fn credentials(scope: &Scope<'_>, file: &file::Account) -> Option<Credentials> {
     Some(Credentials { app_id, token: token?, previous_token, aes_key, previous_aes_key, mode: mode? })
 }
 
-fn reply_window(text: &str) -> Parsed<()> {
-    if text == "off" { Ok(()) } else { Err("\"off\": late replies are not supported by this version") }
+/// The window for late replies, and what it may cost.
+fn reply_window(scope: &Scope<'_>, file: &file::Account, budget: Duration) -> Option<ReplyWindow> {
+    let cost = scope.read("reply_window_failures", &file.reply_window_failures, value::failures);
+    let (failures, period) = cost.unwrap_or((20, Duration::from_secs(300)));
+    let length = scope.read("reply_window", &file.reply_window, value::reply_window)??;
+    if length <= budget {
+        let why = "not longer than reply_budget, within which every reply is in time; expected more, or \"off\"";
+        scope.at("reply_window").fault(Problem::Rule(why));
+    }
+    Some(ReplyWindow { length, failures, period })
 }
 
 /// How long a repeat of a push must be known, by the account that asks for most. The store forgets finished events

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
@@ -86,6 +87,7 @@ pub(super) struct Account {
     pub(super) max_skew: Option<Scalar>,
     pub(super) reply_budget: Option<Scalar>,
     pub(super) reply_window: Option<Scalar>,
+    pub(super) reply_window_failures: Option<Scalar>,
     pub(super) dedup_window: Option<Scalar>,
     pub(super) routes: Vec<Route>,
 }
@@ -112,9 +114,16 @@ pub(super) struct Match {
     pub(super) from: Option<List>,
 }
 
-/// `reply` of a route: the name of a target, or a fixed reply.
+/// `reply` of a route: one answerer, or several in the order of their right.
 #[derive(Debug)]
 pub(super) enum Reply {
+    One(Answerer),
+    List(Vec<Answerer>),
+}
+
+/// Who replies: the target of that name, or the configuration itself.
+#[derive(Debug)]
+pub(super) enum Answerer {
     Target(String),
     Fixed(FixedReply),
 }
@@ -124,9 +133,39 @@ pub(super) enum Reply {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct FixedReply {
     pub(super) text: Option<Scalar>,
-    pub(super) image: Option<Scalar>,
+    pub(super) image: Option<OrTable<Media>>,
+    pub(super) voice: Option<OrTable<Media>>,
+    pub(super) video: Option<Video>,
+    pub(super) music: Option<Music>,
     pub(super) news: Option<News>,
-    pub(super) transfer_customer_service: Option<Scalar>,
+    pub(super) transfer_customer_service: Option<OrTable<Transfer>>,
+}
+
+/// The uploaded file of a fixed reply.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Media {
+    pub(super) media_id: Option<Scalar>,
+}
+
+/// The video of a fixed reply.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Video {
+    pub(super) media_id: Option<Scalar>,
+    pub(super) title: Option<Scalar>,
+    pub(super) description: Option<Scalar>,
+}
+
+/// The music of a fixed reply.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Music {
+    pub(super) title: Option<Scalar>,
+    pub(super) description: Option<Scalar>,
+    pub(super) music_url: Option<Scalar>,
+    pub(super) hq_music_url: Option<Scalar>,
+    pub(super) thumb_media_id: Option<Scalar>,
 }
 
 /// The article of a fixed reply.
@@ -137,6 +176,13 @@ pub(super) struct News {
     pub(super) description: Option<Scalar>,
     pub(super) pic_url: Option<Scalar>,
     pub(super) url: Option<Scalar>,
+}
+
+/// Whom a fixed reply hands the user over to.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Transfer {
+    pub(super) kf_account: Option<Scalar>,
 }
 
 /// `[targets.NAME]`
@@ -172,6 +218,13 @@ pub(super) struct Target {
 /// A text, number or boolean, as text.
 #[derive(Debug)]
 pub(super) struct Scalar(pub(super) String);
+
+/// A single value, or a table that says more.
+#[derive(Debug)]
+pub(super) enum OrTable<T> {
+    Scalar(Scalar),
+    Table(T),
+}
 
 /// A text, or a list of texts.
 #[derive(Debug)]
@@ -277,6 +330,32 @@ impl<'de> Deserialize<'de> for SecretSource {
     }
 }
 
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OrTable<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Any<T> {
+            type Value = OrTable<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a single value or a table")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<OrTable<T>, E> {
+                Ok(OrTable::Scalar(Scalar(text.to_owned())))
+            }
+
+            fn visit_bool<E: Error>(self, value: bool) -> Result<OrTable<T>, E> {
+                Ok(OrTable::Scalar(Scalar(value.to_string())))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<OrTable<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(table)).map(OrTable::Table)
+            }
+        }
+        deserializer.deserialize_any(Any(PhantomData))
+    }
+}
+
 impl<'de> Deserialize<'de> for Reply {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Any;
@@ -284,15 +363,48 @@ impl<'de> Deserialize<'de> for Reply {
             type Value = Reply;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("the name of a target or a fixed reply such as { text = \"Welcome!\" }")
+                f.write_str(ANSWERER)?;
+                f.write_str(", or a list of these")
             }
 
             fn visit_str<E: Error>(self, name: &str) -> Result<Reply, E> {
-                Ok(Reply::Target(name.to_owned()))
+                Ok(Reply::One(Answerer::Target(name.to_owned())))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Reply, A::Error> {
-                FixedReply::deserialize(MapAccessDeserializer::new(table)).map(Reply::Fixed)
+                FixedReply::deserialize(MapAccessDeserializer::new(table)).map(Answerer::Fixed).map(Reply::One)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Reply, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(Reply::List(list))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+const ANSWERER: &str = "the name of a target or a fixed reply such as { text = \"Welcome!\" }";
+
+impl<'de> Deserialize<'de> for Answerer {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Answerer;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(ANSWERER)
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Answerer, E> {
+                Ok(Answerer::Target(name.to_owned()))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Answerer, A::Error> {
+                FixedReply::deserialize(MapAccessDeserializer::new(table)).map(Answerer::Fixed)
             }
         }
         deserializer.deserialize_any(Any)

@@ -9,6 +9,7 @@
 mod accounts;
 mod error;
 mod file;
+mod fixed_reply;
 mod layers;
 mod provider;
 mod routes;
@@ -131,6 +132,16 @@ fn check_together(scope: &Scope<'_>, accounts: &[Account], targets: &[TargetSett
             let key = target.credentials.aes_key.as_ref().or(account.credentials.aes_key.as_ref());
             mode != Mode::Plaintext && key.is_none()
         };
+        for account in &routing {
+            let asked = |route: &Route| route.reply.as_ref().is_some_and(|rule| rule.asked.contains(&target.name));
+            let replies = account.routes.routes.iter().any(asked);
+            if replies && account.reply_window.is_some_and(|window| target.timeout < window.length) {
+                scope.at("timeout").warn(format_args!(
+                    "shorter than accounts.{}.reply_window: its replies are cut off before that ends",
+                    account.name
+                ));
+            }
+        }
         if target.format == Format::Wechat && routing.into_iter().any(|account| lacks_key(&account)) {
             let expected = "a key: mode is \"compatible\" or \"secure\", and an account whose events it gets has none";
             scope.at("encoding_aes_key").fault(Problem::Missing(expected));
@@ -225,7 +236,8 @@ mod tests {
         let (_folder, path) = written(
             "x = 1\n[server]\nx = 1\ntls = { x = 1 }\n[admin]\nx = 1\ntoken = { x = 1 }\n[queue]\nx = 1\n[log]\nx = 1\n\
              [targets.a]\nx = 1\n[accounts.a]\nx = 1\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
-             reply = { x = 1, news = { x = 1 } }\n",
+             reply = { x = 1, image = { x = 1 }, video = { x = 1 }, music = { x = 1 }, news = { x = 1 }, \
+             transfer_customer_service = { x = 1 } }\n",
         );
         let example = std::fs::read_to_string(Path::new(ROOT).join("config.toml.example")).unwrap();
         let errors = load(Some(&path), env(&[]), &[]).unwrap_err();
@@ -234,7 +246,7 @@ mod tests {
             _ => None,
         });
         let known: Vec<_> = known.collect();
-        assert_eq!(known.len(), 13, "one list for each kind of table");
+        assert_eq!(known.len(), 17, "one list for each kind of table");
         for key in known.concat() {
             let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
             assert!(written.iter().any(|text| example.contains(text)), "the example lacks `{key}`");
@@ -393,6 +405,7 @@ mod tests {
   path     /wechat/events
   app_id   wx0123456789abcdef
   mode     secure
+  replies  within 4s 500ms
   routes[0]  event = subscribe | SCAN              -> login        reply \"Welcome!\"
   routes[1]  msg_type = text, content = re:^#\\d+$  -> crm          reply by crm
   routes[2]  otherwise                             -> crm, legacy
@@ -401,6 +414,11 @@ target crm
 ";
         assert!(drawn.starts_with(expected), "{drawn}");
         assert!(drawn.contains("  then     expired 2m after the push"), "{drawn}");
+        let replies = table::text(&loaded(&data("valid/replies.toml"), &[]));
+        assert!(replies.contains("  reply by bot, else by crm, else \"One moment, please.\"\n"), "{replies}");
+        assert!(
+            replies.contains("  replies  within 4s, or 14s by WeChat's next tries, at the price of 5 failures in 1m\n")
+        );
         let json = table::json(&config);
         assert_eq!(json["accounts"][0]["routes"][2]["when"], "otherwise");
         assert_eq!(json["targets"][2]["end"], "expired 2m after the push");

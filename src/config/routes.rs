@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use super::accounts::Known;
 use super::error::{Problem, nearest};
-use super::file::{self, List, Scalar};
+use super::file::{self, Answerer, List};
+use super::fixed_reply;
 use super::scope::Scope;
 use super::value;
 use crate::deliver::Role;
 use crate::route::{Match, Pattern, Patterns, ReplyRule, Route, Table, When};
-use crate::wechat::reply::Article;
-use crate::wechat::{Reply, ReplyBody};
 
 /// The table of an account: as written, or the Mode 2 default.
 pub(super) fn table(scope: &Scope<'_>, file: &[file::Route], known: &Known<'_>) -> Table {
@@ -102,54 +101,41 @@ fn check_target(scope: &Scope<'_>, name: &str, known: &Known<'_>) {
     }
 }
 
+/// The targets in the order of their right to reply; a fixed reply can only be the last resort.
 fn reply_rule(scope: &Scope<'_>, reply: &file::Reply, route: &file::Route, known: &Known<'_>) -> Option<ReplyRule> {
-    match reply {
-        file::Reply::Target(name) => {
-            let named = route.to.as_ref().is_some_and(|list| list.0.contains(name));
-            if !known.names.contains(&name.as_str()) {
-                check_target(scope, name, known);
-            } else if !named {
-                scope
-                    .fault(Problem::Rule("this target gets nothing by this route, so it cannot reply; add it to `to`"));
-            }
-            Some(ReplyRule::Target(name.as_str().into()))
+    let answerers: Vec<_> = match reply {
+        file::Reply::One(answerer) => vec![(scope.clone(), answerer)],
+        file::Reply::List(list) => list.iter().enumerate().map(|(index, one)| (scope.nth(index), one)).collect(),
+    };
+    if answerers.is_empty() {
+        scope.fault(Problem::Missing("at least one target or a fixed reply"));
+    }
+    let mut rule = ReplyRule { asked: Vec::new(), fixed: None };
+    for (scope, answerer) in answerers {
+        if rule.fixed.is_some() {
+            scope.fault(Problem::Rule(
+                "never used, since the fixed reply before it always replies; put that at the end",
+            ));
         }
-        file::Reply::Fixed(fixed) => {
-            let body = body(scope, fixed)?;
-            let checked = Reply::new(body.clone()).check();
-            checked.map_err(|error| scope.fault(Problem::Reply(error))).ok()?;
-            Some(ReplyRule::Fixed(body))
+        match answerer {
+            Answerer::Target(name) => {
+                check_replier(&scope, name, route, known);
+                if rule.asked.iter().any(|asked| **asked == **name) {
+                    scope.fault(Problem::Rule("named twice in this list, expected once"));
+                }
+                rule.asked.push(name.as_str().into());
+            }
+            Answerer::Fixed(fixed) => rule.fixed = Some(fixed_reply::read(&scope, fixed)?),
         }
     }
+    Some(rule)
 }
 
-fn body(scope: &Scope<'_>, fixed: &file::FixedReply) -> Option<ReplyBody> {
-    let text = |given: &Option<Scalar>| given.as_ref().map(|Scalar(text)| text.clone());
-    match fixed {
-        file::FixedReply { text: Some(Scalar(content)), image: None, news: None, transfer_customer_service: None } => {
-            Some(ReplyBody::Text { content: content.clone() })
-        }
-        file::FixedReply { text: None, image: Some(Scalar(id)), news: None, transfer_customer_service: None } => {
-            Some(ReplyBody::Image { media_id: id.clone() })
-        }
-        file::FixedReply { text: None, image: None, news: Some(news), transfer_customer_service: None } => {
-            let article = Article {
-                title: text(&news.title).unwrap_or_default(),
-                description: text(&news.description).unwrap_or_default(),
-                pic_url: text(&news.pic_url).unwrap_or_default(),
-                url: text(&news.url).unwrap_or_default(),
-            };
-            Some(ReplyBody::News { articles: vec![article] })
-        }
-        file::FixedReply { text: None, image: None, news: None, transfer_customer_service: Some(_) } => {
-            scope.read("transfer_customer_service", &fixed.transfer_customer_service, value::yes)?;
-            Some(ReplyBody::TransferCustomerService { kf_account: None })
-        }
-        _ => {
-            scope.fault(Problem::Rule(
-                "expected exactly one of `text`, `image`, `news` and `transfer_customer_service`",
-            ));
-            None
-        }
+fn check_replier(scope: &Scope<'_>, name: &str, route: &file::Route, known: &Known<'_>) {
+    let named = route.to.as_ref().is_some_and(|list| list.0.iter().any(|target| target == name));
+    if !known.names.contains(&name) {
+        check_target(scope, name, known);
+    } else if !named {
+        scope.fault(Problem::Rule("this target gets nothing by this route, so it cannot reply; add it to `to`"));
     }
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{Config, targets};
 use crate::deliver::Role;
 use crate::dispatcher::TargetSettings;
-use crate::push::Account;
+use crate::push::{Account, ReplyWindow};
 use crate::route::{ReplyRule, Route, When};
 use crate::wechat::ReplyBody;
 
@@ -22,6 +22,7 @@ pub fn text(config: &Config) -> String {
             ("path", shown_path(account).to_owned()),
             ("app_id", account.credentials.app_id.to_string()),
             ("mode", account.credentials.mode.to_string()),
+            ("replies", replies(account)),
         ];
         block(&mut text, &format!("account {}", account.name), &facts);
         routes(&mut text, &account.routes.routes);
@@ -50,7 +51,7 @@ pub fn json(config: &Config) -> Value {
         });
         json!({
             "name": &*account.name, "path": shown_path(account), "app_id": &*account.credentials.app_id,
-            "mode": account.credentials.mode.to_string(), "routes": routes.collect::<Vec<_>>(),
+            "mode": account.credentials.mode.to_string(), "replies": replies(account), "routes": routes.collect::<Vec<_>>(),
         })
     });
     let targets = config.targets.iter().map(|settings| {
@@ -90,6 +91,20 @@ fn routes(text: &mut String, routes: &[Route]) {
     }
 }
 
+/// Until when a reply reaches the user.
+fn replies(account: &Account) -> String {
+    let budget = words(account.reply_budget);
+    match account.reply_window {
+        None => format!("within {budget}"),
+        Some(ReplyWindow { length, failures, period }) => {
+            let (length, period) = (words(length), words(period));
+            format!(
+                "within {budget}, or {length} by WeChat's next tries, at the price of {failures} failures in {period}"
+            )
+        }
+    }
+}
+
 fn shown_path(account: &Account) -> &str {
     if account.path.is_empty() { "/" } else { &account.path }
 }
@@ -111,16 +126,21 @@ fn to(route: &Route) -> String {
     if route.to.is_empty() { "nowhere".to_owned() } else { route.to.join(", ") }
 }
 
+/// Who comes first, and who in place of whom.
 fn reply(rule: &ReplyRule) -> String {
-    match rule {
-        ReplyRule::Target(name) => format!("by {name}"),
-        ReplyRule::Fixed(ReplyBody::Text { content }) => format!("{content:?}"),
-        ReplyRule::Fixed(ReplyBody::Image { .. }) => "an image".to_owned(),
-        ReplyRule::Fixed(ReplyBody::Voice { .. }) => "a voice message".to_owned(),
-        ReplyRule::Fixed(ReplyBody::Video { .. }) => "a video".to_owned(),
-        ReplyRule::Fixed(ReplyBody::Music { .. }) => "music".to_owned(),
-        ReplyRule::Fixed(ReplyBody::News { .. }) => "an article".to_owned(),
-        ReplyRule::Fixed(ReplyBody::TransferCustomerService { .. }) => "customer service".to_owned(),
+    let asked = rule.asked.iter().map(|name| format!("by {name}"));
+    asked.chain(rule.fixed.as_ref().map(fixed)).collect::<Vec<_>>().join(", else ")
+}
+
+fn fixed(body: &ReplyBody) -> String {
+    match body {
+        ReplyBody::Text { content } => format!("{content:?}"),
+        ReplyBody::Image { .. } => "an image".to_owned(),
+        ReplyBody::Voice { .. } => "a voice message".to_owned(),
+        ReplyBody::Video { .. } => "a video".to_owned(),
+        ReplyBody::Music { .. } => "music".to_owned(),
+        ReplyBody::News { .. } => "an article".to_owned(),
+        ReplyBody::TransferCustomerService { .. } => "customer service".to_owned(),
     }
 }
 

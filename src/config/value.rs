@@ -45,6 +45,29 @@ pub(super) fn reply_budget(text: &str) -> Parsed<Duration> {
     some_duration(text).ok().filter(|budget| *budget <= longest).ok_or(expected)
 }
 
+/// `off`, or what WeChat's three tries leave: it hangs up on the last one 15 s after the first.
+pub(super) fn reply_window(text: &str) -> Parsed<Option<Duration>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let longest = Duration::from_secs(14);
+    some_duration(text)
+        .ok()
+        .filter(|window| *window <= longest)
+        .map(Some)
+        .ok_or("a duration of at most 14s, or \"off\"")
+}
+
+/// Failures in a time: `20/5m`.
+pub(super) fn failures(text: &str) -> Parsed<(usize, Duration)> {
+    let parts = text.split_once('/').and_then(|(count, period)| {
+        let count = count.trim().parse().ok().filter(|count| (1..=1000).contains(count))?;
+        let period = duration(period.trim()).ok().filter(|period| (1..=3600).contains(&period.as_secs()))?;
+        Some((count, period))
+    });
+    parts.ok_or("a number of failures from 1 to 1000 and a time from 1s to 1h, such as \"20/5m\"")
+}
+
 /// A number of bytes such as `1MiB`.
 pub(super) fn size(text: &str) -> Parsed<u64> {
     text.parse::<bytesize::ByteSize>().map(|size| size.as_u64()).map_err(|_| "a size such as \"1MiB\" or \"10GiB\"")

@@ -17,9 +17,10 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::time::Instant;
 
-use super::Target;
 use super::resolver::Resolver;
+use super::{ANSWER_CAP, Target};
 
 /// What an attempt sends: whole, with a Content-Length.
 pub(super) type RequestBody = Full<Bytes>;
@@ -142,17 +143,41 @@ fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, ClientEr
         .map_err(|source| ClientError::Pem { path: path.clone(), source })
 }
 
-/// Reads a body up to `cap` bytes and leaves the rest: the connection is then closed, not reused.
-pub(super) async fn read_capped(mut body: Incoming, cap: usize) -> Result<Bytes, hyper::Error> {
-    let mut read = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame?.into_data() else { continue };
-        let room = cap - read.len();
-        if data.len() >= room {
-            read.extend_from_slice(&data[..room]);
-            break;
+/// What was read of an answer's body.
+#[derive(Debug)]
+pub(super) struct Body {
+    pub(super) bytes: Vec<u8>,
+    pub(super) end: BodyEnd,
+}
+
+/// Why no more was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyEnd {
+    /// There is no more.
+    Whole,
+    /// More than [`ANSWER_CAP`] bytes.
+    Capped,
+    /// The connection broke, or the rest did not come in time.
+    BrokenOff,
+}
+
+/// Reads a body until `deadline`, and up to [`ANSWER_CAP`] bytes; if there is more, the connection is closed, not
+/// reused.
+pub(super) async fn read(mut body: Incoming, deadline: Instant) -> Body {
+    let mut bytes = Vec::new();
+    let end = loop {
+        match tokio::time::timeout_at(deadline, body.frame()).await {
+            Ok(None) => break BodyEnd::Whole,
+            Err(_) | Ok(Some(Err(_))) => break BodyEnd::BrokenOff,
+            Ok(Some(Ok(frame))) => {
+                let Ok(data) = frame.into_data() else { continue };
+                let room = ANSWER_CAP - bytes.len();
+                bytes.extend_from_slice(&data[..data.len().min(room)]);
+                if data.len() > room {
+                    break BodyEnd::Capped;
+                }
+            }
         }
-        read.extend_from_slice(&data);
-    }
-    Ok(read.into())
+    };
+    Body { bytes, end }
 }

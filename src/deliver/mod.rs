@@ -15,7 +15,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio::time::Instant;
@@ -25,14 +24,14 @@ use crate::event::Event;
 use crate::secret::Secret;
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
-use client::Client;
+use client::{Body, BodyEnd, Client, read};
 pub use client::{ClientError, TlsOptions};
 pub use outcome::Outcome;
 pub use webhook::SigningKey;
 
 /// The most bytes of an answer that are read.
 pub const ANSWER_CAP: usize = 64 * 1024;
-/// The most bytes of a failed answer that are kept with the attempt.
+/// The most bytes of an answer that are kept with the attempt.
 const KEPT: usize = 1024;
 
 const EVENT_ID: HeaderName = HeaderName::from_static("wxrelay-event-id");
@@ -147,11 +146,11 @@ pub struct Report {
     pub status: Option<StatusCode>,
     /// Why it failed, in words fit for a log.
     pub error: Option<String>,
-    /// The beginning of a failed answer's body.
+    /// The beginning of a body that tells what went wrong: a failed answer's, or that of an unusable reply.
     pub answer: Option<Vec<u8>>,
     /// How long it took.
     pub duration: Duration,
-    /// The reply in a whole 2xx answer, where one was awaited.
+    /// The reply in a 2xx answer, where one was awaited.
     pub reply: Option<Result<Option<Reply>, ReplyError>>,
 }
 
@@ -228,28 +227,37 @@ impl Upstream {
     ) -> Report {
         let status = response.status();
         let outcome = outcome::judge(status, response.headers(), order.now);
-        let read = client::read_capped(response.into_body(), ANSWER_CAP);
-        let body = tokio::time::timeout_at(started + self.target.timeout, read).await;
-        let body = body.ok().and_then(Result::ok);
+        let body = read(response.into_body(), started + self.target.timeout).await;
         let failed = outcome != Outcome::Delivered;
         let asked = order.reply_until.is_some() && !failed;
-        let reply = body.as_ref().filter(|_| asked).map(|bytes| self.reply(bytes, order.event));
+        let reply = asked.then(|| self.reply(&body, order.event));
+        let telling = failed || matches!(reply, Some(Err(_)));
         Report {
             outcome,
             status: Some(status),
             error: failed.then(|| format!("answered {}", status.as_u16())),
-            answer: body.filter(|_| failed).map(|bytes| bytes[..bytes.len().min(KEPT)].to_vec()),
+            answer: (telling && !body.bytes.is_empty()).then(|| beginning(&body.bytes)),
             duration: started.elapsed(),
             reply,
         }
     }
 
-    fn reply(&self, body: &Bytes, event: &Event) -> Result<Option<Reply>, ReplyError> {
+    fn reply(&self, body: &Body, event: &Event) -> Result<Option<Reply>, ReplyError> {
+        match body.end {
+            BodyEnd::Whole => {}
+            BodyEnd::Capped => return Err(ReplyError::TooLarge),
+            BodyEnd::BrokenOff => return Err(ReplyError::BrokenOff),
+        }
         match (self.target.format, self.credentials.get(&event.account)) {
-            (Format::Wechat, Some(credentials)) => format::wechat::read_reply(credentials, body),
-            _ => Reply::parse(body),
+            (Format::Wechat, Some(credentials)) => format::wechat::read_reply(credentials, &body.bytes),
+            _ => Reply::parse(&body.bytes),
         }
     }
+}
+
+/// As much of a body as is kept with an attempt.
+pub fn beginning(body: &[u8]) -> Vec<u8> {
+    body[..body.len().min(KEPT)].to_vec()
 }
 
 impl Report {

@@ -4,14 +4,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::Policy;
+use super::{Policy, offer};
 use crate::clock::UnixMillis;
 use crate::deliver::{Order, Outcome, Report, Role};
 use crate::event::{Event, EventId};
 use crate::metrics::TargetMetrics;
-use crate::queue::{Attempt, Lease, Queue, Settlement, State, Verdict};
+use crate::queue::{Attempt, Choice, Lease, Note, Queue, Settlement, State, Verdict};
 use crate::telemetry;
 
 /// Between two tries to settle while the store fails (a full disk).
@@ -21,6 +23,8 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct Bench {
     pub(super) queue: Queue,
     pub(super) metrics: TargetMetrics,
+    /// What is still to be noted of attempts that are settled.
+    pub(super) notes: TaskTracker,
     stop: CancellationToken,
 }
 
@@ -38,13 +42,15 @@ pub(super) enum End {
 /// An attempt that is over, or was not made, but that the store does not know of yet.
 pub(super) struct Unsettled {
     settlement: Settlement,
+    /// For a reply in reserve: the note on it, and where it shows what became of it.
+    reserve: Option<(Note, oneshot::Receiver<Choice>)>,
     /// Out until the store knows, so that nobody else makes the same attempt.
     lease: Lease,
 }
 
 impl Bench {
     pub(super) fn new(queue: Queue, metrics: TargetMetrics, stop: CancellationToken) -> Self {
-        Self { queue, metrics, stop }
+        Self { queue, metrics, notes: TaskTracker::new(), stop }
     }
 
     /// Makes the attempt that `lease` allows; what it led to is to be settled. A `probe` of a target that is down does
@@ -73,16 +79,16 @@ impl Bench {
         if expiry.is_some_and(|expiry| now >= expiry) {
             self.tell(&policy, event, *attempt, "expired", None);
             let settlement = settlement(Verdict::End(State::Expired), None);
-            return (End::NotMade, Some(Unsettled { settlement, lease }));
+            return (End::NotMade, Some(Unsettled { settlement, reserve: None, lease }));
         }
         let reply_until = reply.as_ref().map(|reply| reply.until);
-        let report = policy.upstream.deliver(Order { event, attempt: *attempt, reply_until, now }).await;
+        let mut report = policy.upstream.deliver(Order { event, attempt: *attempt, reply_until, now }).await;
         let verdict = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
+        let choice = match reply {
+            Some(awaited) => offer::offer(awaited, event, &mut report).await,
+            None => None,
+        };
         self.observe(&policy, event, *attempt, verdict, &report);
-        if let (Some(waiting), Some(answer)) = (reply, report.reply) {
-            // Nobody waits any more when the answer comes after the deadline.
-            drop(waiting.sender.send(answer));
-        }
         let end = match report.outcome {
             Outcome::Delivered | Outcome::Reject => End::Answered,
             Outcome::Retry { .. } => End::Failed(event.id),
@@ -95,12 +101,14 @@ impl Bench {
             error: report.error,
             answer: report.answer,
         };
+        let note = Note { event: event.id, target: target.clone(), attempt: *attempt, error: None };
+        let reserve = choice.map(|choice| (note, choice));
         let settlement = settlement(verdict, Some(record));
-        (end, Some(Unsettled { settlement, lease }))
+        (end, Some(Unsettled { settlement, reserve, lease }))
     }
 
     /// Settles, however long the store fails: until then the lease is held, and the event stays pending on disk.
-    pub(super) async fn settle(self: Arc<Self>, Unsettled { settlement, lease }: Unsettled) {
+    pub(super) async fn settle(self: Arc<Self>, Unsettled { settlement, reserve, lease }: Unsettled) {
         while let Err(error) = self.queue.settle(settlement.clone()).await {
             tracing::warn!(event = %settlement.event, target = %settlement.target, %error, "can't settle; trying again");
             tokio::select! {
@@ -109,6 +117,9 @@ impl Bench {
             }
         }
         drop(lease);
+        if let Some((note, choice)) = reserve {
+            self.notes.spawn(offer::note(self.queue.clone(), note, choice));
+        }
     }
 
     fn observe(&self, policy: &Policy, event: &Event, attempt: u32, verdict: Verdict, report: &Report) {

@@ -224,6 +224,8 @@ impl Lane {
             }
         }
         while self.settling.join_next().await.is_some() {}
+        self.bench.notes.close();
+        self.bench.notes.wait().await;
     }
 }
 

@@ -7,6 +7,7 @@
 mod attempt;
 mod breaker;
 mod lane;
+mod offer;
 
 use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU32;

@@ -8,8 +8,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
-use super::Relayed;
+use super::{PushError, Relayed};
 use crate::event::ContentKey;
 
 /// `None` while under way, then what it came to; `Some(None)` where it could not be relayed.
@@ -17,14 +19,14 @@ type Landed = Option<Option<Relayed>>;
 
 /// The pushes under way, by content.
 #[derive(Clone, Default)]
-pub(super) struct Flights(Arc<Mutex<HashMap<ContentKey, watch::Receiver<Landed>>>>);
+pub(super) struct Flights(Arc<Mutex<HashMap<ContentKey, Seat>>>);
 
 /// How a push goes on.
 pub(super) enum Flight {
-    /// It is the first of its content.
-    First(Landing),
+    /// It is the first of its content, and has to be relayed.
+    First(Landing, Seat),
     /// Its twin is under way.
-    Twin(Twin),
+    Twin(Seat),
 }
 
 /// The duty to say how it ended; dropping it says so too.
@@ -34,22 +36,36 @@ pub(super) struct Landing {
     result: watch::Sender<Landed>,
 }
 
-/// Waits for the first.
-pub(super) struct Twin(watch::Receiver<Landed>);
+/// The place of one try, from which it sees how the push ends.
+#[derive(Clone)]
+pub(super) struct Seat {
+    landed: watch::Receiver<Landed>,
+    /// When the first try was there.
+    pub(super) boarded: Instant,
+    /// When its reply window ends, if it has one.
+    pub(super) window_ends: Option<Instant>,
+    /// Ends the waiting for a reply: WeChat is to be answered now.
+    pub(super) hurry: CancellationToken,
+}
 
 impl Flights {
-    pub(super) fn board(&self, key: ContentKey) -> Flight {
+    pub(super) fn board(&self, key: ContentKey, window_ends: Option<Instant>) -> Flight {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(first) = flights.get(&key) {
-            return Flight::Twin(Twin(first.clone()));
+        if let Some(seat) = flights.get(&key) {
+            return Flight::Twin(seat.clone());
         }
         let (result, landed) = watch::channel(None);
-        flights.insert(key, landed);
-        Flight::First(Landing { flights: self.clone(), key, result })
+        let seat = Seat { landed, boarded: Instant::now(), window_ends, hurry: CancellationToken::new() };
+        flights.insert(key, seat.clone());
+        Flight::First(Landing { flights: self.clone(), key, result }, seat)
     }
 }
 
 impl Landing {
+    pub(super) fn key(&self) -> ContentKey {
+        self.key
+    }
+
     pub(super) fn land(self, relayed: Option<Relayed>) {
         self.result.send_replace(Some(relayed));
     }
@@ -61,10 +77,11 @@ impl Drop for Landing {
     }
 }
 
-impl Twin {
-    /// What the first came to; `None` if it could not be relayed.
-    pub(super) async fn landed(mut self) -> Option<Relayed> {
-        self.0.wait_for(Option::is_some).await.ok().and_then(|landed| landed.clone().flatten())
+impl Seat {
+    /// What the push comes to.
+    pub(super) async fn landed(&mut self) -> Result<Relayed, PushError> {
+        let landed = self.landed.wait_for(Option::is_some).await.map_err(|_| PushError::Internal)?;
+        landed.clone().flatten().ok_or(PushError::Unavailable)
     }
 }
 
@@ -82,19 +99,19 @@ mod tests {
     #[tokio::test]
     async fn a_twin_gets_what_the_first_got_and_the_next_flies_alone() {
         let flights = Flights::default();
-        let Flight::First(landing) = flights.board(KEY) else { panic!("nobody is under way") };
-        let Flight::Twin(twin) = flights.board(KEY) else { panic!("the first is under way") };
+        let Flight::First(landing, _) = flights.board(KEY, None) else { panic!("nobody is under way") };
+        let Flight::Twin(mut twin) = flights.board(KEY, None) else { panic!("the first is under way") };
         landing.land(Some(relayed()));
         assert_eq!(twin.landed().await.unwrap().reply.as_deref(), Some("hello"));
-        assert!(matches!(flights.board(KEY), Flight::First(_)));
+        assert!(matches!(flights.board(KEY, None), Flight::First(..)));
     }
 
     #[tokio::test]
     async fn a_first_that_vanishes_leaves_no_twin_waiting() {
         let flights = Flights::default();
-        let Flight::First(landing) = flights.board(KEY) else { panic!("nobody is under way") };
-        let Flight::Twin(twin) = flights.board(KEY) else { panic!("the first is under way") };
+        let Flight::First(landing, _) = flights.board(KEY, None) else { panic!("nobody is under way") };
+        let Flight::Twin(mut twin) = flights.board(KEY, None) else { panic!("the first is under way") };
         drop(landing);
-        assert!(twin.landed().await.is_none());
+        assert!(matches!(twin.landed().await, Err(PushError::Internal)));
     }
 }

@@ -1,15 +1,18 @@
 //! One push, request side: THE LINE, top to bottom.
 //!
 //! [`Line::handle`] turns what `Line::answer` says into a response, once. A POST goes: path -> account, query, body,
-//! open, fresh enough, and from there on in a task of its own (`Line::relay`), because hyper drops the request's future
-//! when WeChat hangs up after 5 s: twin or first, plan, enqueue, reply.
+//! open, fresh enough, twin or first. The first is relayed in a task of its own (`Line::relay`: plan, enqueue, reply),
+//! because hyper drops the request's future when WeChat hangs up after 5 s. Each try waits for what that comes to
+//! (`Line::landed`): to the end of its budget, or longer in a reply window.
 //!
 //! Invariants: the mode comes from the account, never from the request. 200 is said only after the queue has the event
 //! on disk. Nothing of a push's query or body gets into a log.
 
 mod error;
 mod flight;
+mod record;
 mod reply;
+mod window;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -23,22 +26,30 @@ use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::UnixMillis;
-use crate::event::{ContentKey, Event};
+use crate::event::{ContentKey, Event, EventId};
 use crate::metrics::{AccountMetrics, Metrics};
 use crate::queue::{Enqueued, NewEvent, Queue};
 use crate::route;
-use crate::telemetry::{self, OpenIds};
+use crate::telemetry::OpenIds;
 use crate::wechat::{Credentials, Opened, Query, Salt};
 
 pub use error::PushError;
-use flight::{Flight, Flights};
-use reply::Replier;
+pub use window::ReplyWindow;
+
+use flight::{Flight, Flights, Landing, Seat};
+use record::Record;
+use reply::{Chosen, Replier};
+use window::Guard;
 
 /// What a target's reply must leave of the budget, to be sealed and sent.
 const REPLY_MARGIN: Duration = Duration::from_millis(100);
+
+/// How much of that storing the reply may take, where nothing else is left.
+const STORE_MARGIN: Duration = Duration::from_millis(50);
 
 /// Pushes under way, those that were answered "try again" while the disk stalls included; bounds the memory they take.
 const UNDER_WAY: usize = 8192;
@@ -59,6 +70,8 @@ pub struct Account {
     pub max_skew: Option<Duration>,
     /// How long after its arrival a push is answered at the latest.
     pub reply_budget: Duration,
+    /// Within which a late reply may answer WeChat's 2nd or 3rd try; `None` = never.
+    pub reply_window: Option<ReplyWindow>,
     /// Which targets an event goes to, and who replies.
     pub routes: route::Table,
 }
@@ -70,6 +83,8 @@ pub struct Line {
     flights: Flights,
     metrics: Arc<Metrics>,
     tasks: TaskTracker,
+    /// From here on no try is held beyond its budget.
+    stop: CancellationToken,
     max_body: usize,
 }
 
@@ -82,6 +97,7 @@ pub struct Accounts {
 struct Entry {
     account: Account,
     metrics: AccountMetrics,
+    guard: Arc<Guard>,
 }
 
 /// What WeChat is told, before it is written as HTTP.
@@ -92,21 +108,13 @@ struct Answer {
     content_type: HeaderValue,
 }
 
-/// What is known of a push for its log line; filled as the line goes on.
-#[derive(Default)]
-struct Seen {
-    kind: Option<&'static str>,
-    event: Option<String>,
-    openid: Option<String>,
-    peer: Option<IpAddr>,
-}
-
 impl Accounts {
     /// Accounts by their paths.
     pub fn new(accounts: Vec<Account>, openids: OpenIds, metrics: &Metrics) -> Self {
         let entry = |account: Account| {
             let metrics = metrics.account(&account.name);
-            (account.path.clone(), Arc::new(Entry { account, metrics }))
+            let guard = Guard::new(account.name.clone(), metrics.clone());
+            (account.path.clone(), Arc::new(Entry { account, metrics, guard }))
         };
         Self { by_path: accounts.into_iter().map(entry).collect(), openids }
     }
@@ -114,18 +122,43 @@ impl Accounts {
     fn at(&self, path: &str) -> Option<Arc<Entry>> {
         self.by_path.get(path.trim_end_matches('/')).cloned()
     }
+
+    /// Puts the guards on duty: those of `before` where the account was there, so that no failure is forgotten.
+    fn with_guards_of(mut self, before: Option<&Self>) -> Self {
+        let mut old: HashMap<&str, &Arc<Guard>> = HashMap::new();
+        for entry in before.into_iter().flat_map(|before| before.by_path.values()) {
+            old.insert(&entry.account.name, &entry.guard);
+        }
+        for entry in self.by_path.values_mut().filter_map(Arc::get_mut) {
+            if let Some(guard) = old.remove(&*entry.account.name) {
+                entry.guard = guard.clone();
+            }
+            entry.guard.adopt(entry.account.reply_window);
+        }
+        for gone in old.into_values() {
+            gone.adopt(None);
+        }
+        self
+    }
 }
 
 impl Line {
     /// A line into `queue`. Bodies over `max_body` bytes are refused.
     pub fn new(accounts: Accounts, queue: Queue, metrics: Arc<Metrics>, max_body: usize) -> Self {
-        let accounts = ArcSwap::from_pointee(accounts);
-        Self { accounts, queue, flights: Flights::default(), metrics, tasks: TaskTracker::new(), max_body }
+        let accounts = ArcSwap::from_pointee(accounts.with_guards_of(None));
+        let (flights, tasks, stop) = (Flights::default(), TaskTracker::new(), CancellationToken::new());
+        Self { accounts, queue, flights, metrics, tasks, stop, max_body }
     }
 
     /// Takes pushes for these accounts from now on; pushes under way end as they began.
     pub fn apply(&self, accounts: Accounts) {
+        let accounts = accounts.with_guards_of(Some(&self.accounts.load()));
         self.accounts.store(Arc::new(accounts));
+    }
+
+    /// Closes every reply window for good: what waits in one is answered, as no further try will find us.
+    pub fn close_windows(&self) {
+        self.stop.cancel();
     }
 
     /// Waits for the pushes whose connection is gone already.
@@ -150,10 +183,10 @@ impl Line {
             self.metrics.account("").push("none", PushError::UnknownPath.label());
             return Ok(PushError::UnknownPath.response());
         };
-        let mut seen = Seen { peer, ..Seen::default() };
-        let answer = self.answer(&entry, request, started, &mut seen).await;
-        let result = answer.as_ref().map_or_else(PushError::label, |answer| answer.result);
-        observe(&entry, accounts.openids, &seen, result, started.elapsed());
+        let mut record = Record::new(entry.clone(), accounts.openids, peer, started);
+        let answer = self.answer(&entry, request, started, &mut record).await;
+        let failed = answer.as_ref().is_err_and(|error| error.status().is_server_error());
+        record.answered(answer.as_ref().map_or_else(PushError::label, |answer| answer.result), failed);
         Ok(answer.map_or_else(|error| error.response(), Answer::into_response))
     }
 
@@ -162,7 +195,7 @@ impl Line {
         entry: &Arc<Entry>,
         request: Request<B>,
         started: Instant,
-        seen: &mut Seen,
+        record: &mut Record,
     ) -> Result<Answer, PushError>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -176,7 +209,7 @@ impl Line {
         }
         let query = Query::parse(parts.uri.query().unwrap_or_default())?;
         if parts.method == Method::GET {
-            seen.kind = Some("verify");
+            record.kind = Some("verify");
             let echostr = account.credentials.verify_url(&query)?;
             self.check_skew(account, &query, now)?;
             return Ok(Answer::plain("verified", Bytes::copy_from_slice(echostr.as_bytes())));
@@ -187,21 +220,60 @@ impl Line {
         let opened = account.credentials.open(&query, &body)?;
         self.check_skew(account, &query, now)?;
         let event = Arc::new(self.event(account, &parts, body, &opened, now));
-        seen.kind = Some(event.message.kind());
-        seen.openid = Some(event.message.from_user().to_owned());
+        record.kind = Some(event.message.kind());
+        record.openid = Some(event.message.from_user().to_owned());
 
-        if self.tasks.len() >= UNDER_WAY {
-            return Err(PushError::Unavailable);
-        }
-        let task = self.tasks.spawn(self.clone().relay(entry.clone(), event, deadline));
-        // The task goes on if the deadline passes first: WeChat's next try then finds its result.
-        let relayed = tokio::time::timeout_at(deadline, task).await.map_err(|_| PushError::Late)?;
-        let relayed = relayed.map_err(|_| PushError::Internal)??;
-        seen.event = Some(relayed.event.to_string());
+        let key = ContentKey::of(&event.app_id, &event.message, &event.clear);
+        let (seat, twin) = match self.flights.board(key, entry.guard.window().map(|length| started + length)) {
+            Flight::First(landing, seat) => {
+                if self.tasks.len() >= UNDER_WAY {
+                    return Err(PushError::Unavailable);
+                }
+                self.tasks.spawn(self.clone().relay(entry.clone(), event, landing, seat.clone(), deadline));
+                (seat, false)
+            }
+            Flight::Twin(seat) => {
+                entry.metrics.duplicates.inc();
+                (seat, true)
+            }
+        };
+        let relayed = self.landed(entry, seat, deadline, record).await?;
+        let result = if twin { "duplicate" } else { relayed.result };
+        record.event = Some(relayed.event);
         Ok(match relayed.reply {
-            Some(clear) => Answer::reply(&account.credentials, &opened, relayed.result, &clear, now)?,
-            None => Answer::plain(relayed.result, Bytes::from_static(b"success")),
+            Some(clear) => Answer::reply(&account.credentials, &opened, result, &clear, now)?,
+            None => Answer::plain(result, Bytes::from_static(b"success")),
         })
+    }
+
+    /// Waits for what a push comes to, until `deadline`, where this try's budget ends. In a reply window a try is held
+    /// beyond it if WeChat's next one can still bring the reply: WeChat gives this one up.
+    async fn landed(
+        &self,
+        entry: &Entry,
+        mut seat: Seat,
+        mut deadline: Instant,
+        record: &mut Record,
+    ) -> Result<Relayed, PushError> {
+        if let Some(window_ends) = seat.window_ends {
+            let decision = deadline - REPLY_MARGIN;
+            if let Ok(landed) = tokio::time::timeout_at(decision, seat.landed()).await {
+                return landed;
+            }
+            // WeChat gives up after 5 s and tries again at once, by the default budget of 4.5 s.
+            let next_try = deadline + entry.account.reply_budget / 9;
+            record.spent = next_try < window_ends && !self.stop.is_cancelled() && entry.guard.spend();
+            if record.spent {
+                tokio::select! {
+                    landed = tokio::time::timeout_at(window_ends, seat.landed()) => if let Ok(landed) = landed { return landed },
+                    () = self.stop.cancelled() => {}
+                }
+                deadline = Instant::now() + REPLY_MARGIN;
+            }
+            seat.hurry.cancel();
+        }
+        // The relaying goes on if the deadline passes first: WeChat's next try then finds its result.
+        tokio::time::timeout_at(deadline, seat.landed()).await.map_err(|_| PushError::Late)?
     }
 
     /// From here on the push is WeChat's word: what is lost now is lost for good.
@@ -209,43 +281,69 @@ impl Line {
         self: Arc<Self>,
         entry: Arc<Entry>,
         event: Arc<Event>,
+        landing: Landing,
+        seat: Seat,
         deadline: Instant,
-    ) -> Result<Relayed, PushError> {
-        let key = ContentKey::of(&event.app_id, &event.message, &event.clear);
-        let landing = match self.flights.board(key) {
-            Flight::Twin(first) => {
-                entry.metrics.duplicates.inc();
-                let first = first.landed().await.ok_or(PushError::Unavailable)?;
-                return Ok(Relayed { result: "duplicate", ..first });
-            }
-            Flight::First(landing) => landing,
-        };
+    ) {
         let plan = entry.account.routes.plan(&event.message);
-        let reply_deadline = deadline - REPLY_MARGIN;
+        let reply_deadline = seat.window_ends.unwrap_or(deadline) - REPLY_MARGIN;
         let (replier, awaited) = Replier::new(plan.reply, &event, reply_deadline);
         let new = NewEvent {
             event: event.clone(),
-            key,
+            key: landing.key(),
             targets: plan.targets.into_iter().cloned().collect(),
             reply: replier.fixed(),
             awaited,
         };
         let relayed = match self.queue.enqueue(new).await {
             Ok(Enqueued::Fresh) => {
-                let reply = replier.reply(&self.queue, &event, &entry.metrics, reply_deadline).await;
-                Ok(Relayed { event: event.id, result: "accepted", reply })
+                let reply = self.reply(replier, &event, &entry, &seat, reply_deadline).await;
+                Some(Relayed { event: event.id, result: "accepted", reply })
             }
             Ok(Enqueued::Duplicate { id, reply }) => {
                 entry.metrics.duplicates.inc();
-                Ok(Relayed { event: id, result: "duplicate", reply: reply.map(Into::into) })
+                Some(Relayed { event: id, result: "duplicate", reply: reply.map(Into::into) })
             }
             Err(error) => {
                 tracing::error!(account = %entry.account.name, %error, "can't store the push; WeChat is told to try again");
-                Err(PushError::Unavailable)
+                None
             }
         };
-        landing.land(relayed.as_ref().ok().cloned());
-        relayed
+        landing.land(relayed);
+    }
+
+    /// The clear reply. A target's is stored before WeChat sees it, so that a retry, even after a restart, is answered
+    /// with the same.
+    async fn reply(
+        &self,
+        replier: Replier,
+        event: &Event,
+        entry: &Entry,
+        seat: &Seat,
+        deadline: Instant,
+    ) -> Option<Arc<str>> {
+        let over = async || drop(tokio::time::timeout_at(deadline, seat.hurry.cancelled()).await);
+        let Chosen { reply, given, result } = replier.reply(event, &entry.metrics, over()).await;
+        if let Some(result) = result {
+            let rescued = given && seat.boarded.elapsed() > entry.account.reply_budget;
+            entry.metrics.reply(if rescued { "rescued" } else { result });
+        }
+        let clear = reply?;
+        if given {
+            let late = async {
+                over().await;
+                tokio::time::sleep(STORE_MARGIN).await;
+            };
+            let stored = tokio::select! {
+                stored = self.queue.record_reply(event.id, clear.clone()) => stored.is_ok(),
+                () = late => false,
+            };
+            if !stored {
+                // It goes out all the same: the event is safe, only a retry would miss the reply.
+                tracing::warn!(event = %event.id, "the reply could not be stored in time");
+            }
+        }
+        Some(clear.into())
     }
 
     fn check_skew(&self, account: &Account, query: &Query<'_>, now: UnixMillis) -> Result<(), PushError> {
@@ -284,7 +382,7 @@ impl Line {
 /// A push once it is through: what its twin is told too.
 #[derive(Clone, Debug)]
 struct Relayed {
-    event: crate::event::EventId,
+    event: EventId,
     result: &'static str,
     reply: Option<Arc<str>>,
 }
@@ -304,22 +402,6 @@ where
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(PushError::TooLarge),
         Err(_) => Err(PushError::BrokenBody),
     }
-}
-
-fn observe(entry: &Entry, openids: OpenIds, seen: &Seen, result: &'static str, took: Duration) {
-    let kind = seen.kind.unwrap_or("none");
-    entry.metrics.push(kind, result);
-    entry.metrics.push_duration.observe(took.as_secs_f64());
-    tracing::info!(
-        account = %entry.account.name,
-        kind,
-        result,
-        event = seen.event,
-        peer = seen.peer.map(tracing::field::display),
-        duration_ms = took.as_secs_f64() * 1e3,
-        openid = seen.openid.as_deref().map(|openid| telemetry::openid(openids, openid).into_owned()),
-        "push"
-    );
 }
 
 impl Answer {

@@ -109,7 +109,7 @@ pub(super) fn new_event(id: EventId, content: &str, targets: &[&str]) -> NewEven
         traceparent: None,
     };
     let targets = targets.iter().map(|name| Arc::from(*name)).collect();
-    NewEvent { event: Arc::new(event), key, targets, reply: None, awaited: None }
+    NewEvent { event: Arc::new(event), key, targets, reply: None, awaited: Vec::new() }
 }
 
 pub(super) fn settlement(event: EventId, target: &str, verdict: Verdict, number: u32) -> Settlement {
@@ -154,7 +154,7 @@ async fn a_fresh_event_goes_to_each_inbox_and_the_awaited_one_can_reply() {
     let mut bot = bench.queue.subscribe("bot".into(), 8);
     let (reply, mut answer) = oneshot::channel();
     let new = NewEvent {
-        awaited: Some(("bot".into(), Awaited { until: NOW, sender: reply })),
+        awaited: vec![("bot".into(), Awaited { until: NOW, first: true, sender: reply })],
         ..bench.event("hi", &["crm", "bot"])
     };
     let id = new.event.id;
@@ -407,11 +407,14 @@ async fn an_event_is_shown_with_every_attempt_and_without_its_signature() {
     let id = bench.store("a", &["crm"]).await;
     bench.queue.settle(settlement(id, "crm", Verdict::Retry(NOW), 1)).await.unwrap();
     bench.queue.settle(settlement(id, "crm", Verdict::End(State::Dead), 2)).await.unwrap();
+    let note = Note { event: id, target: "crm".into(), attempt: 1, error: Some("noted later".to_owned()) };
+    bench.queue.annotate(note).await.unwrap();
     let inspect = Inspect::open(bench.folder.path()).unwrap();
     let shown = serde_json::to_value(inspect.event(id).unwrap().unwrap()).unwrap();
     assert_eq!(shown["id"], id.to_string());
     assert_eq!(shown["received_at"], "2026-11-20T08:00:00.000Z");
     assert_eq!(shown["deliveries"][0]["state"], "dead");
+    assert_eq!(shown["deliveries"][0]["attempts"][0]["error"], "noted later");
     assert_eq!(shown["deliveries"][0]["attempts"][1]["answer"], "busy");
     assert_eq!(shown["deliveries"][0]["attempts"][1]["duration_ms"], 7.0);
     assert!(shown["text"].as_str().unwrap().contains("<Content>a</Content>"));

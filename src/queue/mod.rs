@@ -37,7 +37,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
-use crate::wechat::{Reply, ReplyError};
+use crate::wechat::ReplyError;
 
 pub use self::error::Error;
 use self::holds::Hold;
@@ -109,6 +109,16 @@ impl Queue {
     pub async fn record_reply(&self, event: EventId, reply: String) -> Result<(), Error> {
         match self {
             Self::Embedded(engine) => engine.record_reply(event, reply).await,
+        }
+    }
+
+    /// Changes what the record of an attempt says besides its status; does nothing where there is no such record.
+    ///
+    /// # Errors
+    /// If it could not be stored.
+    pub async fn annotate(&self, note: Note) -> Result<(), Error> {
+        match self {
+            Self::Embedded(engine) => engine.annotate(note).await,
         }
     }
 
@@ -200,8 +210,8 @@ pub struct NewEvent {
     pub targets: Vec<Arc<str>>,
     /// The clear reply, where it is known before any target was asked: it is stored with the event.
     pub reply: Option<String>,
-    /// The target whose answer becomes the reply, and where that answer goes.
-    pub awaited: Option<(Arc<str>, Awaited)>,
+    /// The targets whose answers may become the reply, and where those answers go.
+    pub awaited: Vec<(Arc<str>, Awaited)>,
 }
 
 /// A reply that somebody waits for.
@@ -209,8 +219,28 @@ pub struct NewEvent {
 pub struct Awaited {
     /// Until when it is of use.
     pub until: UnixMillis,
+    /// Whether it is used if it comes in time; else it is a reserve for that of another target.
+    pub first: bool,
     /// Where the target's answer goes; dropped without one if the attempt failed.
-    pub sender: oneshot::Sender<Result<Option<Reply>, ReplyError>>,
+    pub sender: oneshot::Sender<Offer>,
+}
+
+/// What a target answered, for the one who waits.
+#[derive(Debug)]
+pub struct Offer {
+    /// The clear reply; `None` where the target has nothing to say.
+    pub reply: Result<Option<String>, ReplyError>,
+    /// Told what becomes of the reply; dropped where nobody waits any more.
+    pub choice: oneshot::Sender<Choice>,
+}
+
+/// What becomes of a reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// WeChat gets it.
+    Used,
+    /// WeChat gets another target's.
+    Outdone,
 }
 
 /// What became of a [`NewEvent`].
@@ -349,10 +379,23 @@ pub struct Attempt {
     pub duration: Duration,
     /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// Why it failed, in a few words without secrets.
+    /// Why it failed, or why its reply was not used, in a few words without secrets.
     pub error: Option<String>,
-    /// The first 1 KiB of a failed answer's body.
+    /// The first 1 KiB of a failed answer's body, or of the clear reply.
     pub answer: Option<Vec<u8>>,
+}
+
+/// A change of the `error` of an attempt's record.
+#[derive(Clone, Debug)]
+pub struct Note {
+    /// The event.
+    pub event: EventId,
+    /// The target.
+    pub target: Arc<str>,
+    /// The number of the attempt.
+    pub attempt: u32,
+    /// What it says now.
+    pub error: Option<String>,
 }
 
 /// `[queue]` of the configuration, for the embedded engine.

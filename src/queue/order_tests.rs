@@ -59,7 +59,7 @@ impl Bench {
         };
         let (id, key) = (event.id, ContentKey::of("wx1", &event.message, &event.clear));
         let targets = vec![Arc::clone(&self.target)];
-        let new = NewEvent { event: Arc::new(event), key, targets, reply: None, awaited: None };
+        let new = NewEvent { event: Arc::new(event), key, targets, reply: None, awaited: Vec::new() };
         assert!(matches!(self.queue.enqueue(new).await.unwrap(), Enqueued::Fresh));
         id
     }

@@ -232,9 +232,9 @@ pub struct AttemptDetail {
     pub duration_ms: f64,
     /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// Why it failed.
+    /// Why it failed, or why its reply was not used.
     pub error: Option<String>,
-    /// The beginning of a failed answer's body.
+    /// The beginning of a failed answer's body, or of the clear reply.
     pub answer: Option<String>,
 }
 

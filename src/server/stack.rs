@@ -27,9 +27,9 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// What suits pushes: WeChat hangs up after 5 s, so an answer after 10 s is for
+    /// What suits pushes: WeChat hangs up after 5 s, and a reply window ends after 14 s, so an answer after 15 s is for
     /// nobody; 2048 at a time is what 500 pushes a second make when each awaits a slow reply.
-    pub const PUSHES: Self = Self { concurrency: 2048, deadline: Duration::from_secs(10) };
+    pub const PUSHES: Self = Self { concurrency: 2048, deadline: Duration::from_secs(15) };
 }
 
 /// Puts the layers around `service`; the first one listed sees a request first and its answer last. There is always

@@ -137,6 +137,12 @@ pub enum ReplyError {
     /// Not exactly one article.
     #[error("the reply has not exactly one article")]
     Articles,
+    /// There is more of it than is read.
+    #[error("the reply is longer than 64 KiB")]
+    TooLarge,
+    /// Its end did not come.
+    #[error("the reply broke off before its end")]
+    BrokenOff,
 }
 
 impl Reply {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::sweep::Stepped;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Enqueued, Error, Leases, NewEvent, Settlement, Sweep};
+use crate::queue::{Enqueued, Error, Leases, NewEvent, Note, Settlement, Sweep};
 
 /// A request to the writer.
 pub(super) enum Command {
@@ -19,6 +19,7 @@ pub(super) enum Command {
     },
     Settle(Settlement, Waiter<()>),
     Reply(EventId, String, Waiter<()>),
+    Annotate(Note, Waiter<()>),
     /// Whether the target is paused from now on.
     Pause(Arc<str>, bool, Waiter<()>),
     /// A step over these events.
@@ -41,7 +42,7 @@ pub(super) enum Command {
 impl Command {
     /// Whether it may wait a little for others to share its commit: losing it costs a repeat, and nobody's time.
     pub(super) fn is_patient(&self) -> bool {
-        matches!(self, Self::Settle(..))
+        matches!(self, Self::Settle(..) | Self::Annotate(..))
     }
 
     /// Whether it changes the store.
@@ -53,9 +54,10 @@ impl Command {
     pub(super) fn fail(self, error: Error) {
         match self {
             Self::Enqueue { waiter, .. } => waiter.answer(Err(error)),
-            Self::Settle(_, waiter) | Self::Reply(_, _, waiter) | Self::Pause(_, _, waiter) => {
-                waiter.answer(Err(error))
-            }
+            Self::Settle(_, waiter)
+            | Self::Reply(_, _, waiter)
+            | Self::Annotate(_, waiter)
+            | Self::Pause(_, _, waiter) => waiter.answer(Err(error)),
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
             Self::Lease { waiter, .. } => waiter.answer(Err(error)),
             Self::Close(done) => drop(done),

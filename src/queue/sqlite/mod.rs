@@ -40,7 +40,7 @@ use self::store::Store;
 use self::writer::Writer;
 use super::holds::Holds;
 use super::view::Stats;
-use super::{Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Order, Settings, Settlement, Sweep, Swept};
+use super::{Enqueued, Error, Inbox, Leases, NewEvent, Note, Obstacle, Order, Settings, Settlement, Sweep, Swept};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
@@ -120,6 +120,10 @@ impl Sqlite {
 
     pub(super) async fn record_reply(&self, event: EventId, reply: String) -> Result<(), Error> {
         self.ask(|waiter| Command::Reply(event, reply, waiter)).await
+    }
+
+    pub(super) async fn annotate(&self, note: Note) -> Result<(), Error> {
+        self.ask(|waiter| Command::Annotate(note, waiter)).await
     }
 
     pub(super) fn subscribe(&self, target: Arc<str>, capacity: usize) -> Inbox {

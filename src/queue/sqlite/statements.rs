@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
-use crate::queue::{Enqueued, NewEvent, Settlement, State, Verdict};
+use crate::queue::{Enqueued, NewEvent, Note, Settlement, State, Verdict};
 use crate::wechat::Message;
 
 /// When a held delivery is due.
@@ -199,6 +199,16 @@ impl Store {
     pub(super) fn record_reply(&self, event: EventId, reply: &str) -> rusqlite::Result<()> {
         let mut update = self.connection.prepare_cached("UPDATE event SET reply = ?2 WHERE id = ?1")?;
         update.execute(params![event, reply])?;
+        Ok(())
+    }
+
+    /// Changes what the record of an attempt says.
+    pub(super) fn annotate(&mut self, note: &Note) -> rusqlite::Result<()> {
+        let Some(target) = self.known_number(&note.target)? else { return Ok(()) };
+        let mut update = self
+            .connection
+            .prepare_cached("UPDATE attempt SET error = ?4 WHERE event = ?1 AND target = ?2 AND number = ?3")?;
+        update.execute(params![note.event, target, note.attempt, note.error])?;
         Ok(())
     }
 

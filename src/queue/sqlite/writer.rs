@@ -75,6 +75,7 @@ impl Writer {
                     Command::Enqueue { .. }
                     | Command::Settle(..)
                     | Command::Reply(..)
+                    | Command::Annotate(..)
                     | Command::Pause(..)
                     | Command::Sweep { .. } => {}
                 }
@@ -194,7 +195,9 @@ impl Writer {
                 }
                 waiter.answer_kept();
             }
-            Command::Reply(_, _, waiter) | Command::Pause(_, _, waiter) => waiter.answer_kept(),
+            Command::Reply(_, _, waiter) | Command::Annotate(_, waiter) | Command::Pause(_, _, waiter) => {
+                waiter.answer_kept()
+            }
             Command::Lease { .. } | Command::Close(_) => {}
         }
     }
@@ -202,7 +205,8 @@ impl Writer {
     /// Gives the first leases of a fresh event to its targets; what finds no room waits in the store.
     fn hand_over(&mut self, mut new: NewEvent, held: &[Arc<str>]) {
         for target in new.targets.into_iter().filter(|target| !held.contains(target)) {
-            let reply = new.awaited.take_if(|(awaited, _)| *awaited == target).map(|(_, reply)| reply);
+            let awaited = new.awaited.iter().position(|(awaited, _)| *awaited == target);
+            let reply = awaited.map(|place| new.awaited.swap_remove(place).1);
             let hold = self.holds.grant(&target, new.event.id);
             let lease = Lease { event: Arc::clone(&new.event), target, attempt: 1, failures: 0, reply, hold };
             if let Err(lease) = self.inboxes.offer(lease) {
@@ -301,6 +305,7 @@ fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Com
         }
         Command::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
         Command::Reply(event, reply, waiter) => waiter.keep(Ok(store.record_reply(*event, reply)?)),
+        Command::Annotate(note, waiter) => waiter.keep(Ok(store.annotate(note)?)),
         Command::Pause(target, paused, waiter) => waiter.keep(Ok(store.pause(target, *paused)?)),
         Command::Sweep { events, sweep, now, waiter } => {
             waiter.keep(Ok(store.sweep(events, sweep, |target| inboxes.in_order(target), *now)?));

@@ -44,7 +44,7 @@ fn enqueue(id: u64, body: Vec<u8>) -> (Command, Answer<Enqueued>) {
         message,
         traceparent: None,
     };
-    let new = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: None };
+    let new = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: Vec::new() };
     let (waiter, answer) = Waiter::new();
     (Command::Enqueue { new, held: Vec::new(), waiter }, answer)
 }

@@ -1,0 +1,104 @@
+//! A fixed reply of a route: read, and checked against WeChat's rules, with the key named that breaks one.
+
+use super::error::Problem;
+use super::file::{self, FixedReply, OrTable, Scalar};
+use super::scope::Scope;
+use super::value;
+use crate::wechat::reply::Article;
+use crate::wechat::{Reply, ReplyBody, ReplyError};
+
+/// The reply, if WeChat would take it.
+pub(super) fn read(scope: &Scope<'_>, fixed: &FixedReply) -> Option<ReplyBody> {
+    let reply = Reply::new(body(scope, fixed)?);
+    match reply.check() {
+        Ok(()) => Some(reply.body),
+        Err(error) => {
+            wrong_key(scope, &reply.body, &error).fault(Problem::Reply(error));
+            None
+        }
+    }
+}
+
+fn body(scope: &Scope<'_>, fixed: &FixedReply) -> Option<ReplyBody> {
+    let FixedReply { text, image, voice, video, music, news, transfer_customer_service: transfer } = fixed;
+    let given = [
+        text.as_ref().map(|text| ReplyBody::Text { content: text.0.clone() }),
+        image.as_ref().map(|image| ReplyBody::Image { media_id: media_id(image) }),
+        voice.as_ref().map(|voice| ReplyBody::Voice { media_id: media_id(voice) }),
+        video.as_ref().map(self::video),
+        music.as_ref().map(self::music),
+        news.as_ref().map(|news| ReplyBody::News { articles: vec![article(news)] }),
+        transfer.as_ref().map(|transfer| self::transfer(&scope.at("transfer_customer_service"), transfer)),
+    ];
+    let mut given = given.into_iter().flatten();
+    let one = given.next().filter(|_| given.next().is_none());
+    if one.is_none() {
+        scope.fault(Problem::Rule(
+            "expected exactly one of `text`, `image`, `voice`, `video`, `music`, `news` and `transfer_customer_service`",
+        ));
+    }
+    one
+}
+
+fn media_id(media: &OrTable<file::Media>) -> String {
+    match media {
+        OrTable::Scalar(Scalar(id)) => id.clone(),
+        OrTable::Table(media) => required(&media.media_id),
+    }
+}
+
+fn video(video: &file::Video) -> ReplyBody {
+    let file::Video { media_id, title, description } = video;
+    ReplyBody::Video { media_id: required(media_id), title: optional(title), description: optional(description) }
+}
+
+fn music(music: &file::Music) -> ReplyBody {
+    ReplyBody::Music {
+        title: optional(&music.title),
+        description: optional(&music.description),
+        music_url: optional(&music.music_url),
+        hq_music_url: optional(&music.hq_music_url),
+        thumb_media_id: required(&music.thumb_media_id),
+    }
+}
+
+fn article(news: &file::News) -> Article {
+    Article {
+        title: required(&news.title),
+        description: required(&news.description),
+        pic_url: required(&news.pic_url),
+        url: required(&news.url),
+    }
+}
+
+fn transfer(scope: &Scope<'_>, transfer: &OrTable<file::Transfer>) -> ReplyBody {
+    let kf_account = match transfer {
+        OrTable::Scalar(Scalar(text)) => {
+            scope.parse(text, value::yes);
+            None
+        }
+        OrTable::Table(transfer) => optional(&transfer.kf_account),
+    };
+    ReplyBody::TransferCustomerService { kf_account }
+}
+
+/// Empty where it is missing, for [`Reply::check`] to find.
+fn required(given: &Option<Scalar>) -> String {
+    optional(given).unwrap_or_default()
+}
+
+fn optional(given: &Option<Scalar>) -> Option<String> {
+    given.as_ref().map(|Scalar(text)| text.clone())
+}
+
+/// The key that a check of this reply is about.
+fn wrong_key<'s>(scope: &Scope<'s>, body: &ReplyBody, error: &ReplyError) -> Scope<'s> {
+    let kind = scope.at(body.msg_type());
+    match (body, error) {
+        (ReplyBody::Video { .. }, ReplyError::Empty("MediaId")) => kind.at("media_id"),
+        (ReplyBody::Music { .. }, ReplyError::Empty("ThumbMediaId")) => kind.at("thumb_media_id"),
+        (ReplyBody::News { .. }, ReplyError::Empty("Title")) => kind.at("title"),
+        (ReplyBody::News { .. }, ReplyError::Empty("Url")) => kind.at("url"),
+        _ => kind,
+    }
+}

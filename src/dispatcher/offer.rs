@@ -1,0 +1,76 @@
+//! A target's reply, offered to the push that waits for it; and what the attempt's record says of it.
+//!
+//! The record's `answer` holds the clear reply, or the beginning of what is none; its `error` says why it was not used.
+//! A reply in reserve may be used only after its delivery is settled: then the record is changed once more, so that no
+//! target's delivery stays open because another target is slow.
+
+use std::error::Error;
+
+use tokio::sync::oneshot;
+
+use crate::clock::UnixMillis;
+use crate::deliver::{self, Report};
+use crate::event::Event;
+use crate::queue::{Awaited, Choice, Note, Offer, Queue};
+
+const RESERVE: &str = "reply in reserve: another target's comes first";
+const OUTDONE: &str = "reply not used: another target's was";
+const LATE: &str = "reply too late";
+
+/// Offers the reply in `report`, and notes there what became of it. `Some` where that shows later.
+pub(super) async fn offer(awaited: Awaited, event: &Event, report: &mut Report) -> Option<oneshot::Receiver<Choice>> {
+    // Without an answer that counts, dropping `awaited` says that there will be no reply.
+    let reply = report.reply.take()?;
+    let reply = reply.map(|reply| reply.map(|reply| reply.render(&event.message, event.received_at.seconds())));
+    match &reply {
+        Ok(Some(clear)) => report.answer = Some(deliver::beginning(clear.as_bytes())),
+        Ok(None) => {}
+        Err(error) => report.error = Some(format!("reply breaks WeChat's rules: {}", causes(error))),
+    }
+    let Awaited { until, first, sender } = awaited;
+    let is_reply = matches!(reply, Ok(Some(_)));
+    let (choice, told) = oneshot::channel();
+    let waited_for = sender.send(Offer { reply, choice }).is_ok();
+    if !is_reply {
+        return None;
+    }
+    let late = if UnixMillis::now() < until { OUTDONE } else { LATE };
+    report.error = match (waited_for, first) {
+        (false, _) => Some(late.to_owned()),
+        (true, true) => remark(told.await.ok()),
+        (true, false) => {
+            report.error = Some(RESERVE.to_owned());
+            return Some(told);
+        }
+    };
+    None
+}
+
+/// Notes what became of a reply in reserve. Should that fail, the record goes on to say that it was one.
+pub(super) async fn note(queue: Queue, mut note: Note, choice: oneshot::Receiver<Choice>) {
+    note.error = remark(choice.await.ok());
+    let (event, target) = (note.event, note.target.clone());
+    if let Err(error) = queue.annotate(note).await {
+        tracing::warn!(%event, %target, %error, "can't note what became of the reply");
+    }
+}
+
+fn remark(choice: Option<Choice>) -> Option<String> {
+    match choice {
+        Some(Choice::Used) => None,
+        Some(Choice::Outdone) => Some(OUTDONE.to_owned()),
+        None => Some(LATE.to_owned()),
+    }
+}
+
+/// The causes too, the innermost last: which of its credentials a sealed reply does not fit.
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text.push_str(": ");
+        text.push_str(&inner.to_string());
+        cause = inner.source();
+    }
+    text
+}

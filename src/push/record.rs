@@ -1,0 +1,71 @@
+//! One log line and one count for each request to an account, also when WeChat hangs up before its answer.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::Entry;
+use crate::event::EventId;
+use crate::telemetry::{self, OpenIds};
+
+/// How a push is counted that nobody waited for to the end.
+const HUNG_UP: &str = "hung_up";
+
+/// What is known of a request; filled as the line goes on, told when dropped.
+pub(super) struct Record {
+    entry: Arc<Entry>,
+    openids: OpenIds,
+    peer: Option<IpAddr>,
+    started: Instant,
+    /// `verify`, or the kind of the message.
+    pub(super) kind: Option<&'static str>,
+    pub(super) event: Option<EventId>,
+    /// Of a push that has been opened.
+    pub(super) openid: Option<String>,
+    /// Whether the failure that WeChat sees is counted already, as one made on purpose.
+    pub(super) spent: bool,
+    result: &'static str,
+    failed: bool,
+}
+
+impl Record {
+    pub(super) fn new(entry: Arc<Entry>, openids: OpenIds, peer: Option<IpAddr>, started: Instant) -> Self {
+        let (kind, event, openid) = (None, None, None);
+        Self { entry, openids, peer, started, kind, event, openid, spent: false, result: HUNG_UP, failed: true }
+    }
+
+    /// The request has its answer; `failed` says whether WeChat takes it for a failure of ours.
+    pub(super) fn answered(mut self, result: &'static str, failed: bool) {
+        (self.result, self.failed) = (result, failed);
+    }
+
+    /// Whether it is WeChat that it failed: what does not even open is anybody's.
+    fn failed_wechat(&self) -> bool {
+        self.failed && self.openid.is_some()
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let (entry, took) = (&self.entry, self.started.elapsed());
+        let kind = self.kind.unwrap_or("none");
+        entry.metrics.push(kind, self.result);
+        if self.result != HUNG_UP {
+            entry.metrics.push_duration.observe(took.as_secs_f64());
+        }
+        if self.failed_wechat() && !self.spent {
+            entry.guard.failed();
+        }
+        tracing::info!(
+            account = %entry.account.name,
+            kind,
+            result = self.result,
+            event = self.event.map(tracing::field::display),
+            peer = self.peer.map(tracing::field::display),
+            duration_ms = took.as_secs_f64() * 1e3,
+            openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid).into_owned()),
+            "push"
+        );
+    }
+}
