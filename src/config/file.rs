@@ -125,7 +125,7 @@ pub(super) enum Reply {
 #[derive(Debug)]
 pub(super) enum Answerer {
     Target(String),
-    Fixed(FixedReply),
+    Fixed(Box<FixedReply>),
 }
 
 /// A fixed reply, one key of these.
@@ -372,7 +372,8 @@ impl<'de> Deserialize<'de> for Reply {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Reply, A::Error> {
-                FixedReply::deserialize(MapAccessDeserializer::new(table)).map(Answerer::Fixed).map(Reply::One)
+                let fixed = FixedReply::deserialize(MapAccessDeserializer::new(table))?;
+                Ok(Reply::One(Answerer::Fixed(Box::new(fixed))))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Reply, A::Error> {
@@ -404,7 +405,7 @@ impl<'de> Deserialize<'de> for Answerer {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Answerer, A::Error> {
-                FixedReply::deserialize(MapAccessDeserializer::new(table)).map(Answerer::Fixed)
+                FixedReply::deserialize(MapAccessDeserializer::new(table)).map(Box::new).map(Answerer::Fixed)
             }
         }
         deserializer.deserialize_any(Any)

@@ -14,8 +14,15 @@ use tokio_util::sync::CancellationToken;
 use super::{PushError, Relayed};
 use crate::event::ContentKey;
 
-/// `None` while under way, then what it came to; `Some(None)` where it could not be relayed.
-type Landed = Option<Option<Relayed>>;
+/// How far a push has come.
+enum Progress {
+    /// It is not stored yet.
+    Taken,
+    /// It is stored, and a target is asked for the reply.
+    Asking,
+    /// What it came to; `None` where it could not be relayed.
+    Landed(Option<Relayed>),
+}
 
 /// The pushes under way, by content.
 #[derive(Clone, Default)]
@@ -33,13 +40,13 @@ pub(super) enum Flight {
 pub(super) struct Landing {
     flights: Flights,
     key: ContentKey,
-    result: watch::Sender<Landed>,
+    progress: watch::Sender<Progress>,
 }
 
 /// The place of one try, from which it sees how the push ends.
 #[derive(Clone)]
 pub(super) struct Seat {
-    landed: watch::Receiver<Landed>,
+    progress: watch::Receiver<Progress>,
     /// When the first try was there.
     pub(super) boarded: Instant,
     /// When its reply window ends, if it has one.
@@ -54,10 +61,10 @@ impl Flights {
         if let Some(seat) = flights.get(&key) {
             return Flight::Twin(seat.clone());
         }
-        let (result, landed) = watch::channel(None);
-        let seat = Seat { landed, boarded: Instant::now(), window_ends, hurry: CancellationToken::new() };
+        let (tell, progress) = watch::channel(Progress::Taken);
+        let seat = Seat { progress, boarded: Instant::now(), window_ends, hurry: CancellationToken::new() };
         flights.insert(key, seat.clone());
-        Flight::First(Landing { flights: self.clone(), key, result }, seat)
+        Flight::First(Landing { flights: self.clone(), key, progress: tell }, seat)
     }
 }
 
@@ -66,8 +73,13 @@ impl Landing {
         self.key
     }
 
+    /// From here on it is only the reply that is waited for.
+    pub(super) fn ask(&self) {
+        self.progress.send_replace(Progress::Asking);
+    }
+
     pub(super) fn land(self, relayed: Option<Relayed>) {
-        self.result.send_replace(Some(relayed));
+        self.progress.send_replace(Progress::Landed(relayed));
     }
 }
 
@@ -80,8 +92,17 @@ impl Drop for Landing {
 impl Seat {
     /// What the push comes to.
     pub(super) async fn landed(&mut self) -> Result<Relayed, PushError> {
-        let landed = self.landed.wait_for(Option::is_some).await.map_err(|_| PushError::Internal)?;
-        landed.clone().flatten().ok_or(PushError::Unavailable)
+        let has_landed = |progress: &Progress| matches!(progress, Progress::Landed(_));
+        let progress = self.progress.wait_for(has_landed).await.map_err(|_| PushError::Internal)?;
+        match &*progress {
+            Progress::Landed(Some(relayed)) => Ok(relayed.clone()),
+            Progress::Landed(None) | Progress::Taken | Progress::Asking => Err(PushError::Unavailable),
+        }
+    }
+
+    /// Whether it is stored, and nothing is missing but the reply.
+    pub(super) fn awaits_reply(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::Asking)
     }
 }
 

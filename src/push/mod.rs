@@ -260,17 +260,20 @@ impl Line {
             if let Ok(landed) = tokio::time::timeout_at(decision, seat.landed()).await {
                 return landed;
             }
-            // WeChat gives up after 5 s and tries again at once, by the default budget of 4.5 s.
-            let next_try = deadline + entry.account.reply_budget / 9;
-            record.spent = next_try < window_ends && !self.stop.is_cancelled() && entry.guard.spend();
-            if record.spent {
-                tokio::select! {
-                    landed = tokio::time::timeout_at(window_ends, seat.landed()) => if let Ok(landed) = landed { return landed },
-                    () = self.stop.cancelled() => {}
+            // What is not stored yet is not WeChat's to wait for: it is told to try again.
+            if seat.awaits_reply() {
+                // WeChat tries again as soon as it gives up: after 5 s, by the default budget of 4.5 s.
+                let next_try = deadline + entry.account.reply_budget / 9;
+                record.spent = next_try < window_ends && !self.stop.is_cancelled() && entry.guard.spend();
+                if record.spent {
+                    tokio::select! {
+                        landed = tokio::time::timeout_at(window_ends, seat.landed()) => if let Ok(landed) = landed { return landed },
+                        () = self.stop.cancelled() => {}
+                    }
+                    deadline = Instant::now() + REPLY_MARGIN;
                 }
-                deadline = Instant::now() + REPLY_MARGIN;
+                seat.hurry.cancel();
             }
-            seat.hurry.cancel();
         }
         // The relaying goes on if the deadline passes first: WeChat's next try then finds its result.
         tokio::time::timeout_at(deadline, seat.landed()).await.map_err(|_| PushError::Late)?
@@ -297,6 +300,7 @@ impl Line {
         };
         let relayed = match self.queue.enqueue(new).await {
             Ok(Enqueued::Fresh) => {
+                landing.ask();
                 let reply = self.reply(replier, &event, &entry, &seat, reply_deadline).await;
                 Some(Relayed { event: event.id, result: "accepted", reply })
             }

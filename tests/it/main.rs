@@ -6,6 +6,7 @@
 
 mod admin;
 mod audit;
+mod bad_replies;
 mod breaker;
 mod commands;
 mod config;
@@ -26,6 +27,8 @@ mod regression;
 mod reload;
 mod replay;
 mod replies;
+mod reply_choice;
+mod reply_window;
 mod retries;
 mod routing;
 mod secrecy;

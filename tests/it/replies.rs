@@ -32,7 +32,24 @@ async fn a_fixed_text_is_sealed_for_wechat_in_every_mode() {
 #[tokio::test]
 async fn other_fixed_replies_have_wechats_shape() {
     for (rule, kind, has) in [
-        ("{ image = \"MEDIA_1\" }", "image", "MEDIA_1"),
+        ("{ image = \"MEDIA_1\" }", "image", "<Image><MediaId><![CDATA[MEDIA_1]]></MediaId>"),
+        ("{ voice = \"V_1\" }", "voice", "<Voice><MediaId><![CDATA[V_1]]></MediaId></Voice>"),
+        ("{ voice = { media_id = \"V_2\" } }", "voice", "<Voice><MediaId><![CDATA[V_2]]></MediaId></Voice>"),
+        (
+            "{ video = { media_id = \"V\", title = \"T\", description = \"D\" } }",
+            "video",
+            "<Video><MediaId><![CDATA[V]]></MediaId><Title><![CDATA[T]]></Title><Description><![CDATA[D]]></Description></Video>",
+        ),
+        (
+            "{ music = { thumb_media_id = \"M\", title = \"T\", music_url = \"https://e.com/a\", hq_music_url = \"https://e.com/b\" } }",
+            "music",
+            "<HQMusicUrl><![CDATA[https://e.com/b]]></HQMusicUrl><ThumbMediaId><![CDATA[M]]></ThumbMediaId></Music>",
+        ),
+        (
+            "{ transfer_customer_service = { kf_account = \"a@b\" } }",
+            "transfer_customer_service",
+            "<TransInfo><KfAccount><![CDATA[a@b]]></KfAccount></TransInfo>",
+        ),
         ("{ transfer_customer_service = true }", "transfer_customer_service", "</xml>"),
         (
             "{ news = { title = \"T\", description = \"D\", pic_url = \"https://e.com/p\", url = \"https://e.com\" } }",
@@ -44,7 +61,7 @@ async fn other_fixed_replies_have_wechats_shape() {
         let (relay, _crm) = relay(&wechat, "", rule).await;
         let clear = wechat.open_reply(relay.accept(&wechat, &text("o1", "hi")).await.text());
         assert_eq!(element(&clear, "MsgType").as_deref(), Some(kind), "{clear}");
-        assert!(clear.contains(has), "{clear}");
+        assert!(clear.replace('\n', "").contains(has), "{clear}");
     }
 }
 
@@ -66,6 +83,14 @@ async fn a_targets_json_becomes_reply_xml_with_the_missing_parts_filled_in() {
 }
 
 #[tokio::test]
+async fn what_would_break_the_xml_is_split_or_left_out() {
+    let json = json!({ "reply": { "msg_type": "text", "content": "a]]>b\u{1}\u{1d}\u{fffe}c" } }).to_string();
+    let (wechat, answer) = answer_to("", Reply::body("application/json", json)).await;
+    let clear = wechat.open_reply(answer.text());
+    assert!(clear.contains("<![CDATA[a]]]]><![CDATA[>bc]]>"), "{clear}");
+}
+
+#[tokio::test]
 async fn a_wechat_targets_sealed_reply_is_opened_and_sealed_anew() {
     let legacy = WeChat { token: "legacytoken".to_owned(), ..WeChat::secure() };
     let settings = format!("format = \"wechat\"\ntoken = \"{}\"", legacy.token);
@@ -82,32 +107,6 @@ async fn success_an_empty_body_and_204_are_no_reply() {
         assert_eq!(answer.text(), "success", "{what}");
         assert!(answer.header("content-type").is_some_and(|kind| kind.starts_with("text/plain")));
     }
-}
-
-#[tokio::test]
-async fn what_is_not_a_legal_reply_never_reaches_wechat() {
-    let too_long = text_reply("o1", &"x".repeat(2049));
-    for body in ["<html>oops</html>", "{\"ok\":true}", "<xml><MsgType>text</MsgType></xml>", "ok\n", &too_long] {
-        let (_, answer) = answer_to("", Reply::xml(body)).await;
-        assert_eq!(answer.text(), "success", "for {body:.60}");
-    }
-}
-
-#[tokio::test]
-async fn an_illegal_reply_is_delivered_and_counted() {
-    let wechat = WeChat::secure();
-    let (relay, crm) = relay(&wechat, "", "\"crm\"").await;
-    crm.script([
-        Reaction::Answer(Reply::xml(text_reply("o1", "legal"))),
-        Reaction::Answer(Reply::xml("<html>oops</html>")),
-    ]);
-    relay.accept(&wechat, &text("o1", "hi")).await;
-    let legal = relay.samples("wxrelay_replies_total").await;
-    relay.accept(&wechat, &text("o1", "hi")).await;
-    let both = relay.samples("wxrelay_replies_total").await;
-    let count = |samples: &[(String, f64)]| samples.iter().filter(|(_, value)| *value > 0.0).count();
-    assert_eq!((count(&legal), count(&both)), (1, 2), "an illegal reply has a result of its own: {both:?}");
-    relay.audited("delivered", 2).await;
 }
 
 #[tokio::test]

@@ -188,6 +188,19 @@ impl Relay {
         http::get(&self.admin, path).await
     }
 
+    /// The record of a target's attempt of that number at an event, when it says what is looked for.
+    pub(crate) async fn attempt(&self, event: &str, target: &str, number: u64, pick: impl Fn(&Value) -> bool) -> Value {
+        let what = format!("the record of {target}'s attempt {number} at {event}");
+        eventually(&what, async || {
+            let detail = self.get(&format!("/api/events/{event}")).await.json();
+            let deliveries = detail["deliveries"].as_array()?.clone();
+            let delivery = deliveries.into_iter().find(|delivery| delivery["target"] == target)?;
+            let attempts = delivery["attempts"].as_array()?.clone();
+            attempts.into_iter().find(|attempt| attempt["number"] == number && pick(attempt))
+        })
+        .await
+    }
+
     /// The sum of a metric's samples that have all those labels; 0 where there is none.
     pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let samples = self.samples(name).await;

@@ -4,12 +4,15 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -36,6 +39,8 @@ pub(crate) enum Reaction {
     Hang,
     /// End the connection without an answer.
     Close,
+    /// Announce the whole answer, send half of its body, and break the connection.
+    BreakOff(Reply),
 }
 
 /// An answer.
@@ -43,19 +48,19 @@ pub(crate) enum Reaction {
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
-    pub(crate) body: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Reply {
     pub(crate) fn status(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: String::new() }
+        Self { status, headers: Vec::new(), body: Vec::new() }
     }
 
-    pub(crate) fn body(content_type: &str, body: impl Into<String>) -> Self {
+    pub(crate) fn body(content_type: &str, body: impl Into<Vec<u8>>) -> Self {
         Self { status: 200, headers: vec![("content-type", content_type.to_owned())], body: body.into() }
     }
 
-    pub(crate) fn xml(body: impl Into<String>) -> Self {
+    pub(crate) fn xml(body: impl Into<Vec<u8>>) -> Self {
         Self::body("text/xml", body)
     }
 }
@@ -230,7 +235,7 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) {
     drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
-async fn receive(request: Request<Incoming>, shared: &Shared) -> io::Result<Response<Full<Bytes>>> {
+async fn receive(request: Request<Incoming>, shared: &Shared) -> io::Result<Response<Sent>> {
     let (head, body) = request.into_parts();
     #[expect(clippy::disallowed_methods, reason = "capped by Limited")]
     let body = Limited::new(body, 8 << 20).collect().await.map_err(io::Error::other)?.to_bytes();
@@ -243,8 +248,14 @@ async fn receive(request: Request<Incoming>, shared: &Shared) -> io::Result<Resp
         headers: head.headers,
         body,
     });
+    let mut missing = 0;
     let reply = match reaction {
         Reaction::Answer(reply) => reply,
+        Reaction::BreakOff(mut reply) => {
+            missing = reply.body.len() - reply.body.len() / 2;
+            reply.body.truncate(reply.body.len() / 2);
+            reply
+        }
         Reaction::Slow(wait, reply) => {
             time::sleep(wait).await;
             reply
@@ -260,5 +271,43 @@ async fn receive(request: Request<Incoming>, shared: &Shared) -> io::Result<Resp
     for (name, value) in reply.headers {
         response = response.header(name, value);
     }
-    response.body(reply.body.into()).map_err(io::Error::other)
+    response
+        .body(Sent { bytes: Some(reply.body.into()), missing: missing as u64, flushed: false })
+        .map_err(io::Error::other)
+}
+
+/// A body that may end before its announced end.
+struct Sent {
+    bytes: Option<Bytes>,
+    missing: u64,
+    flushed: bool,
+}
+
+impl Body for Sent {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        if let Some(bytes) = self.bytes.take() {
+            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+        }
+        if self.missing == 0 {
+            return Poll::Ready(None);
+        }
+        if !self.flushed {
+            // The server writes out what it has when the body has no more for now.
+            self.flushed = true;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        Poll::Ready(Some(Err(io::ErrorKind::ConnectionReset.into())))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.as_ref().is_none_or(Bytes::is_empty) && self.missing == 0
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.missing + self.bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+    }
 }
