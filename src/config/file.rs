@@ -198,7 +198,7 @@ pub(super) struct Target {
     pub(super) domain: Option<Scalar>,
     pub(super) idp_id: Option<Scalar>,
     pub(super) format: Option<Scalar>,
-    pub(super) secret: Option<SecretSource>,
+    pub(super) secret: Option<SecretSources>,
     pub(super) token: Option<SecretSource>,
     pub(super) encoding_aes_key: Option<SecretSource>,
     pub(super) mode: Option<Scalar>,
@@ -235,6 +235,13 @@ pub(super) struct List(pub(super) Vec<String>);
 pub(super) enum SecretSource {
     Text(Secret),
     Elsewhere(Elsewhere),
+}
+
+/// A secret, or a list of them, each of which may be somewhere else.
+#[derive(Debug)]
+pub(super) enum SecretSources {
+    One(SecretSource),
+    Several(Vec<SecretSource>),
 }
 
 /// Where a secret is: one key of these.
@@ -353,6 +360,38 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OrTable<T> {
             }
         }
         deserializer.deserialize_any(Any(PhantomData))
+    }
+}
+
+impl<'de> Deserialize<'de> for SecretSources {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = SecretSources;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("text in quotes, { env = \"NAME\" }, { file = \"PATH\" }, ")?;
+                f.write_str("{ credential = \"NAME\" } or a list of these")
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<SecretSources, E> {
+                Ok(SecretSources::One(SecretSource::Text(Secret::new(text))))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<SecretSources, A::Error> {
+                let source = Elsewhere::deserialize(MapAccessDeserializer::new(table))?;
+                Ok(SecretSources::One(SecretSource::Elsewhere(source)))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<SecretSources, A::Error> {
+                let mut sources = Vec::new();
+                while let Some(source) = items.next_element()? {
+                    sources.push(source);
+                }
+                Ok(SecretSources::Several(sources))
+            }
+        }
+        deserializer.deserialize_any(Any)
     }
 }
 

@@ -311,6 +311,14 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_secrets_may_come_from_the_environment_too() {
+        let list = format!("[\"{SECRET}\", {{ env = \"CRM_SECRET\" }}]");
+        let pairs = [("WXRELAY__TARGETS__CRM__SECRET", list.as_str())];
+        let config = loaded(&Path::new(ROOT).join("config.toml.example"), &pairs);
+        assert_eq!(target(&config, "crm").target.signing_keys.len(), 2);
+    }
+
+    #[test]
     fn a_mistake_in_the_environment_names_the_variable() {
         let pairs = [("WXRELAY__TARGETS__CRM__TIMEOUT", "soon"), ("WXRELAY__TARGETS__CRM__TIMOUT", "1s")];
         let told = messages(load(Some(&data("valid/mode2.toml")), env(&pairs), &[]));

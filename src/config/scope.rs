@@ -9,7 +9,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::error::{ConfigError, Problem};
-use super::file::{Elsewhere, Scalar, SecretSource};
+use super::file::{Elsewhere, Scalar, SecretSource, SecretSources};
 use super::layers::{Key, Layers};
 use crate::secret::Secret;
 
@@ -164,6 +164,31 @@ impl Scope<'_> {
     ) -> Option<T> {
         let secret = self.secret(name, given)?;
         parse(secret.expose()).map_err(|problem| self.at(name).fault(problem)).ok()
+    }
+
+    /// Reads one secret or a list of them, and parses each.
+    pub(super) fn secrets_of<T>(
+        &self,
+        name: &str,
+        given: &Option<SecretSources>,
+        parse: impl Fn(&str) -> Result<T, Problem>,
+    ) -> Vec<T> {
+        let scope = self.at(name);
+        let one = |scope: &Self, source| {
+            let secret = scope.open(source)?;
+            parse(secret.expose()).map_err(|problem| scope.fault(problem)).ok()
+        };
+        match given {
+            None => Vec::new(),
+            Some(SecretSources::One(source)) => one(&scope, source).into_iter().collect(),
+            Some(SecretSources::Several(sources)) => {
+                if sources.is_empty() {
+                    scope.fault(Problem::Rule("expected at least one secret, or the key left out"));
+                }
+                let numbered = sources.iter().enumerate();
+                numbered.filter_map(|(index, source)| one(&scope.nth(index), source)).collect()
+            }
+        }
     }
 
     /// The secret of this key.

@@ -58,7 +58,7 @@ fn target(scope: &Scope<'_>, name: &str, file: &file::Target) -> Option<TargetSe
     let tls = tls(scope, file);
     let timeout = scope.read("timeout", &file.timeout, value::some_duration).unwrap_or(timeout);
     let headers = headers(&scope.at("headers"), &file.headers);
-    let signing_keys = scope.secret_of("secret", &file.secret, signing_keys).unwrap_or_default();
+    let signing_keys = scope.secrets_of("secret", &file.secret, signing_key);
     let proxy = scope.read_hidden("proxy", &file.proxy, value::proxy);
     let retry = retry(&scope.at("retry"), file, role);
     let expire_after = expire_after(scope, file, role);
@@ -155,11 +155,9 @@ fn headers(scope: &Scope<'_>, file: &BTreeMap<String, SecretSource>) -> HeaderMa
     headers
 }
 
-/// One key or, while keys are being changed, several parted by blanks, the newest first.
-fn signing_keys(text: &str) -> Result<Vec<SigningKey>, Problem> {
+fn signing_key(text: &str) -> Result<SigningKey, Problem> {
     let expected = "`whsec_` and the base64 of 24 to 64 bytes, as `wxrelay keygen` makes it";
-    let keys: Option<Vec<_>> = text.split_whitespace().map(SigningKey::parse).collect();
-    keys.filter(|keys| !keys.is_empty()).ok_or(Problem::Hidden(expected))
+    SigningKey::parse(text).ok_or(Problem::Hidden(expected))
 }
 
 fn retry(scope: &Scope<'_>, file: &file::Target, role: Role) -> Schedule {
@@ -191,10 +189,10 @@ mod tests {
     #[test]
     fn signing_keys_are_whsec_and_base64_of_24_to_64_bytes() {
         let key = |length: usize| format!("whsec_{}", STANDARD.encode(vec![7; length]));
-        assert_eq!(signing_keys(&key(24)).unwrap().len(), 1);
-        assert_eq!(signing_keys(&format!("{} {}", key(32), key(64))).unwrap().len(), 2);
-        for broken in [key(23), key(65), STANDARD.encode([7; 32]), "whsec_!".to_owned(), String::new()] {
-            assert!(signing_keys(&broken).is_err());
+        assert!(signing_key(&key(24)).is_ok() && signing_key(&key(64)).is_ok());
+        let two = format!("{} {}", key(32), key(64));
+        for broken in [key(23), key(65), two, STANDARD.encode([7; 32]), "whsec_!".to_owned(), String::new()] {
+            assert!(signing_key(&broken).is_err());
         }
     }
 }

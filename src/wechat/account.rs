@@ -212,7 +212,8 @@ impl Credentials {
         let timestamp = present(outer.get(Field::TimeStamp), Field::TimeStamp.name())?;
         let nonce = present(outer.get(Field::Nonce), Field::Nonce.name())?;
         let given = signature_in(outer.get(Field::MsgSignature), Field::MsgSignature.name())?;
-        let stamp = Stamp::checked(timestamp, nonce)?;
+        // 13 digits: the npm packages `wechat` and `co-wechat` write milliseconds (node-webot/wechat #243).
+        let stamp = Stamp::checked(timestamp, nonce, &[10, 13])?;
         let encrypt = present(outer.get(Field::Encrypt), Field::Encrypt.name())?;
         self.unseal(stamp, given, encrypt).map(|unsealed| unsealed.clear)
     }
@@ -296,11 +297,12 @@ impl<'a> Stamp<'a> {
     fn of(query: &'a Query<'_>) -> Result<Self, OpenError> {
         let timestamp = present(query.timestamp.as_deref(), "timestamp")?;
         let nonce = present(query.nonce.as_deref(), "nonce")?;
-        Self::checked(timestamp, nonce)
+        Self::checked(timestamp, nonce, &[10])
     }
 
-    fn checked(timestamp: &'a str, nonce: &'a str) -> Result<Self, OpenError> {
-        if timestamp.len() != 10 || !timestamp.bytes().all(|byte| byte.is_ascii_digit()) {
+    /// `lengths` are those that the timestamp may have.
+    fn checked(timestamp: &'a str, nonce: &'a str, lengths: &[usize]) -> Result<Self, OpenError> {
+        if !lengths.contains(&timestamp.len()) || !timestamp.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(OpenError::Malformed("timestamp"));
         }
         if nonce.len() > NONCE_LENGTH || !nonce.bytes().all(|byte| byte.is_ascii_graphic()) {

@@ -145,6 +145,15 @@ fn the_clear_elements_of_compatible_mode_do_not_count() {
 }
 
 #[test]
+fn compatible_mode_sends_the_clear_elements_as_they_were_written() {
+    let clear = CLEAR.replace("[hi]", "[123]");
+    let Push { body, .. } = push(Mode::Compatible, &clear);
+    let (before, after) = body.split_once("<Encrypt>").unwrap();
+    assert_eq!(format!("{before}</xml>"), clear);
+    assert!(after.ends_with("</Encrypt>\n</xml>"), "{after}");
+}
+
+#[test]
 fn a_wrong_signature_is_refused_and_upper_case_is_not_wrong() {
     for mode in MODES {
         let Push { query, body } = push(mode, CLEAR);
@@ -339,6 +348,14 @@ fn sealed_replies_open_and_changed_ones_do_not() {
         let later = reply.replace("1795161600", "1795161601");
         assert!(matches!(account.open_reply(later.as_bytes()), Err(OpenError::Signature)));
     }
+    let stamped = |timestamp| {
+        let salt = Salt { timestamp, ..salt() };
+        account.seal_reply(CLEAR, Which::Current, Which::Current, Syntax::Xml, &salt)
+    };
+    let milliseconds = stamped(1_795_161_600_123);
+    assert_eq!(account.open_reply(milliseconds.as_bytes()).unwrap(), CLEAR, "as co-wechat stamps them");
+    let result = account.open_reply(stamped(17_951_616_001).as_bytes());
+    assert!(matches!(result, Err(OpenError::Malformed("TimeStamp" | "timestamp"))), "{result:?}");
     let clear = credentials(Mode::Plaintext).seal_reply(CLEAR, Which::Current, Which::Current, Syntax::Xml, &salt());
     assert_eq!(clear, CLEAR);
     assert!(matches!(account.open_reply(CLEAR.as_bytes()), Err(OpenError::Missing(_))));

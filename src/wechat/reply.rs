@@ -194,7 +194,7 @@ impl Reply {
     /// It goes from the push's receiver to its sender unless it says otherwise. Characters that XML forbids are left
     /// out: the users of WeChat would see an error instead of the reply.
     pub fn render(&self, message: &Message, now_seconds: i64) -> String {
-        let create_time = self.create_time.unwrap_or(u64::try_from(now_seconds).unwrap_or(0));
+        let create_time = self.create_time.map_or(u64::try_from(now_seconds).unwrap_or(0), seconds);
         let mut root = Element::new("xml");
         root.children = vec![
             text("ToUserName", self.to_user.as_deref().unwrap_or(message.from_user())),
@@ -357,6 +357,11 @@ fn reply_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Re
 /// Whether something is left of a text that is sent without the characters XML forbids.
 fn filled(value: &str, name: &'static str) -> Result<(), ReplyError> {
     if legal(value).trim_ascii().is_empty() { Err(ReplyError::Empty(name)) } else { Ok(()) }
+}
+
+/// The npm packages `wechat` and `co-wechat` write milliseconds.
+fn seconds(create_time: u64) -> u64 {
+    if create_time > 99_999_999_999 { create_time / 1000 } else { create_time }
 }
 
 /// Empty where it is missing, for [`Reply::check`] to find.

@@ -49,6 +49,13 @@ fn nothing_blanks_and_success_are_no_reply() {
 }
 
 #[test]
+fn milliseconds_in_create_time_become_seconds() {
+    let body = "<xml><CreateTime>1795161600123</CreateTime><MsgType>text</MsgType><Content>hi</Content></xml>";
+    let rendered = read(body).unwrap().unwrap().render(&push(), 1);
+    assert!(rendered.contains("<CreateTime>1795161600</CreateTime>"), "{rendered}");
+}
+
+#[test]
 fn every_kind_is_read_from_the_xml_it_renders_to() {
     for body in every_kind() {
         let reply = Reply::new(body.clone());

@@ -180,6 +180,23 @@ async fn the_trace_that_a_push_came_with_goes_on_and_stays_over_a_retry() {
 }
 
 #[tokio::test]
+async fn a_trace_that_is_none_is_not_passed_on() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
+    for (index, bad) in
+        ["00-0-0-0", "00-ABCDEF3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "hello"].iter().enumerate()
+    {
+        let request = String::from_utf8(wechat.push(&text("o1", "hello")).request(PATH)).expect("text");
+        let request = request.replace("Accept: */*", &format!("traceparent: {bad}"));
+        assert_eq!(exchange(&relay.push, request.as_bytes()).await.status, 200);
+        let sent = crm.delivery(index).await.header("traceparent").to_owned();
+        let parts: Vec<_> = sent.split('-').map(str::len).collect();
+        assert_eq!(parts, [2, 32, 16, 2], "{sent}");
+        assert!(!sent.to_lowercase().contains("abcdef35") && !sent.contains(&"0".repeat(32)), "{sent}");
+    }
+}
+
+#[tokio::test]
 async fn a_secret_signs_by_standard_webhooks() {
     let key = b"0123456789abcdef01234567";
     let secret = format!("secret = \"whsec_{}\"", BASE64.encode(key));
@@ -191,6 +208,21 @@ async fn a_secret_signs_by_standard_webhooks() {
     mac.update(format!("{id}.{time}.{}", delivery.text()).as_bytes());
     let signature = format!("v1,{}", BASE64.encode(mac.finalize().into_bytes()));
     assert!(delivery.header("webhook-signature").split(' ').any(|given| given == signature));
+}
+
+#[tokio::test]
+async fn while_a_secret_is_changed_both_sign() {
+    let (new, old) = (b"0123456789abcdef01234567", b"76543210fedcba9876543210");
+    let whsec = |key: &[u8]| format!("whsec_{}", BASE64.encode(key));
+    let secret = format!("secret = [\"{}\", \"{}\"]", whsec(new), whsec(old));
+    let (_, delivery) = deliver(&WeChat::secure(), &secret, &text("o1", "hello")).await;
+    let (id, time) = (delivery.header("webhook-id"), delivery.header("webhook-timestamp"));
+    let signature = |key: &[u8]| {
+        let mac = Hmac::<Sha256>::new_from_slice(key).expect("any length");
+        let mac = mac.chain_update(format!("{id}.{time}.{}", delivery.text()));
+        format!("v1,{}", BASE64.encode(mac.finalize().into_bytes()))
+    };
+    assert_eq!(delivery.header("webhook-signature"), format!("{} {}", signature(new), signature(old)));
 }
 
 /// What one target with those settings gets of one push.

@@ -1,6 +1,8 @@
 //! What a delivery's body is: the relay's JSON, or a push in WeChat's own form, perhaps sealed. Pure.
 
 use bytes::Bytes;
+use http::HeaderMap;
+use http::header::CONTENT_TYPE;
 use serde_json::{Value, json};
 
 use crate::wechat::{Credentials, Message, OpenError, Opened, Query, Reply, ReplyBody, Salt};
@@ -21,6 +23,23 @@ pub(super) enum Content {
     Other,
 }
 
+/// Why a delivery that says it is a CloudEvent is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum BadCloudEvent {
+    /// The type says CloudEvents, the body does not.
+    #[error("the content type is application/cloudevents+json, and the body is no JSON object")]
+    NotJson,
+    /// An attribute that every CloudEvent has is missing, empty or no text.
+    #[error("the CloudEvent has no `{0}`")]
+    Lacks(&'static str),
+    /// Another version.
+    #[error("the CloudEvent's specversion is not 1.0")]
+    Version,
+    /// `id` and `webhook-id` name different events.
+    #[error("the CloudEvent's id is not the webhook-id")]
+    Id,
+}
+
 impl Content {
     /// Reads a body. A push in WeChat's form is verified and opened if there are credentials.
     pub(super) fn read(query: &str, body: &Bytes, credentials: Option<&Credentials>) -> Self {
@@ -39,6 +58,24 @@ impl Content {
             Ok(message) if message.root.child("Encrypt").is_some() => Self::Sealed,
             Ok(_) | Err(_) => Self::Other,
         }
+    }
+
+    /// Checks what says that it is a CloudEvent against CloudEvents 1.0.2, section 3.1, and its id against the signed one.
+    pub(super) fn check_cloud_event(&self, headers: &HeaderMap) -> Result<(), BadCloudEvent> {
+        let header = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
+        if !header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.starts_with("application/cloudevents+json")) {
+            return Ok(());
+        }
+        let Self::Json(event) = self else { return Err(BadCloudEvent::NotJson) };
+        let text = |name| {
+            let text = event.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+            text.ok_or(BadCloudEvent::Lacks(name))
+        };
+        if text("specversion")? != "1.0" {
+            return Err(BadCloudEvent::Version);
+        }
+        let (id, _, _) = (text("id")?, text("source")?, text("type")?);
+        if header("webhook-id").is_some_and(|signed| signed != id) { Err(BadCloudEvent::Id) } else { Ok(()) }
     }
 
     /// What the user did, in lower case, as far as the body tells.
@@ -124,6 +161,26 @@ mod tests {
         assert_eq!(kind(r#"{"MsgType":"event","Event":"CLICK"}"#), "click");
         assert_eq!(kind("hello"), "unknown");
         assert_eq!(kind("[]"), "unknown");
+    }
+
+    #[test]
+    fn a_cloud_event_needs_its_attributes_and_the_signed_id() {
+        let check = |body: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(CONTENT_TYPE, "application/cloudevents+json; charset=utf-8".parse().unwrap());
+            headers.insert("webhook-id", "evt_1".parse().unwrap());
+            Content::read("", &Bytes::copy_from_slice(body.as_bytes()), None).check_cloud_event(&headers)
+        };
+        assert_eq!(check(r#"{"specversion":"1.0","id":"evt_1","source":"/a","type":"t"}"#), Ok(()));
+        assert_eq!(check(r#"{"specversion":"1.0","id":"evt_2","source":"/a","type":"t"}"#), Err(BadCloudEvent::Id));
+        assert_eq!(
+            check(r#"{"specversion":"0.3","id":"evt_1","source":"/a","type":"t"}"#),
+            Err(BadCloudEvent::Version)
+        );
+        assert_eq!(check(r#"{"specversion":"1.0","id":"evt_1","type":"t"}"#), Err(BadCloudEvent::Lacks("source")));
+        assert_eq!(check("[]"), Err(BadCloudEvent::NotJson));
+        let plain = Content::read("", &Bytes::from_static(b"{}"), None);
+        assert_eq!(plain.check_cloud_event(&HeaderMap::new()), Ok(()), "no CloudEvent at all");
     }
 
     #[test]

@@ -44,9 +44,10 @@ pub struct Args {
     /// Wait this long before every answer
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     stall: Duration,
-    /// Check the Standard Webhooks signature with this whsec_ secret, and answer 401 if it is bad
-    #[arg(long)]
-    secret: Option<WebhookKey>,
+    /// Check the Standard Webhooks signature with this whsec_ secret, and answer 401 if it is bad; given twice, as while a
+    /// secret is changed, either will do. CloudEvents are checked against their specification too
+    #[arg(long, value_name = "WHSEC")]
+    secret: Vec<WebhookKey>,
     /// Append every delivery to this file, one JSON object a line
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
@@ -69,7 +70,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         status: args.status,
         fail: args.fail,
         stall: args.stall,
-        secret: args.secret,
+        secrets: args.secret,
         credentials: args.given.credentials()?,
     })
     .await?;

@@ -24,7 +24,7 @@ use tokio::time::sleep;
 
 use super::content::Content;
 use super::delivery::{Check, Delivery};
-use super::webhook::WebhookKey;
+use super::webhook::{self, WebhookKey};
 use crate::cli::simulate;
 use crate::clock::UnixMillis;
 use crate::wechat::{Credentials, Query};
@@ -48,8 +48,9 @@ pub struct Options {
     pub fail: u32,
     /// How long it waits before every answer.
     pub stall: Duration,
-    /// The key of the Standard Webhooks signature; then a delivery without a good one is answered 401.
-    pub secret: Option<WebhookKey>,
+    /// The keys of the Standard Webhooks signature, any of which will do; then a delivery without a good one is answered
+    /// 401, and a CloudEvent that is none 400.
+    pub secrets: Vec<WebhookKey>,
     /// What opens pushes in WeChat's own form; then one that does not open is answered 403.
     pub credentials: Option<Credentials>,
 }
@@ -62,7 +63,7 @@ impl Default for Options {
             status: StatusCode::OK,
             fail: 0,
             stall: Duration::ZERO,
-            secret: None,
+            secrets: Vec::new(),
             credentials: None,
         }
     }
@@ -206,10 +207,14 @@ impl State {
         if let Content::Opened(_) = &content {
             delivery.check = Check::Good;
         }
-        if let Some(key) = &self.options.secret {
-            if let Err(error) = key.verify(&delivery.headers, &delivery.body, delivery.at) {
+        if !self.options.secrets.is_empty() {
+            if let Err(error) = webhook::verify(&self.options.secrets, &delivery.headers, &delivery.body, delivery.at) {
                 delivery.check = Check::Bad(error.to_string());
                 return (StatusCode::UNAUTHORIZED, None);
+            }
+            if let Err(error) = content.check_cloud_event(&delivery.headers) {
+                delivery.check = Check::Bad(error.to_string());
+                return (StatusCode::BAD_REQUEST, None);
             }
             delivery.check = Check::Good;
         }

@@ -103,8 +103,8 @@ async fn json_gets_a_json_reply() {
 
 #[tokio::test]
 async fn a_delivery_without_the_webhook_signature_is_refused() {
-    let secret = Some("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().unwrap());
-    let mut sink = start(Options { secret, ..Options::default() }).await.unwrap();
+    let secrets = vec!["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw".parse().unwrap()];
+    let mut sink = start(Options { secrets, ..Options::default() }).await.unwrap();
     assert!(post(&sink, "", "{}").await.starts_with("HTTP/1.0 401"));
     assert!(sink.received.recv().await.unwrap().to_string().contains("BAD"));
 }

@@ -50,8 +50,25 @@ impl FromStr for WebhookKey {
     }
 }
 
+/// Checks a delivery that came in at `now`: one of `keys` must have signed it. The error is that of the last.
+pub(super) fn verify(
+    keys: &[WebhookKey],
+    headers: &HeaderMap,
+    body: &[u8],
+    now: UnixMillis,
+) -> Result<(), BadSignature> {
+    let mut result = Err(BadSignature::Mismatch);
+    for key in keys {
+        result = key.verify(headers, body, now);
+        if result.is_ok() {
+            break;
+        }
+    }
+    result
+}
+
 impl WebhookKey {
-    /// Checks a delivery that came in at `now`. The header may hold several signatures, while a secret is changed.
+    /// The same for one key. The header may hold several signatures, while a secret is changed.
     pub fn verify(&self, headers: &HeaderMap, body: &[u8], now: UnixMillis) -> Result<(), BadSignature> {
         let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).ok_or(BadSignature::Missing(name));
         let (id, timestamp) = (header("webhook-id")?, header("webhook-timestamp")?);
@@ -108,6 +125,17 @@ mod tests {
         let later = NOW.after(Duration::from_secs(301));
         assert_eq!(verify("1614265330", good, BODY, later), Err(BadSignature::Stale));
         assert_eq!(verify("soon", good, BODY, NOW), Err(BadSignature::Stale));
+    }
+
+    #[test]
+    fn one_of_several_keys_is_enough_and_none_of_them_is_not() {
+        let other: WebhookKey = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=".parse().unwrap();
+        let good = headers("1614265330", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=");
+        for keys in [[SECRET.parse().unwrap(), other.clone()], [other.clone(), SECRET.parse().unwrap()]] {
+            assert_eq!(super::verify(&keys, &good, BODY, NOW), Ok(()));
+        }
+        assert_eq!(super::verify(&[other], &good, BODY, NOW), Err(BadSignature::Mismatch));
+        assert_eq!(super::verify(&[], &good, BODY, NOW), Err(BadSignature::Mismatch));
     }
 
     #[test]
