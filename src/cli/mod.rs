@@ -11,6 +11,7 @@ pub mod events;
 pub mod healthcheck;
 pub mod init;
 pub mod keygen;
+pub mod online;
 mod replay;
 pub mod serve;
 pub mod simulate;
@@ -49,7 +50,7 @@ pub struct Cli {
 pub enum Command {
     /// Run the relay: SIGHUP reloads the configuration, SIGTERM drains and stops
     Serve(serve::Args),
-    /// Print all errors of the configuration at once, or the routing table it makes
+    /// Print all errors of the configuration at once, or the routing table it makes; --online: are the targets there?
     Check(check::Args),
     /// Run the relay with stand-ins for WeChat, an identity provider and handlers, and tell the story
     Demo(demo::Args),
@@ -78,7 +79,7 @@ impl Cli {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Serve(args) => serve::run(args).await,
-            Command::Check(args) => check::run(&args),
+            Command::Check(args) => check::run(args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Events(args) => events::run(args).await,
             Command::Targets(args) => targets::run(args).await,

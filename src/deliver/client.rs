@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
@@ -18,6 +18,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::Instant;
+use tower::ServiceExt as _;
 
 use super::resolver::Resolver;
 use super::{ANSWER_CAP, Target};
@@ -61,18 +62,59 @@ pub enum ClientError {
 /// Why an exchange failed, with the whole chain of causes in its text.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", chain(.0))]
-pub(super) struct ExchangeError(#[from] PoolError);
+pub struct ExchangeError(#[from] PoolError);
 
-/// The causes, innermost last; hyper's own text alone says just "client error (Connect)".
+/// Why a connection can't be made, with the whole chain of causes in its text.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", causes("can't connect", Some(&*self.0)))]
+pub struct ConnectError(Box<dyn std::error::Error + Send + Sync>);
+
+/// hyper's own text alone says just "client error (Connect)".
 fn chain(error: &PoolError) -> String {
-    let mut text = if error.is_connect() { "can't connect".to_owned() } else { "connection broken".to_owned() };
-    let mut cause = error.source();
+    causes(if error.is_connect() { "can't connect" } else { "connection broken" }, error.source())
+}
+
+/// The causes, innermost last.
+fn causes(what: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> String {
+    let mut text = what.to_owned();
     while let Some(inner) = cause {
         text.push_str(": ");
         text.push_str(&inner.to_string());
         cause = inner.source();
     }
     text
+}
+
+/// What makes the connections to one target.
+pub(super) enum Connector {
+    Direct(HttpsConnector<HttpConnector<Resolver>>),
+    Proxied(HttpsConnector<Tunnel<HttpConnector<Resolver>>>),
+}
+
+impl Connector {
+    pub(super) fn new(target: &Target) -> Result<Self, ClientError> {
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(target.timeout)));
+        tcp.set_keepalive(Some(Duration::from_secs(60)));
+        let https = target.url.scheme_str() == Some("https");
+        let tls = if https { tls_config(&target.tls)? } else { no_tls() };
+        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
+        Ok(match &target.proxy {
+            None => Self::Direct(connector.wrap_connector(tcp)),
+            Some(proxy) => Self::Proxied(connector.wrap_connector(Tunnel::new(proxy.clone(), tcp))),
+        })
+    }
+
+    /// Makes one connection, TLS included, and drops it.
+    pub(super) async fn connect(self, url: Uri) -> Result<(), ConnectError> {
+        let connected = match self {
+            Self::Direct(connector) => connector.oneshot(url).await.map(drop),
+            Self::Proxied(connector) => connector.oneshot(url).await.map(drop),
+        };
+        connected.map_err(ConnectError)
+    }
 }
 
 /// The connections to one target. Each target has its own, so that none can use up another's.
@@ -85,19 +127,11 @@ pub(super) enum Client {
 
 impl Client {
     pub(super) fn new(target: &Target) -> Result<Self, ClientError> {
-        let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(target.timeout)));
-        tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let https = target.url.scheme_str() == Some("https");
-        let tls = if https { tls_config(&target.tls)? } else { no_tls() };
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         let mut pool = Pool::builder(TokioExecutor::new());
         pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT);
-        Ok(match &target.proxy {
-            None => Self::Direct(pool.build(connector.wrap_connector(tcp))),
-            Some(proxy) => Self::Proxied(pool.build(connector.wrap_connector(Tunnel::new(proxy.clone(), tcp)))),
+        Ok(match Connector::new(target)? {
+            Connector::Direct(connector) => Self::Direct(pool.build(connector)),
+            Connector::Proxied(connector) => Self::Proxied(pool.build(connector)),
         })
     }
 

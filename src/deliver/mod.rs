@@ -7,6 +7,7 @@
 mod client;
 pub mod format;
 mod outcome;
+mod probe;
 mod resolver;
 mod trace;
 mod webhook;
@@ -25,8 +26,9 @@ use crate::secret::Secret;
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
 use client::{Body, BodyEnd, Client, read};
-pub use client::{ClientError, TlsOptions};
+pub use client::{ClientError, ConnectError, ExchangeError, TlsOptions};
 pub use outcome::Outcome;
+pub use probe::{Unreached, Unverified, Wrapping};
 pub use webhook::SigningKey;
 
 /// The most bytes of an answer that are read.

@@ -77,6 +77,31 @@ async fn simulate_sends_what_sink_receives() {
 }
 
 #[tokio::test]
+async fn sink_takes_cloud_events_signed_with_one_of_its_secrets_and_refuses_others() {
+    let secret = |fill: &str| format!("whsec_{}", fill.repeat(32));
+    let sink = |keys: [String; 2]| {
+        let [one, two] = keys;
+        Running::spawn(wxrelay(["sink", "--listen", "127.0.0.1:0", "--secret", &one, "--secret", &two]))
+    };
+    let (good, bad) = (sink([secret("A"), secret("C")]), sink([secret("A"), secret("B")]));
+    let find = |line: &str| line.split(' ').find(|word| word.starts_with("http://")).map(str::to_owned);
+    let (wechat, what) = (WeChat::secure(), "line that says where the sink listens");
+    let target = |name: &str, url: &str| {
+        let secrets = format!("secret = [\"{}\", \"{}\"]", secret("D"), secret("C"));
+        format!("[targets.{name}]\nurl = \"{url}/\"\nformat = \"cloudevents\"\nretry = []\n{secrets}\n")
+    };
+    let targets = target("good", &good.find(what, find).await) + &target("bad", &bad.find(what, find).await);
+    let relay = Relay::start(wechat.account() + &targets).await;
+    relay.accept(&wechat, &text("o1", "hello")).await;
+    good.find("good signature", |line| {
+        line.contains("text  ").then(|| assert!(line.contains("signature ok"), "{line}"))
+    })
+    .await;
+    bad.find("bad signature", |line| line.contains("signature BAD").then(|| assert!(line.ends_with("-> 401")))).await;
+    relay.audited("dead", 1).await;
+}
+
+#[tokio::test]
 async fn simulate_sends_a_file_as_it_is() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;

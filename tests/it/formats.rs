@@ -128,6 +128,29 @@ async fn wechat_is_a_fresh_push_sealed_for_the_targets_own_credentials() {
 }
 
 #[tokio::test]
+async fn wechat_is_signed_and_sealed_anew_at_each_attempt_around_the_same_text() {
+    let (wechat, crm, clear) = (WeChat::secure(), Target::start().await, text("o1", "hello"));
+    crm.script([Reaction::Answer(Reply::status(500))]);
+    let relay = Relay::start(wechat.account() + &crm.config("crm", "format = \"wechat\"\nretry = [\"20ms\"]")).await;
+    relay.accept(&wechat, &clear).await;
+    let sent = crm.wait_for(2).await;
+    let queries: Vec<_> = sent.iter().map(|delivery| delivery.query.as_deref().expect("a query")).collect();
+    for (delivery, query) in sent.iter().zip(&queries) {
+        assert_eq!(wechat.open_push(query, delivery.text()), clear);
+        let names: Vec<_> = query.split('&').filter_map(|pair| Some(pair.split_once('=')?.0)).collect();
+        assert_eq!(
+            names,
+            ["signature", "timestamp", "nonce", "openid", "encrypt_type", "msg_signature"],
+            "in WeChat's order"
+        );
+    }
+    for name in ["nonce", "signature", "msg_signature"] {
+        assert_ne!(parameter(queries[0], name), parameter(queries[1], name), "{name}");
+    }
+    assert_ne!(element(sent[0].text(), "Encrypt"), element(sent[1].text(), "Encrypt"), "sealed anew");
+}
+
+#[tokio::test]
 async fn wechat_uses_the_accounts_credentials_where_the_target_has_none() {
     let (wechat, clear) = (WeChat::secure(), text("o1", "hello"));
     let (_, delivery) = deliver(&wechat, "format = \"wechat\"", &clear).await;

@@ -20,6 +20,7 @@ mod formats;
 mod http;
 mod isolation;
 mod migration;
+mod online;
 mod opening;
 mod order;
 mod pause;

@@ -107,10 +107,10 @@ async fn over_tls(relay: &Relay, files: &Certificate, request: &[u8]) -> String 
 }
 
 /// A certificate for `localhost` that is its own authority, and its key, as files.
-struct Certificate(TempDir);
+pub(crate) struct Certificate(TempDir);
 
 impl Certificate {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let files = Self(tempfile::tempdir().expect("a temporary folder"));
         files.renew();
         files
@@ -122,7 +122,7 @@ impl Certificate {
         fs::write(self.key(), made.signing_key.serialize_pem()).expect("it can be written");
     }
 
-    fn cert(&self) -> String {
+    pub(crate) fn cert(&self) -> String {
         self.path("cert.pem")
     }
 
@@ -138,7 +138,7 @@ impl Certificate {
         CertificateDer::from_pem_file(self.cert()).expect("it was written so")
     }
 
-    fn acceptor(&self) -> TlsAcceptor {
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
         let key = PrivateKeyDer::from_pem_file(self.key()).expect("it was written so");
         let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
