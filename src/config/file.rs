@@ -199,6 +199,7 @@ pub(super) struct Target {
     pub(super) idp_id: Option<Scalar>,
     pub(super) format: Option<Scalar>,
     pub(super) secret: Option<SecretSources>,
+    pub(super) app_id: Option<Scalar>,
     pub(super) token: Option<SecretSource>,
     pub(super) encoding_aes_key: Option<SecretSource>,
     pub(super) mode: Option<Scalar>,

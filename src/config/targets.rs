@@ -103,6 +103,7 @@ fn order(text: &str) -> Parsed<Order> {
 fn credentials(scope: &Scope<'_>, file: &file::Target, format: Format) -> CredentialsOverride {
     if format != Format::Wechat {
         let given = [
+            ("app_id", file.app_id.is_some()),
             ("token", file.token.is_some()),
             ("encoding_aes_key", file.encoding_aes_key.is_some()),
             ("mode", file.mode.is_some()),
@@ -112,6 +113,7 @@ fn credentials(scope: &Scope<'_>, file: &file::Target, format: Format) -> Creden
         }
     }
     CredentialsOverride {
+        app_id: scope.read("app_id", &file.app_id, value::app_id).map(Into::into),
         token: accounts::token(scope, "token", &file.token),
         aes_key: scope.secret_of("encoding_aes_key", &file.encoding_aes_key, accounts::aes_key),
         mode: scope.read("mode", &file.mode, value::mode),

@@ -95,6 +95,8 @@ pub enum Format {
 /// What a `wechat` target has of its own; the rest is the account's.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialsOverride {
+    /// The AppID that it is set up with, for a backend that gets events of several accounts and knows one.
+    pub app_id: Option<Arc<str>>,
     /// Its token.
     pub token: Option<Secret>,
     /// Its EncodingAESKey.
@@ -108,7 +110,7 @@ impl CredentialsOverride {
     fn over(&self, account: &Credentials) -> Credentials {
         let own_key = self.aes_key.clone();
         Credentials {
-            app_id: account.app_id.clone(),
+            app_id: self.app_id.clone().unwrap_or_else(|| account.app_id.clone()),
             token: self.token.clone().unwrap_or_else(|| account.token.clone()),
             previous_token: None,
             aes_key: own_key.or_else(|| account.aes_key.clone()),

@@ -151,6 +151,27 @@ async fn wechat_is_signed_and_sealed_anew_at_each_attempt_around_the_same_text()
 }
 
 #[tokio::test]
+async fn several_accounts_into_one_backend_that_knows_a_single_app_id() {
+    let (shop, target) = (WeChat::secure(), Target::start().await);
+    let club = WeChat { app_id: "wxclub".to_owned(), token: "clubtoken".to_owned(), ..WeChat::new(Mode::Plaintext) };
+    let backend = WeChat { app_id: "wxbackend".to_owned(), token: "legacytoken".to_owned(), ..WeChat::secure() };
+    let route = |name: &str| format!("[[accounts.{name}.routes]]\notherwise = true\nto = [\"t\"]\n");
+    let own = format!("app_id = \"wxbackend\"\ntoken = \"legacytoken\"\nencoding_aes_key = \"{}\"", backend.aes_key);
+    let config = [
+        shop.account_named("shop", "/shop") + &route("shop"),
+        club.account_named("club", "/club") + &route("club"),
+        target.config("t", &format!("format = \"wechat\"\nmode = \"secure\"\n{own}")),
+    ];
+    let relay = Relay::start(config.concat()).await;
+    for (index, (account, path)) in [(&shop, "/shop"), (&club, "/club")].into_iter().enumerate() {
+        let clear = text("o1", path);
+        assert_eq!(exchange(&relay.push, &account.push(&clear).request(path)).await.status, 200);
+        let delivery = target.delivery(index).await;
+        assert_eq!(backend.open_push(delivery.query.as_deref().expect("a query"), delivery.text()), clear);
+    }
+}
+
+#[tokio::test]
 async fn wechat_uses_the_accounts_credentials_where_the_target_has_none() {
     let (wechat, clear) = (WeChat::secure(), text("o1", "hello"));
     let (_, delivery) = deliver(&wechat, "format = \"wechat\"", &clear).await;
