@@ -13,6 +13,8 @@ from pathlib import Path
 import backend
 import envelopes
 import identity
+import sdks
+import webhooks
 from bench import HERE, Bench
 from remade import Remade
 from rig import Checks, expect, expect_that
@@ -63,6 +65,7 @@ def main():
     signal.signal(signal.SIGALRM, stop_at_once)
     signal.alarm(TIME)
     checks, bench, remade = Checks(), Bench(binary), Remade(binary)
+    parts = [sdks.Sdks(binary), webhooks.Webhooks(binary)]
     try:
         checks.run("the golden data of authing-json is what the packages make", golden_data_is_current)
         for name, check in remade.checks():
@@ -74,13 +77,21 @@ def main():
                     checks.run(name, check)
             checks.run("SIGTERM ends the relay with exit code 0", lambda: drained(bench))
             checks.run("the audit counts what was sent, and the peers got each delivery once", lambda: audited(bench))
+        bench.end()
+        for part in parts:
+            before = checks.failed
+            checks.run(f"{type(part).__name__}: the relay and its programs start", part.start)
+            if checks.failed == before:
+                for name, check in part.checks():
+                    checks.run(name, check)
+            part.end()
     except OutOfTime as late:
         checks.failed += 1
         print(f"FAIL {late}", flush=True)
     finally:
         signal.alarm(0)
-        bench.end()
-        remade.end()
+        for one in [bench, remade, *parts]:
+            one.end()
     return checks.close()
 
 
