@@ -11,6 +11,10 @@ impl UnixMillis {
     /// The present.
     #[expect(clippy::disallowed_methods, reason = "this is the place the ban points to")]
     pub fn now() -> Self {
+        #[cfg(test)]
+        if let Some(now) = simulated::now() {
+            return now;
+        }
         let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
         Self(i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX))
     }
@@ -38,6 +42,34 @@ impl fmt::Display for UnixMillis {
             Ok(moment) => write!(f, "{moment:.3}"),
             Err(_) => write!(f, "{}ms", self.0),
         }
+    }
+}
+
+/// A wall clock for simulations: it runs with tokio's clock, and jumps when told. One per thread.
+#[cfg(test)]
+pub(crate) mod simulated {
+    use std::cell::Cell;
+
+    use tokio::time::Instant;
+
+    use super::UnixMillis;
+
+    thread_local! {
+        static SET: Cell<Option<(Instant, UnixMillis)>> = const { Cell::new(None) };
+    }
+
+    /// Sets this thread's clock; `None` gives it the system's again.
+    pub(crate) fn set(now: Option<UnixMillis>) {
+        SET.set(now.map(|now| (Instant::now(), now)));
+    }
+
+    /// Whether this thread's clock is a simulated one.
+    pub(crate) fn is_set() -> bool {
+        SET.get().is_some()
+    }
+
+    pub(super) fn now() -> Option<UnixMillis> {
+        SET.get().map(|(at, set)| set.after(at.elapsed()))
     }
 }
 

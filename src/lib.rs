@@ -28,5 +28,7 @@ pub mod queue;
 pub mod route;
 pub mod secret;
 pub mod server;
+#[cfg(test)]
+mod simulation;
 pub mod telemetry;
 pub mod wechat;

@@ -9,6 +9,8 @@ pub mod format;
 mod outcome;
 mod probe;
 mod resolver;
+#[cfg(test)]
+pub(crate) mod scripted;
 mod trace;
 mod webhook;
 
@@ -126,6 +128,8 @@ pub struct Upstream {
     target: Target,
     client: Client,
     credentials: HashMap<Arc<str>, Credentials>,
+    #[cfg(test)]
+    script: Option<scripted::Script>,
 }
 
 /// One attempt, as the dispatcher asks for it.
@@ -167,7 +171,13 @@ impl Upstream {
         let client = Client::new(&target)?;
         let credentials =
             accounts.into_iter().map(|(name, own)| (name.clone(), target.credentials.over(own))).collect();
-        Ok(Self { target, client, credentials })
+        Ok(Self {
+            target,
+            client,
+            credentials,
+            #[cfg(test)]
+            script: None,
+        })
     }
 
     /// The target.
@@ -178,6 +188,10 @@ impl Upstream {
     /// Makes one attempt. Never fails: what went wrong is in the report.
     pub async fn deliver(&self, order: Order<'_>) -> Report {
         let started = Instant::now();
+        #[cfg(test)]
+        if let Some(script) = &self.script {
+            return self.play(script, &order, started).await;
+        }
         let request = match self.request(&order) {
             Ok(request) => request,
             Err(error) => return Report::failed(error.to_string(), started),

@@ -63,6 +63,7 @@ impl Bench {
     ) -> (End, Option<Unsettled>) {
         if let Some(rate) = &policy.rate {
             tokio::select! {
+                biased;
                 () = rate.until_ready() => {}
                 // Nothing is under way yet: the lease goes back.
                 () = self.stop.cancelled() => return (End::NotMade, None),
@@ -82,6 +83,8 @@ impl Bench {
             return (End::NotMade, Some(Unsettled { settlement, reserve: None, lease }));
         }
         let reply_until = reply.as_ref().map(|reply| reply.until);
+        #[cfg(test)]
+        super::simulated::attempting(probe);
         let mut report = policy.upstream.deliver(Order { event, attempt: *attempt, reply_until, now }).await;
         let verdict = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
         let choice = match reply {
@@ -112,6 +115,7 @@ impl Bench {
         while let Err(error) = self.queue.settle(settlement.clone()).await {
             tracing::warn!(event = %settlement.event, target = %settlement.target, %error, "can't settle; trying again");
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(SETTLE_PAUSE) => {}
                 () = self.stop.cancelled() => break,
             }
@@ -187,5 +191,9 @@ fn decide(
 
 /// A random number of 0..1.
 fn jitter() -> f64 {
+    #[cfg(test)]
+    if let Some(jitter) = super::simulated::jitter() {
+        return jitter;
+    }
     getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
 }

@@ -21,11 +21,14 @@ use crate::deliver::Role;
 use crate::metrics::TargetMetrics;
 use crate::queue::{Error, Inbox, Lease, Leases, Queue};
 
-/// How many leases are read from the store at a time; when fewer are ready, the store is asked for more.
-const BATCH: usize = 256;
+/// How many leases are read from the store at a time; when fewer are ready, the store is asked for more. Few in the
+/// simulation, to have more than one look.
+const BATCH: usize = if cfg!(test) { 6 } else { 256 };
 /// The most deliveries that are attempted or wait to be settled, where `concurrency` does not ask for more, and as many
 /// again whose reply is awaited: so many are repeated after a crash at most.
 const IN_FLIGHT: usize = 256;
+/// How long it sleeps at most while something is due later: by then it has seen that the clock was set.
+const LOOK_AGAIN: Duration = Duration::from_secs(60);
 /// After the store failed to answer.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// The longest wait between two probes of a target that is down: at most so late do its deliveries go on.
@@ -94,12 +97,13 @@ impl Lane {
     async fn step(&mut self) -> bool {
         let concurrency = self.policy.borrow().concurrency;
         self.start(concurrency);
-        let room = self.ready.is_empty() && self.has_room(concurrency);
+        let free = self.has_room(concurrency);
+        let room = self.ready.is_empty() && free;
         let room_awaited = self.awaited.len() < concurrency && self.in_flight() < 2 * IN_FLIGHT.max(concurrency);
         // Ahead of need, but not for a target that is down.
         let wanted = if self.breaker.is_closed() { self.ready.len() < BATCH } else { self.ready.is_empty() };
         let look_at = self.look_at.filter(|_| wanted && self.look.is_empty());
-        let probe_at = self.breaker.probe_at().filter(|_| !self.ready.is_empty());
+        let probe_at = self.breaker.probe_at().filter(|_| free && !self.ready.is_empty());
         tokio::select! {
             biased;
             () = self.stop.cancelled() => return false,
@@ -199,7 +203,7 @@ impl Lane {
                     self.ready.push_back(lease);
                 }
                 self.ready.extend(found.due);
-                let next = found.next_due.map(|due| Instant::now() + due.since(now));
+                let next = found.next_due.map(|due| Instant::now() + due.since(now).min(LOOK_AGAIN));
                 if more { Some(Instant::now()) } else { next }
             }
             Some((_, Err(error))) => {

@@ -8,8 +8,12 @@ mod attempt;
 mod breaker;
 mod lane;
 mod offer;
+#[cfg(test)]
+pub(crate) mod simulated;
+#[cfg(test)]
+mod tests;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,8 +28,8 @@ use crate::metrics::{Metrics, TargetMetrics};
 use crate::queue::{self, Order, Queue};
 use crate::telemetry::OpenIds;
 
-/// How many fresh events wait for a target in memory; the rest wait on disk.
-const INBOX: usize = 1024;
+/// How many fresh events wait for a target in memory; the rest wait on disk. Few in the simulation, to overflow.
+const INBOX: usize = if cfg!(test) { 4 } else { 1024 };
 
 /// One `[targets.NAME]` of the configuration.
 #[derive(Clone, Debug)]
@@ -85,7 +89,7 @@ impl Policy {
 pub struct Dispatcher {
     queue: Queue,
     metrics: Arc<Metrics>,
-    lanes: Mutex<HashMap<Arc<str>, Lane>>,
+    lanes: Mutex<BTreeMap<Arc<str>, Lane>>,
     /// The targets that get no attempts, configured or not.
     paused: Mutex<BTreeSet<String>>,
     /// One change of those at a time, in the store and here.
@@ -110,7 +114,7 @@ impl Dispatcher {
     /// with what it has under way; one whose target is gone ends, and its deliveries stay pending.
     pub fn apply(&self, policies: Vec<Policy>) {
         let mut lanes = self.lanes();
-        let named: HashMap<_, _> = policies.into_iter().map(|p| (p.upstream.target().name.clone(), p)).collect();
+        let named: BTreeMap<_, _> = policies.into_iter().map(|p| (p.upstream.target().name.clone(), p)).collect();
         lanes.retain(|name, lane| {
             let kept = named.contains_key(name);
             if !kept {
@@ -193,7 +197,7 @@ impl Dispatcher {
         }
     }
 
-    fn lanes(&self) -> MutexGuard<'_, HashMap<Arc<str>, Lane>> {
+    fn lanes(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Lane>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

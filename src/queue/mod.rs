@@ -42,6 +42,8 @@ use crate::wechat::ReplyError;
 pub use self::error::Error;
 use self::holds::Hold;
 pub use self::obstacle::Obstacle;
+#[cfg(test)]
+pub(crate) use self::sqlite::Faults;
 pub use self::sqlite::Sqlite;
 pub use self::sqlite::deep::{Flaw, OpenDelivery, ReadBack};
 pub use self::sqlite::inspect::Inspect;
@@ -63,6 +65,16 @@ impl Queue {
     /// program, or cannot be opened.
     pub fn open(settings: &Settings, on_commit: impl Fn(Duration) + Send + 'static) -> Result<Self, Error> {
         Sqlite::open(settings, Box::new(on_commit)).map(Self::Embedded)
+    }
+
+    /// Opens the queue as a part of a simulation: all its work is done by tasks of the runtime that it is opened in.
+    #[cfg(test)]
+    pub(crate) fn simulated(
+        settings: &Settings,
+        on_commit: impl Fn(Duration) + Send + 'static,
+        faults: Faults,
+    ) -> Result<Self, Error> {
+        Sqlite::simulated(settings, Box::new(on_commit), faults).map(Self::Embedded)
     }
 
     /// Stores a fresh event with its deliveries; returns when they are on stable storage.

@@ -109,6 +109,32 @@ async fn fresh_events_are_handed_over_in_memory_only_when_it_is_their_turn() {
     assert_eq!(bench.lease().await, [second]);
 }
 
+#[tokio::test]
+async fn after_the_clock_went_back_a_users_next_event_is_due_when_its_turn_comes() {
+    let mut bench = Bench::open();
+    // An id from before, when the clock was an hour ahead.
+    bench.queue.next_id(UnixMillis::now().after(std::time::Duration::from_secs(3600)));
+    let (first, second) = (bench.push(1).await, bench.push(1).await);
+    bench.lease().await;
+    bench.settle(first, Verdict::End(State::Delivered)).await;
+    let due = bench.queue.lease(&bench.target, 100, UnixMillis::now()).await.unwrap().due;
+    assert_eq!(due.iter().map(|lease| lease.event.id).collect::<Vec<_>>(), [second]);
+}
+
+#[tokio::test]
+async fn what_was_held_is_told_of_though_the_target_keeps_order_no_more() {
+    let mut bench = Bench::open();
+    let (first, second) = (bench.push(1).await, bench.push(1).await);
+    bench.lease().await;
+    let inbox = bench.queue.subscribe(Arc::clone(&bench.target), 8);
+    inbox.wake.notified().await;
+    bench.queue.keep_order(&bench.target, Order::None);
+    bench.settle(first, Verdict::End(State::Delivered)).await;
+    let told = tokio::time::timeout(std::time::Duration::from_secs(20), inbox.wake.notified());
+    assert!(told.await.is_ok());
+    assert_eq!(bench.lease().await, [second]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Push(u8),

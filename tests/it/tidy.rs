@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// [`neighbours`] allows.
 const FLOORS: [(u8, &[&str]); 6] = [
     (5, &["main", "cli"]),
-    (4, &["app", "config"]),
+    (4, &["app", "config", "simulation"]),
     (3, &["server", "admin", "push", "dispatcher"]),
     (2, &["queue", "deliver"]),
     (1, &["wechat", "route", "backoff", "event"]),

@@ -42,6 +42,12 @@ impl Ballast {
         Self { path, file, size: size(free.saturating_add(held), total, length), held: held > 0 }
     }
 
+    /// One that is quickly taken, for a store that does not live long.
+    #[cfg(test)]
+    pub(super) fn small(folder: &Path) -> Self {
+        Self { path: folder.join(NAME), file: None, size: 1 << 20, held: false }
+    }
+
     /// How many bytes it holds when it does.
     pub(super) fn size(&self) -> u64 {
         self.size

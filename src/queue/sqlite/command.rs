@@ -17,7 +17,8 @@ pub(super) enum Command {
         held: Vec<Arc<str>>,
         waiter: Waiter<Enqueued>,
     },
-    Settle(Settlement, Waiter<()>),
+    /// Answered with whether another delivery is due through it.
+    Settle(Settlement, Waiter<bool>),
     Reply(EventId, String, Waiter<()>),
     Annotate(Note, Waiter<()>),
     /// Whether the target is paused from now on.
@@ -54,10 +55,10 @@ impl Command {
     pub(super) fn fail(self, error: Error) {
         match self {
             Self::Enqueue { waiter, .. } => waiter.answer(Err(error)),
-            Self::Settle(_, waiter)
-            | Self::Reply(_, _, waiter)
-            | Self::Annotate(_, waiter)
-            | Self::Pause(_, _, waiter) => waiter.answer(Err(error)),
+            Self::Settle(_, waiter) => waiter.answer(Err(error)),
+            Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) => {
+                waiter.answer(Err(error))
+            }
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
             Self::Lease { waiter, .. } => waiter.answer(Err(error)),
             Self::Close(done) => drop(done),

@@ -1,6 +1,6 @@
 //! The targets' inboxes: where leases of fresh events go without a way over the disk; and which targets keep order.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
@@ -10,7 +10,7 @@ use crate::queue::{Inbox, Lease, Order};
 /// The sending end of every subscribed inbox.
 #[derive(Debug, Default)]
 pub(super) struct Inboxes {
-    of: Mutex<HashMap<Arc<str>, Sender>>,
+    of: Mutex<BTreeMap<Arc<str>, Sender>>,
     in_order: Mutex<HashSet<Arc<str>>>,
 }
 
@@ -71,7 +71,7 @@ impl Inboxes {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Sender>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Sender>> {
         self.of.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

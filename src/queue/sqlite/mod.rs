@@ -14,6 +14,8 @@ mod retention;
 mod room;
 mod schema;
 mod selection;
+#[cfg(test)]
+mod simulated;
 mod statements;
 mod store;
 mod sweep;
@@ -22,7 +24,7 @@ mod writer;
 
 use std::collections::BTreeSet;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,6 +38,8 @@ use self::inspect::{Inspect, Oldest};
 use self::retention::Retention;
 use self::room::{Room, Told};
 use self::selection::Found;
+#[cfg(test)]
+pub(crate) use self::simulated::Faults;
 use self::store::Store;
 use self::writer::Writer;
 use super::holds::Holds;
@@ -64,8 +68,23 @@ pub struct Sqlite {
 impl Sqlite {
     /// See [`super::Queue::open`].
     pub(super) fn open(settings: &Settings, on_commit: Box<dyn Fn(Duration) + Send>) -> Result<Self, Error> {
+        let (sqlite, writer, receiver) = Self::assemble(settings, Ballast::find, on_commit)?;
+        let io = |source| Error::io(&settings.path, source);
+        // A runtime of its own, for a channel with a timeout: the relay's is not to be blocked by a disk.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
+        let thread = std::thread::Builder::new().name("queue-writer".to_owned());
+        thread.spawn(move || runtime.block_on(writer.run(receiver))).map_err(io)?;
+        Ok(sqlite)
+    }
+
+    /// The handle, the writer, and the writer's end of the channel between them.
+    fn assemble(
+        settings: &Settings,
+        ballast: fn(&Path) -> Ballast,
+        on_commit: Box<dyn Fn(Duration) + Send>,
+    ) -> Result<(Self, Writer, mpsc::Receiver<Command>), Error> {
         let lock = files::claim(&settings.path)?;
-        let mut ballast = Ballast::find(&settings.path);
+        let mut ballast = ballast(&settings.path);
         let mut store = match Store::open(&settings.path) {
             // What waits in the store is to be delivered, and that takes a little room.
             Err(Error::Full) if ballast.let_go() => Store::open(&settings.path)?,
@@ -90,12 +109,7 @@ impl Sqlite {
             on_commit,
             lock,
         };
-        let io = |source| Error::io(&settings.path, source);
-        // A runtime of its own, for a channel with a timeout: the relay's is not to be blocked by a disk.
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
-        let thread = std::thread::Builder::new().name("queue-writer".to_owned());
-        thread.spawn(move || runtime.block_on(writer.run(receiver))).map_err(io)?;
-        Ok(Self {
+        let sqlite = Self {
             commands,
             inboxes,
             last_id: Arc::new(AtomicU64::new(last_id.0)),
@@ -103,7 +117,8 @@ impl Sqlite {
             folder: Arc::new(settings.path.clone()),
             revivals,
             oldest: Arc::default(),
-        })
+        };
+        Ok((sqlite, writer, receiver))
     }
 
     pub(super) async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
@@ -115,7 +130,7 @@ impl Sqlite {
     }
 
     pub(super) async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
-        self.ask(|waiter| Command::Settle(settlement, waiter)).await
+        self.ask(|waiter| Command::Settle(settlement, waiter)).await.map(|_released| ())
     }
 
     pub(super) async fn record_reply(&self, event: EventId, reply: String) -> Result<(), Error> {
@@ -143,9 +158,8 @@ impl Sqlite {
         let Found { events, next } = match &sweep.events {
             Some(listed) => Found::among(listed, after),
             None => {
-                let (folder, sweep) = (Arc::clone(&self.folder), Arc::clone(sweep));
-                let looking = tokio::task::spawn_blocking(move || Inspect::open(&folder)?.look(&sweep, after));
-                looking.await.map_err(|_| Error::Closed)??
+                let sweep = Arc::clone(sweep);
+                self.read(move |store| store.look(&sweep, after)).await?
             }
         };
         if events.is_empty() {
@@ -161,24 +175,22 @@ impl Sqlite {
     }
 
     pub(super) async fn paused(&self) -> Result<BTreeSet<String>, Error> {
-        let folder = Arc::clone(&self.folder);
-        let reading = tokio::task::spawn_blocking(move || Inspect::open(&folder)?.paused());
-        reading.await.map_err(|_| Error::Closed)?
+        self.read(|store| store.paused()).await
     }
 
     pub(super) async fn stats(&self) -> Result<Stats, Error> {
-        let (folder, known) = (Arc::clone(&self.folder), Arc::clone(&self.oldest));
+        let known = Arc::clone(&self.oldest);
         let revivals = self.revivals.load(Ordering::Acquire);
-        let reading = tokio::task::spawn_blocking(move || {
+        let stats = move |store: &Inspect| {
             let (as_of, mut oldest) = known.lock().unwrap_or_else(PoisonError::into_inner).clone();
             if as_of != revivals {
                 oldest = Oldest::default();
             }
-            let stats = Inspect::open(&folder)?.stats_since(&mut oldest)?;
+            let stats = store.stats_since(&mut oldest)?;
             *known.lock().unwrap_or_else(PoisonError::into_inner) = (revivals, oldest);
             Ok(stats)
-        });
-        reading.await.map_err(|_| Error::Closed)?
+        };
+        self.read(stats).await
     }
 
     pub(super) fn obstacle(&self) -> Option<Obstacle> {
@@ -199,6 +211,21 @@ impl Sqlite {
                 .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)))
                 .unwrap_or_default(),
         ))
+    }
+
+    /// Reads beside the writer.
+    async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Inspect) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let folder = Arc::clone(&self.folder);
+        let read = move || look(&Inspect::open(&folder)?);
+        #[cfg(test)]
+        if crate::clock::simulated::is_set() {
+            // Another thread would come back at a moment that no seed decides.
+            return read();
+        }
+        tokio::task::spawn_blocking(read).await.map_err(|_| Error::Closed)?
     }
 
     async fn ask<T>(&self, command: impl FnOnce(Waiter<T>) -> Command) -> Result<T, Error> {

@@ -79,12 +79,14 @@ impl Store {
         find.query_row(params![target, user], |row| Ok(Waiting { event: row.get(0)?, due: row.get(1)? })).optional()
     }
 
-    /// Makes the user's next delivery due, as of its arrival, now that the one before has ended.
-    pub(super) fn release_next(&self, ended: EventId, target: i64) -> rusqlite::Result<()> {
-        match self.first_of_user(ended, target)? {
-            Some(next) if next.due == HELD => self.set_due(next.event, target, next.event.moment()),
-            Some(_) | None => Ok(()),
+    /// Makes the user's next delivery due, as of its arrival, now that the one before has ended; says whether there is
+    /// one. By its id its arrival may lie ahead: ids stay where the clock was before it went back.
+    pub(super) fn release_next(&self, ended: EventId, target: i64, now: UnixMillis) -> rusqlite::Result<bool> {
+        let next = self.first_of_user(ended, target)?.filter(|next| next.due == HELD);
+        if let Some(next) = next {
+            self.set_due(next.event, target, next.event.moment().min(now))?;
         }
+        Ok(next.is_some())
     }
 
     /// Holds a delivery that is to be tried again, if an earlier one of its user has become pending meanwhile.
@@ -145,9 +147,10 @@ impl Store {
         find.query_row([key.0], |row| Ok(Enqueued::Duplicate { id: row.get(0)?, reply: row.get(1)? })).optional()
     }
 
-    /// Ends an attempt. Of a delivery that has ended already, nothing changes.
-    pub(super) fn settle(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<()> {
-        let Some(target) = self.known_number(&settlement.target)? else { return Ok(()) };
+    /// Ends an attempt. Of a delivery that has ended already, nothing changes. Says whether another one, held behind it,
+    /// is due now.
+    pub(super) fn settle(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<bool> {
+        let Some(target) = self.known_number(&settlement.target)? else { return Ok(false) };
         let (state, due, ended_at) = match settlement.verdict {
             Verdict::Retry(due) | Verdict::Postpone(due) => (State::Pending, Some(due), None),
             Verdict::End(state) => (state, None, Some(now)),
@@ -163,17 +166,21 @@ impl Store {
         let changed = update.execute(params![settlement.event, target, state, due, ended_at, number, failed])?;
         drop(update);
         if changed == 0 {
-            return Ok(());
+            return Ok(false);
         }
         self.count(target, State::Pending, -1);
         self.count(target, state, 1);
-        match state {
-            State::Pending => self.wait_for_turn(settlement.event, target)?,
-            State::Delivered | State::Dead | State::Expired | State::Cancelled => {
-                self.release_next(settlement.event, target)?;
+        let released = match state {
+            State::Pending => {
+                self.wait_for_turn(settlement.event, target)?;
+                false
             }
-        }
-        self.insert_attempt(settlement, target)
+            State::Delivered | State::Dead | State::Expired | State::Cancelled => {
+                self.release_next(settlement.event, target, now)?
+            }
+        };
+        self.insert_attempt(settlement, target)?;
+        Ok(released)
     }
 
     fn insert_attempt(&self, settlement: &Settlement, target: i64) -> rusqlite::Result<()> {

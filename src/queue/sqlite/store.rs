@@ -92,9 +92,10 @@ impl Store {
 
     /// Writes one page, which changes nothing. Does not wait for another program's lock.
     pub(super) fn touch(&self) -> rusqlite::Result<()> {
+        let patience = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
         self.connection.busy_timeout(Duration::ZERO)?;
         let touched = self.connection.execute_batch(&format!("PRAGMA user_version = {}", schema::VERSION));
-        self.connection.busy_timeout(BUSY_TIMEOUT)?;
+        self.connection.busy_timeout(patience)?;
         touched
     }
 

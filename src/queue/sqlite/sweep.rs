@@ -20,8 +20,8 @@ pub(super) struct Stepped {
     pub(super) changed: u64,
     /// The targets that may have something to lease now.
     pub(super) touched: BTreeSet<Arc<str>>,
-    /// The deliveries that were pending and are cancelled: a lease that is out for one is worth nothing any more.
-    pub(super) cancelled: Vec<(Arc<str>, EventId)>,
+    /// The deliveries that were due and are cancelled or held now: a lease that is out for one is worth nothing any more.
+    pub(super) revoked: Vec<(Arc<str>, EventId)>,
 }
 
 /// A delivery that a step is about.
@@ -135,9 +135,9 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         update.execute(params![event, target, State::Cancelled, self.now])?;
         drop(update);
         if state == State::Pending {
-            self.store.release_next(event, target)?;
+            self.store.release_next(event, target, self.now)?;
             let name = self.name(target)?;
-            self.done.cancelled.push((name, event));
+            self.done.revoked.push((name, event));
         }
         self.changed(target, Some(state), State::Cancelled)
     }
@@ -177,7 +177,7 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
 
     /// When a delivery that becomes pending is due. Where order is kept it takes its place: behind the user's earlier
     /// events, and before the later ones.
-    fn place(&self, event: EventId, target: i64, user: Option<i64>) -> rusqlite::Result<UnixMillis> {
+    fn place(&mut self, event: EventId, target: i64, user: Option<i64>) -> rusqlite::Result<UnixMillis> {
         let Some(first) = user.map(|user| self.store.first_pending(target, Some(user))).transpose()?.flatten() else {
             return Ok(self.now);
         };
@@ -185,6 +185,8 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
             return Ok(HELD);
         }
         self.store.set_due(first.event, target, HELD)?;
+        let name = self.name(target)?;
+        self.done.revoked.push((name, first.event));
         Ok(self.now)
     }
 

@@ -180,17 +180,17 @@ impl Writer {
             }
             Command::Settle(settlement, waiter) => {
                 self.holds.end(&settlement.target, settlement.event);
+                // Also where the target keeps order no more: what was held before is released one by one all the same.
+                let released = matches!(waiter.kept(), Some(Ok(true)));
                 waiter.answer_kept();
-                if matches!(settlement.verdict, Verdict::Retry(_) | Verdict::Postpone(_))
-                    || self.inboxes.in_order(&settlement.target)
-                {
+                if released || matches!(settlement.verdict, Verdict::Retry(_) | Verdict::Postpone(_)) {
                     self.inboxes.wake(&settlement.target);
                 }
             }
             Command::Sweep { waiter, .. } => {
                 if let Some(done) = waiter.kept_ok() {
                     self.revivals.fetch_add(u64::from(!done.touched.is_empty()), Ordering::Release);
-                    done.cancelled.iter().for_each(|(target, event)| self.holds.revoke(target, *event));
+                    done.revoked.iter().for_each(|(target, event)| self.holds.revoke(target, *event));
                     done.touched.iter().for_each(|target| self.inboxes.wake(target));
                 }
                 waiter.answer_kept();
@@ -253,7 +253,8 @@ impl Writer {
         }
         reading.finish()?;
         if !unread.is_empty() {
-            self.store.transact(|store| unread.iter().try_for_each(|settlement| store.settle(settlement, now)))?;
+            self.store
+                .transact(|store| unread.iter().try_for_each(|settlement| store.settle(settlement, now).map(drop)))?;
         }
         Ok(leases)
     }

@@ -49,7 +49,7 @@ fn enqueue(id: u64, body: Vec<u8>) -> (Command, Answer<Enqueued>) {
     (Command::Enqueue { new, held: Vec::new(), waiter }, answer)
 }
 
-fn settle(id: u64) -> (Command, Answer<()>) {
+fn settle(id: u64) -> (Command, Answer<bool>) {
     let verdict = Verdict::End(State::Delivered);
     let settlement = Settlement { event: EventId(id), target: "crm".into(), verdict, attempt: None };
     let (waiter, answer) = Waiter::new();
@@ -95,7 +95,7 @@ fn a_full_disk_refuses_pushes_lets_settlements_through_and_heals() {
     let (settle, mut settle_answer) = settle(1);
     writer.commit(vec![push, settle]);
     assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Full)));
-    assert!(matches!(settle_answer.try_recv().unwrap(), Ok(())));
+    assert!(matches!(settle_answer.try_recv().unwrap(), Ok(false)));
     limit(&writer, 1_000_000);
     let (push, mut push_answer) = enqueue(2, vec![1; 10]);
     writer.commit(vec![push]);

@@ -1,0 +1,61 @@
+//! Targets that answer by a script, without a network: for simulations.
+//!
+//! The timeout and the judgement of the answer are those of real attempts; the request is not written.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use http::{HeaderMap, StatusCode};
+use tokio::time::Instant;
+
+use super::client::{Body, BodyEnd};
+use super::{ClientError, Order, Outcome, Report, Target, Upstream, outcome};
+
+/// A target's answer.
+pub(crate) enum Answer {
+    /// It answers.
+    Status(StatusCode, HeaderMap),
+    /// The connection breaks.
+    Broken,
+}
+
+/// An answer on its way.
+pub(crate) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+/// What a target does with an attempt.
+#[derive(Clone)]
+pub(crate) struct Script(pub(crate) Arc<dyn Fn(&Order<'_>) -> Answering + Send + Sync>);
+
+impl fmt::Debug for Script {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Script")
+    }
+}
+
+impl Upstream {
+    /// A target that answers by the script.
+    pub(crate) fn scripted(target: Target, script: Script) -> Result<Self, ClientError> {
+        Ok(Self { script: Some(script), ..Self::new(target, [])? })
+    }
+
+    pub(super) async fn play(&self, script: &Script, order: &Order<'_>, started: Instant) -> Report {
+        match tokio::time::timeout_at(started + self.target.timeout, (script.0)(order)).await {
+            Err(_) => Report::failed("no answer".to_owned(), started),
+            Ok(Answer::Broken) => Report::failed("connection broken".to_owned(), started),
+            Ok(Answer::Status(status, headers)) => {
+                let outcome = outcome::judge(status, &headers, order.now);
+                let delivered = outcome == Outcome::Delivered;
+                let body = Body { bytes: Vec::new(), end: BodyEnd::Whole };
+                Report {
+                    outcome,
+                    status: Some(status),
+                    error: (!delivered).then(|| format!("answered {}", status.as_u16())),
+                    answer: None,
+                    duration: started.elapsed(),
+                    reply: (delivered && order.reply_until.is_some()).then(|| self.reply(&body, order.event)),
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! What a simulation replaces of an attempt's surroundings, and what it is told of one: each for its own thread.
+
+use std::cell::{Cell, RefCell};
+
+type Jitter = Box<dyn FnMut() -> f64>;
+
+thread_local! {
+    static JITTER: RefCell<Option<Jitter>> = const { RefCell::new(None) };
+    static PROBE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Where jitter comes from on this thread; `None` = chance.
+pub(crate) fn set_jitter(jitter: Option<Jitter>) {
+    JITTER.set(jitter);
+}
+
+/// Whether the attempt that reaches its target now is a probe.
+pub(crate) fn is_probe() -> bool {
+    PROBE.get()
+}
+
+pub(super) fn attempting(probe: bool) {
+    PROBE.set(probe);
+}
+
+pub(super) fn jitter() -> Option<f64> {
+    JITTER.with_borrow_mut(|jitter| jitter.as_mut().map(|next| next()))
+}

@@ -1,0 +1,109 @@
+//! Lanes in simulated time, against targets that answer by a script.
+
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, Uri};
+
+use super::*;
+use crate::clock::{UnixMillis, simulated};
+use crate::deliver::scripted::{Answer, Script};
+use crate::deliver::{CredentialsOverride, Format, Role, TlsOptions};
+use crate::event::{ContentKey, Event};
+use crate::queue::{Faults, NewEvent, Settings};
+use crate::wechat::{Message, Mode};
+
+const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn queue(path: &std::path::Path) -> Queue {
+    let settings = Settings { path: path.to_owned(), retention: 1000 * HOUR, dedup_window: HOUR, max_size: u64::MAX };
+    let faults = Faults { stall: Box::new(|| Duration::ZERO), fails: Box::new(|| false) };
+    Queue::simulated(&settings, drop, faults).unwrap()
+}
+
+/// A target that takes everything, but fails what comes from `bad` and is silent on what comes from `mute`.
+fn policy(concurrency: usize) -> Policy {
+    let target = Target {
+        name: "crm".into(),
+        role: Role::Handler,
+        url: Uri::from_static("http://crm.example/"),
+        format: Format::Raw,
+        timeout: HOUR,
+        headers: HeaderMap::new(),
+        signing_keys: Vec::new(),
+        credentials: CredentialsOverride::default(),
+        tls: TlsOptions::default(),
+        proxy: None,
+    };
+    let script = Script(Arc::new(|order| match order.event.message.from_user() {
+        "mute" => Box::pin(std::future::pending()),
+        "bad" => Box::pin(async { Answer::Broken }),
+        _ => Box::pin(async { Answer::Status(StatusCode::OK, HeaderMap::new()) }),
+    }));
+    let upstream = Upstream::scripted(target.clone(), script).unwrap();
+    let retry = Schedule::ending(vec![HOUR]);
+    let settings = TargetSettings { target, retry, expire_after: None, concurrency, rate: None, order: Order::None };
+    Policy::new(&settings, upstream, OpenIds::Hash)
+}
+
+async fn push(queue: &Queue, received_at: UnixMillis, user: &str) {
+    let id = queue.next_id(received_at);
+    let clear = Bytes::from(format!("<xml><FromUserName>{user}</FromUserName><MsgId>{}</MsgId></xml>", id.0));
+    let message = Message::parse(&clear).unwrap();
+    let key = ContentKey::of("wx1", &message, &clear);
+    let event = Event {
+        id,
+        account: "shop".into(),
+        app_id: "wx1".into(),
+        mode: Mode::Plaintext,
+        received_at,
+        query: String::new(),
+        body: clear.clone(),
+        clear,
+        message,
+        traceparent: None,
+    };
+    let new = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: Vec::new() };
+    queue.enqueue(new).await.unwrap();
+}
+
+/// As on a machine without a clock of its own, which learns the time some seconds after its start.
+#[tokio::test(start_paused = true)]
+async fn what_is_due_in_hours_goes_out_soon_after_the_clock_is_set_forward() {
+    let folder = tempfile::tempdir().unwrap();
+    simulated::set(Some(NOW));
+    let queue = queue(folder.path());
+    push(&queue, NOW.after(3 * HOUR), "o1").await;
+    let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), BTreeSet::new());
+    dispatcher.apply(vec![policy(1)]);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    simulated::set(Some(NOW.after(4 * HOUR)));
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    dispatcher.drain().await;
+    queue.close().await;
+    let audit = crate::queue::Inspect::open(folder.path()).unwrap().audit().unwrap();
+    simulated::set(None);
+    assert_eq!(audit.counts.delivered, 1);
+}
+
+/// A lane that spins would stop the simulated time for ever, so this one is watched from outside.
+#[test]
+fn a_lane_that_has_no_room_for_a_probe_waits_for_room() {
+    let (tell, hear) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        runtime.unwrap().block_on(async {
+            let folder = tempfile::tempdir().unwrap();
+            let queue = queue(folder.path());
+            let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), BTreeSet::new());
+            dispatcher.apply(vec![policy(2)]);
+            for user in ["mute", "bad", "bad", "bad", "bad", "bad", "bad"] {
+                push(&queue, UnixMillis::now(), user).await;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            dispatcher.apply(vec![policy(1)]);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            tell.send(()).unwrap();
+        });
+    });
+    assert!(hear.recv_timeout(Duration::from_secs(20)).is_ok(), "the lane spins");
+}

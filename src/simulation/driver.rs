@@ -1,0 +1,487 @@
+//! What happens, one thing after the other, by the seed: pushes, moods, reloads, clock jumps, crashes and starts.
+//!
+//! A life is a process: a runtime of its own, which is dropped with all its tasks when it crashes. The store, the world
+//! and the model go on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+use tokio_util::task::TaskTracker;
+
+use super::ledger::{Ledger, Moment};
+use super::model::{Content, Model, Spec};
+use super::traffic::{policy, push, spec};
+use super::world::{Dice, Fuse, Mood, World};
+use crate::clock::{UnixMillis, simulated};
+use crate::dispatcher::{Dispatcher, Policy};
+use crate::metrics::Metrics;
+use crate::queue::{Fate, Faults, Inspect, Order, Queue, Settings, Sweep};
+
+const START: UnixMillis = UnixMillis(1_795_161_600_000);
+const YEARS: Duration = Duration::from_secs(365_000 * 86_400);
+/// How long after all is well again everything must have ended: two probes, the longest sleep of a lane, and some.
+const HEALED: Duration = Duration::from_secs(180);
+
+/// How a life ended.
+enum End {
+    Crashed,
+    Stopped,
+    /// All has been seen.
+    Done,
+}
+
+/// The one who makes things happen.
+pub(super) struct Driver {
+    world: Arc<World>,
+    dice: Dice,
+    /// Every target there is, and whether it is configured.
+    specs: BTreeMap<Arc<str>, (Spec, bool)>,
+    settings: Settings,
+    steps: u64,
+    /// The most milliseconds between two steps.
+    pace: u64,
+    wall: UnixMillis,
+    last: Ledger,
+}
+
+/// A running process.
+struct Life {
+    queue: Queue,
+    dispatcher: Arc<Dispatcher>,
+    tasks: TaskTracker,
+}
+
+impl Driver {
+    pub(super) fn new(seed: u64, path: PathBuf) -> (Self, Arc<World>) {
+        let mut dice = Dice::new(seed);
+        let world = World::new(dice.split(), Model::default());
+        let names: Vec<Arc<str>> = ["idp", "crm", "erp", "log"].map(Arc::from).into();
+        let mut specs = BTreeMap::new();
+        for name in names.into_iter().take(2 + usize::try_from(dice.below(3)).unwrap()) {
+            specs.insert(Arc::clone(&name), (spec(&mut dice, name), true));
+        }
+        let short = dice.chance(30);
+        let settings = Settings {
+            path,
+            retention: if short { Duration::from_secs(300) } else { YEARS },
+            dedup_window: Duration::from_secs(if short { 60 } else { 86_400 }),
+            max_size: if dice.chance(10) { 120_000 } else { 1 << 40 },
+        };
+        let steps = if dice.chance(5) { 150 } else { 15 + dice.below(45) };
+        let pace = dice.pick(&[200, 3000, 3000, 40_000]);
+        let last = Ledger::default();
+        let driver = Self { world: Arc::clone(&world), dice, specs, settings, steps, pace, wall: START, last };
+        (driver, world)
+    }
+
+    /// Lives until all has been seen, or something is wrong.
+    pub(super) fn run(mut self) {
+        let jitter = std::cell::RefCell::new(self.dice.split());
+        crate::dispatcher::simulated::set_jitter(Some(Box::new(move || {
+            jitter.borrow_mut().below(1001) as f64 / 1000.0
+        })));
+        loop {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            let runtime = runtime.unwrap();
+            let end = runtime.block_on(self.life());
+            drop(runtime);
+            self.world.state().buried();
+            if matches!(end, End::Done) || self.world.is_wrong() {
+                break;
+            }
+        }
+        crate::dispatcher::simulated::set_jitter(None);
+        simulated::set(None);
+    }
+
+    async fn life(&mut self) -> End {
+        simulated::set(Some(self.wall));
+        self.world.state().live();
+        let world = Arc::clone(&self.world);
+        let end = tokio::select! {
+            biased;
+            () = world.end.notified() => End::Crashed,
+            end = self.live() => end,
+        };
+        self.wall = UnixMillis::now();
+        self.world.state().die();
+        end
+    }
+
+    async fn live(&mut self) -> End {
+        let Some(life) = self.start() else { return End::Done };
+        while self.steps > 0 {
+            self.steps -= 1;
+            let wait = if self.dice.chance(25) { Duration::ZERO } else { self.dice.millis(0, self.pace) };
+            tokio::time::sleep(wait).await;
+            if let Some(end) = self.step(&life).await {
+                return end;
+            }
+            if self.world.is_wrong() {
+                return End::Done;
+            }
+        }
+        self.heal(life).await;
+        End::Done
+    }
+
+    fn start(&mut self) -> Option<Life> {
+        let world = Arc::clone(&self.world);
+        let committed = Arc::clone(&world);
+        let (stall, fails) = (Arc::clone(&world), Arc::clone(&world));
+        let faults = Faults { stall: Box::new(move || stall.stall()), fails: Box::new(move || fails.fails()) };
+        let queue = match Queue::simulated(&self.settings, move |_| committed.committed(), faults) {
+            Ok(queue) => queue,
+            Err(error) => {
+                world.state().blame(format!("the store does not open: {error}"));
+                return None;
+            }
+        };
+        world.state().reader = Some(self.reader());
+        world.note(|| "start".to_owned());
+        self.check();
+        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), Metrics::new(), BTreeSet::new()));
+        let names: Vec<_> = self.specs.keys().cloned().collect();
+        names.iter().for_each(|name| world.state().model.lane_begins(name));
+        self.apply(&dispatcher);
+        Some(Life { queue, dispatcher, tasks: TaskTracker::new() })
+    }
+
+    fn reader(&self) -> Connection {
+        let path = self.settings.path.join("wxrelay.db");
+        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+    }
+
+    async fn step(&mut self, life: &Life) -> Option<End> {
+        match self.dice.below(1000) {
+            0..400 => self.push_new(life, 1, 1),
+            400..440 => self.push_new(life, 2, 1),
+            440..490 => {
+                let many = 3 + self.dice.below(9);
+                self.push_new(life, 1, many);
+            }
+            490..600 => self.push_again(life),
+            600..730 => self.change_mood(),
+            730..780 => {
+                self.reconfigure();
+                self.apply(&life.dispatcher);
+            }
+            780..790 => self.apply_at_commit(&life.dispatcher),
+            790..830 => self.jump(),
+            830..890 => self.trouble(life),
+            890..930 => self.operate(life),
+            930..955 => self.check(),
+            955..980 => self.set_fuse(),
+            980..990 => {
+                // At any point between two tasks of one moment.
+                for _ in 0..self.dice.below(12) {
+                    tokio::task::yield_now().await;
+                }
+                self.world.crash("at rest");
+                return Some(End::Crashed);
+            }
+            _ => return Some(self.stop(life).await),
+        }
+        None
+    }
+
+    /// Somebody's next events, each pushed `times` at once.
+    fn push_new(&mut self, life: &Life, times: u32, events: u64) {
+        let user = self.dice.below(5);
+        for _ in 0..events {
+            let everybody: Vec<_> = self.specs.keys().cloned().collect();
+            let mut targets: Vec<_> = everybody.into_iter().filter(|_| self.dice.chance(70)).collect();
+            if targets.is_empty() {
+                targets = self.specs.keys().take(1).cloned().collect();
+            }
+            let content = Content { user, targets, stored: None, reply: None };
+            let mut state = self.world.state();
+            state.model.contents.push(content);
+            let number = state.model.contents.len() - 1;
+            drop(state);
+            for _ in 0..times {
+                self.push(life, number);
+            }
+        }
+    }
+
+    /// WeChat tries again.
+    fn push_again(&mut self, life: &Life) {
+        let contents = self.world.state().model.contents.len() as u64;
+        if contents > 0 {
+            // Recent ones rather than old ones.
+            let back = if self.dice.chance(70) { contents.min(5) } else { contents };
+            let content = contents - 1 - self.dice.below(back);
+            self.push(life, usize::try_from(content).unwrap());
+        }
+    }
+
+    fn push(&mut self, life: &Life, content: usize) {
+        let waits = self.dice.chance(25);
+        let replies = self.dice.chance(20);
+        let ordered = |(name, (spec, configured)): (&Arc<str>, &(Spec, bool))| {
+            (*configured && spec.order == Order::PerUser).then(|| Arc::clone(name))
+        };
+        let ordered = (self.world.state().model.tick(), self.specs.iter().filter_map(ordered).collect());
+        let push = push(Arc::clone(&self.world), life.queue.clone(), content, ordered, waits, replies);
+        drop(life.tasks.spawn(push));
+    }
+
+    fn change_mood(&mut self) {
+        let name = self.any_target();
+        let mood = match self.dice.below(10) {
+            0..4 => Mood::Up,
+            4 => Mood::Slow,
+            5 => Mood::Flaky(20 + self.dice.below(70)),
+            6 | 7 => Mood::Down,
+            8 => Mood::Silent,
+            _ if self.dice.chance(50) => Mood::Busy(1 + self.dice.below(90)),
+            _ => Mood::Gone(30),
+        };
+        self.world.note(|| format!("{name} is {mood:?}"));
+        self.world.state().moods.insert(name, mood);
+    }
+
+    fn any_target(&mut self) -> Arc<str> {
+        let names: Vec<_> = self.specs.keys().cloned().collect();
+        self.dice.pick(&names)
+    }
+
+    fn reconfigure(&mut self) {
+        let name = self.any_target();
+        let new = spec(&mut self.dice, Arc::clone(&name));
+        let gone = self.dice.chance(35);
+        let (spec, configured) = self.specs.get_mut(&name).unwrap();
+        match (*configured, gone) {
+            (true, true) => *configured = false,
+            (true, false) => *spec = Spec { role: spec.role, ..new },
+            (false, _) => {
+                *configured = true;
+                self.world.state().model.lane_begins(&name);
+            }
+        }
+        self.world.note(|| format!("{name} is configured: {} {spec:?}", *configured));
+    }
+
+    fn policies(&self) -> Vec<Policy> {
+        let configured = self.specs.values().filter(|(_, configured)| *configured);
+        configured.map(|(spec, _)| policy(&self.world, spec)).collect()
+    }
+
+    /// A reload.
+    fn apply(&mut self, dispatcher: &Dispatcher) {
+        let mut state = self.world.state();
+        state.model.applied = state.model.tick();
+        for (spec, _) in self.specs.values() {
+            let Some(span) = spec.expire_after else { continue };
+            let shortest = state.model.expiries.entry(Arc::clone(&spec.name)).or_insert(span);
+            *shortest = span.min(*shortest);
+        }
+        state.at_commit = None;
+        state.note("settings applied".to_owned());
+        drop(state);
+        dispatcher.apply(self.policies());
+    }
+
+    /// A target is gone, and back in between a commit and its answers.
+    fn apply_at_commit(&mut self, dispatcher: &Arc<Dispatcher>) {
+        let (all, dispatcher, world) = (self.policies(), Arc::clone(dispatcher), Arc::clone(&self.world));
+        let first = self.specs.keys().next().unwrap().clone();
+        self.world.state().at_commit = Some(Box::new(move || {
+            let mut state = world.state();
+            state.note(format!("{first} is gone and back"));
+            state.model.applied = state.model.tick();
+            state.model.lane_begins(&first);
+            drop(state);
+            dispatcher.apply(Vec::new());
+            dispatcher.apply(all);
+        }));
+    }
+
+    /// The wall clock is set.
+    fn jump(&mut self) {
+        self.check();
+        let far = self.dice.pick(&[2_000, 90_000, 5 * 3_600_000]);
+        let far = self.dice.millis(1, far).as_millis() as i64;
+        let (now, back) = (UnixMillis::now(), self.dice.chance(50));
+        let then = UnixMillis(if back { now.0 - far } else { now.0 + far });
+        let mut state = self.world.state();
+        state.model.back += u32::from(back);
+        state.note(format!("the clock jumps to {then}"));
+        drop(state);
+        simulated::set(Some(then));
+    }
+
+    fn trouble(&mut self, life: &Life) {
+        let until = self.world.state().elapsed() + self.dice.millis(10, 30_000);
+        match self.dice.below(3) {
+            0 => {
+                let stall = self.dice.millis(1, 3000);
+                self.world.note(|| format!("commits take {stall:?} until {until:?}"));
+                self.world.state().troubles.stall = (until, stall);
+            }
+            1 => {
+                let percent = self.dice.pick(&[30, 60, 100]);
+                self.world.note(|| format!("{percent} % of commits fail until {until:?}"));
+                self.world.state().troubles.fail = (until, percent);
+            }
+            _ => self.lock(life, until),
+        }
+    }
+
+    /// Another program opens a transaction, and leaves it open.
+    fn lock(&self, life: &Life, until: Duration) {
+        let shell = Connection::open(self.settings.path.join("wxrelay.db")).unwrap();
+        shell.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+        if shell.execute_batch("BEGIN IMMEDIATE").is_err() {
+            return;
+        }
+        self.world.note(|| format!("another program holds the lock until {until:?}"));
+        let mut state = self.world.state();
+        state.troubles.lock = (until, Some(shell));
+        let wait = until - state.elapsed();
+        drop(state);
+        let world = Arc::clone(&self.world);
+        drop(life.tasks.spawn(async move {
+            tokio::time::sleep(wait).await;
+            world.state().troubles.lock.1 = None;
+        }));
+    }
+
+    /// Somebody looks after the dead letters.
+    fn operate(&mut self, life: &Life) {
+        let (target, revive) = (self.any_target(), self.dice.chance(70));
+        let dead: Vec<_> = {
+            let mut state = self.world.state();
+            state.note(format!("dead letters of {target}: {}", if revive { "revive" } else { "drop" }));
+            let known: Vec<_> = state.model.pushes.keys().copied().collect();
+            known.into_iter().filter(|_| self.dice.chance(30)).collect()
+        };
+        let events = if self.dice.chance(50) { None } else { Some(dead) };
+        let (world, queue) = (Arc::clone(&self.world), life.queue.clone());
+        // Any of them may be dead by the time that the store is asked.
+        let marked = Arc::clone(&target);
+        let mark = move |world: &World| {
+            let mut state = world.state();
+            let model = &mut state.model;
+            for event in model.pushes.keys() {
+                let delivery = model.deliveries.entry((*event, Arc::clone(&marked))).or_default();
+                if revive { delivery.revived = true } else { delivery.dropped = true }
+            }
+        };
+        mark(&world);
+        drop(life.tasks.spawn(async move {
+            let now = UnixMillis::now();
+            let fate = if revive { Fate::Replayed } else { Fate::Dropped };
+            let done = queue.sweep_all(Sweep::dead(&target, events, fate), now).await;
+            mark(&world);
+            world.note(|| format!("dead letters of {target}: {done:?}"));
+        }));
+    }
+
+    fn set_fuse(&mut self) {
+        let left = 1 + self.dice.below(12);
+        let fuse = self.dice.pick(&[Fuse::Commit(left), Fuse::Begin(left), Fuse::End(left)]);
+        self.world.note(|| format!("crash at {fuse:?}"));
+        self.world.state().fuse = Some(fuse);
+    }
+
+    /// As `App::stop` does it: pushes first, then attempts, then the store.
+    async fn stop(&mut self, life: &Life) -> End {
+        self.world.note(|| "stop".to_owned());
+        self.check();
+        life.tasks.close();
+        if self.dice.chance(80) {
+            life.tasks.wait().await;
+        }
+        life.dispatcher.drain().await;
+        life.queue.clone().close().await;
+        self.world.note(|| "stopped".to_owned());
+        self.check();
+        End::Stopped
+    }
+
+    /// All faults end, all targets answer: then everything that waits must end, and soon.
+    async fn heal(&mut self, life: Life) {
+        self.world.note(|| "all is well from here on".to_owned());
+        {
+            let mut state = self.world.state();
+            state.fuse = None;
+            state.at_commit = None;
+            state.cured = true;
+            state.moods.clear();
+            let now = state.elapsed();
+            state.troubles.stall.0 = now.min(state.troubles.stall.0);
+            state.troubles.fail.0 = now.min(state.troubles.fail.0);
+            state.troubles.lock = (now.min(state.troubles.lock.0), None);
+        }
+        for (name, (_, configured)) in &mut self.specs {
+            if !std::mem::replace(configured, true) {
+                self.world.state().model.lane_begins(name);
+            }
+        }
+        self.apply(&life.dispatcher);
+        life.tasks.close();
+        life.tasks.wait().await;
+        self.check();
+        let due = |ledger: &Ledger| ledger.pending().map(|(_, entry)| entry.due).filter(|due| due.0 < i64::MAX).max();
+        let wait = due(&self.last).map_or(Duration::ZERO, |due| due.since(UnixMillis::now()));
+        // What is due in hours is due at once when the clock is set right.
+        if wait > Duration::from_secs(3600) || self.dice.chance(50) {
+            let then = UnixMillis::now().after(wait);
+            self.world.note(|| format!("the clock is set to {then}"));
+            simulated::set(Some(then));
+        } else {
+            tokio::time::sleep(wait).await;
+        }
+        let start = self.world.state().elapsed();
+        loop {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            self.check();
+            if self.world.is_wrong() {
+                return;
+            }
+            let Some((way, entry)) = self.last.pending().next() else { break };
+            if self.world.state().elapsed() - start > HEALED {
+                let wrong = format!("{} {} still waits, {HEALED:?} after all is well: {entry:?}", way.1, way.0);
+                self.world.state().blame(wrong);
+                return;
+            }
+        }
+        self.stop(&life).await;
+        if let Err(wrong) = self.audit() {
+            self.world.state().blame(wrong);
+        }
+    }
+
+    fn audit(&self) -> Result<(), String> {
+        let inspect = Inspect::open(&self.settings.path).map_err(|error| error.to_string())?;
+        let audit = inspect.audit().map_err(|error| error.to_string())?;
+        let stats = inspect.stats().map_err(|error| error.to_string())?;
+        if audit.is_clean() && stats.unaccounted == 0 { Ok(()) } else { Err(format!("{audit:?} {stats:?}")) }
+    }
+
+    /// Holds the store against the model.
+    fn check(&mut self) {
+        let mut state = self.world.state();
+        let now = UnixMillis::now();
+        state.model.latest = state.model.latest.max(now);
+        let moment = Moment {
+            now,
+            elapsed: state.elapsed(),
+            trouble: state.troubles.end(),
+            kept: self.settings.dedup_window.min(self.settings.retention),
+        };
+        let Some(reader) = state.reader.take() else { return };
+        let ledger = Ledger::read(&reader, state.model.back);
+        state.reader = Some(reader);
+        if let Some(wrong) = ledger.check(&self.last, &mut state.model, &moment) {
+            state.blame(wrong);
+        }
+        state.note(format!("{} deliveries, {} pending", ledger.deliveries.len(), ledger.pending().count()));
+        self.last = ledger;
+    }
+}

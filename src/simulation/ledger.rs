@@ -1,0 +1,246 @@
+//! What the store holds, row by row, and whether that is what was promised.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::Connection;
+
+use super::model::{Answer, Delivery, Ended, Model, Record, Way};
+use crate::clock::UnixMillis;
+use crate::deliver::Outcome;
+use crate::event::EventId;
+use crate::queue::State;
+
+/// How long after its end an attempt is settled at the latest, while nothing is wrong with the store.
+const SETTLED: Duration = Duration::from_secs(2);
+/// Due at the end of time: held behind an earlier delivery of the user.
+const HELD: UnixMillis = UnixMillis(i64::MAX);
+
+/// A delivery as it is stored.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) state: State,
+    pub(super) due: UnixMillis,
+    attempts: u32,
+    failures: u32,
+    ended_at: Option<UnixMillis>,
+    /// The user, where order is kept.
+    user: Option<i64>,
+    /// The records of attempts: how many, and the last one's number.
+    records: (u32, u32),
+}
+
+/// The store at one moment.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    pub(super) deliveries: BTreeMap<Way, Entry>,
+    events: BTreeSet<EventId>,
+    /// How often the clock had gone back by then.
+    back: u32,
+}
+
+/// What else is known at the moment of a check.
+pub(super) struct Moment {
+    pub(super) now: UnixMillis,
+    pub(super) elapsed: Duration,
+    /// Until when the store was in trouble, or is.
+    pub(super) trouble: Duration,
+    /// How long finished events are kept at least.
+    pub(super) kept: Duration,
+}
+
+impl Ledger {
+    pub(super) fn read(reader: &Connection, back: u32) -> Self {
+        let snapshot = reader.unchecked_transaction().unwrap();
+        let mut events = snapshot.prepare_cached("SELECT id FROM event").unwrap();
+        let events = events.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
+        let mut find = snapshot
+            .prepare_cached(
+                "SELECT d.event, t.name, d.state, d.due, d.attempts, d.failures, d.ended_at, d.user, \
+                        (SELECT count(*) FROM attempt a WHERE a.event = d.event AND a.target = d.target), \
+                        (SELECT coalesce(max(number), 0) FROM attempt a WHERE a.event = d.event AND a.target = d.target) \
+                   FROM delivery d JOIN target t ON t.no = d.target",
+            )
+            .unwrap();
+        let rows = find.query_map([], |row| {
+            let way = (row.get(0)?, Arc::from(row.get::<_, String>(1)?));
+            let entry = Entry {
+                state: row.get(2)?,
+                due: row.get(3)?,
+                attempts: row.get(4)?,
+                failures: row.get(5)?,
+                ended_at: row.get(6)?,
+                user: row.get(7)?,
+                records: (row.get(8)?, row.get(9)?),
+            };
+            Ok((way, entry))
+        });
+        Self { deliveries: rows.unwrap().map(Result::unwrap).collect(), events, back }
+    }
+
+    pub(super) fn pending(&self) -> impl Iterator<Item = (&Way, &Entry)> {
+        self.deliveries.iter().filter(|(_, entry)| entry.state == State::Pending)
+    }
+
+    /// Holds the store against the model, and against what it held `before`; says what is wrong.
+    pub(super) fn check(&self, before: &Self, model: &mut Model, moment: &Moment) -> Option<String> {
+        self.events(model, moment).or_else(|| {
+            let model = &*model;
+            self.deliveries.iter().find_map(|(way, entry)| {
+                let wrong = self
+                    .explain(model, way, entry, moment)
+                    .or_else(|| self.changed(model, way, entry, before, moment))
+                    .or_else(|| self.held(way, entry));
+                wrong.map(|wrong| format!("{} {}: {wrong}; stored is {entry:?}", way.1, way.0))
+            })
+        })
+    }
+
+    /// Every content once, all of it, as long as it is wanted; and nothing else.
+    fn events(&self, model: &mut Model, moment: &Moment) -> Option<String> {
+        for event in &self.events {
+            let Some(push) = model.pushes.get(event) else { return Some(format!("{event} is stored, but not pushed")) };
+            if push.answer == Answer::Failed {
+                return Some(format!("{event} is stored, but its push was told that it is not"));
+            }
+            let content = &mut model.contents[push.content];
+            match content.stored.replace(*event) {
+                Some(other) if other != *event && self.events.contains(&other) => {
+                    return Some(format!("{event} and {other} are the same, and both stored"));
+                }
+                Some(_) | None => {}
+            }
+            let whole = content.targets.iter().all(|t| self.deliveries.contains_key(&(*event, Arc::clone(t))));
+            if !whole {
+                return Some(format!("{event} is stored without all its deliveries"));
+            }
+        }
+        for at in 0..model.contents.len() {
+            let Some(event) = model.contents[at].stored.filter(|event| !self.events.contains(event)) else { continue };
+            if !model.may_be_deleted(event) || model.latest < event.moment().after(moment.kept) {
+                return Some(format!("{event} is lost"));
+            }
+            model.contents[at].stored = None;
+            model.contents[at].reply = None;
+        }
+        None
+    }
+
+    /// A delivery is where its attempts have led it.
+    fn explain(&self, model: &Model, way: &Way, entry: &Entry, moment: &Moment) -> Option<String> {
+        let nothing = Delivery::default();
+        let delivery = model.deliveries.get(way).unwrap_or(&nothing);
+        if entry.records != (entry.attempts, entry.attempts) {
+            return Some("the records of attempts have gaps".to_owned());
+        }
+        if let Some(lost) = delivery.attempts.iter().find(|attempt| is_lost(model, attempt, entry, moment)) {
+            return Some(format!("attempt {} is not settled", lost.number));
+        }
+        // An attempt that was not settled is made again under its number: the last one of a number is what counts.
+        let settled: BTreeMap<u32, &Record> = delivery
+            .attempts
+            .iter()
+            .filter(|attempt| attempt.ended.is_some() && attempt.number <= entry.attempts)
+            .map(|attempt| (attempt.number, attempt))
+            .collect();
+        if settled.len() != entry.attempts as usize {
+            return Some(format!("{} attempts are known", settled.len()));
+        }
+        let counted = settled.values().filter(|attempt| attempt.counts()).count();
+        if entry.failures as usize > counted
+            || !delivery.revived && !delivery.dropped && (entry.failures as usize) < counted
+        {
+            return Some(format!("{counted} attempts count"));
+        }
+        match settled.last_key_value().map(|(_, last)| *last) {
+            Some(last) => wrong_end(model, way, entry, last, delivery),
+            None => wrong_start(model, way, entry, delivery),
+        }
+    }
+
+    /// What has ended stays so, but for an operator's hand.
+    fn changed(&self, model: &Model, way: &Way, entry: &Entry, before: &Self, moment: &Moment) -> Option<String> {
+        let was = before.deliveries.get(way)?;
+        let released = was.due == HELD && entry.due != HELD && entry.attempts == was.attempts;
+        if released && before.back == self.back && entry.due > moment.now {
+            return Some(format!("its turn has come, but it is due later than {}", moment.now));
+        }
+        let by_hand = model.deliveries.get(way);
+        let ended = was.state != State::Pending;
+        let legal = match (was.state, entry.state) {
+            (from, to) if from == to => !ended || from == State::Dead || entry.ended_at == was.ended_at,
+            (State::Pending, _) => true,
+            (State::Dead, State::Cancelled) => by_hand.is_some_and(|delivery| delivery.dropped),
+            (State::Dead, _) => by_hand.is_some_and(|delivery| delivery.revived),
+            _ => false,
+        };
+        (!legal).then(|| format!("it was {}", was.state.name()))
+    }
+
+    /// Who is held waits for somebody.
+    fn held(&self, way: &Way, entry: &Entry) -> Option<String> {
+        if entry.state != State::Pending || entry.due != HELD {
+            return None;
+        }
+        let before = self.pending().any(|((_, target), other)| {
+            *target == way.1 && other.due != HELD && other.user.is_some() && other.user == entry.user
+        });
+        (!before).then(|| "held behind nobody".to_owned())
+    }
+}
+
+/// Whether the attempt's end should be stored by now, and is not.
+fn is_lost(model: &Model, attempt: &Record, entry: &Entry, moment: &Moment) -> bool {
+    attempt.ended.is_some_and(|ended| {
+        attempt.life == model.life
+            && attempt.number > entry.attempts
+            && ended.elapsed >= moment.trouble
+            && moment.elapsed > ended.elapsed + SETTLED
+    })
+}
+
+/// No attempt was made yet, or none is known to the store.
+fn wrong_start(model: &Model, way: &Way, entry: &Entry, delivery: &Delivery) -> Option<String> {
+    let push = &model.pushes[&way.0];
+    let legal = match entry.state {
+        State::Pending => entry.due == HELD || entry.due >= push.received_at || model.back > 0,
+        State::Expired => model.may_have_expired(&way.1, push),
+        State::Cancelled => delivery.dropped,
+        State::Delivered | State::Dead => false,
+    };
+    (!legal).then(|| "that without an attempt".to_owned())
+}
+
+/// What the last settled attempt has led to.
+fn wrong_end(model: &Model, way: &Way, entry: &Entry, last: &Record, delivery: &Delivery) -> Option<String> {
+    let Ended { at, outcome, .. } = last.ended?;
+    let push = &model.pushes[&way.0];
+    let expired = model.may_have_expired(&way.1, push);
+    let legal = match (outcome, entry.state) {
+        (_, State::Cancelled) => delivery.dropped,
+        (Outcome::Delivered, state) => state == State::Delivered,
+        (_, State::Pending) if delivery.revived && entry.failures == 0 => true,
+        // Behind an earlier event of its user that came back by an operator's hand; due at once when its turn comes.
+        (_, State::Pending) if entry.due == HELD => true,
+        (_, State::Pending) if delivery.revived && entry.user.is_some() && entry.due <= at => true,
+        (_, State::Expired) if expired => true,
+        (Outcome::Reject, state) => state == State::Dead,
+        (Outcome::Retry { .. }, State::Pending) if last.probe => entry.due == at,
+        (Outcome::Retry { .. }, _) if last.probe => false,
+        (Outcome::Retry { after }, state) => {
+            let wait = |jitter| last.spec.retry.wait(entry.failures, jitter, after);
+            let expiry = last.spec.expire_after.map(|span| push.received_at.after(span));
+            match (wait(0.0), wait(1.0), state) {
+                (Some(least), Some(most), State::Pending) => {
+                    let (least, most) = (at.after(least), at.after(most));
+                    least <= entry.due && entry.due <= most && expiry.is_none_or(|expiry| entry.due < expiry)
+                }
+                (Some(_), Some(most), State::Expired) => expiry.is_some_and(|expiry| at.after(most) >= expiry),
+                (None, None, State::Dead) => true,
+                _ => false,
+            }
+        }
+    };
+    (!legal).then(|| format!("that after attempt {}, which ended at {at}: {outcome:?}", last.number))
+}
