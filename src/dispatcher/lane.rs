@@ -21,9 +21,11 @@ use crate::deliver::Role;
 use crate::metrics::TargetMetrics;
 use crate::queue::{Error, Inbox, Lease, Leases, Queue};
 
-/// How many leases are read from the store at a time; when fewer are ready, the store is asked for more. Few in the
-/// simulation, to have more than one look.
-const BATCH: usize = if cfg!(test) { 6 } else { 256 };
+/// How many leases are read from the store at a time: few, as pushes wait meanwhile; and fewer in the simulation, to have
+/// more than one look.
+const BATCH: usize = if cfg!(test) { 6 } else { 64 };
+/// When fewer leases are ready, the store is asked for more.
+const AHEAD: usize = 2 * BATCH;
 /// The most deliveries that are attempted or wait to be settled, where `concurrency` does not ask for more, and as many
 /// again whose reply is awaited: so many are repeated after a crash at most.
 const IN_FLIGHT: usize = 256;
@@ -101,7 +103,7 @@ impl Lane {
         let room = self.ready.is_empty() && free;
         let room_awaited = self.awaited.len() < concurrency && self.in_flight() < 2 * IN_FLIGHT.max(concurrency);
         // Ahead of need, but not for a target that is down.
-        let wanted = if self.breaker.is_closed() { self.ready.len() < BATCH } else { self.ready.is_empty() };
+        let wanted = if self.breaker.is_closed() { self.ready.len() < AHEAD } else { self.ready.is_empty() };
         let look_at = self.look_at.filter(|_| wanted && self.look.is_empty());
         let probe_at = self.breaker.probe_at().filter(|_| free && !self.ready.is_empty());
         tokio::select! {

@@ -245,7 +245,9 @@ async fn where_order_is_kept_what_comes_by_hand_takes_its_place() {
     assert_eq!(bench.sweep_events(&[c], all(), Fate::Replayed).await, 2, "to `old`, which keeps no order, too");
     let under_way = bench.lease("new", 10, NOW).await;
     assert_eq!(ids(&under_way), [c]);
+    assert!(!under_way.due[0].is_revoked());
     assert_eq!(bench.sweep_events(&[b], of_target("new"), Fate::Replayed).await, 1);
+    assert!(under_way.due[0].is_revoked(), "an attempt that was not begun yet is not begun out of turn");
     bench.queue.settle(settlement(c, "new", Verdict::Retry(NOW), 2)).await.unwrap();
     for event in [b, c] {
         assert_eq!(ids(&bench.lease("new", 10, NOW).await), [event]);
