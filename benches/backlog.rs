@@ -54,7 +54,7 @@ async fn main() {
     let relay = Relay::start(folder.path(), QUEUE, &config).await;
     let filled = fill(&relay, &wechat, deliveries / targets).await;
     tell_memory("filled", &relay);
-    compare_ingest(&relay, &wechat).await;
+    compare_ingest(&relay, &wechat, down.len()).await;
     println!("store     {:.0} MiB for {filled} events", mebibytes(relay.store_bytes()));
     relay.end(Signal::KILL).await;
 
@@ -114,9 +114,9 @@ async fn fill(relay: &Relay, wechat: &Arc<WeChat>, events: u64) -> u64 {
 }
 
 /// The same flood in turns against this relay and one with nothing pending but what the turns bring.
-async fn compare_ingest(full: &Relay, wechat: &Arc<WeChat>) {
+async fn compare_ingest(full: &Relay, wechat: &Arc<WeChat>, targets: usize) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let down = [Down::new()];
+    let down: Vec<Down> = (0..targets).map(|_| Down::new()).collect();
     let empty = Relay::start(folder.path(), QUEUE, &config(&down)).await;
     let (mut with, mut without) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
