@@ -12,7 +12,7 @@
 //! - `bad`: to one that is dead, one that hangs for its whole timeout, one that answers one byte a second, one that
 //!   sends an endless body, one that flips between up and down each half second, one whose name does not resolve.
 //!
-//! The cases take turns, each time with a fresh relay; what is compared are medians over the rounds.
+//! The cases take turns, in another order each round and each time with a fresh relay; what is compared are medians over the rounds.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 // Each benchmark uses a part of it.
@@ -60,6 +60,8 @@ struct Turn {
     answer: Latency,
     identity: Latency,
     handler: Latency,
+    /// For each push.
+    commits: f64,
 }
 
 #[tokio::main]
@@ -68,12 +70,15 @@ async fn main() {
     let rounds = argument("--rounds", 3);
     println!("isolation: {rounds} rounds of {seconds} s each at {rate} pushes/s");
     let mut turns = Vec::new();
-    for _ in 0..rounds {
-        for case in CASES {
+    for round in 0..rounds {
+        let mut cases = CASES;
+        cases.rotate_left(usize::try_from(round).expect("few rounds") % CASES.len());
+        for case in cases {
             let turn = measure(case, rate, Duration::from_secs(seconds)).await;
             println!("{:8} answer    {}", turn.case.name(), turn.answer);
             println!("{:8} identity  {}", "", turn.identity);
             println!("{:8} handler   {}", "", turn.handler);
+            println!("{:8} commits   {:.2} for each push", "", turn.commits);
             turns.push(turn);
         }
     }
@@ -138,9 +143,11 @@ async fn measure(case: Case, rate: u64, span: Duration) -> Turn {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
+    let commits = relay.metric("wxrelay_commit_duration_seconds_count").await / expected as f64;
     relay.end(Signal::TERM).await;
     let latency = |target: &Target| Latency::of(target.take_latencies());
-    Turn { case, answer: Latency::of(steady.answers), identity: latency(&identity), handler: latency(&handler) }
+    let answer = Latency::of(steady.answers);
+    Turn { case, answer, identity: latency(&identity), handler: latency(&handler), commits }
 }
 
 fn table(name: &str, address: &str, lines: &str) -> String {
