@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::model::{Answer, Delivery, Ended, Model, Record, Way};
+use super::model::{Answer, Delivery, Ended, Model, Record, Spec, Way};
 use crate::clock::UnixMillis;
-use crate::deliver::Outcome;
+use crate::deliver::{Outcome, Role};
 use crate::event::EventId;
 use crate::queue::State;
 
@@ -229,18 +229,29 @@ fn wrong_end(model: &Model, way: &Way, entry: &Entry, last: &Record, delivery: &
         (Outcome::Retry { .. }, State::Pending) if last.probe => entry.due == at,
         (Outcome::Retry { .. }, _) if last.probe => false,
         (Outcome::Retry { after }, state) => {
-            let wait = |jitter| last.spec.retry.wait(entry.failures, jitter, after);
+            let wait = wait(&last.spec, entry.failures, after);
             let expiry = last.spec.expire_after.map(|span| push.received_at.after(span));
-            match (wait(0.0), wait(1.0), state) {
-                (Some(least), Some(most), State::Pending) => {
+            match (wait, state) {
+                (Some((least, most)), State::Pending) => {
                     let (least, most) = (at.after(least), at.after(most));
                     least <= entry.due && entry.due <= most && expiry.is_none_or(|expiry| entry.due < expiry)
                 }
-                (Some(_), Some(most), State::Expired) => expiry.is_some_and(|expiry| at.after(most) >= expiry),
-                (None, None, State::Dead) => true,
+                (Some((_, most)), State::Expired) => expiry.is_some_and(|expiry| at.after(most) >= expiry),
+                (None, State::Dead) => true,
                 _ => false,
             }
         }
     };
     (!legal).then(|| format!("that after attempt {}, which ended at {at}: {outcome:?}", last.number))
+}
+
+/// The shortest and the longest wait after so many failures: a fifth less and more than configured, or what the target
+/// asked for; none at the schedule's end.
+fn wait(spec: &Spec, failures: u32, asked: Option<Duration>) -> Option<(Duration, Duration)> {
+    let waits = spec.retry.waits();
+    let at = (failures as usize).checked_sub(1)?;
+    let last = if spec.role == Role::Identity { waits.last() } else { None };
+    let wait = waits.get(at).or(last)?;
+    let asked = asked.unwrap_or_default();
+    Some(((*wait * 4 / 5).max(asked), (*wait * 6 / 5).max(asked)))
 }

@@ -169,15 +169,6 @@ impl World {
         self.state().note(what());
     }
 
-    /// The process ends here.
-    pub(super) fn crash(&self, how: &str) {
-        let mut state = self.state();
-        state.note(format!("crash: {how}"));
-        state.dead = true;
-        drop(state);
-        self.end.notify_one();
-    }
-
     /// Whether something is wrong; then the life ends.
     pub(super) fn is_wrong(&self) -> bool {
         self.state().model.wrong.is_some()
@@ -190,8 +181,10 @@ impl World {
             return;
         }
         if state.burn(|fuse| if let Fuse::Commit(left) = fuse { Some(left) } else { None }) {
+            state.note("crash: a commit is done, and nobody knows".to_owned());
+            state.dead = true;
             drop(state);
-            self.crash("a commit is done, and nobody knows");
+            self.end_if_dead();
             // The writer goes no further; the hook that prints panics is not for this one.
             resume_unwind(Box::new("crash"));
         }
@@ -258,7 +251,8 @@ impl World {
     }
 
     fn end_if_dead(&self) {
-        if self.state().dead {
+        let state = self.state();
+        if state.dead && state.began.is_some() {
             self.end.notify_one();
         }
     }
@@ -296,6 +290,7 @@ impl Drop for Attempting {
     fn drop(&mut self) {
         if self.open {
             self.world.state().end(&self.spec, self.event, Outcome::Retry { after: None });
+            self.world.end_if_dead();
         }
     }
 }
@@ -407,12 +402,16 @@ impl State {
 
     /// The target has answered, or the relay has given up; false when the process ends with that.
     fn end(&mut self, spec: &Spec, event: EventId, outcome: Outcome) -> bool {
-        if self.dead {
+        if self.began.is_none() {
             return false;
         }
         self.note(format!("{} {event} {outcome:?}", spec.name));
         let elapsed = self.elapsed();
         self.model.end(spec, event, outcome, UnixMillis::now(), elapsed);
+        // In the moment of a crash a part of the process may still settle this.
+        if self.dead {
+            return false;
+        }
         if self.burn(|fuse| if let Fuse::End(left) = fuse { Some(left) } else { None }) {
             self.note("crash: the target has answered, and nobody knows".to_owned());
             self.dead = true;
