@@ -2,9 +2,9 @@
 //! for the same seed.
 //!
 //! One thread and one runtime with paused time per life of the relay; the store is a real one in memory. [`driver`] rolls
-//! what happens, [`traffic`] makes pushes and targets, [`world`] holds what is around (clock, chance, targets, a store in trouble), [`model`] what was promised
-//! and what must hold at every answer and every attempt, [`ledger`] what the store holds and whether that is what was
-//! promised.
+//! what happens, [`traffic`] makes pushes and targets, [`world`] holds what is around (clock, chance, targets, a store in
+//! trouble), [`model`] what was promised and what must hold at every answer and every attempt, [`ledger`] what the store
+//! holds and whether that is what was promised.
 //!
 //! - `cargo test` plays a few seeds.
 //! - `WXRELAY_SIM_SEEDS=10000 cargo test --release --lib simulation` plays so many.
@@ -34,6 +34,7 @@ use self::driver::Driver;
 const SEEDS: u64 = 200;
 /// In which time some seed ends, however slow the machine; only one in which time stands still takes longer.
 const PATIENCE: Duration = Duration::from_secs(180);
+
 thread_local! {
     static PANICS: Cell<u32> = const { Cell::new(0) };
 }
