@@ -291,15 +291,15 @@ impl Driver {
         dispatcher.apply(self.policies());
     }
 
-    /// A target is gone, and back in between a commit and its answers.
+    /// All targets are gone, and back, in between a commit and its answers.
     fn apply_at_commit(&mut self, dispatcher: &Arc<Dispatcher>) {
         let (all, dispatcher, world) = (self.policies(), Arc::clone(dispatcher), Arc::clone(&self.world));
-        let first = self.specs.keys().next().unwrap().clone();
+        let names: Vec<_> = self.specs.keys().cloned().collect();
         self.world.state().at_commit = Some(Box::new(move || {
             let mut state = world.state();
-            state.note(format!("{first} is gone and back"));
+            state.note("all targets are gone and back".to_owned());
             state.model.applied = state.model.tick();
-            state.model.lane_begins(&first);
+            names.iter().for_each(|name| state.model.lane_begins(name));
             drop(state);
             dispatcher.apply(Vec::new());
             dispatcher.apply(all);

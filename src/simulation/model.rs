@@ -3,7 +3,7 @@
 //! The model says nothing of its own about what the store holds: [`super::ledger`] reads that, and holds it against what
 //! is known here.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,12 +126,15 @@ pub(super) struct Model {
     /// When the dispatcher last got other settings, by [`Model::tick`].
     pub(super) applied: u64,
     failing: BTreeMap<Arc<str>, Row>,
+    /// The targets that have answered since their lane began.
+    answering: BTreeSet<Arc<str>>,
     ticks: u64,
 }
 
 impl Model {
     /// A moment after all others.
     pub(super) fn tick(&mut self) -> u64 {
+        self.latest = self.latest.max(UnixMillis::now());
         self.ticks += 1;
         self.ticks
     }
@@ -154,6 +157,7 @@ impl Model {
     /// A lane begins to serve the target anew.
     pub(super) fn lane_begins(&mut self, target: &Arc<str>) {
         self.failing.remove(target);
+        self.answering.remove(target);
     }
 
     pub(super) fn asked(
@@ -298,7 +302,8 @@ impl Model {
         if same_settings.len() >= spec.concurrency * 2 {
             return Some(format!("{} attempts under way already", same_settings.len()));
         }
-        if probe && same_settings.iter().any(|attempt| attempt.probe) {
+        // An answer to an earlier attempt closes the breaker while a probe is under way, and five failures open it again.
+        if probe && !self.answering.contains(&spec.name) && same_settings.iter().any(|attempt| attempt.probe) {
             return Some("two probes at once".to_owned());
         }
         self.breaker_is_late(spec, probe).or_else(|| self.out_of_turn(reader, spec, event.id, push))
@@ -347,6 +352,7 @@ impl Model {
         let row = self.failing.entry(Arc::clone(&spec.name)).or_default();
         if !matches!(outcome, Outcome::Retry { .. }) {
             *row = Row::default();
+            self.answering.insert(Arc::clone(&spec.name));
         } else if counts {
             let first = *row.first.get_or_insert(event);
             row.of_several |= first != event;
