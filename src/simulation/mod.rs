@@ -7,7 +7,7 @@
 //! holds and whether that is what was promised.
 //!
 //! - `cargo test` plays a few seeds.
-//! - `WXRELAY_SIM_SEEDS=10000 cargo test --release --lib simulation` plays so many.
+//! - `WXRELAY_SIM_SEEDS=10000 cargo test --profile soak --lib simulation` plays so many.
 //! - `WXRELAY_SIM_SEED=7 cargo test --lib simulation -- --nocapture` plays one and prints what happens.
 //!
 //! Not here: power cuts and failed flushes (`tests/crash/`), HTTP and `rate` (`tests/it/`), the line.

@@ -4,10 +4,12 @@
 //! it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk is full;
 //! never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted.
 //!
-//! All in steps so short that a push hardly waits for one, with rests so long that all of them together take a hundredth
-//! of the writer's time, a tenth when room is short: however many events there are that may not go.
+//! All in steps so short that a push hardly waits for one: a step does as much as fits into a few milliseconds here. The
+//! rests between them are so long that all together take a twentieth of a busy writer's time, a tenth when room is short,
+//! and a quarter while nobody asks it for anything: so the space comes back in quiet hours, and a flood is not held up.
 
 use std::mem;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use rusqlite::params;
@@ -19,12 +21,13 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{Settings, State};
 
-/// Events looked at in one step.
-const LOOK: usize = 1000;
-/// The most events deleted in one step.
-const DELETE: usize = 200;
+/// How long a step is meant to take. The next one is made smaller if it took longer, larger if it took less than half.
+const STEP: Duration = Duration::from_millis(4);
+/// Events looked at in one step, and how many of them are deleted at most: looking is the cheaper by far.
+const LOOK: RangeInclusive<usize> = 16..=1024;
+const DELETE: usize = 256;
 /// The most pages given back to the filesystem in one step, and how many free ones are worth keeping for new events.
-const VACUUM: usize = 200;
+const VACUUM: usize = 256;
 const SLACK: i64 = 1024;
 /// Between two steps of a pass, at least.
 const BREATH: Duration = Duration::from_millis(20);
@@ -42,6 +45,10 @@ pub(super) struct Retention {
     ended: Instant,
     took: Duration,
     next: Next,
+    /// Whether the writer was asked for anything since then.
+    is_busy: bool,
+    /// How much the next step looks at.
+    size: usize,
     /// The last event this pass looked at.
     cursor: EventId,
     /// How many events this pass deleted.
@@ -63,13 +70,27 @@ impl Retention {
     pub(super) fn new(settings: &Settings) -> Self {
         let dedup_window = settings.dedup_window;
         let keep = settings.retention.max(dedup_window);
-        let (ended, took) = (Instant::now(), Duration::ZERO);
-        Self { keep, dedup_window, ended, took, next: Next::Step, cursor: EventId(0), deleted: 0 }
+        Self {
+            keep,
+            dedup_window,
+            ended: Instant::now(),
+            took: Duration::ZERO,
+            next: Next::Step,
+            is_busy: false,
+            size: *LOOK.start(),
+            cursor: EventId(0),
+            deleted: 0,
+        }
+    }
+
+    /// Notes that the writer was asked for something.
+    pub(super) fn disturb(&mut self) {
+        self.is_busy = true;
     }
 
     /// When the next step is to be made.
     pub(super) fn due(&self, shortage: Shortage) -> Instant {
-        self.ended + rest(self.next, self.took, shortage)
+        self.ended + rest(self.next, self.took, shortage, self.is_busy)
     }
 
     /// Makes one step; true if the filesystem has got pages back.
@@ -78,12 +99,14 @@ impl Retention {
         let done = self.work(store, now, shortage);
         self.took = start.elapsed();
         self.ended = Instant::now();
+        self.is_busy = false;
+        self.size = fit(self.size, self.took);
         self.next = *done.as_ref().unwrap_or(&Next::Pass);
         done.map(|next| next == Next::StepAfterGivingBack)
     }
 
     fn work(&mut self, store: &mut Store, now: UnixMillis, shortage: Shortage) -> rusqlite::Result<Next> {
-        if matches!(shortage, Shortage::Disk(_)) && vacuum(store, 0)? {
+        if matches!(shortage, Shortage::Disk(_)) && vacuum(store, 0, self.size)? {
             // Only this makes the file shorter.
             store.checkpoint()?;
             return Ok(Next::StepAfterGivingBack);
@@ -93,14 +116,14 @@ impl Retention {
             Shortage::Size(enough) | Shortage::Disk(enough) => (self.dedup_window, enough),
         };
         let before = EventId::first_at(UnixMillis(now.0.saturating_sub(millis(keep))));
-        let seen = look(store, self.cursor, before)?;
+        let seen = look(store, self.cursor, before, self.size)?;
         let at_once = at_once(store, DELETE);
         let finished: Vec<EventId> =
             seen.iter().filter(|(_, finished)| *finished).map(|(id, _)| *id).take(at_once).collect();
         let deleted = delete(store, &finished, enough)?;
         self.deleted += deleted;
         let is_cut_short = deleted == at_once || deleted < finished.len();
-        if is_cut_short || seen.len() == LOOK {
+        if is_cut_short || seen.len() == self.size {
             // Goes on behind the last one deleted, or behind all that were looked at.
             let last = if is_cut_short { finished[..deleted].last() } else { seen.last().map(|(id, _)| id) };
             self.cursor = last.copied().unwrap_or(self.cursor);
@@ -108,20 +131,35 @@ impl Retention {
         }
         self.cursor = EventId(0);
         let deleted = mem::take(&mut self.deleted);
-        let goes_on = if shortage == Shortage::None { vacuum(store, SLACK)? } else { deleted > 0 };
+        let goes_on = if shortage == Shortage::None { vacuum(store, SLACK, self.size)? } else { deleted > 0 };
         Ok(if goes_on { Next::Step } else { Next::Pass })
     }
 }
 
 /// How long to rest after a step.
-fn rest(next: Next, took: Duration, shortage: Shortage) -> Duration {
+fn rest(next: Next, took: Duration, shortage: Shortage, is_busy: bool) -> Duration {
     let is_short = shortage != Shortage::None;
     let least = match next {
         Next::Step | Next::StepAfterGivingBack => BREATH,
         Next::Pass if is_short => REST_WHEN_SHORT,
         Next::Pass => REST,
     };
-    (took * if is_short { 9 } else { 99 }).clamp(least, LONGEST_REST)
+    let times = match (is_busy, is_short) {
+        (false, _) => 3,
+        (true, true) => 9,
+        (true, false) => 19,
+    };
+    (took * times).clamp(least, LONGEST_REST)
+}
+
+/// How much the next step looks at, after one of that size took so long.
+fn fit(size: usize, took: Duration) -> usize {
+    let size = match took {
+        took if took > STEP => size / 2,
+        took if took < STEP / 2 => size * 2,
+        _ => size,
+    };
+    size.clamp(*LOOK.start(), *LOOK.end())
 }
 
 /// How much of something one step may do, so that it fits into the log of a small disk too.
@@ -134,12 +172,12 @@ fn millis(span: Duration) -> i64 {
 }
 
 /// The next events between the two ids, each with whether it is finished.
-fn look(store: &Store, after: EventId, before: EventId) -> rusqlite::Result<Vec<(EventId, bool)>> {
+fn look(store: &Store, after: EventId, before: EventId, most: usize) -> rusqlite::Result<Vec<(EventId, bool)>> {
     let mut find = store.connection.prepare_cached(
         "SELECT id, NOT EXISTS (SELECT 1 FROM delivery WHERE event = id AND state IN (0, 2)) \
            FROM event WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
     )?;
-    find.query_map(params![after, before, LOOK.cast_signed() as i64], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
+    find.query_map(params![after, before, most.cast_signed() as i64], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
 /// Deletes these events, the first first, until the store holds no more than `enough` bytes; how many they were.
@@ -179,11 +217,12 @@ fn delete(store: &mut Store, events: &[EventId], enough: u64) -> rusqlite::Resul
 }
 
 /// Gives some free pages back; false if there are no more than are to be kept.
-fn vacuum(store: &Store, kept: i64) -> rusqlite::Result<bool> {
+fn vacuum(store: &Store, kept: i64, most: usize) -> rusqlite::Result<bool> {
     if store.pragma("freelist_count")? <= kept {
         return Ok(false);
     }
-    let mut vacuum = store.connection.prepare(&format!("PRAGMA incremental_vacuum({})", at_once(store, VACUUM)))?;
+    let mut vacuum =
+        store.connection.prepare(&format!("PRAGMA incremental_vacuum({})", at_once(store, most.min(VACUUM))))?;
     // Each page takes a step of the statement; a single one would free a single page.
     let mut rows = vacuum.query([])?;
     while rows.next()?.is_some() {}
@@ -319,14 +358,23 @@ mod tests {
     }
 
     #[test]
-    fn housekeeping_takes_a_hundredth_of_the_time_and_a_tenth_when_room_is_short() {
+    fn steps_grow_while_they_are_short_and_shrink_when_they_are_long() {
+        let sizes = |took| std::iter::successors(Some(64), move |size| Some(fit(*size, took))).take(8);
+        assert_eq!(sizes(STEP / 4).last(), Some(1024));
+        assert_eq!(sizes(STEP * 2).last(), Some(16));
+        assert_eq!(sizes(STEP).last(), Some(64));
+    }
+
+    #[test]
+    fn housekeeping_takes_a_twentieth_of_the_time_a_tenth_when_room_is_short_and_more_when_nobody_waits() {
         let ms = Duration::from_millis;
-        assert_eq!(rest(Next::Step, ms(10), Shortage::None), ms(990));
-        assert_eq!(rest(Next::Step, ms(10), Shortage::Size(0)), ms(90));
-        assert_eq!(rest(Next::Step, Duration::ZERO, Shortage::Disk(0)), BREATH);
-        assert_eq!(rest(Next::Pass, ms(1), Shortage::None), REST);
-        assert_eq!(rest(Next::Pass, ms(1), Shortage::Size(0)), REST_WHEN_SHORT);
-        assert_eq!(rest(Next::Pass, ms(200), Shortage::None), ms(19_800), "a long last step");
-        assert_eq!(rest(Next::Pass, ms(60_000), Shortage::None), LONGEST_REST, "a disk that stalled");
+        assert_eq!(rest(Next::Step, ms(10), Shortage::None, true), ms(190));
+        assert_eq!(rest(Next::Step, ms(10), Shortage::Size(0), true), ms(90));
+        assert_eq!(rest(Next::Step, ms(10), Shortage::None, false), ms(30));
+        assert_eq!(rest(Next::Step, Duration::ZERO, Shortage::Disk(0), true), BREATH);
+        assert_eq!(rest(Next::Pass, ms(1), Shortage::None, true), REST);
+        assert_eq!(rest(Next::Pass, ms(1), Shortage::Size(0), true), REST_WHEN_SHORT);
+        assert_eq!(rest(Next::Pass, ms(1000), Shortage::None, true), ms(19_000), "a long last step");
+        assert_eq!(rest(Next::Pass, ms(60_000), Shortage::None, true), LONGEST_REST, "a disk that stalled");
     }
 }

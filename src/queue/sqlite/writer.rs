@@ -60,6 +60,9 @@ impl Writer {
         let mut batch = Vec::with_capacity(BATCH);
         let mut closers = Vec::new();
         while self.fill(&mut batch, &mut commands).await {
+            if !batch.is_empty() {
+                self.retention.disturb();
+            }
             for target in self.holds.take_back() {
                 self.inboxes.wake(&target);
             }
