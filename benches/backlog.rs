@@ -85,9 +85,9 @@ const QUEUE: &str = "max_size = \"200GiB\"\nretention = \"30d\"\n";
 /// As short as it gets: a repeat of a push is known for two minutes.
 const SHORT_QUEUE: &str = "max_size = \"200GiB\"\nretention = \"2m\"\n";
 /// A store this small has given its room back: its log alone may have 64 MiB.
-const SMALL: u64 = 64 << 20;
-/// How long it may give nothing back before that counts as the end.
-const STANDSTILL: Duration = Duration::from_secs(180);
+const SMALL: u64 = 96 << 20;
+/// How long it may give nothing back before that counts as the end: it deletes all that is old before it gives back.
+const STANDSTILL: Duration = Duration::from_secs(900);
 
 fn config(down: &[Down]) -> String {
     let names: Vec<String> = (0..down.len()).map(|number| format!("target{number}")).collect();

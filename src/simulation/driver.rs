@@ -346,6 +346,8 @@ impl Driver {
     fn lock(&self, life: &Life, until: Duration) {
         let shell = Connection::open(self.settings.path.join("wxrelay.db")).unwrap();
         shell.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+        // Time stands still: whoever holds it now will not let go meanwhile.
+        shell.busy_timeout(Duration::ZERO).unwrap();
         if shell.execute_batch("BEGIN IMMEDIATE").is_err() {
             return;
         }

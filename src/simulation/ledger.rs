@@ -223,7 +223,8 @@ fn wrong_end(model: &Model, way: &Way, entry: &Entry, last: &Record, delivery: &
         (_, State::Pending) if delivery.revived && entry.failures == 0 => true,
         // Behind an earlier event of its user that came back by an operator's hand; due at once when its turn comes.
         (_, State::Pending) if entry.due == HELD => true,
-        (_, State::Pending) if delivery.revived && entry.user.is_some() && entry.due <= at => true,
+        // No later than its id says, which may lie ahead of a clock that was set back.
+        (_, State::Pending) if delivery.revived && entry.user.is_some() && entry.due <= at.max(way.0.moment()) => true,
         (_, State::Expired) if expired => true,
         (Outcome::Reject, state) => state == State::Dead,
         (Outcome::Retry { .. }, State::Pending) if last.probe => entry.due == at,

@@ -7,7 +7,7 @@
 //! holds and whether that is what was promised.
 //!
 //! - `cargo test` plays a few seeds.
-//! - `WXRELAY_SIM_SEEDS=10000 cargo test --profile soak --lib simulation` plays so many.
+//! - `WXRELAY_SIM_SEEDS=10000 cargo test --profile soak --lib simulation -- --nocapture` plays so many.
 //! - `WXRELAY_SIM_SEED=7 cargo test --lib simulation -- --nocapture` plays one and prints what happens.
 //!
 //! Not here: power cuts and failed flushes (`tests/crash/`), HTTP and `rate` (`tests/it/`), the line.
@@ -117,6 +117,9 @@ fn whatever_happens_every_promise_is_kept() {
             Ok((seed, Some(played))) => {
                 under_way.remove(&seed);
                 expect_right(seed, &played);
+                if (seed + 1) % 1000 == 0 {
+                    println!("{} of {seeds} seeds begun", seed + 1);
+                }
             }
             Err(RecvTimeoutError::Disconnected) => {
                 return assert!(under_way.is_empty(), "seeds {under_way:?} vanished");
