@@ -24,6 +24,7 @@ mod online;
 mod opening;
 mod order;
 mod pause;
+mod proxies;
 mod regression;
 mod reload;
 mod replay;

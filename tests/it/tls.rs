@@ -27,14 +27,14 @@ async fn pushes_are_taken_over_tls_and_a_renewed_certificate_without_a_restart()
     let (wechat, crm, files) = (WeChat::secure(), Target::start().await, Certificate::new());
     let server = format!("tls = {{ cert = \"{}\", key = \"{}\" }}", files.cert(), files.key());
     let relay = Setup::new(wechat.account() + &crm.config("crm", "")).server(&server).start().await;
-    let answer = over_tls(&relay, &files, &wechat.push(&text("o1", "one")).request(PATH)).await;
+    let answer = over_tls(&relay.push, &files, &wechat.push(&text("o1", "one")).request(PATH)).await;
     assert!(answer.starts_with("HTTP/1.0 200 ") && answer.ends_with("\r\n\r\nsuccess"), "{answer}");
     assert_eq!(crm.delivery(0).await.json()["message"]["Content"], "one");
 
     files.renew();
     let reloaded = http::post(&relay.admin, "/api/reload").await;
     assert_eq!(reloaded.status, 200, "{reloaded:?}");
-    let answer = over_tls(&relay, &files, &wechat.push(&text("o1", "two")).request(PATH)).await;
+    let answer = over_tls(&relay.push, &files, &wechat.push(&text("o1", "two")).request(PATH)).await;
     assert!(answer.starts_with("HTTP/1.0 200 "), "{answer}");
     assert!(relay.metric("wxrelay_tls_expiry_timestamp_seconds", &[]).await > 1e9);
 }
@@ -86,7 +86,7 @@ async fn over_http_2(relay: &Relay, wechat: &WeChat) -> Option<u16> {
     soon("an answer or the connection's end", exchange).await
 }
 
-async fn over_tls(relay: &Relay, files: &Certificate, request: &[u8]) -> String {
+pub(crate) async fn over_tls(address: &str, files: &Certificate, request: &[u8]) -> String {
     let mut roots = RootCertStore::empty();
     roots.add(files.der()).expect("a sound certificate");
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -95,7 +95,7 @@ async fn over_tls(relay: &Relay, files: &Certificate, request: &[u8]) -> String 
         .with_root_certificates(roots)
         .with_no_client_auth();
     let exchange = async {
-        let stream = TcpStream::connect(&relay.push).await?;
+        let stream = TcpStream::connect(address).await?;
         let name = ServerName::try_from("localhost").expect("a name");
         let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         stream.write_all(request).await?;
@@ -126,7 +126,7 @@ impl Certificate {
         self.path("cert.pem")
     }
 
-    fn key(&self) -> String {
+    pub(crate) fn key(&self) -> String {
         self.path("key.pem")
     }
 

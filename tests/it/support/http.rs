@@ -1,9 +1,10 @@
 //! A bare HTTP client: writes the bytes it is given and reads one answer, so that tests see what is on the wire.
 
 use std::io;
+use std::net::SocketAddr;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 use super::soon;
 
@@ -101,6 +102,19 @@ pub(crate) async fn try_exchange(address: &str, request: &[u8]) -> io::Result<An
 /// As [`try_exchange`], where a broken connection is a failure of the test.
 pub(crate) async fn exchange(address: &str, request: &[u8]) -> Answer {
     try_exchange(address, request).await.unwrap_or_else(|error| panic!("no answer from {address}: {error}"))
+}
+
+/// As [`exchange`], from that loopback address.
+pub(crate) async fn exchange_from(source: &str, address: &str, request: &[u8]) -> Answer {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::new(source.parse().expect("an address"), 0)).expect("all of 127.0.0.0/8 is ours");
+    soon("an answer", async {
+        let stream = socket.connect(address.parse().expect("an address")).await.expect("somebody listens");
+        let mut connection = Connection(BufReader::new(stream));
+        connection.write(request).await.expect("the request can be sent");
+        connection.read().await.expect("an answer")
+    })
+    .await
 }
 
 /// A GET as a script would send it.

@@ -5,6 +5,7 @@
 
 pub(crate) mod command;
 pub(crate) mod http;
+pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod storm;
 pub(crate) mod target;

@@ -147,8 +147,8 @@ impl Relay {
     }
 
     /// Waits for a log line.
-    pub(crate) async fn log(&self, what: &str, pick: impl Fn(&Value) -> bool) -> Value {
-        self.running().find(what, |line| serde_json::from_str(line).ok().filter(&pick)).await
+    pub(crate) async fn log(&self, what: &str, mut pick: impl FnMut(&Value) -> bool) -> Value {
+        self.running().find(what, |line| serde_json::from_str(line).ok().filter(&mut pick)).await
     }
 
     /// Everything it wrote, as it is.

@@ -1,0 +1,124 @@
+//! Behind nginx and HAProxy, run for real with the files of `deploy/`: nothing of a push changes on the way, and an
+//! address is believed from a trusted proxy only.
+
+use serde_json::Value;
+
+use crate::support::http::{Answer, exchange, exchange_from};
+use crate::support::proxy::{Counter, Proxy, Software};
+use crate::support::relay::{Relay, Setup};
+use crate::support::target::{Reaction, Reply, Target};
+use crate::support::wechat::{PATH, Push, WeChat, text};
+use crate::tls::{Certificate, over_tls};
+
+/// Where the clients of these tests call from; the proxy itself calls from 127.0.0.1.
+const CLIENT: &str = "127.7.7.7";
+
+#[tokio::test]
+async fn nginx_passes_pushes_on_as_they_came() {
+    passes_pushes_on(Software::Nginx).await;
+}
+
+#[tokio::test]
+async fn haproxy_passes_pushes_on_as_they_came() {
+    passes_pushes_on(Software::Haproxy).await;
+}
+
+#[tokio::test]
+async fn a_503_reaches_wechat_through_either_proxy() {
+    let full = Target::always(Reaction::Answer(Reply::status(503))).await;
+    let upstream = full.url();
+    let upstream = upstream.trim_start_matches("http://").split('/').next().expect("an address");
+    let (wechat, files) = (WeChat::secure(), Certificate::new());
+    for software in [Software::Nginx, Software::Haproxy].into_iter().filter(|software| software.is_here()) {
+        let proxy = Proxy::http(software, upstream, &files.cert(), &files.key()).await;
+        let push = wechat.push(&text("o1", "hello"));
+        assert_eq!(push.send(&proxy.http).await.status, 503, "{software:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_forged_address_of_an_untrusted_peer_is_not_believed() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let relay = relay(&wechat, &crm).await;
+    let push = wechat.push(&text("o1", "hello"));
+    assert_eq!(exchange_from(CLIENT, &relay.push, &forged(&push)).await.status, 200);
+    assert_eq!(peer(&relay, 0).await, CLIENT);
+}
+
+async fn passes_pushes_on(software: Software) {
+    if !software.is_here() {
+        return;
+    }
+    let (wechat, crm, files) = (WeChat::secure(), Target::start().await, Certificate::new());
+    let relay = relay(&wechat, &crm).await;
+    let counter = Counter::before(&relay.push).await;
+    let proxy = Proxy::http(software, &counter.address.to_string(), &files.cert(), &files.key()).await;
+
+    // As WeChat sends them, with an address made up; the query as it came, down to the order of its parts.
+    for count in 0..10 {
+        let mut push = wechat.push(&text("o1", "hello"));
+        push.query += "&odd=%2F%2f+~!*()'&empty=&flag";
+        let answer = exchange_from(CLIENT, &proxy.http, &forged(&push)).await;
+        plain(&answer);
+        let delivery = crm.delivery(count).await;
+        assert_eq!(delivery.query.as_deref(), Some(push.query.as_str()), "{software:?}");
+        assert_eq!(delivery.body, push.body, "{software:?}");
+        assert_eq!(peer(&relay, count).await, CLIENT, "{software:?} tells who it was");
+    }
+    let opened = counter.opened();
+    assert!(opened <= 3, "{software:?} keeps connections for other clients' pushes, not {opened} for 10");
+
+    let answer = over_tls(&proxy.https, &files, &wechat.push(&text("o1", "sealed")).request(PATH)).await;
+    assert!(answer.contains(" 200 OK\r\n") && answer.ends_with("\r\n\r\nsuccess"), "{answer}");
+
+    let mut push = wechat.push(&text("o1", &"x".repeat(700_000)));
+    push.body.resize(1 << 20, b'\n');
+    assert_eq!(push.send(&proxy.http).await.status, 200, "a body of max_body through {software:?}");
+    assert_eq!(crm.delivery(11).await.body.len(), 1 << 20);
+    // Only announced: who sends on after an answer may lose it.
+    push.body.push(b'\n');
+    let head = push.request(PATH);
+    let refused = exchange(&proxy.http, &head[..head.len() - push.body.len()]).await;
+    assert_eq!(refused.status, 413, "and not a byte more through {software:?}");
+
+    for (path, status) in [(format!("{PATH}/"), 200), (format!("{PATH}/x"), 404), ("/metrics".to_owned(), 404)] {
+        let request = wechat.push(&text("o1", "elsewhere")).request(&path);
+        assert_eq!(exchange(&proxy.http, &request).await.status, status, "{path} through {software:?}");
+    }
+    let log = proxy.access_log();
+    assert!(log.contains(PATH) && !log.contains("signature"), "no query in the log of {software:?}:\n{log}");
+}
+
+async fn relay(wechat: &WeChat, crm: &Target) -> Relay {
+    let config = wechat.account() + &crm.config("crm", "format = \"raw\"");
+    Setup::new(config).server("trusted_proxies = [\"127.0.0.1/32\"]").start().await
+}
+
+/// The request with a claim about where it comes from.
+fn forged(push: &Push) -> Vec<u8> {
+    let request = String::from_utf8(push.request(PATH)).expect("text");
+    request.replacen("Accept: */*", "Accept: */*\r\nX-Forwarded-For: 203.0.113.66", 1).into_bytes()
+}
+
+/// What WeChat can read: it speaks HTTP/1.0 and wants a length.
+fn plain(answer: &Answer) {
+    assert_eq!((answer.status, answer.text()), (200, "success"));
+    assert_eq!(answer.header("content-length"), Some("7"));
+    assert_eq!(answer.header("transfer-encoding"), None);
+    assert_eq!(answer.header("content-encoding"), None);
+    assert_ne!(answer.header("connection"), Some("keep-alive"));
+}
+
+/// Whom the relay says a push came from, by its number.
+async fn peer(relay: &Relay, number: usize) -> String {
+    let mut left = number;
+    let line = relay
+        .log("the line of a push", move |line: &Value| {
+            let push = line["message"] == "push";
+            let found = push && left == 0;
+            left = left.saturating_sub(usize::from(push));
+            found
+        })
+        .await;
+    line["peer"].as_str().unwrap_or_default().to_owned()
+}
