@@ -165,7 +165,7 @@ impl App {
             admin_listeners,
             None,
             tower::service_fn(move |request| admin.clone().call(request)),
-            server::Options { http2: false, ..options },
+            server::Options { http2: false, proxy_protocol: false, ..options },
             self.stop_admin.clone(),
             Duration::from_secs(1),
         );
@@ -283,6 +283,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("server.listen", old.server.listen == new.server.listen),
         ("server.tls", old.server.tls == new.server.tls),
         ("server.trusted_proxies", old.server.trusted_proxies == new.server.trusted_proxies),
+        ("server.proxy_protocol", old.server.proxy_protocol == new.server.proxy_protocol),
         ("server.http2", old.server.http2 == new.server.http2),
         ("server.drain", old.server.drain == new.server.drain),
         ("server.max_body", old.server.max_body == new.server.max_body),

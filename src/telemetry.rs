@@ -7,12 +7,18 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use tokio::time::Instant;
 use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+/// How far apart lines are that a stranger can cause.
+const SELDOM: Duration = Duration::from_secs(10);
 
 /// `[log]` of the configuration.
 #[derive(Clone, Debug)]
@@ -106,6 +112,29 @@ pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
     }
 }
 
+/// Keeps a line that strangers can cause from filling the log: it is written at most every ten seconds.
+#[derive(Debug, Default)]
+pub struct Seldom(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    written: Option<Instant>,
+    count: u64,
+}
+
+impl Seldom {
+    /// Whether to write the line now: how many were held back since the last, or `None` for hold this one back too.
+    pub fn due(&self) -> Option<u64> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.written.is_some_and(|written| written.elapsed() < SELDOM) {
+            held.count += 1;
+            return None;
+        }
+        held.written = Some(Instant::now());
+        Some(std::mem::take(&mut held.count))
+    }
+}
+
 fn lines<S, W>(format: LogFormat, writer: W, ansi: bool) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
@@ -126,7 +155,7 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Arc;
 
     use super::*;
 
@@ -163,6 +192,16 @@ mod tests {
         assert_eq!(openid(OpenIds::Clear, "abc"), "abc");
         // SHA-256 of "abc" from FIPS 180-2, appendix B.1.
         assert_eq!(openid(OpenIds::Hash, "abc"), "ba7816bf8f01");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_is_written_seldom_and_says_how_many_were_held_back() {
+        let seldom = Seldom::default();
+        assert_eq!(seldom.due(), Some(0));
+        assert!((0..1000).all(|_| seldom.due().is_none()));
+        tokio::time::advance(SELDOM).await;
+        assert_eq!(seldom.due(), Some(1000));
+        assert_eq!(seldom.due(), None);
     }
 
     #[derive(Clone)]

@@ -32,6 +32,7 @@ pub(super) struct Server {
     pub(super) listen: Option<List>,
     pub(super) tls: Option<Tls>,
     pub(super) trusted_proxies: Option<List>,
+    pub(super) proxy_protocol: Option<Scalar>,
     pub(super) http2: Option<Scalar>,
     pub(super) drain: Option<Scalar>,
     pub(super) max_body: Option<Scalar>,

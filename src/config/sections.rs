@@ -22,10 +22,17 @@ pub(super) fn server(scope: &Scope<'_>, file: &file::Server) -> server::Settings
     let listen = listen_list(&scope.at("listen"), file.listen.as_ref().map_or(&default, |list| &list.0));
     let tls = file.tls.as_ref().map(|tls| tls_files(&scope.at("tls"), tls));
     let proxies = file.trusted_proxies.as_ref().map_or(&[][..], |list| &list.0);
+    let proxy_protocol = scope.read("proxy_protocol", &file.proxy_protocol, value::boolean).unwrap_or(false);
+    let all_unix = listen.iter().all(|place| matches!(place, Listen::Unix(_)));
+    if proxy_protocol && proxies.is_empty() && !all_unix {
+        let expected = "the load balancers' addresses, since server.proxy_protocol is on: it is taken from these alone";
+        scope.at("trusted_proxies").fault(Problem::Missing(expected));
+    }
     server::Settings {
         listen,
         tls: tls.flatten(),
         trusted_proxies: networks(&scope.at("trusted_proxies"), proxies),
+        proxy_protocol,
         http2: scope.read("http2", &file.http2, value::boolean).unwrap_or(false),
         drain: scope.read("drain", &file.drain, value::duration).unwrap_or(Duration::from_secs(10)),
         max_body: scope.read("max_body", &file.max_body, value::max_body).unwrap_or(1024 * 1024),

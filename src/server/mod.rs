@@ -4,7 +4,7 @@
 //! - `mod.rs`: [`serve`], one accept loop per socket and one task per connection
 //! - `stack.rs`: [`stack::around`], the layers that any public service wants
 //! - `tls.rs`: [`tls::Acceptor`], certificates that can be loaded anew; `certificate.rs`: when they end
-//! - `peer.rs`: [`Peer`], whom a request comes from
+//! - `peer.rs`: [`Peer`], whom a request comes from; `proxied.rs`: what the PROXY protocol says of that
 //!
 //! Invariants: nothing a client does or leaves undone holds up the accept loop: handshake and headers are read in the
 //! connection's own task, each within a limit. Every connection's task is owned by its accept loop and ends with it.
@@ -14,6 +14,7 @@
 
 mod certificate;
 mod peer;
+mod proxied;
 mod socket;
 pub mod stack;
 pub mod tls;
@@ -32,6 +33,7 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulConnection;
+use proxy_header::io::ProxiedStream;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
@@ -43,7 +45,10 @@ use tower::{BoxError, Service};
 pub use peer::Peer;
 pub use socket::{BindError, Bound, bind};
 
+use proxied::Refused;
 use socket::Stream;
+
+use crate::telemetry::Seldom;
 
 /// `[server]` of the configuration.
 #[derive(Clone, Debug)]
@@ -54,6 +59,8 @@ pub struct Settings {
     pub tls: Option<TlsFiles>,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Whether every connection begins with a PROXY header, from one of `trusted_proxies`.
+    pub proxy_protocol: bool,
     /// Whether HTTP/2 is spoken.
     pub http2: bool,
     /// How long a stop waits for what is under way.
@@ -111,16 +118,18 @@ pub struct TlsFiles {
 pub struct Options {
     /// Whether HTTP/2 is spoken; if not, its code is not reached.
     pub http2: bool,
+    /// Whether every connection begins with a PROXY header.
+    pub proxy_protocol: bool,
     /// How long a TLS handshake may take.
     pub handshake_timeout: Duration,
-    /// How long a new connection's first request may take to arrive, headers only.
+    /// How long a new connection's first request may take to arrive, headers only; a PROXY header too.
     pub header_timeout: Duration,
     /// How long a connection may stay without the headers of a further request. Longer than a reverse proxy keeps its
     /// idle connections (nginx: 60 s), so that it is the proxy that closes and no push meets a closing connection.
     pub idle_timeout: Duration,
     /// The most connections held at a time; further ones wait in the system's backlog.
     pub max_connections: usize,
-    /// Whose `X-Forwarded-For` is believed.
+    /// Whose `X-Forwarded-For` and PROXY header are believed.
     pub trusted_proxies: Arc<[ipnet::IpNet]>,
 }
 
@@ -128,7 +137,7 @@ impl Options {
     /// What `[server]` says; the rest as by default.
     pub fn new(settings: &Settings) -> Self {
         let trusted_proxies = settings.trusted_proxies.as_slice().into();
-        Self { http2: settings.http2, trusted_proxies, ..Self::default() }
+        Self { http2: settings.http2, proxy_protocol: settings.proxy_protocol, trusted_proxies, ..Self::default() }
     }
 }
 
@@ -136,6 +145,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             http2: false,
+            proxy_protocol: false,
             handshake_timeout: Duration::from_secs(3),
             header_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(75),
@@ -165,7 +175,8 @@ pub async fn serve<S, B>(
     B::Error: Into<BoxError>,
 {
     let room = Arc::new(Semaphore::new(options.max_connections));
-    let server = Server { service, tls, room, options: Arc::new(options) };
+    let refusals = Arc::new(Seldom::default());
+    let server = Server { service, tls, room, options: Arc::new(options), refusals };
     let loops = bound.into_iter().map(|bound| server.clone().run(bound, shutdown.clone(), drain));
     loops.collect::<JoinSet<()>>().join_all().await;
 }
@@ -177,6 +188,7 @@ struct Server<S> {
     tls: Option<tls::Acceptor>,
     room: Arc<Semaphore>,
     options: Arc<Options>,
+    refusals: Arc<Seldom>,
 }
 
 impl<S, B> Server<S>
@@ -229,16 +241,25 @@ where
     }
 
     async fn connection(self, stream: Stream, shutdown: CancellationToken) {
-        match (stream, self.tls.clone()) {
-            (Stream::Unix(stream), _) => self.http(stream, Peer(None), shutdown).await,
-            (Stream::Tcp(stream, peer), None) => self.http(stream, peer, shutdown).await,
-            (Stream::Tcp(stream, peer), Some(tls)) => {
-                match timeout(self.options.handshake_timeout, tls.accept(stream)).await {
-                    Ok(Ok(stream)) => self.http(stream, peer, shutdown).await,
-                    Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
-                    Err(_) => tracing::debug!("TLS handshake too slow"),
-                }
+        match stream {
+            Stream::Unix(stream) => self.plain(stream, Peer(None), None, shutdown).await,
+            Stream::Tcp(stream, peer) => {
+                let tls = self.tls.clone();
+                self.plain(stream, peer, tls, shutdown).await;
             }
+        }
+    }
+
+    async fn plain<I>(self, io: I, peer: Peer, tls: Option<tls::Acceptor>, shutdown: CancellationToken)
+    where
+        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Some((io, peer)) = announced(io, peer, &self.options, &self.refusals).await else { return };
+        let Some(tls) = tls else { return self.http(io, peer, shutdown).await };
+        match timeout(self.options.handshake_timeout, tls.accept(io)).await {
+            Ok(Ok(io)) => self.http(io, peer, shutdown).await,
+            Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
+            Err(_) => tracing::debug!("TLS handshake too slow"),
         }
     }
 
@@ -260,6 +281,33 @@ where
             until_closed(connection, options.header_timeout, &begun, shutdown).await;
         }
     }
+}
+
+/// Takes the PROXY header off, where there has to be one. The log cannot be flooded by those who send none.
+async fn announced<I: AsyncRead + Unpin>(
+    io: I,
+    peer: Peer,
+    options: &Options,
+    refusals: &Seldom,
+) -> Option<(ProxiedStream<I>, Peer)> {
+    if !options.proxy_protocol {
+        return Some((ProxiedStream::unproxied(io), peer));
+    }
+    let refused = match timeout(options.header_timeout, proxied::accept(io, peer, &options.trusted_proxies)).await {
+        Ok(Ok(announced)) => return Some(announced),
+        // As the checks of load balancers do that only look whether somebody listens.
+        Ok(Err(Refused::Broken(error))) => {
+            tracing::debug!(%error, "ended before its PROXY header");
+            return None;
+        }
+        Ok(Err(refused)) => refused,
+        Err(_) => Refused::Late,
+    };
+    if let Some(held_back) = refusals.due() {
+        let peer = peer.0.map(tracing::field::display);
+        tracing::warn!(peer, reason = %refused, held_back, "connection refused");
+    }
+    None
 }
 
 /// hyper has one limit for a first request's headers and for the pause before a further request; this adds the shorter

@@ -16,8 +16,7 @@ impl Peer {
     /// Only what a trusted hop wrote is read: everything further left is the client's own claim. Whoever may open a
     /// Unix socket is trusted.
     pub(super) fn behind_proxies(self, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
-        let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(&address));
-        if self.0.is_some_and(|address| !is_trusted(address)) {
+        if !self.is_trusted(trusted) {
             return self;
         }
         let lines = headers.get_all("x-forwarded-for").iter().rev();
@@ -25,11 +24,16 @@ impl Peer {
         for hop in lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(',')) {
             let Some(address) = parse(hop.trim()) else { break };
             peer = Self(Some(address));
-            if !is_trusted(address) {
+            if !peer.is_trusted(trusted) {
                 break;
             }
         }
         peer
+    }
+
+    /// Whether what this peer says of others is believed.
+    pub(super) fn is_trusted(self, trusted: &[IpNet]) -> bool {
+        self.0.is_none_or(|address| trusted.iter().any(|net| net.contains(&address)))
     }
 }
 

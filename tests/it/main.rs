@@ -25,6 +25,7 @@ mod opening;
 mod order;
 mod pause;
 mod proxies;
+mod proxy_protocol;
 mod regression;
 mod reload;
 mod replay;

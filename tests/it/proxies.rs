@@ -1,14 +1,12 @@
 //! Behind nginx and HAProxy, run for real with the files of `deploy/`: nothing of a push changes on the way, and an
 //! address is believed from a trusted proxy only.
 
-use serde_json::Value;
-
 use crate::support::http::{Answer, exchange, exchange_from};
 use crate::support::proxy::{Counter, Proxy, Software};
 use crate::support::relay::{Relay, Setup};
 use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{PATH, Push, WeChat, text};
-use crate::tls::{Certificate, over_tls};
+use crate::tls::{Certificate, over_tls, over_tls_from};
 
 /// Where the clients of these tests call from; the proxy itself calls from 127.0.0.1.
 const CLIENT: &str = "127.7.7.7";
@@ -42,7 +40,33 @@ async fn a_forged_address_of_an_untrusted_peer_is_not_believed() {
     let relay = relay(&wechat, &crm).await;
     let push = wechat.push(&text("o1", "hello"));
     assert_eq!(exchange_from(CLIENT, &relay.push, &forged(&push)).await.status, 200);
-    assert_eq!(peer(&relay, 0).await, CLIENT);
+    assert_eq!(relay.peer(0).await, CLIENT);
+}
+
+#[tokio::test]
+async fn a_proxy_header_tells_who_calls_through_nginx_with_tls() {
+    tells_who_calls(Software::Nginx).await;
+}
+
+#[tokio::test]
+async fn a_proxy_header_tells_who_calls_through_haproxy_with_tls() {
+    tells_who_calls(Software::Haproxy).await;
+}
+
+async fn tells_who_calls(software: Software) {
+    if !software.is_here() {
+        return;
+    }
+    let (wechat, crm, files) = (WeChat::secure(), Target::start().await, Certificate::new());
+    let tls = format!("tls = {{ cert = \"{}\", key = \"{}\" }}", files.cert(), files.key());
+    let server = format!("{tls}\ntrusted_proxies = [\"127.0.0.1\"]\nproxy_protocol = true");
+    let relay = Setup::new(wechat.account() + &crm.config("crm", "")).server(&server).start().await;
+    let proxy = Proxy::tcp(software, &relay.push).await;
+    // The client's claim is inside TLS, where no proxy sees it, and the client is no trusted one.
+    let answer = over_tls_from(CLIENT, &proxy.https, &files, &forged(&wechat.push(&text("o1", "hello")))).await;
+    assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nsuccess"), "{answer}");
+    assert_eq!(relay.peer(0).await, CLIENT);
+    assert_eq!(crm.delivery(0).await.json()["message"]["Content"], "hello");
 }
 
 async fn passes_pushes_on(software: Software) {
@@ -63,7 +87,7 @@ async fn passes_pushes_on(software: Software) {
         let delivery = crm.delivery(count).await;
         assert_eq!(delivery.query.as_deref(), Some(push.query.as_str()), "{software:?}");
         assert_eq!(delivery.body, push.body, "{software:?}");
-        assert_eq!(peer(&relay, count).await, CLIENT, "{software:?} tells who it was");
+        assert_eq!(relay.peer(count).await, CLIENT, "{software:?} tells who it was");
     }
     let opened = counter.opened();
     assert!(opened <= 3, "{software:?} keeps connections for other clients' pushes, not {opened} for 10");
@@ -107,18 +131,4 @@ fn plain(answer: &Answer) {
     assert_eq!(answer.header("transfer-encoding"), None);
     assert_eq!(answer.header("content-encoding"), None);
     assert_ne!(answer.header("connection"), Some("keep-alive"));
-}
-
-/// Whom the relay says a push came from, by its number.
-async fn peer(relay: &Relay, number: usize) -> String {
-    let mut left = number;
-    let line = relay
-        .log("the line of a push", move |line: &Value| {
-            let push = line["message"] == "push";
-            let found = push && left == 0;
-            left = left.saturating_sub(usize::from(push));
-            found
-        })
-        .await;
-    line["peer"].as_str().unwrap_or_default().to_owned()
 }

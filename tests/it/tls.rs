@@ -87,6 +87,11 @@ async fn over_http_2(relay: &Relay, wechat: &WeChat) -> Option<u16> {
 }
 
 pub(crate) async fn over_tls(address: &str, files: &Certificate, request: &[u8]) -> String {
+    over_tls_from("127.0.0.1", address, files, request).await
+}
+
+/// From that loopback address.
+pub(crate) async fn over_tls_from(source: &str, address: &str, files: &Certificate, request: &[u8]) -> String {
     let mut roots = RootCertStore::empty();
     roots.add(files.der()).expect("a sound certificate");
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -95,7 +100,7 @@ pub(crate) async fn over_tls(address: &str, files: &Certificate, request: &[u8])
         .with_root_certificates(roots)
         .with_no_client_auth();
     let exchange = async {
-        let stream = TcpStream::connect(address).await?;
+        let stream = http::connect_from(source, address).await?;
         let name = ServerName::try_from("localhost").expect("a name");
         let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         stream.write_all(request).await?;

@@ -47,6 +47,10 @@ impl Flags {
         }
         let config = self.config.load()?;
         let account = choose(&config.accounts, self.account.as_deref())?;
+        if config.server.proxy_protocol {
+            // The relay's own listener takes nobody but the load balancer.
+            return Ok((account.credentials.clone(), None));
+        }
         let url = server_url(&config.server.listen, config.server.tls.is_some(), &account.path);
         Ok((account.credentials.clone(), url))
     }

@@ -106,15 +106,20 @@ pub(crate) async fn exchange(address: &str, request: &[u8]) -> Answer {
 
 /// As [`exchange`], from that loopback address.
 pub(crate) async fn exchange_from(source: &str, address: &str, request: &[u8]) -> Answer {
-    let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind(SocketAddr::new(source.parse().expect("an address"), 0)).expect("all of 127.0.0.0/8 is ours");
     soon("an answer", async {
-        let stream = socket.connect(address.parse().expect("an address")).await.expect("somebody listens");
+        let stream = connect_from(source, address).await.expect("somebody listens");
         let mut connection = Connection(BufReader::new(stream));
         connection.write(request).await.expect("the request can be sent");
         connection.read().await.expect("an answer")
     })
     .await
+}
+
+/// A connection from that loopback address.
+pub(crate) async fn connect_from(source: &str, address: &str) -> io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::new(source.parse().expect("an address"), 0))?;
+    socket.connect(address.parse().expect("an address and a port")).await
 }
 
 /// A GET as a script would send it.

@@ -60,7 +60,7 @@ pub(crate) struct Proxy {
     folder: TempDir,
     /// Where it takes HTTP, or bare TCP.
     pub(crate) http: String,
-    /// Where it takes HTTPS.
+    /// Where it takes HTTPS; for bare TCP the same.
     pub(crate) https: String,
 }
 
@@ -101,6 +101,29 @@ impl Proxy {
             }
         };
         Self::start(software, folder, &config, http, https).await
+    }
+
+    /// The example that passes connections on unread, behind a PROXY header.
+    pub(crate) async fn tcp(software: Software, upstream: &str) -> Self {
+        let (folder, address) = (tempfile::tempdir().expect("a temporary folder"), free_address());
+        let config = match software {
+            Software::Nginx => {
+                let replaced = [
+                    ("127.0.0.1:8443", upstream),
+                    ("listen 443;", &format!("listen {address};")),
+                    ("listen [::]:443;", ""),
+                ];
+                let stream = nginx(&example("nginx/wxrelay-stream.conf", &replaced));
+                // As /etc/nginx/modules-enabled has it, where the module is a package of its own.
+                let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
+                if module.is_file() { format!("load_module {};\n{stream}", module.display()) } else { stream }
+            }
+            Software::Haproxy => {
+                let replaced = [("127.0.0.1:8443", upstream), ("bind :443\n", &format!("bind {address}\n"))];
+                haproxy(&example("haproxy/haproxy-tcp.cfg", &replaced))
+            }
+        };
+        Self::start(software, folder, &config, address.clone(), address).await
     }
 
     async fn start(software: Software, folder: TempDir, config: &str, http: String, https: String) -> Self {

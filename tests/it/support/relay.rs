@@ -151,6 +151,18 @@ impl Relay {
         self.running().find(what, |line| serde_json::from_str(line).ok().filter(&mut pick)).await
     }
 
+    /// Whom it says a push came from, by the push's number from 0.
+    pub(crate) async fn peer(&self, number: usize) -> String {
+        let mut left = number;
+        let nth = |line: &Value| {
+            let push = line["message"] == "push";
+            let found = push && left == 0;
+            left = left.saturating_sub(usize::from(push));
+            found
+        };
+        self.log("the line of a push", nth).await["peer"].as_str().unwrap_or_default().to_owned()
+    }
+
     /// Everything it wrote, as it is.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.running().lines()
