@@ -34,6 +34,7 @@ pub struct Metrics {
     registry: Registry,
     pushes: IntCounterVec,
     push_duration: HistogramVec,
+    from_elsewhere: IntCounterVec,
     duplicates: IntCounterVec,
     replies: IntCounterVec,
     reply_window_open: IntGaugeVec,
@@ -67,6 +68,7 @@ pub struct Metrics {
 pub struct AccountMetrics {
     name: Arc<str>,
     pushes: IntCounterVec,
+    from_elsewhere: IntCounterVec,
     replies: IntCounterVec,
     reply_window_open: IntGaugeVec,
     /// Pushes left to time out for a late reply.
@@ -122,6 +124,12 @@ impl Metrics {
                 "Time to answer a push.",
                 "account",
                 PUSH_BUCKETS,
+            ),
+            from_elsewhere: counters(
+                at,
+                "wxrelay_outside_allow_from_total",
+                "Requests from outside the account's allow_from.",
+                &["account", "result"],
             ),
             duplicates: counters(at, "wxrelay_duplicates_total", "Pushes of an event already known.", &["account"]),
             replies: counters(at, "wxrelay_replies_total", "Passive replies.", &["account", "result"]),
@@ -195,6 +203,7 @@ impl Metrics {
         AccountMetrics {
             name: name.into(),
             pushes: self.pushes.clone(),
+            from_elsewhere: self.from_elsewhere.clone(),
             replies: self.replies.clone(),
             reply_window_open: self.reply_window_open.clone(),
             reply_window_timeouts: self.reply_window_timeouts.with_label_values(&[name]),
@@ -270,6 +279,11 @@ impl AccountMetrics {
     /// Counts a request: what it was (`text`, `scan`, `verify`, .. `none`) and what became of it.
     pub fn push(&self, kind: &'static str, result: &'static str) {
         self.pushes.with_label_values(&[&*self.name, kind, result]).inc();
+    }
+
+    /// Counts a request from outside `allow_from`, by the result of [`AccountMetrics::push`].
+    pub fn from_elsewhere(&self, result: &'static str) {
+        self.from_elsewhere.with_label_values(&[&*self.name, result]).inc();
     }
 
     /// Counts a passive reply by what became of it.

@@ -7,9 +7,10 @@ use super::error::Problem;
 use super::file::{self, SecretSource};
 use super::routes;
 use super::scope::Scope;
+use super::sections;
 use super::value;
 use crate::dispatcher::TargetSettings;
-use crate::push::{Account, ReplyWindow};
+use crate::push::{Account, AllowFrom, ReplyWindow};
 use crate::secret::Secret;
 use crate::wechat::{AesKey, Credentials, Mode};
 
@@ -82,6 +83,7 @@ fn account(scope: &Scope<'_>, name: &str, file: &file::Account, known: &Known<'_
     let reply_budget = scope.read("reply_budget", &file.reply_budget, value::reply_budget);
     let reply_budget = reply_budget.unwrap_or(Duration::from_millis(4500));
     let reply_window = reply_window(scope, file, reply_budget);
+    let allow_from = file.allow_from.as_ref().map(|given| allow_from(&scope.at("allow_from"), given));
     let routes = routes::table(scope, &file.routes, known);
     Some(Account {
         name: name.into(),
@@ -90,6 +92,7 @@ fn account(scope: &Scope<'_>, name: &str, file: &file::Account, known: &Known<'_
         max_skew,
         reply_budget,
         reply_window,
+        allow_from,
         routes,
     })
 }
@@ -126,6 +129,26 @@ fn credentials(scope: &Scope<'_>, file: &file::Account) -> Option<Credentials> {
     }
     let app_id = app_id?.into();
     Some(Credentials { app_id, token: token?, previous_token, aes_key, previous_aes_key, mode: mode? })
+}
+
+/// Where its pushes come from.
+fn allow_from(scope: &Scope<'_>, given: &file::ListOrTable<file::AllowFrom>) -> AllowFrom {
+    let action = |text: &str| match text {
+        "log" => Ok(false),
+        "deny" => Ok(true),
+        _ => Err("\"log\" or \"deny\""),
+    };
+    let (at, texts, deny) = match given {
+        file::ListOrTable::List(list) => (scope.clone(), Some(list), None),
+        file::ListOrTable::Table(table) => {
+            (scope.at("networks"), table.networks.as_ref(), scope.read("action", &table.action, action))
+        }
+    };
+    let texts = texts.map_or(&[][..], |list| &list.0);
+    if texts.is_empty() {
+        at.fault(Problem::Missing("at least one network such as \"101.226.103.0/24\", or allow_from left out"));
+    }
+    AllowFrom { networks: sections::networks(&at, texts), deny: deny.unwrap_or(false) }
 }
 
 /// The window for late replies, and what it may cost.

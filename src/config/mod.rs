@@ -10,6 +10,7 @@ mod accounts;
 mod error;
 mod file;
 mod fixed_reply;
+mod given;
 mod layers;
 mod provider;
 mod routes;
@@ -235,7 +236,7 @@ mod tests {
     fn the_example_names_every_key() {
         let (_folder, path) = written(
             "x = 1\n[server]\nx = 1\ntls = { x = 1 }\n[admin]\nx = 1\ntoken = { x = 1 }\n[queue]\nx = 1\n[log]\nx = 1\n\
-             [targets.a]\nx = 1\n[accounts.a]\nx = 1\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
+             [targets.a]\nx = 1\n[accounts.a]\nx = 1\nallow_from = { x = 1 }\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
              reply = { x = 1, image = { x = 1 }, video = { x = 1 }, music = { x = 1 }, news = { x = 1 }, \
              transfer_customer_service = { x = 1 } }\n",
         );
@@ -246,7 +247,7 @@ mod tests {
             _ => None,
         });
         let known: Vec<_> = known.collect();
-        assert_eq!(known.len(), 17, "one list for each kind of table");
+        assert_eq!(known.len(), 18, "one list for each kind of table");
         for key in known.concat() {
             let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
             assert!(written.iter().any(|text| example.contains(text)), "the example lacks `{key}`");

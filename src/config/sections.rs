@@ -72,7 +72,8 @@ fn tls_files(scope: &Scope<'_>, file: &file::Tls) -> Option<TlsFiles> {
     Some(TlsFiles { cert: cert?, key: key? })
 }
 
-fn networks(scope: &Scope<'_>, texts: &[String]) -> Vec<IpNet> {
+/// Networks, or single addresses.
+pub(super) fn networks(scope: &Scope<'_>, texts: &[String]) -> Vec<IpNet> {
     let network = |text: &str| {
         let one = || text.parse::<IpAddr>().ok().map(IpNet::from);
         text.parse().ok().or_else(one).ok_or("a network such as \"10.0.0.0/8\" or an address")

@@ -13,6 +13,9 @@ pub enum PushError {
     /// No account has this path.
     #[error("unknown path")]
     UnknownPath,
+    /// It comes from nowhere in the account's `allow_from`, which is told to refuse that.
+    #[error("not from an allowed address")]
+    Source,
     /// Neither GET nor POST.
     #[error("method not allowed")]
     Method,
@@ -50,7 +53,7 @@ impl PushError {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Query(_) | Self::BrokenBody => StatusCode::BAD_REQUEST,
             Self::Open(error) => opening(error).0,
-            Self::Stale => StatusCode::FORBIDDEN,
+            Self::Stale | Self::Source => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Unavailable | Self::Late => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
@@ -64,6 +67,7 @@ impl PushError {
             Self::Method => "method",
             Self::Query(_) | Self::BrokenBody => "malformed",
             Self::Open(error) => opening(error).1,
+            Self::Source => "source",
             Self::Stale => "stale",
             Self::TooLarge => "too_large",
             Self::Unavailable => "unavailable",

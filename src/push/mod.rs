@@ -12,6 +12,7 @@ mod error;
 mod flight;
 mod record;
 mod reply;
+mod sources;
 mod window;
 
 use std::collections::HashMap;
@@ -34,10 +35,11 @@ use crate::event::{ContentKey, Event, EventId};
 use crate::metrics::{AccountMetrics, Metrics};
 use crate::queue::{Enqueued, NewEvent, Queue};
 use crate::route;
-use crate::telemetry::OpenIds;
+use crate::telemetry::{OpenIds, Seldom};
 use crate::wechat::{Credentials, Opened, Query, Salt};
 
 pub use error::PushError;
+pub use sources::AllowFrom;
 pub use window::ReplyWindow;
 
 use flight::{Flight, Flights, Landing, Seat};
@@ -72,6 +74,8 @@ pub struct Account {
     pub reply_budget: Duration,
     /// Within which a late reply may answer WeChat's 2nd or 3rd try; `None` = never.
     pub reply_window: Option<ReplyWindow>,
+    /// Where its pushes are expected from; `None` = anywhere.
+    pub allow_from: Option<AllowFrom>,
     /// Which targets an event goes to, and who replies.
     pub routes: route::Table,
 }
@@ -98,6 +102,8 @@ struct Entry {
     account: Account,
     metrics: AccountMetrics,
     guard: Arc<Guard>,
+    /// How often the log tells of requests from elsewhere.
+    elsewhere: Seldom,
 }
 
 /// What WeChat is told, before it is written as HTTP.
@@ -114,7 +120,8 @@ impl Accounts {
         let entry = |account: Account| {
             let metrics = metrics.account(&account.name);
             let guard = Guard::new(account.name.clone(), metrics.clone());
-            (account.path.clone(), Arc::new(Entry { account, metrics, guard }))
+            let elsewhere = Seldom::default();
+            (account.path.clone(), Arc::new(Entry { account, metrics, guard, elsewhere }))
         };
         Self { by_path: accounts.into_iter().map(entry).collect(), openids }
     }
@@ -167,7 +174,7 @@ impl Line {
         self.tasks.wait().await;
     }
 
-    /// One request, one response; every error becomes a status here. `peer` is for the log.
+    /// One request, one response; every error becomes a status here. `peer` is for the log and for `allow_from`.
     pub async fn handle<B>(
         self: Arc<Self>,
         request: Request<B>,
@@ -203,6 +210,9 @@ impl Line {
     {
         let now = UnixMillis::now();
         let account = &entry.account;
+        if record.from_elsewhere && account.allow_from.as_ref().is_some_and(|from| from.deny) {
+            return Err(PushError::Source);
+        }
         let (parts, body) = request.into_parts();
         if parts.method != Method::GET && parts.method != Method::POST {
             return Err(PushError::Method);

@@ -23,6 +23,8 @@ pub(super) struct Record {
     pub(super) event: Option<EventId>,
     /// Of a push that has been opened.
     pub(super) openid: Option<String>,
+    /// Whether it comes from outside the account's `allow_from`.
+    pub(super) from_elsewhere: bool,
     /// Whether the failure that WeChat sees is counted already, as one made on purpose.
     pub(super) spent: bool,
     result: &'static str,
@@ -31,13 +33,25 @@ pub(super) struct Record {
 
 impl Record {
     pub(super) fn new(entry: Arc<Entry>, openids: OpenIds, peer: Option<IpAddr>, started: Instant) -> Self {
-        let (kind, event, openid) = (None, None, None);
-        Self { entry, openids, peer, started, kind, event, openid, spent: false, result: HUNG_UP, failed: true }
+        let from_elsewhere = entry.account.allow_from.as_ref().is_some_and(|from| !from.lists(peer));
+        let (kind, event, openid, spent) = (None, None, None, false);
+        let (result, failed) = (HUNG_UP, true);
+        Self { entry, openids, peer, started, kind, event, openid, from_elsewhere, spent, result, failed }
     }
 
     /// The request has its answer; `failed` says whether WeChat takes it for a failure of ours.
     pub(super) fn answered(mut self, result: &'static str, failed: bool) {
         (self.result, self.failed) = (result, failed);
+    }
+
+    /// The result says what it means: `accepted` from an unlisted address is WeChat's new one, or somebody who has the
+    /// token.
+    fn tell_of_elsewhere(&self) {
+        let (account, peer) = (&self.entry.account.name, self.peer.map(tracing::field::display));
+        self.entry.metrics.from_elsewhere(self.result);
+        if let Some(held_back) = self.entry.elsewhere.due() {
+            tracing::warn!(%account, peer, result = self.result, held_back, "a request from outside allow_from");
+        }
     }
 
     /// Whether it is WeChat that it failed: what does not even open is anybody's.
@@ -56,6 +70,9 @@ impl Drop for Record {
         }
         if self.failed_wechat() && !self.spent {
             entry.guard.failed();
+        }
+        if self.from_elsewhere {
+            self.tell_of_elsewhere();
         }
         tracing::info!(
             account = %entry.account.name,

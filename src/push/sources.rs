@@ -1,0 +1,24 @@
+//! Where pushes come from: the networks that an account expects them from, and what becomes of others.
+//!
+//! It proves nothing, the signature does; it tells an operator that WeChat's addresses have changed, or that somebody
+//! else has the token.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+/// `allow_from` of an account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AllowFrom {
+    /// WeChat's addresses, as far as they are known.
+    pub networks: Vec<IpNet>,
+    /// Whether requests from elsewhere are refused, and not only told of.
+    pub deny: bool,
+}
+
+impl AllowFrom {
+    /// Whether that address is listed; one that is not known (a Unix socket, no `X-Forwarded-For`) is not.
+    pub(super) fn lists(&self, address: Option<IpAddr>) -> bool {
+        address.is_some_and(|address| self.networks.iter().any(|network| network.contains(&address)))
+    }
+}
