@@ -78,6 +78,7 @@ impl App {
             let commits = metrics.commit_duration.clone();
             move |took| commits.observe(took.as_secs_f64())
         })?;
+        metrics.queue_max_bytes.set(i64::try_from(config.queue.max_size).unwrap_or(i64::MAX));
         let paused = queue.paused().await?;
         let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), paused));
         let policies = policies(&config)?;

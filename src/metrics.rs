@@ -57,6 +57,10 @@ pub struct Metrics {
     pub ready: IntGauge,
     /// The bytes that the store takes on disk.
     pub queue_bytes: IntGauge,
+    /// The most bytes that the store may take: `queue.max_size`.
+    pub queue_max_bytes: IntGauge,
+    /// The bytes that are free on the store's disk.
+    pub disk_free_bytes: IntGauge,
     /// Deliveries that are in no state; anything but 0 is a bug.
     pub unaccounted: IntGauge,
     /// The last verified push's timestamp minus our clock, in seconds.
@@ -183,6 +187,14 @@ impl Metrics {
             ),
             ready: registered(at, IntGauge::new("wxrelay_ready", "1 while pushes are taken, as /readyz says.")),
             queue_bytes: registered(at, IntGauge::new("wxrelay_queue_bytes", "Bytes that the store takes on disk.")),
+            queue_max_bytes: registered(
+                at,
+                IntGauge::new("wxrelay_queue_max_bytes", "Bytes that the store may take, as queue.max_size says."),
+            ),
+            disk_free_bytes: registered(
+                at,
+                IntGauge::new("wxrelay_disk_free_bytes", "Bytes that are free on the store's disk."),
+            ),
             unaccounted: registered(
                 at,
                 IntGauge::new("wxrelay_unaccounted_deliveries", "Deliveries in no state; more than 0 is a bug."),

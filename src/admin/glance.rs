@@ -1,6 +1,7 @@
 //! The queue at a glance: its statistics, asked for at most once a second however many ask here, and put into the
 //! metrics each time.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Glance {
     queue: Queue,
+    /// The store's folder, for the room on its disk.
+    store: Arc<PathBuf>,
     metrics: Arc<Metrics>,
     last: Arc<Mutex<Option<Answer>>>,
 }
@@ -33,8 +36,8 @@ struct Answer {
 }
 
 impl Glance {
-    pub(super) fn new(queue: Queue, metrics: Arc<Metrics>) -> Self {
-        Self { queue, metrics, last: Arc::default() }
+    pub(super) fn new(queue: Queue, store: PathBuf, metrics: Arc<Metrics>) -> Self {
+        Self { queue, store: Arc::new(store), metrics, last: Arc::default() }
     }
 
     /// The queue's statistics, not older than a second.
@@ -50,12 +53,12 @@ impl Glance {
     }
 
     async fn ask(&self) -> Option<Arc<Stats>> {
-        match timeout(PATIENCE, self.queue.stats()).await {
-            Ok(Ok(stats)) => {
-                self.measure(&stats);
+        match timeout(PATIENCE, async { (self.disk_free().await, self.queue.stats().await) }).await {
+            Ok((free, Ok(stats))) => {
+                self.measure(&stats, free);
                 return Some(Arc::new(stats));
             }
-            Ok(Err(error)) => tracing::warn!(%error, "the queue has no statistics"),
+            Ok((_, Err(error))) => tracing::warn!(%error, "the queue has no statistics"),
             Err(_) => tracing::warn!("the queue does not answer in time"),
         }
         None
@@ -66,8 +69,18 @@ impl Glance {
         *self.last.lock().await = None;
     }
 
-    fn measure(&self, stats: &Stats) {
+    /// The bytes that are free for us on the store's disk. On another thread: a disk that hangs does so here too.
+    async fn disk_free(&self) -> Option<u64> {
+        let store = self.store.clone();
+        let room = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&*store)).await.ok()?.ok()?;
+        Some(room.f_bavail.saturating_mul(room.f_frsize))
+    }
+
+    fn measure(&self, stats: &Stats, disk_free: Option<u64>) {
         let now = UnixMillis::now();
+        if let Some(free) = disk_free {
+            self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        }
         self.metrics.queue_bytes.set(i64::try_from(stats.bytes).unwrap_or(i64::MAX));
         self.metrics.unaccounted.set(i64::try_from(stats.unaccounted).unwrap_or(i64::MAX));
         self.metrics.set_backlogs(stats.targets.iter().map(|target| {

@@ -96,7 +96,8 @@ const CONCURRENCY: usize = 8;
 
 /// The admin listener's service, for [`crate::server::serve`].
 pub fn service(state: State, settings: &Settings) -> Router {
-    let context = Context { glance: Glance::new(state.queue.clone(), state.metrics.clone()), state };
+    let context =
+        Context { glance: Glance::new(state.queue.clone(), state.store.clone(), state.metrics.clone()), state };
     let guard = guard::Guard::new(settings.token.clone());
     let guarded = Router::new()
         .route("/metrics", get(metrics::scrape))

@@ -157,6 +157,7 @@ async fn a_scrape_shows_what_waits() {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
     assert!(!text.contains("wxrelay_queue_bytes 0\n"), "{text}");
+    assert!(!text.contains("wxrelay_disk_free_bytes 0\n"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,13 +13,14 @@ from pathlib import Path
 import backend
 import envelopes
 import identity
+import monitoring
 import sdks
 import webhooks
 from bench import HERE, Bench
 from remade import Remade
 from rig import Checks, expect, expect_that
 
-TIME = 240  # seconds
+TIME = 300  # seconds
 
 
 def golden_data_is_current():
@@ -65,7 +66,7 @@ def main():
     signal.signal(signal.SIGALRM, stop_at_once)
     signal.alarm(TIME)
     checks, bench, remade = Checks(), Bench(binary), Remade(binary)
-    parts = [sdks.Sdks(binary), webhooks.Webhooks(binary)]
+    parts = [sdks.Sdks(binary), webhooks.Webhooks(binary), monitoring.Monitoring(binary)]
     try:
         checks.run("the golden data of authing-json is what the packages make", golden_data_is_current)
         for name, check in remade.checks():

@@ -14,6 +14,7 @@ mod config;
 mod corpus;
 mod crash;
 mod dedup;
+mod deploy;
 mod disk;
 mod docs;
 mod drain;
