@@ -248,6 +248,31 @@ impl App {
         })
     }
 
+    /// Returns when every part that pushes and deliveries need has answered; waits for ever for one that hangs.
+    ///
+    /// # Errors
+    /// The name of a part that has ended though nobody told it to.
+    pub async fn pulse(&self) -> Result<(), &'static str> {
+        if self.servers.lock().unwrap_or_else(PoisonError::into_inner).iter().any(JoinHandle::is_finished) {
+            return Err("listeners");
+        }
+        if !self.dispatcher.is_whole() {
+            return Err("dispatcher");
+        }
+        self.queue.ping().await.map_err(|_| "store")
+    }
+
+    /// How it stands, in a line for people.
+    pub async fn summary(&self) -> String {
+        let obstacle = self.ready.obstacle().or_else(|| self.queue.obstacle().map(queue::Obstacle::word));
+        let state = obstacle.map_or_else(|| "ready".to_owned(), |obstacle| format!("not ready: {obstacle}"));
+        let Ok(stats) = self.queue.stats().await else { return format!("{state}; the store cannot be read") };
+        let sum =
+            |count: fn(&queue::view::Counts) -> u64| stats.targets.iter().map(|one| count(&one.counts)).sum::<u64>();
+        let (pending, dead) = (sum(|counts| counts.pending), sum(|counts| counts.dead));
+        format!("{state}; {} events, {pending} pending, {dead} dead", stats.events)
+    }
+
     /// Stops in order, so that nothing that was answered is lost and nothing under way is cut off before `server.drain`.
     pub async fn stop(&self) {
         self.ready.set_unready("draining");

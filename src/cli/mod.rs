@@ -14,6 +14,7 @@ pub mod keygen;
 pub mod online;
 mod replay;
 pub mod serve;
+mod service;
 pub mod simulate;
 pub mod sink;
 mod store;

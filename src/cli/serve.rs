@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::ConfigArgs;
+use super::service::{self, notify};
 use crate::app::App;
 use crate::telemetry;
 
@@ -27,6 +28,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let app = App::start(config).await.context("the relay can't start")?;
     let mut asked = app.take_reloads().context("reloads are taken once")?;
     notify(&[sd_notify::NotifyState::Ready]);
+    let reports = service::Reports::begin(&app);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
@@ -35,7 +37,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(request) = asked.recv() => drop(request.answer.send(reload(&app, &args.config, &logs))),
         }
     }
-    notify(&[sd_notify::NotifyState::Stopping]);
+    reports.end();
+    notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("draining")]);
     app.stop().await;
     Ok(ExitCode::SUCCESS)
 }
@@ -59,11 +62,4 @@ fn reloaded(app: &Arc<App>, args: &ConfigArgs, logs: &telemetry::Handle) -> Resu
     let level = config.log.level.clone();
     app.reload(config).map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
     logs.set_level(&level).map_err(|error| error.to_string())
-}
-
-/// Tells systemd, if it asked to be told.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd can't be notified");
-    }
 }

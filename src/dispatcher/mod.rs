@@ -201,6 +201,12 @@ impl Dispatcher {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether each target that gets attempts has its task still; one that a bug has ended would get none for ever.
+    pub fn is_whole(&self) -> bool {
+        // The task holds the receiver of its policy until its end.
+        self.lanes().values().all(|lane| lane.stop.is_none() || lane.policy.receiver_count() > 0)
+    }
+
     /// Stops leasing and waits for the attempts under way to be settled; what is pending stays so.
     pub async fn drain(&self) {
         for lane in self.lanes().values() {

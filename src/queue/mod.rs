@@ -177,6 +177,17 @@ impl Queue {
         }
     }
 
+    /// Asks the writer for nothing: it answers when it is done with what came before, and never if it hangs.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] if there is no writer any more; a store that fails is one that answers.
+    pub async fn ping(&self) -> Result<(), Error> {
+        match self.lease("", 0, UnixMillis::now()).await {
+            Err(Error::Closed) => Err(Error::Closed),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// The queue at a glance; cheap enough for every scrape.
     ///
     /// # Errors

@@ -30,7 +30,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::queue::{Queue, Settings};
+    use crate::queue::{Error, Queue, Settings};
 
     #[tokio::test]
     async fn a_closed_queue_takes_no_events() {
@@ -39,7 +39,9 @@ mod tests {
         let settings = Settings { path, retention: day, dedup_window: day, max_size: 1 << 30 };
         let queue = Queue::open(&settings, drop).unwrap();
         assert_eq!(queue.obstacle(), None);
+        assert!(queue.ping().await.is_ok());
         queue.clone().close().await;
+        assert!(matches!(queue.ping().await, Err(Error::Closed)));
         assert_eq!(queue.obstacle(), Some(Obstacle::Closed));
     }
 }

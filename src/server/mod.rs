@@ -200,7 +200,10 @@ where
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    async fn run(self, bound: Bound, shutdown: CancellationToken, drain: Duration) {
+    async fn run(mut self, bound: Bound, shutdown: CancellationToken, drain: Duration) {
+        if bound.is_clear() {
+            self.tls = None;
+        }
         let mut connections = JoinSet::new();
         loop {
             let accepted = async {

@@ -14,12 +14,16 @@ use super::{Listen, Peer};
 
 /// How many connections the system holds until they are accepted.
 const BACKLOG: u32 = 4096;
+/// What a socket of systemd is called (`FileDescriptorName=`) that speaks no TLS, for port 80 beside 443.
+const CLEAR: &str = "http";
 
 /// A bound listener.
 #[derive(Debug)]
 pub struct Bound {
     listener: Listener,
     address: String,
+    /// Whether it stays in clear beside others that speak TLS.
+    is_clear: bool,
 }
 
 #[derive(Debug)]
@@ -126,14 +130,21 @@ impl Bound {
         }
     }
 
+    /// Whether it speaks no TLS, though others do.
+    pub(super) fn is_clear(&self) -> bool {
+        self.is_clear
+    }
+
     fn from_tcp(listener: TcpListener) -> io::Result<Self> {
-        Ok(Self { address: listener.local_addr()?.to_string(), listener: Listener::Tcp(listener) })
+        let address = listener.local_addr()?.to_string();
+        Ok(Self { address, listener: Listener::Tcp(listener), is_clear: false })
     }
 
     fn from_unix(listener: UnixListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let path = address.as_pathname().unwrap_or(Path::new("?"));
-        Ok(Self { address: format!("unix:{}", path.display()), listener: Listener::Unix(listener) })
+        let address = format!("unix:{}", path.display());
+        Ok(Self { address, listener: Listener::Unix(listener), is_clear: true })
     }
 }
 
@@ -173,8 +184,14 @@ fn systemd() -> Result<Vec<Bound>, BindError> {
         return Err(BindError::Taken);
     }
     let mut passed = listenfd::ListenFd::from_env();
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':');
     let bound: Result<Vec<_>, _> = (0..passed.len())
-        .map(|index| adopt(&mut passed, index).map_err(|source| BindError::Unfit { index, source }))
+        .map(|index| {
+            let name = names.next();
+            let bound = adopt(&mut passed, index).map_err(|source| BindError::Unfit { index, source })?;
+            Ok(Bound { is_clear: bound.is_clear || name == Some(CLEAR), ..bound })
+        })
         .collect();
     bound.and_then(|bound| if bound.is_empty() { Err(BindError::NothingPassed) } else { Ok(bound) })
 }

@@ -40,6 +40,7 @@ mod secrecy;
 mod socket_activation;
 mod statuses;
 mod support;
+mod systemd;
 mod targets;
 mod tidy;
 mod tls;

@@ -1,0 +1,191 @@
+//! What systemd sees: units that it takes and finds hardened, sockets by name, and a relay that says how it is.
+//!
+//! `systemd-socket-activate` starts the relay with a notify socket that the test reads. Where systemd's tools are
+//! missing, the tests say SKIPPED; in CI that is a failure.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tokio::net::UnixDatagram;
+
+use crate::support::command::{Running, free_address, run};
+use crate::support::target::Target;
+use crate::support::wechat::{PATH, WeChat, text};
+use crate::support::{http, soon};
+
+const UNITS: [&str; 3] = ["wxrelay.service", "wxrelay.socket", "wxrelay-http.socket"];
+
+#[tokio::test]
+async fn systemd_takes_the_units_as_they_are_and_finds_them_hardened() {
+    if is_missing("systemd-analyze") {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let units: Vec<_> = UNITS.iter().map(|name| unit(folder.path(), name)).collect();
+    // The manual page is no unit's fault where it is not installed.
+    let mut verify = analyze();
+    verify.args(["verify", "--man=no"]).args(&units);
+    let finished = run(verify).await;
+    let said = finished.stdout + &finished.stderr;
+    // It looks at all of the machine's units that ours name: what it says about those is not ours to mend.
+    let ours: Vec<_> = said.lines().filter(|line| line.contains("wxrelay")).collect();
+    assert!(finished.code == Some(0) && ours.is_empty(), "{said}");
+
+    let mut security = analyze();
+    security.args(["security", "--offline=true", "--threshold=15"]).arg(&units[0]);
+    let finished = run(security).await;
+    assert_eq!(finished.code, Some(0), "exposure above 1.5: {}", finished.stdout);
+    assert!(finished.stdout.contains("Overall exposure level"), "{finished:?}");
+}
+
+#[tokio::test]
+async fn systemd_is_told_how_the_relay_is_from_its_start_to_its_end() {
+    if is_missing("systemd-socket-activate") {
+        return;
+    }
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let relay = Service::start(&["http"], "", &(wechat.account() + &crm.config("crm", ""))).await;
+    let answer = wechat.push(&text("o1", "hello")).send(&relay.addresses[0]).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    relay.told("READY=1").await;
+    relay.told("STATUS=ready; 1 events, 0 pending, 0 dead").await;
+    relay.told("WATCHDOG=1").await;
+    relay.told("WATCHDOG=1").await;
+
+    relay.running.signal(Signal::HUP);
+    let reloading = relay.told("RELOADING=1").await;
+    let since = reloading.split_once("MONOTONIC_USEC=").expect("systemd wants the time beside it").1;
+    assert!(since.trim().parse::<u64>().expect("a number") > 0, "{reloading}");
+    relay.told("READY=1").await;
+
+    fs::write(&relay.config, "[server]\nlisten = 5").expect("the config can be written");
+    relay.running.signal(Signal::HUP);
+    relay.told("RELOADING=1").await;
+    relay.told("READY=1").await;
+    relay.told("WATCHDOG=1").await;
+
+    relay.running.signal(Signal::TERM);
+    let stopping = relay.told("STOPPING=1").await;
+    assert!(stopping.contains("STATUS=draining"), "{stopping}");
+    assert_eq!(relay.running.end().await, Some(0));
+}
+
+#[tokio::test]
+async fn a_socket_named_http_stays_in_clear_beside_one_that_speaks_tls() {
+    if is_missing("systemd-socket-activate") {
+        return;
+    }
+    let (wechat, crm, folder) = (WeChat::secure(), Target::start().await, tempfile::tempdir().expect("a folder"));
+    let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
+    let CertifiedKey { cert: made, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate can be made");
+    fs::write(&cert, made.pem()).expect("the certificate can be written");
+    fs::write(&key, signing_key.serialize_pem()).expect("the key can be written");
+    let tls = format!("tls = {{ cert = \"{}\", key = \"{}\" }}", cert.display(), key.display());
+    let relay = Service::start(&["https", "http"], &tls, &(wechat.account() + &crm.config("crm", ""))).await;
+    let answer = wechat.push(&text("o1", "hello")).send(&relay.addresses[1]).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let request = wechat.push(&text("o1", "hello again")).request(PATH);
+    let answer = http::try_exchange(&relay.addresses[0], &request).await;
+    assert!(answer.is_err(), "the other speaks TLS alone: {answer:?}");
+    relay.running.signal(Signal::TERM);
+    assert_eq!(relay.running.end().await, Some(0));
+}
+
+/// A relay that `systemd-socket-activate` starts with the first connection.
+struct Service {
+    running: Running,
+    addresses: Vec<String>,
+    notify: UnixDatagram,
+    config: PathBuf,
+    _folder: TempDir,
+}
+
+impl Service {
+    /// Returns when the sockets of those names are there.
+    async fn start(names: &[&str], server: &str, accounts_and_targets: &str) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let (config, socket) = (folder.path().join("config.toml"), folder.path().join("notify"));
+        let queue = folder.path().join("queue");
+        let text = format!(
+            "[server]\nlisten = [\"systemd\"]\n{server}\n[admin]\nlisten = \"127.0.0.1:0\"\n[queue]\npath = \"{}\"\n\
+             {accounts_and_targets}",
+            queue.display()
+        );
+        fs::write(&config, text).expect("the config can be written");
+        let notify = UnixDatagram::bind(&socket).expect("a socket can be bound");
+        let addresses: Vec<_> = names.iter().map(|_| free_address()).collect();
+        let mut command = Command::new("systemd-socket-activate");
+        command.args(addresses.iter().flat_map(|address| ["-l", address]));
+        command.arg(format!("--fdname={}", names.join(":")));
+        command.arg(format!("-ENOTIFY_SOCKET={}", socket.display())).arg("-EWATCHDOG_USEC=400000");
+        command.arg(env!("CARGO_BIN_EXE_wxrelay")).arg("serve").arg("-c").arg(&config).stdin(Stdio::null());
+        let running = Running::spawn(command);
+        for _ in names {
+            running.find("the socket", |line| line.starts_with("Listening").then_some(())).await;
+        }
+        Self { running, addresses, notify, config, _folder: folder }
+    }
+
+    /// The next message that begins so; what comes before it is passed over.
+    async fn told(&self, beginning: &str) -> String {
+        let mut buffer = [0; 4096];
+        soon(&format!("systemd is told {beginning}"), async {
+            loop {
+                let length = self.notify.recv(&mut buffer).await.expect("the socket can be read");
+                let message = String::from_utf8_lossy(&buffer[..length]).into_owned();
+                if message.starts_with(beginning) {
+                    return message;
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// A unit as it is shipped, with the built binary in the place of the installed one; for a systemd that does not know
+/// `notify-reload`, changed as the drop-in for it does.
+fn unit(folder: &Path, name: &str) -> PathBuf {
+    let mut text = shipped(name).replace("/usr/local/bin/wxrelay", env!("CARGO_BIN_EXE_wxrelay"));
+    if name.ends_with(".service") {
+        assert!(text.contains("\nType=notify-reload\n") && text.contains(env!("CARGO_BIN_EXE_wxrelay")), "{text}");
+        if systemd_version() < 253 {
+            let older: Vec<_> = shipped("older-systemd.conf").lines().skip(2).map(str::to_owned).collect();
+            text = text.replace("Type=notify-reload", &older.join("\n"));
+        }
+    }
+    let path = folder.join(name);
+    fs::write(&path, text).expect("the unit can be written");
+    path
+}
+
+fn shipped(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn systemd_version() -> u32 {
+    let output = Command::new("systemd-analyze").arg("--version").output().expect("it runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no version in {text}"))
+}
+
+/// Whether a tool is missing, which is said, and in CI a failure.
+fn is_missing(tool: &str) -> bool {
+    if Command::new(tool).arg("--version").stdout(Stdio::null()).status().is_ok() {
+        return false;
+    }
+    assert!(std::env::var_os("CI").is_none(), "CI must have {tool}");
+    println!("SKIPPED: no {tool} here");
+    true
+}
+
+fn analyze() -> Command {
+    let mut command = Command::new("systemd-analyze");
+    command.env("SYSTEMD_PAGER", "");
+    command
+}
