@@ -68,14 +68,14 @@ pub async fn probe(config: &Config) -> Vec<Finding> {
 
 async fn ask(upstream: Result<Upstream, ClientError>, check: &Check, account: &str) -> Result<Duration, Trouble> {
     Ok(match check {
-        Check::Verification(_) => upstream?.verify(account, UnixMillis::now()).await?,
+        Check::Verification(_) => upstream?.verify(account, UnixMillis::now()).await?.took,
         Check::Connection => upstream?.reach().await?,
     })
 }
 
 /// What to try at a target, with the account to try it for. A `wechat` target without a token of its own is asked with
 /// the token of every account whose events it gets.
-fn checks(config: &Config, target: &Target) -> Vec<(Check, Arc<str>)> {
+pub(super) fn checks(config: &Config, target: &Target) -> Vec<(Check, Arc<str>)> {
     let names = |target: &Target| {
         let routed = config.accounts.iter().filter(|account| {
             account.routes.routes.iter().any(|route| route.to.iter().any(|name| **name == *target.name))

@@ -30,7 +30,7 @@ use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 use client::{Body, BodyEnd, Client, read};
 pub use client::{ClientError, ConnectError, ExchangeError, TlsOptions};
 pub use outcome::Outcome;
-pub use probe::{Unreached, Unverified, Wrapping};
+pub use probe::{Answered, Asked, Greeting, Unreached, Unverified, Wrapping, date, judge};
 pub use webhook::SigningKey;
 
 /// The most bytes of an answer that are read.

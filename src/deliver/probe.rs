@@ -1,14 +1,14 @@
 //! Asks a target whether it is there and takes us for WeChat, without an event: `check --online` and the like.
 //!
 //! A `wechat` target gets the GET by which WeChat verifies a server URL, signed with the token that it shares with us,
-//! over the same client as its deliveries. Every other target is only connected to. What is wrong is told with its
-//! remedy. Deliberately not here: the choice of targets, and any POST.
+//! over the same client as its deliveries. Every other target is only connected to, or sent a HEAD. What is wrong is told
+//! with its remedy. Deliberately not here: the choice of targets, and any POST.
 
 use std::error::Error as _;
 use std::time::Duration;
 
-use http::header::{CONTENT_ENCODING, LOCATION, USER_AGENT};
-use http::{HeaderMap, Request, StatusCode, Uri};
+use http::header::{CONTENT_ENCODING, DATE, LOCATION, USER_AGENT};
+use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio::time::{Instant, timeout};
 
 use super::client::{Body, BodyEnd, ConnectError, Connector, ExchangeError, RequestBody, read};
@@ -73,6 +73,9 @@ pub enum Unverified {
     /// The right text, with something around it.
     #[error("the echostr came back {0}; WeChat takes it bare: no quotes, no JSON, no BOM, no line end")]
     Wrapped(Wrapping),
+    /// Another text, which is not shown: our query stands in it.
+    #[error("answered 200 with a page that repeats our request; it is not the SDK that answers")]
+    Repeated,
     /// Another text.
     #[error(
         "answered 200 with something else than the echostr: `{0}`; a wrong `token`, or it is not the SDK that answers"
@@ -116,15 +119,42 @@ pub enum Unreached {
     /// DNS, TCP, the proxy or TLS.
     #[error("{0}; is `url` right, and may this machine go there?")]
     Connect(#[from] ConnectError),
+    /// No connection, or a broken one.
+    #[error("{0}; does it run, is `url` right, and may this machine go there?")]
+    Exchange(#[from] ExchangeError),
     /// Nobody answers.
     #[error("no connection within {0:?}; is `url` right, and may this machine go there?")]
     Late(Duration),
+    /// Nothing comes back.
+    #[error("no answer within {0:?}; does it run, is `url` right, and may this machine go there?")]
+    Silent(Duration),
+}
+
+/// An answer that is as it should be.
+#[derive(Clone, Copy, Debug)]
+pub struct Answered {
+    /// How long it took.
+    pub took: Duration,
+    /// The answerer's clock, in whole seconds.
+    pub date: Option<UnixMillis>,
+}
+
+/// What a target answers to a request without an event.
+#[derive(Clone, Debug)]
+pub struct Greeting {
+    /// The status.
+    pub status: u16,
+    /// Where a redirect leads, without the query.
+    pub to: Option<String>,
+    /// How long it took.
+    pub took: Duration,
+    /// The target's clock, in whole seconds.
+    pub date: Option<UnixMillis>,
 }
 
 impl Upstream {
-    /// Sends the verification that WeChat would, with the credentials that the target shares with `account`. The time
-    /// it took.
-    pub async fn verify(&self, account: &str, now: UnixMillis) -> Result<Duration, Unverified> {
+    /// Sends the verification that WeChat would, with the credentials that the target shares with `account`.
+    pub async fn verify(&self, account: &str, now: UnixMillis) -> Result<Answered, Unverified> {
         let credentials = self.credentials.get(account).ok_or(Unverified::Account)?;
         let mut random = [0; 24];
         getrandom::fill(&mut random)?;
@@ -137,15 +167,29 @@ impl Upstream {
         let (started, limit) = (Instant::now(), LIMIT.min(self.target.timeout));
         let exchange = async {
             let (head, body) = self.client.send(request).await?.into_parts();
+            let date = date(&head.headers);
             let Body { bytes, end } = read(body, started + limit).await;
             if end == BodyEnd::BrokenOff {
                 let late = started.elapsed() >= limit;
                 return Err(if late { Unverified::Late(limit) } else { Unverified::Broken });
             }
-            judge(head.status, &head.headers, &bytes, &echostr)
+            judge(head.status, &head.headers, &bytes, &Asked { echostr: &echostr, query: &query })?;
+            Ok(Answered { took: started.elapsed(), date })
         };
-        timeout(limit, exchange).await.unwrap_or(Err(Unverified::Late(limit)))?;
-        Ok(started.elapsed())
+        timeout(limit, exchange).await.unwrap_or(Err(Unverified::Late(limit)))
+    }
+
+    /// Sends a HEAD over the same client as its deliveries: safe by HTTP's rules, without body, event or signature.
+    pub async fn greet(&self) -> Result<Greeting, Unreached> {
+        let mut request = Request::new(RequestBody::default());
+        *request.method_mut() = Method::HEAD;
+        *request.uri_mut() = self.target.url.clone();
+        request.headers_mut().insert(USER_AGENT, AGENT);
+        request.headers_mut().extend(self.target.headers.clone());
+        let (started, limit) = (Instant::now(), LIMIT.min(self.target.timeout));
+        let answer = timeout(limit, self.client.send(request)).await.map_err(|_| Unreached::Silent(limit))??;
+        let (to, date) = (location(answer.headers()), date(answer.headers()));
+        Ok(Greeting { status: answer.status().as_u16(), to, took: started.elapsed(), date })
     }
 
     /// Connects as for a delivery, TLS and proxy included, and sends nothing. The time it took.
@@ -157,7 +201,27 @@ impl Upstream {
     }
 }
 
-fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8], echostr: &str) -> Result<(), Unverified> {
+/// What was asked in a verification.
+#[derive(Clone, Copy)]
+pub struct Asked<'a> {
+    /// What is to come back.
+    pub echostr: &'a str,
+    /// The signed query, which no text may show.
+    pub query: &'a str,
+}
+
+impl Asked<'_> {
+    /// Whether a text repeats the signature, by which anybody could ask the same.
+    fn is_repeated_in(&self, text: &str) -> bool {
+        let mut parts = self.query.split('&').filter_map(|part| part.split_once('='));
+        let signature = parts.find(|(name, _)| *name == "signature").map(|(_, value)| value);
+        signature.is_some_and(|signature| text.contains(signature))
+    }
+}
+
+/// Whether WeChat would take this answer for the right one.
+pub fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8], asked: &Asked<'_>) -> Result<(), Unverified> {
+    let echostr = asked.echostr;
     match status.as_u16() {
         200 => {}
         300..=399 => return Err(Unverified::Redirect { status: status.as_u16(), to: location(headers) }),
@@ -177,6 +241,9 @@ fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8], echostr: &str) ->
     if bare.is_empty() {
         return Err(Unverified::Empty);
     }
+    if asked.is_repeated_in(bare) {
+        return Err(Unverified::Repeated);
+    }
     if !bare.contains(echostr) {
         return Err(Unverified::Other(bare.chars().filter(|sign| !sign.is_control()).take(SHOWN).collect()));
     }
@@ -187,6 +254,13 @@ fn judge(status: StatusCode, headers: &HeaderMap, body: &[u8], echostr: &str) ->
         _ if bare.starts_with(['{', '[']) => Wrapping::Json,
         _ => Wrapping::Text,
     }))
+}
+
+/// When the answer was written, by the clock of whoever wrote it (RFC 9110, 6.6.1).
+pub fn date(headers: &HeaderMap) -> Option<UnixMillis> {
+    let text = headers.get(DATE)?.to_str().ok()?;
+    let date = jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(text).ok()?;
+    Some(UnixMillis(date.as_millisecond()))
 }
 
 /// Where a redirect leads, without the query, which repeats our signature.
@@ -223,7 +297,8 @@ mod tests {
         if let Some((name, value)) = header {
             headers.insert(name, value.parse().unwrap());
         }
-        let judged = judge(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes(), ECHO);
+        let asked = Asked { echostr: ECHO, query: "signature=f464b24f&echostr=4375120948345356249&timestamp=1" };
+        let judged = judge(StatusCode::from_u16(status).unwrap(), &headers, body.as_bytes(), &asked);
         judged.map_or_else(|error| error.to_string(), |()| "ok".to_owned())
     }
 
@@ -242,6 +317,20 @@ mod tests {
         assert!(told(200, None, " \n").contains("without a body"));
         assert!(told(200, None, "Invalid\u{7} signature").contains("`Invalid signature`"));
         assert!(told(200, Some(("content-encoding", "gzip")), ECHO).contains("compressed"));
+    }
+
+    #[test]
+    fn a_page_that_repeats_the_signature_is_not_shown() {
+        let told = told(200, None, "you asked for /wx?signature=f464b24f&timestamp=1");
+        assert!(told.contains("repeats our request") && !told.contains("f464b24f"), "{told}");
+    }
+
+    #[test]
+    fn a_date_is_read_as_http_writes_it() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(date(&headers), None);
+        headers.insert(DATE, "Sun, 06 Nov 1994 08:49:37 GMT".parse().unwrap());
+        assert_eq!(date(&headers), Some(UnixMillis(784_111_777_000)));
     }
 
     #[test]

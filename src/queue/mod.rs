@@ -47,6 +47,7 @@ pub(crate) use self::sqlite::Faults;
 pub use self::sqlite::Sqlite;
 pub use self::sqlite::deep::{Flaw, OpenDelivery, ReadBack};
 pub use self::sqlite::inspect::Inspect;
+pub use self::sqlite::survey::{Holder, SCHEMA, Survey, survey};
 pub use self::sweep::{Fate, Sweep, Swept};
 pub use self::view::{Audit, DeadLetter, Detail, Filter, Stats, Summary};
 

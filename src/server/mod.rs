@@ -42,6 +42,7 @@ use tokio_util::sync::CancellationToken;
 use tower::util::{Oneshot, ServiceExt};
 use tower::{BoxError, Service};
 
+pub use certificate::not_after;
 pub use peer::Peer;
 pub use socket::{BindError, Bound, bind};
 

@@ -48,6 +48,9 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
         .with_decode_padding_mode(DecodePaddingMode::RequireNone),
 );
 
+/// The characters that end a key whose last two bits are 0.
+const CANONICAL_ENDS: &[u8; 16] = b"AEIMQUYcgkosw048";
+
 /// A text that is no EncodingAESKey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an aes_key is the EncodingAESKey of WeChat's console: 43 characters of A-Z, a-z, 0-9")]
@@ -92,6 +95,7 @@ pub struct AesKey {
     iv: Zeroizing<[u8; 16]>,
     encrypt: Aes256Enc,
     decrypt: Aes256Dec,
+    canonical: bool,
 }
 
 impl AesKey {
@@ -108,7 +112,14 @@ impl AesKey {
             return Err(KeyError);
         }
         let schedule = (&*key).into();
-        Ok(Self { iv: Zeroizing::new(half), encrypt: Aes256Enc::new(schedule), decrypt: Aes256Dec::new(schedule) })
+        let (encrypt, decrypt) = (Aes256Enc::new(schedule), Aes256Dec::new(schedule));
+        let canonical = given.last().is_some_and(|last| CANONICAL_ENDS.contains(last));
+        Ok(Self { iv: Zeroizing::new(half), encrypt, decrypt, canonical })
+    }
+
+    /// Whether the text was canonical base64, which strict decoders ask for and WeChat's console does not see to.
+    pub fn is_canonical(&self) -> bool {
+        self.canonical
     }
 
     /// Opens a sealed text that was made for `app_id`. Takes the text over, as it is decrypted in place.
@@ -253,6 +264,16 @@ mod tests {
         for last in ["E", "F", "H"] {
             let twin = AesKey::parse(&format!("{}{last}", &KEY[..42])).unwrap();
             assert_eq!(twin.open(Sealed::decode(&key().seal(b"x", "wx1", RANDOM)).unwrap(), "wx1").unwrap(), "x");
+        }
+    }
+
+    #[test]
+    fn one_last_character_in_four_is_canonical() {
+        let ends: String = ('A'..='Z').chain('a'..='z').chain('0'..='9').collect();
+        let strict = |text: &str| base64::engine::general_purpose::STANDARD_NO_PAD.decode(text).is_ok();
+        for last in ends.chars() {
+            let text = format!("{}{last}", &KEY[..42]);
+            assert_eq!(AesKey::parse(&text).unwrap().is_canonical(), strict(&text), "{last}");
         }
     }
 

@@ -15,7 +15,7 @@ use crate::queue::Error;
 pub(super) const DATABASE: &str = "wxrelay.db";
 /// Its write-ahead log.
 pub(super) const LOG: &str = "wxrelay.db-wal";
-const LOCK: &str = "wxrelay.lock";
+pub(super) const LOCK: &str = "wxrelay.lock";
 
 /// Makes the folder and the empty database file if they are missing, readable by their owner alone, and takes the lock.
 ///
@@ -84,7 +84,7 @@ pub(super) fn size(folder: &Path) -> u64 {
 }
 
 #[cfg(target_os = "linux")]
-fn refuse_network_filesystem(folder: &Path) -> Result<(), Error> {
+pub(super) fn refuse_network_filesystem(folder: &Path) -> Result<(), Error> {
     let found = rustix::fs::statfs(folder).map_err(|source| Error::io(folder, source.into()))?;
     // The field's width and sign differ between architectures; the magic numbers are of 32 bits.
     let kind = found.f_type as u32;
@@ -99,7 +99,7 @@ fn refuse_network_filesystem(folder: &Path) -> Result<(), Error> {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn refuse_network_filesystem(_folder: &Path) -> Result<(), Error> {
+pub(super) fn refuse_network_filesystem(_folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 

@@ -18,6 +18,7 @@ mod selection;
 mod simulated;
 mod statements;
 mod store;
+pub(super) mod survey;
 mod sweep;
 mod values;
 mod writer;
