@@ -7,6 +7,7 @@ pub mod audit;
 pub mod check;
 pub mod dead;
 pub mod demo;
+pub mod doctor;
 pub mod events;
 pub mod healthcheck;
 pub mod init;
@@ -53,6 +54,8 @@ pub enum Command {
     Serve(serve::Args),
     /// Print all errors of the configuration at once, or the routing table it makes; --online: are the targets there?
     Check(check::Args),
+    /// Look at all between WeChat and the targets: DNS, port, TLS, clock, keys, disk, targets; each line with what to do
+    Doctor(doctor::Args),
     /// Run the relay with stand-ins for WeChat, an identity provider and handlers, and tell the story
     Demo(demo::Args),
     /// Write a first config with fresh token and key, and say what to paste into WeChat's console
@@ -81,6 +84,7 @@ impl Cli {
         match self.command {
             Command::Serve(args) => serve::run(args).await,
             Command::Check(args) => check::run(args).await,
+            Command::Doctor(args) => doctor::run(args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Events(args) => events::run(args).await,
             Command::Targets(args) => targets::run(args).await,

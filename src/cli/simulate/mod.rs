@@ -28,6 +28,7 @@ pub use self::sender::{Answer, Sender, Timing};
 pub use self::url::{BadServerUrl, ServerUrl};
 pub use self::verdict::{Fault, USER_SEES, Verdict};
 pub use self::wire::Failure;
+pub(super) use self::wire::{Response, get, talk};
 pub(super) use self::{account::Given, account::secret, sender::salt};
 use crate::wechat::Message;
 

@@ -17,18 +17,18 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// A full answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Response {
+pub(in crate::cli) struct Response {
     /// The status code.
-    pub(super) status: u16,
+    pub(in crate::cli) status: u16,
     /// Names in lower case, values trimmed, in the order received.
-    pub(super) headers: Vec<(String, String)>,
+    pub(in crate::cli) headers: Vec<(String, String)>,
     /// The body as sent.
-    pub(super) body: Vec<u8>,
+    pub(in crate::cli) body: Vec<u8>,
 }
 
 impl Response {
     /// The first header of this lower-case name.
-    pub(super) fn header(&self, name: &str) -> Option<&str> {
+    pub(in crate::cli) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 }
@@ -71,7 +71,7 @@ impl Failure {
 }
 
 /// The GET of a URL verification.
-pub(super) fn get(url: &ServerUrl, query: &str) -> Vec<u8> {
+pub(in crate::cli) fn get(url: &ServerUrl, query: &str) -> Vec<u8> {
     head("GET", url, query, "").into_bytes()
 }
 
@@ -103,7 +103,11 @@ pub(super) async fn exchange(url: &ServerUrl, tls: Option<&TlsConnector>, reques
     talk(stream, request).await
 }
 
-async fn talk(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> Result<Response, Failure> {
+/// Sends `request` over `stream` and reads the answer.
+pub(in crate::cli) async fn talk(
+    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    request: &[u8],
+) -> Result<Response, Failure> {
     // A server may refuse and close before it has read everything: its answer counts, not our failed write.
     let unsent = match stream.write_all(request).await {
         Ok(()) => stream.flush().await.err(),

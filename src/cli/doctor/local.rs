@@ -1,0 +1,185 @@
+//! The relay on this machine: the certificate that it serves, where it listens, and whether it runs.
+
+use std::sync::Arc;
+
+use http::{Method, StatusCode};
+use rustls::client::danger::ServerCertVerifier;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use super::LIMIT;
+use super::chain::{Leaf, Trust, refusal};
+use super::exchange::{handshake, verify};
+use super::report::{Check, Line};
+use crate::cli::api::Api;
+use crate::cli::simulate::ServerUrl;
+use crate::config::Config;
+use crate::push::Account;
+use crate::queue::Holder;
+use crate::server::{Listen, TlsFiles, bind, tls};
+
+/// The files of `server.tls`: do they parse, does the key fit, how long do they last, is the chain whole?
+pub(super) fn certificate(config: &Config, hosts: &[&str], trust: &dyn ServerCertVerifier) -> Option<Line> {
+    let files = config.server.tls.as_ref()?;
+    let check = Check::new("certificate", files.cert.display());
+    if let Err(error) = tls::Acceptor::load(files, config.server.http2) {
+        let told = error.to_string();
+        let (text, remedy) = told.split_once(": ").unwrap_or((&told, "expected PEM, as certbot and acme.sh write it"));
+        return Some(check.failed(text, remedy));
+    }
+    let chain = chain(files);
+    let Some(leaf) = Leaf::of(&chain) else {
+        return Some(check.failed("the first certificate cannot be read", "put the server's own certificate first"));
+    };
+    let hosts: Vec<_> = if hosts.is_empty() { leaf.some_name().into_iter().collect() } else { owned(hosts) };
+    for host in &hosts {
+        if let Err(error) = trusted(&chain, host, trust) {
+            let Some((text, remedy)) = refusal(&error, &chain, host) else { continue };
+            let fatal = !matches!(&error, rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer))
+                || chain.len() == 1 && !leaf.is_self_issued();
+            return Some(if fatal { check.failed(text, remedy) } else { check.warning(text, remedy) });
+        }
+    }
+    Some(leaf.trusted(&check, &format!("fits its key, {} certificates, for {leaf}", chain.len())))
+}
+
+fn owned(hosts: &[&str]) -> Vec<String> {
+    hosts.iter().map(|host| (*host).to_owned()).collect()
+}
+
+/// Read a moment ago by the relay's own code, so it can be read.
+fn chain(files: &TlsFiles) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_file_iter(&files.cert).and_then(Iterator::collect).unwrap_or_default()
+}
+
+fn trusted(chain: &[CertificateDer<'_>], host: &str, trust: &dyn ServerCertVerifier) -> Result<(), rustls::Error> {
+    let (Some((leaf, intermediates)), Ok(name)) = (chain.split_first(), ServerName::try_from(host)) else {
+        return Ok(());
+    };
+    trust.verify_server_cert(leaf, intermediates, &name, &[], UnixTime::now()).map(drop)
+}
+
+/// A line for each place of `server.listen`.
+pub(super) async fn listeners(config: &Config) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for listen in &config.server.listen {
+        let check = Check::new("listen", listen);
+        let line = timeout(LIMIT, listener(&check, listen, config)).await;
+        lines.push(line.unwrap_or_else(|_| {
+            check.failed(format!("no answer within {LIMIT:?}"), "look at what listens there: ss -ltnp")
+        }));
+    }
+    lines
+}
+
+async fn listener(check: &Check, listen: &Listen, config: &Config) -> Line {
+    match (listen, listen.reachable()) {
+        (Listen::Unix(path), _) => match UnixStream::connect(path).await {
+            Ok(_) => check.ok("takes connections"),
+            Err(_) if !path.exists() => check.ok("nobody listens there now"),
+            Err(error) => check.warning(format!("takes no connection ({error})"), "does the relay run?"),
+        },
+        (Listen::Systemd, _) => check.warning(
+            "not looked at: only systemd knows the address",
+            "systemctl status wxrelay.socket; and give --url with the URL as it stands in WeChat's console",
+        ),
+        (Listen::Tcp(_), None) => check.warning("not looked at: the system chooses the port", "give it a fixed port"),
+        (Listen::Tcp(_), Some(address)) => match TcpStream::connect(address).await {
+            Err(_) => free(check, listen).await,
+            Ok(stream) => {
+                drop(stream);
+                for account in &config.accounts {
+                    if let Err((text, remedy)) = asked(address, account, config).await {
+                        return check.failed(text, remedy);
+                    }
+                }
+                let names = config.accounts.iter().map(|account| &*account.name).collect::<Vec<_>>().join(", ");
+                check.ok(format!("takes WeChat's verification for {names}"))
+            }
+        },
+    }
+}
+
+/// Nobody listens there: could we?
+async fn free(check: &Check, listen: &Listen) -> Line {
+    match bind(listen).await {
+        Ok(_) => check.ok("free: nobody listens there now, and this user may"),
+        Err(error) => {
+            let told = error.to_string();
+            let (text, remedy) = told.rsplit_once(": ").unwrap_or((&told, ""));
+            check.failed(text, remedy)
+        }
+    }
+}
+
+/// The verification, over TLS where the relay serves it.
+async fn asked(
+    address: std::net::SocketAddr,
+    account: &Account,
+    config: &Config,
+) -> Result<(), (String, &'static str)> {
+    const OTHER: &str = "is it this relay that listens there, with this configuration? See ss -ltnp, and reload it";
+    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    let url: ServerUrl = format!("{scheme}://{address}{}", account.path)
+        .parse()
+        .map_err(|error| (format!("accounts.{}.path makes no URL ({error})", account.name), OTHER))?;
+    let stream = TcpStream::connect(address).await.map_err(|error| (format!("no connection ({error})"), OTHER))?;
+    let verified = match config.server.tls.as_ref().map(chain).unwrap_or_default().into_iter().next() {
+        None => verify(stream, &url, &account.credentials).await,
+        Some(own) => {
+            let name = Leaf::of(std::slice::from_ref(&own)).and_then(|leaf| leaf.some_name());
+            let host = name.unwrap_or_else(|| "localhost".to_owned());
+            let shaken = handshake(stream, &host, Trust::Own(own)).await;
+            let (stream, _) =
+                shaken.map_err(|(text, _)| (format!("does not serve the certificate of server.tls: {text}"), OTHER))?;
+            verify(stream, &url, &account.credentials).await
+        }
+    };
+    verified.result.map_err(|refused| {
+        let told = refused.to_string();
+        let text = told.split("; ").next().unwrap_or_default();
+        (format!("accounts.{}: {text}", account.name), OTHER)
+    })
+}
+
+/// Whether a relay runs by this configuration, and what it says of itself.
+pub(super) async fn admin(config: Arc<Config>, holder: Option<Holder>) -> Line {
+    let check = Check::new("admin", &config.admin.listen);
+    let api = match Api::of(&config) {
+        Ok(api) => api,
+        Err(error) => return check.warning(format!("not asked: {error}"), ""),
+    };
+    let (status, told) = match (api.call(Method::GET, "/api/status", None).await, holder) {
+        (Ok(answer), _) => answer,
+        (Err(_), None) => {
+            return check.warning("no relay is running", "start it: wxrelay serve, or systemctl start wxrelay");
+        }
+        (Err(_), Some(Holder { pid })) => {
+            let who = pid.map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
+            let remedy = "was it started with another admin.listen? Then restart it, since a reload keeps its sockets";
+            return check.warning(format!("{who} uses the store, and nobody answers here"), remedy);
+        }
+    };
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => check.failed(
+            format!("answered {status}"),
+            "admin.token here is not that of the running relay: restart it, or ask with its configuration",
+        ),
+        status if !status.is_success() || told["config_sha256"].is_null() => check
+            .failed(format!("answered {status}, not as a relay would"), "something else listens there: see ss -ltnp"),
+        _ if told["ready"] != true => {
+            let why = told["not_ready_because"].as_str().unwrap_or("unknown").to_owned();
+            check.failed(format!("a relay runs and is not ready: {why}"), "look into its log; /readyz says when it is")
+        }
+        _ if told["config_sha256"] != *config.sha256 => check.warning(
+            "a relay runs, ready, with another configuration",
+            "reload it: systemctl reload wxrelay, or SIGHUP",
+        ),
+        _ => {
+            let version = told["version"].as_str().unwrap_or("?");
+            check.ok(format!("a relay runs, ready, with this configuration, release {version}"))
+        }
+    }
+}
