@@ -204,11 +204,11 @@ fn make_older(store: &Path) {
 }
 
 /// 4 MiB of its own; unmounted when dropped.
-struct SmallDisk(TempDir);
+pub(crate) struct SmallDisk(TempDir);
 
 impl SmallDisk {
     /// None where no file system can be mounted; then the test is over.
-    fn mount() -> Option<Self> {
+    pub(crate) fn mount() -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         if privileged(&["mount", "-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs"], dir.path()) {
             return Some(Self(dir));
@@ -218,7 +218,7 @@ impl SmallDisk {
         None
     }
 
-    fn queue(&self) -> PathBuf {
+    pub(crate) fn queue(&self) -> PathBuf {
         self.0.path().join("queue")
     }
 
@@ -230,7 +230,7 @@ impl SmallDisk {
         fs::remove_file(self.0.path().join("filler")).expect("a file can be removed");
     }
 
-    fn make_read_only(&self) {
+    pub(crate) fn make_read_only(&self) {
         assert!(privileged(&["mount", "-o", "remount,ro"], self.0.path()), "nobody writes there");
     }
 }

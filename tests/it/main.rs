@@ -17,6 +17,7 @@ mod dedup;
 mod deploy;
 mod disk;
 mod docs;
+mod doctor;
 mod drain;
 mod formats;
 mod http;

@@ -18,12 +18,13 @@ use crate::server::not_after;
 /// A certificate that ends sooner wants to be seen to.
 const SOON_DAYS: i64 = 21;
 const DAY: i64 = 86_400;
+const RENEW: &str = "renew it and reload the server";
 
 /// Why there is nobody to trust.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Untrusting {
     /// The file of `--ca`.
-    #[error("--ca {path}: expected a PEM file of certificates ({source})")]
+    #[error("--ca {path}: {source}; expected a PEM file of certificates")]
     File {
         /// The file.
         path: String,
@@ -35,8 +36,15 @@ pub(super) enum Untrusting {
     None(#[from] rustls::Error),
 }
 
-/// Whom to trust: the system's authorities, and those of a file.
-pub(super) fn authorities(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, Untrusting> {
+/// Whom to trust, or why there is nobody; the same for every URL.
+pub(super) type Authorities = Result<Arc<dyn ServerCertVerifier>, Arc<Untrusting>>;
+
+/// The system's authorities, and those of a file.
+pub(super) fn authorities(ca: Option<&Path>) -> Authorities {
+    load(ca).map_err(Arc::new)
+}
+
+fn load(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, Untrusting> {
     let more = match ca {
         None => Vec::new(),
         Some(path) => {
@@ -90,12 +98,15 @@ impl Leaf {
         day.map_or_else(|| "an unknown day".to_owned(), |text| text.chars().take(10).collect())
     }
 
-    /// The line of a chain that is trusted.
-    pub(super) fn trusted(&self, check: &Check, what: &str) -> Line {
+    /// The line of a certificate that nothing is wrong with but its end, maybe.
+    pub(super) fn lasts(&self, check: &Check, what: &str) -> Line {
         let days = self.days_left().unwrap_or(i64::MAX);
         let text = format!("{what}, ends on {}", self.end());
         if days >= SOON_DAYS {
             return check.ok(text);
+        }
+        if days < 0 {
+            return check.failed(format!("the certificate has expired: it ended on {}", self.end()), RENEW);
         }
         check.warning(format!("{text}, in {days} days"), "renew it now, and see why that did not happen by itself")
     }
@@ -115,6 +126,16 @@ impl fmt::Display for Leaf {
     }
 }
 
+/// Whether it is only that nobody here vouches for a certificate, which is sound otherwise.
+pub(super) fn is_unvouched(error: &rustls::Error) -> bool {
+    use CertificateError as Why;
+    let rustls::Error::InvalidCertificate(why) = error else { return false };
+    let expired = matches!(why, Why::Expired | Why::ExpiredContext { .. });
+    let early = matches!(why, Why::NotValidYet | Why::NotValidYetContext { .. });
+    let misnamed = matches!(why, Why::NotValidForName | Why::NotValidForNameContext { .. });
+    !expired && !early && !misnamed
+}
+
 /// What is wrong with a chain that is not trusted, and what to do. `None` if it is not the chain that is wrong.
 pub(super) fn refusal(
     error: &rustls::Error,
@@ -125,7 +146,7 @@ pub(super) fn refusal(
     let leaf = Leaf::of(chain)?;
     Some(match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            (format!("the certificate has expired: it ended on {}", leaf.end()), "renew it and reload the server")
+            (format!("the certificate has expired: it ended on {}", leaf.end()), RENEW)
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             ("the certificate is not valid yet".to_owned(), "look at this machine's clock, or wait")
@@ -134,7 +155,8 @@ pub(super) fn refusal(
             format!("the certificate is for {leaf}, not for {host}"),
             "get one for this name, or let the server choose its certificate by SNI",
         ),
-        CertificateError::UnknownIssuer if leaf.is_self_issued => (
+        // Whatever rustls makes of it: a twin among the authorities, or that it says to be one, as openssl's do.
+        _ if leaf.is_self_issued => (
             "the certificate is self-signed, which WeChat does not take".to_owned(),
             "get one of a public authority, such as Let's Encrypt",
         ),
@@ -142,7 +164,7 @@ pub(super) fn refusal(
             "the certificate comes alone, without the intermediate certificate that issued it".to_owned(),
             "serve the full chain (fullchain.pem: leaf first, intermediates behind it); for a private authority give --ca",
         ),
-        CertificateError::UnknownIssuer => (
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => (
             "the chain leads to an authority that this machine does not know".to_owned(),
             "get a certificate of a public authority, or see that the intermediates are the leaf's; for a private one give --ca",
         ),

@@ -88,21 +88,15 @@ async fn examine(config: &Arc<Config>, urls: Vec<Public>, args: &Args) -> anyhow
     lines.extend(accounts::check(config));
 
     let hosts: Vec<&str> = urls.iter().map(Public::host).collect();
-    let certificate = match &trust {
-        Ok(trust) => local::certificate(config, &hosts, &**trust),
-        Err(_) => None,
-    };
+    let certificate = local::certificate(config, &hosts, trust.as_deref().ok());
     let seen = async {
-        match trust {
-            _ if urls.is_empty() => unseen(config).into(),
-            Err(error) => Check::new("tls", "").failed_by(error).into(),
-            Ok(trust) => {
-                let looked = urls.into_iter().map(|url| public::check(url, args.connect, Arc::clone(&trust)));
-                let mut findings = Findings::default();
-                all(looked).await.into_iter().for_each(|found| findings.add(found));
-                findings
-            }
+        if urls.is_empty() {
+            return unseen(config).into();
         }
+        let looked = urls.into_iter().map(|url| public::check(url, args.connect, trust.clone()));
+        let mut findings = Findings::default();
+        all(looked).await.into_iter().for_each(|found| findings.add(found));
+        findings
     };
     let (store, listeners, admin, seen, targets) = tokio::join!(
         machine::store(config.queue.clone()),

@@ -5,17 +5,16 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::client::danger::ServerCertVerifier;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::client::TlsStream;
 
-use super::chain::{Leaf, Trust};
+use super::chain::{Authorities, Leaf, Trust};
 use super::clock::is_here;
 use super::exchange::{Refused, Verified, handshake, verify};
-use super::report::{Check, Findings, PeerClock};
+use super::report::{Check, Findings, Line, PeerClock};
 use super::{LIMIT, all, aside};
 use crate::cli::simulate::{Failure, ServerUrl};
 use crate::config::Config;
@@ -105,7 +104,7 @@ fn shown(url: &ServerUrl) -> String {
 }
 
 /// Name, port, TLS, verification: a line each, up to the first that keeps the next from being looked at.
-pub(super) async fn check(public: Public, connect: Option<SocketAddr>, trust: Arc<dyn ServerCertVerifier>) -> Findings {
+pub(super) async fn check(public: Public, connect: Option<SocketAddr>, trust: Authorities) -> Findings {
     let Public { account, url } = public;
     let mut findings = Findings::default();
     let of = |name| Check::new(name, shown(&url));
@@ -115,27 +114,16 @@ pub(super) async fn check(public: Public, connect: Option<SocketAddr>, trust: Ar
     let Some(stream) = port(&of("port"), &url, addresses, connect, &mut findings).await else { return findings };
     let here = stream.peer_addr().is_ok_and(|peer| is_here(peer.ip()));
     let verified = if url.is_https() {
-        let shaken = timeout(LIMIT, handshake(stream, url.host(), Trust::Authorities(trust))).await;
-        let (stream, chain) = match shaken {
-            Err(_) => {
-                let remedy = "is it a TLS server that listens there?";
-                findings.lines.push(of("tls").failed(format!("no handshake within {LIMIT:?}"), remedy));
+        let stream = match secured(&of("tls"), stream, url.host(), trust).await {
+            Ok((stream, line)) => {
+                findings.lines.extend(line);
+                stream
+            }
+            Err(line) => {
+                findings.lines.push(line);
                 return findings;
             }
-            Ok(Err((text, remedy))) => {
-                findings.lines.push(of("tls").failed(text, remedy));
-                return findings;
-            }
-            Ok(Ok(shaken)) => shaken,
         };
-        let version = match stream.get_ref().1.protocol_version() {
-            Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
-            _ => "TLS 1.3",
-        };
-        if let Some(leaf) = Leaf::of(&chain) {
-            let what = format!("{version}, {} certificates, for {leaf}", chain.len());
-            findings.lines.push(leaf.trusted(&of("tls"), &what));
-        }
         timeout(LIMIT, verify(stream, &url, &account.credentials)).await
     } else {
         findings.lines.push(in_clear(&of("tls"), account.credentials.mode));
@@ -151,7 +139,27 @@ pub(super) async fn check(public: Public, connect: Option<SocketAddr>, trust: Ar
     findings
 }
 
-fn in_clear(check: &Check, mode: Mode) -> super::report::Line {
+/// TLS over a connection, and what is to be said of its certificate.
+async fn secured(
+    check: &Check,
+    stream: TcpStream,
+    host: &str,
+    trust: Authorities,
+) -> Result<(TlsStream<TcpStream>, Option<Line>), Line> {
+    let trust = trust.map_err(|untrusting| check.failed_by(untrusting))?;
+    let shaken = timeout(LIMIT, handshake(stream, host, Trust::Authorities(trust))).await;
+    let late = |_| (format!("no handshake within {LIMIT:?}"), "is it a TLS server that listens there?");
+    let (stream, chain) = shaken.map_err(late).flatten().map_err(|(text, remedy)| check.failed(text, remedy))?;
+    let version = match stream.get_ref().1.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
+        _ => "TLS 1.3",
+    };
+    let told = |leaf: Leaf| leaf.lasts(check, &format!("{version}, {} certificates, for {leaf}", chain.len()));
+    let line = Leaf::of(&chain).map(told);
+    Ok((stream, line))
+}
+
+fn in_clear(check: &Check, mode: Mode) -> Line {
     match mode {
         Mode::Plaintext => {
             check.warning("none: http, and in plaintext mode everybody on the way reads the pushes", "use https")
@@ -263,7 +271,7 @@ async fn reach(address: SocketAddr) -> Result<TcpStream, String> {
     }
 }
 
-fn answer(check: &Check, account: &Account, result: Result<(), Refused>, took: Duration) -> super::report::Line {
+fn answer(check: &Check, account: &Account, result: Result<(), Refused>, took: Duration) -> Line {
     let name = &account.name;
     let refused = match result {
         Ok(()) => return check.ok(format!("taken, by the token of accounts.{name}, {} ms", took.as_millis())),

@@ -3,6 +3,7 @@
 //! Nothing here calls the crate under test, and nothing is shared between tests: each has its own relay, folder and
 //! sockets on ports that the system chooses. Waiting is for a condition with a generous deadline, never for a time.
 
+pub(crate) mod authority;
 pub(crate) mod command;
 pub(crate) mod http;
 pub(crate) mod proxy;

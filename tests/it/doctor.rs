@@ -1,0 +1,420 @@
+//! `wxrelay doctor`: what is well is called ok, what is not is named with its remedy, and nothing secret is printed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rusqlite::Connection;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::disk::SmallDisk;
+use crate::support::authority::{Authority, Behind, Front, Identity, server_for};
+use crate::support::command::{Finished, Running, free_address, run, wxrelay};
+use crate::support::target::{Reaction, Reply, Target};
+use crate::support::wechat::{PATH, WeChat};
+
+/// As entered in WeChat's console.
+const URL: &str = "https://localhost/wechat/events";
+const PREVIOUS: &str = "previous_token = \"formertoken\"\n";
+
+#[tokio::test]
+async fn a_sound_setup_passes_every_check() {
+    let (crm, authority, sink) = (Target::start().await, Authority::new(), sink().await);
+    let legacy = format!("[targets.legacy]\nurl = \"{}\"\nformat = \"wechat\"\n", sink.1);
+    let setup = Setup::new(&(WeChat::secure().account() + PREVIOUS + &crm.config("crm", "") + &legacy));
+    let _relay = setup.serve().await;
+    let front = Front::start(Some(&authority.issue(&server_for("localhost"))), Behind::Relay(setup.push.clone())).await;
+    let ca = authority.file();
+    let args = ["--url", URL, "--connect", &front.address, "--ca", ca.to_str().expect("a path of text")];
+    let told = setup.doctor(&args).await;
+    assert_eq!(told.code, Some(0), "{}", told.text);
+    let names: Vec<_> = told.checks().iter().map(|line| line["check"].as_str().unwrap_or_default()).collect();
+    let expected = "config config key mode folder disk space store files listen admin dns port tls verification target target clock";
+    assert_eq!(names.join(" "), expected);
+    for (check, text) in [
+        ("key", "not canonical base64"),
+        ("mode", "secure (and plaintext, compatible): verification, push and reply pass, with the previous token too"),
+        ("store", "used by a running wxrelay, process "),
+        ("listen", "takes WeChat's verification for shop"),
+        ("admin", "a relay runs, ready, with this configuration"),
+        ("tls", "TLS 1.3, 2 certificates, for localhost, ends on 4096-01-01"),
+        ("verification", "taken, by the token of accounts.shop"),
+    ] {
+        let line = told.line(check);
+        assert!(line["result"] == "ok" && line["text"].as_str().is_some_and(|told| told.contains(text)), "{line}");
+    }
+    told.says("dns", "warning", "127.0.0.1 is a loopback address", "must lead to a public address");
+    told.says("clock", "warning", "only peers of this machine answered", "timedatectl");
+    let asked = crm.deliveries();
+    assert_eq!(asked.len(), 2, "once by each of two runs");
+    assert!(asked.iter().all(|asked| asked.method == "HEAD" && asked.body.is_empty() && asked.query.is_none()));
+}
+
+#[tokio::test]
+async fn json_holds_what_the_text_says() {
+    let setup = Setup::new(&WeChat::secure().account());
+    let [text, json] = [&[][..], &["--json"]].map(|args| setup.run(args));
+    let (text, json) = (text.await, json.await);
+    let report: Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!((report["result"].as_str(), report["failed"].as_u64()), (Some("warning"), Some(0)), "{report}");
+    let checks = report["checks"].as_array().expect("a list");
+    let remedies = checks.iter().filter(|check| check["remedy"].is_string()).count();
+    assert!(remedies > 2 && checks.len() > 10);
+    assert_eq!(text.stdout.lines().count(), checks.len() + remedies + 2, "{}", text.stdout);
+    for word in ["ok", "warning"] {
+        let counted = checks.iter().filter(|check| check["result"] == word).count();
+        assert_eq!(text.stdout.lines().filter(|line| line.starts_with(word)).count(), counted, "{word}");
+    }
+    assert!(text.stderr.is_empty() && json.stderr.is_empty(), "no progress without a terminal: {}", text.stderr);
+    assert_eq!((text.code, json.code), (Some(0), Some(0)), "warnings are no failure");
+}
+
+#[tokio::test]
+async fn what_a_target_answers_is_judged() {
+    let moved = Reply { headers: vec![("location", "/there?token=hunter2".to_owned())], ..Reply::status(302) };
+    let answer = Reaction::Answer;
+    for (settings, reaction, verdict, text, remedy) in [
+        ("format = \"wechat\"", answer(Reply::status(404)), "failed", "answered 404", "compare `url`"),
+        (
+            "format = \"wechat\"",
+            answer(moved.clone()),
+            "failed",
+            "a redirect to /there,",
+            "put the final URL into `url`",
+        ),
+        ("format = \"wechat\"", answer(Reply::body("text/plain", "hi")), "failed", "`hi`", "a wrong `token`"),
+        ("", answer(Reply::status(404)), "warning", "answered 404 to a HEAD", "compare `url`"),
+        ("", answer(moved), "warning", "a redirect to /there,", "put the final URL into `url`"),
+        ("", answer(Reply::status(503)), "failed", "answered 503", "is it running?"),
+        ("", answer(Reply::status(500)), "warning", "answered 500", "log"),
+        ("", answer(Reply::status(405)), "ok", "answered 405", ""),
+        ("", Reaction::Close, "failed", "connection", "does it run"),
+        ("timeout = \"300ms\"", Reaction::Hang, "failed", "no answer within 300ms", "does it run"),
+    ] {
+        let target = Target::always(reaction).await;
+        let told = Setup::new(&(WeChat::secure().account() + &target.config("crm", settings))).doctor(&[]).await;
+        told.says("target", verdict, text, remedy);
+        assert_eq!(told.code, Some(i32::from(verdict == "failed")), "{}", told.text);
+        assert!(!told.text.contains("hunter2"), "{}", told.text);
+    }
+    let gone = format!("[targets.crm]\nurl = \"http://{}/\"\nformat = \"json\"\n", free_address());
+    let told = Setup::new(&(WeChat::secure().account() + &gone)).doctor(&[]).await;
+    told.says("target", "failed", "refused", "does it run");
+}
+
+#[tokio::test]
+async fn a_key_of_the_wrong_length_is_an_error_of_the_configuration() {
+    let setup = Setup::new(&WeChat { aes_key: "TooShort".to_owned(), ..WeChat::secure() }.account());
+    let finished = setup.run(&["--json"]).await;
+    assert_eq!((finished.code, finished.stdout.as_str()), (Some(78), ""), "{finished:?}");
+    assert!(finished.stderr.contains("accounts.shop.encoding_aes_key") && finished.stderr.contains("43"));
+    assert!(!finished.stderr.contains("TooShort"), "{finished:?}");
+}
+
+#[tokio::test]
+async fn a_foreign_server_at_the_url_is_told_from_the_relay() {
+    let setup = Setup::new(&WeChat::secure().account());
+    let echo =
+        |line: &str| line.split("echostr=").nth(1).unwrap_or_default().split('&').next().unwrap_or_default().to_owned();
+    let quoted = |line: &str| {
+        let echostr = line.split("echostr=").nth(1).and_then(|rest| rest.split('&').next());
+        format!("\"{}\"", echostr.unwrap_or_default())
+    };
+    for (head, page, text, remedy) in [
+        (
+            "200 OK",
+            (|_| "123".to_owned()) as fn(&str) -> String,
+            "something else than the echostr: `123`",
+            "is it this relay",
+        ),
+        ("200 OK", |line| format!("no page for {line}"), "a page that repeats our request", "is it this relay"),
+        ("200 OK", |_| String::new(), "without a body", "is it this relay"),
+        ("200 OK", quoted, "came back in quotes", "bare"),
+        ("200 OK\r\nTransfer-Encoding: chunked", echo, "chunked", "proxy"),
+        ("301 Moved\r\nLocation: /wechat/events/?signature=00", echo, "a redirect to /wechat/events/,", "final URL"),
+        ("403 Forbidden", echo, "the token of accounts.shop is not taken", "is it this relay"),
+        ("404 Not Found", echo, "nothing is at this path", "accounts.shop.path"),
+        ("400 Bad Request", echo, "our query did not arrive", "pass the query on"),
+        ("502 Bad Gateway", echo, "nobody behind it", "server.listen"),
+    ] {
+        let front = Front::start(None, Behind::Page(head, page)).await;
+        let told = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &front.address]).await;
+        told.says("verification", "failed", text, remedy);
+        assert_eq!(told.code, Some(1), "{}", told.text);
+    }
+}
+
+#[tokio::test]
+async fn every_fault_of_the_chain_that_is_sent_is_named() {
+    let (setup, authority) = (Setup::new(&WeChat::secure().account()), Authority::new());
+    let ca = authority.file();
+    for (identity, verdict, text, remedy) in chains(&authority) {
+        let front = Front::start(Some(&identity), Behind::Page("503 Not Ready", |_| String::new())).await;
+        // By the variable that OpenSSL knows, too.
+        let mut command = setup.command(&["--url", URL, "--connect", &front.address, "--json"]);
+        command.env("SSL_CERT_FILE", &ca);
+        let told = Told::new(run(command).await, String::new());
+        told.says("tls", verdict, text, remedy);
+        assert_eq!(told.code, Some(1), "no relay is behind it: {}", told.text);
+    }
+    let plain = Front::start(None, Behind::Page("200 OK", |_| String::new())).await;
+    let ca = ca.to_str().expect("a path of text");
+    let told = setup.doctor(&["--url", URL, "--connect", &plain.address, "--ca", ca]).await;
+    told.says("tls", "failed", "does not speak TLS", "http://");
+    let mut command = setup.command(&["--url", URL, "--connect", &plain.address, "--json"]);
+    command.env("SSL_CERT_FILE", "/nowhere").env("SSL_CERT_DIR", "/nowhere");
+    let told = Told::new(run(command).await, String::new());
+    told.says("tls", "failed", "no certificate authorities", "install ca-certificates");
+}
+
+#[tokio::test]
+async fn the_files_of_server_tls_are_looked_at_before_a_relay_serves_them() {
+    let authority = Authority::new();
+    let ca = authority.file();
+    for (identity, verdict, text, remedy) in chains(&authority) {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let setup = Setup::with_server(&WeChat::secure().account(), &identity.written(dir.path()));
+        let told = setup.doctor(&["--ca", ca.to_str().expect("a path of text"), "--url", URL]).await;
+        // A proxy in front may trust them.
+        let vouched = !text.contains("self-signed") && !text.contains("authority that");
+        let verdict = if vouched { verdict } else { "warning" };
+        told.says("certificate", verdict, text, remedy);
+    }
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let tls = authority.issue(&server_for("localhost")).written(dir.path());
+    let setup = Setup::with_server(&WeChat::secure().account(), &tls);
+    let relay = setup.serve().await;
+    let told = setup.doctor(&["--ca", ca.to_str().expect("a path of text")]).await;
+    told.says("certificate", "ok", "fits its key, 2 certificates, for localhost", "");
+    told.says("listen", "ok", "takes WeChat's verification for shop", "");
+    drop(relay);
+    let other = authority.issue(&server_for("localhost"));
+    let other_dir = tempfile::tempdir().expect("a temporary folder");
+    other.written(other_dir.path());
+    fs::copy(other_dir.path().join("key.pem"), dir.path().join("key.pem")).expect("it can be copied");
+    setup.doctor(&[]).await.says("certificate", "failed", "cannot be served with the key", "is the key another");
+}
+
+/// Chains for `localhost`, and what is said of them.
+fn chains(authority: &Authority) -> Vec<(Identity, &'static str, &'static str, &'static str)> {
+    let localhost = || server_for("localhost");
+    let mut expired = localhost();
+    expired.not_after = rcgen::date_time_ymd(2020, 2, 3);
+    let mut soon = localhost();
+    let day =
+        jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date().saturating_add(jiff::Span::new().days(10));
+    soon.not_after = rcgen::date_time_ymd(day.year().into(), day.month().unsigned_abs(), day.day().unsigned_abs());
+    let mut by_openssl = localhost();
+    by_openssl.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    vec![
+        (authority.issue(&expired), "failed", "it ended on 2020-02-03", "renew"),
+        (authority.issue(&soon), "warning", "in 9 days", "renew"),
+        (Identity::self_signed(&localhost()), "failed", "self-signed", "public authority"),
+        (Identity::self_signed(&by_openssl), "failed", "self-signed", "public authority"),
+        (authority.issue(&localhost()).alone(), "failed", "without the intermediate", "full chain"),
+        (authority.issue(&server_for("other.example")), "failed", "is for other.example, not for localhost", "SNI"),
+        (Authority::new().issue(&localhost()), "failed", "authority that this machine does not know", "--ca"),
+    ]
+}
+
+#[tokio::test]
+async fn a_url_that_wechat_cannot_take_or_reach_is_told() {
+    let setup = Setup::new(&WeChat::secure().account());
+    let _relay = setup.serve().await;
+    let told = setup.doctor(&["--url", "http://10.1.2.3/wechat/events", "--connect", &setup.push]).await;
+    told.says("dns", "warning", "10.1.2.3 is a private address", "public address");
+    told.says("verification", "ok", "accounts.shop", "");
+    assert_eq!(told.code, Some(0), "{}", told.text);
+    let told = setup.doctor(&["--url", &format!("http://{}{PATH}", setup.push)]).await;
+    told.says("port", "failed", "80 and 443 only", "reverse proxy");
+    assert_eq!(told.code, Some(1), "{}", told.text);
+    let told = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &free_address()]).await;
+    told.says("port", "failed", "refused", "firewall");
+    let finished = setup.run(&["--url", "nobody=http://localhost/"]).await;
+    assert!(finished.code == Some(1) && finished.stderr.contains("it has: shop"), "{finished:?}");
+}
+
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_told_by_how_much() {
+    for (behind, verdict, text) in [(3600, "failed", "accounts.shop refuses every push"), (-60, "warning", "ahead of")]
+    {
+        let then = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(behind);
+        let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&then).expect("a date");
+        let target =
+            Target::always(Reaction::Answer(Reply { headers: vec![("date", date)], ..Reply::status(405) })).await;
+        let told = Setup::new(&(WeChat::secure().account() + &target.config("crm", ""))).doctor(&[]).await;
+        told.says("clock", verdict, text, "NTP");
+        told.says("clock", verdict, "target crm", "NTP");
+        assert_eq!(told.code, Some(i32::from(verdict == "failed")), "{}", told.text);
+    }
+}
+
+#[tokio::test]
+async fn a_folder_that_the_store_cannot_be_in_is_told() {
+    let setup = Setup::new(&WeChat::secure().account());
+    setup.doctor(&[]).await.says("folder", "warning", "missing", "start it");
+    assert!(!setup.queue().exists(), "nothing is made");
+    fs::write(setup.queue(), "a file").expect("a file can be written");
+    let told = setup.doctor(&[]).await;
+    told.says("folder", "failed", "is no folder", "queue.path");
+    assert_eq!(told.code, Some(1), "{}", told.text);
+    let Some(disk) = SmallDisk::mount() else { return };
+    fs::create_dir(disk.queue()).expect("a folder can be made");
+    let setup = Setup::new(&WeChat::secure().account()).with_queue(disk.queue());
+    let told = setup.doctor(&[]).await;
+    told.says("space", "failed", "free", "503");
+    told.says("folder", "warning", "everybody on this machine", "chmod 700");
+    told.says("disk", "ok", "a flush takes", "");
+    assert_eq!(fs::read_dir(disk.queue()).expect("a folder").count(), 0, "nothing is left");
+    disk.make_read_only();
+    setup.doctor(&[]).await.says("folder", "failed", "cannot be written", "remount");
+}
+
+#[tokio::test]
+async fn too_few_files_are_told() {
+    let setup = Setup::new(&WeChat::secure().account());
+    for (limit, verdict) in [("64", "failed"), ("1024", "warning")] {
+        let doctor = setup.command(&["--json"]);
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\"")).arg(doctor.get_program());
+        command.args(doctor.get_args());
+        let told = Told::new(run(command).await, String::new());
+        told.says("files", verdict, &format!("is {limit} open files"), "LimitNOFILE");
+    }
+}
+
+#[tokio::test]
+async fn a_store_and_a_relay_of_another_kind_are_told() {
+    let wechat = WeChat::secure();
+    let setup = Setup::new(&wechat.account());
+    let relay = setup.serve().await;
+    fs::write(&setup.config, setup.toml(&(wechat.account() + "max_skew = \"5m\"\n"))).expect("it can be written");
+    setup.doctor(&[]).await.says("admin", "warning", "with another configuration", "reload");
+    let other = WeChat { token: "anothertoken".to_owned(), ..wechat.clone() };
+    fs::write(&setup.config, setup.toml(&other.account())).expect("it can be written");
+    setup.doctor(&[]).await.says("listen", "failed", "answered 403", "is it this relay that listens there");
+    drop(relay);
+    let told = setup.doctor(&[]).await;
+    told.says("listen", "ok", "nobody listens there now", "");
+    told.says("admin", "warning", "no relay is running", "wxrelay serve");
+    told.says("store", "ok", "used by nobody", "");
+    let store = Connection::open(setup.queue().join("wxrelay.db")).expect("the store can be opened");
+    store.execute_batch("PRAGMA user_version = 99").expect("it can be written");
+    let told = setup.doctor(&[]).await;
+    told.says("store", "failed", "schema 99", "run the newer release");
+    assert_eq!(told.code, Some(1), "{}", told.text);
+}
+
+/// A `wxrelay sink` that verifies as a backend with the account's token does, and where it is.
+async fn sink() -> (Running, String) {
+    let sink = Running::spawn(wxrelay(["sink", "--listen", "127.0.0.1:0", "--token", &WeChat::secure().token]));
+    let find = |line: &str| line.split(' ').find(|word| word.starts_with("http://")).map(str::to_owned);
+    let url = sink.find("line that says where the sink listens", find).await;
+    (sink, format!("{url}/wx"))
+}
+
+/// A folder with a configuration whose listeners are known beforehand.
+struct Setup {
+    dir: TempDir,
+    config: PathBuf,
+    push: String,
+    admin: String,
+    server: String,
+    queue: Option<PathBuf>,
+}
+
+impl Setup {
+    fn new(body: &str) -> Self {
+        Self::with_server(body, "")
+    }
+
+    fn with_server(body: &str, server: &str) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let config = dir.path().join("config.toml");
+        let (push, admin) = (free_address(), free_address());
+        let setup = Self { dir, config, push, admin, server: server.to_owned(), queue: None };
+        fs::write(&setup.config, setup.toml(body)).expect("the config can be written");
+        setup
+    }
+
+    fn with_queue(mut self, queue: PathBuf) -> Self {
+        self.queue = Some(queue);
+        fs::write(&self.config, self.toml(&WeChat::secure().account())).expect("the config can be written");
+        self
+    }
+
+    fn toml(&self, body: &str) -> String {
+        let Self { push, admin, server, .. } = self;
+        let queue = self.queue();
+        format!(
+            "[server]\nlisten = [\"{push}\"]\n{server}\n[admin]\nlisten = \"{admin}\"\n[queue]\npath = \"{}\"\n{body}",
+            queue.display()
+        )
+    }
+
+    fn queue(&self) -> PathBuf {
+        self.queue.clone().unwrap_or_else(|| Path::join(self.dir.path(), "queue"))
+    }
+
+    async fn serve(&self) -> Running {
+        let mut command = wxrelay(["serve", "-c"]);
+        command.arg(&self.config);
+        let running = Running::spawn(command);
+        running.find("line that says ready", |line| line.contains("\"ready\"").then_some(())).await;
+        running
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = wxrelay(["doctor", "-c"]);
+        command.arg(&self.config).args(args).env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR");
+        command
+    }
+
+    async fn run(&self, args: &[&str]) -> Finished {
+        run(self.command(args)).await
+    }
+
+    /// What it says, for people and for scripts, neither of which holds a secret.
+    async fn doctor(&self, args: &[&str]) -> Told {
+        let text = self.run(args).await;
+        Told::new(self.run(&[args, &["--json"]].concat()).await, text.stdout + &text.stderr)
+    }
+}
+
+/// A report.
+struct Told {
+    code: Option<i32>,
+    report: Value,
+    text: String,
+}
+
+impl Told {
+    fn new(json: Finished, text: String) -> Self {
+        let text = text + &json.stdout + &json.stderr;
+        let WeChat { token, aes_key, .. } = WeChat::secure();
+        for secret in [token.as_str(), &aes_key, "formertoken", "anothertoken", "signature=", "echostr=", "nonce="] {
+            assert!(!text.contains(secret), "{secret}: {text}");
+        }
+        let report = serde_json::from_str(&json.stdout).unwrap_or_else(|error| panic!("{error}: {json:?}"));
+        Self { code: json.code, report, text }
+    }
+
+    fn checks(&self) -> &[Value] {
+        self.report["checks"].as_array().expect("a list")
+    }
+
+    /// The worst line of a check.
+    fn line(&self, check: &str) -> &Value {
+        let lines = || self.checks().iter().filter(|line| line["check"] == check);
+        let worst = ["failed", "warning", "ok"].iter().find_map(|word| lines().find(|line| line["result"] == *word));
+        worst.unwrap_or_else(|| panic!("no {check}: {}", self.text))
+    }
+
+    /// Whether that check ended so, and says and advises that.
+    fn says(&self, check: &str, verdict: &str, text: &str, remedy: &str) {
+        let line = self.line(check);
+        let holds = |key: &str, part: &str| line[key].as_str().unwrap_or_default().contains(part);
+        assert!(line["result"] == verdict && holds("text", text) && holds("remedy", remedy), "{text}: {}", self.text);
+    }
+}
