@@ -16,6 +16,26 @@ use crate::support::wechat::{PATH, WeChat};
 
 /// As entered in WeChat's console.
 const URL: &str = "https://localhost/wechat/events";
+/// In the order they are printed.
+const CHECKS: [&str; 17] = [
+    "config",
+    "key",
+    "mode",
+    "folder",
+    "disk",
+    "space",
+    "store",
+    "files",
+    "certificate",
+    "listen",
+    "admin",
+    "dns",
+    "port",
+    "tls",
+    "verification",
+    "target",
+    "clock",
+];
 const PREVIOUS: &str = "previous_token = \"formertoken\"\n";
 
 #[tokio::test]
@@ -30,8 +50,12 @@ async fn a_sound_setup_passes_every_check() {
     let told = setup.doctor(&args).await;
     assert_eq!(told.code, Some(0), "{}", told.text);
     let names: Vec<_> = told.checks().iter().map(|line| line["check"].as_str().unwrap_or_default()).collect();
-    let expected = "config config key mode folder disk space store files listen admin dns port tls verification target target clock";
-    assert_eq!(names.join(" "), expected);
+    let expected = CHECKS.iter().filter(|name| **name != "certificate").flat_map(|name| {
+        // A warning beside what is counted; two targets.
+        let twice = ["config", "target"].contains(name);
+        std::iter::repeat_n(*name, if twice { 2 } else { 1 })
+    });
+    assert_eq!(names, expected.collect::<Vec<_>>());
     for (check, text) in [
         ("key", "not canonical base64"),
         ("mode", "secure (and plaintext, compatible): verification, push and reply pass, with the previous token too"),
@@ -49,6 +73,16 @@ async fn a_sound_setup_passes_every_check() {
     let asked = crm.deliveries();
     assert_eq!(asked.len(), 2, "once by each of two runs");
     assert!(asked.iter().all(|asked| asked.method == "HEAD" && asked.body.is_empty() && asked.query.is_none()));
+}
+
+#[test]
+fn the_page_tells_every_check_in_both_languages() {
+    for page in ["docs/doctor.md", "docs/doctor.zh-CN.md"] {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("the page can be read");
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
+        let told: Vec<_> = rows.filter(|name| !name.starts_with('-')).collect();
+        assert_eq!(told, CHECKS, "{page}");
+    }
 }
 
 #[tokio::test]
