@@ -223,6 +223,11 @@ async fn the_files_of_server_tls_are_looked_at_before_a_relay_serves_them() {
     told.says("certificate", "ok", "fits its key, 2 certificates, for localhost", "");
     told.says("listen", "ok", "takes WeChat's verification for shop", "");
     drop(relay);
+    let stranger =
+        Front::start(Some(&authority.issue(&server_for("localhost"))), Behind::Page("200 OK", |_| String::new())).await;
+    let setup = Setup { push: stranger.address.clone(), ..setup };
+    fs::write(&setup.config, setup.toml(&WeChat::secure().account())).expect("it can be written");
+    setup.doctor(&[]).await.says("listen", "failed", "another certificate is served", "reload");
     let other = authority.issue(&server_for("localhost"));
     let other_dir = tempfile::tempdir().expect("a temporary folder");
     other.written(other_dir.path());
@@ -243,7 +248,7 @@ fn chains(authority: &Authority) -> Vec<(Identity, &'static str, &'static str, &
     by_openssl.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     vec![
         (authority.issue(&expired), "failed", "it ended on 2020-02-03", "renew"),
-        (authority.issue(&soon), "warning", "in 9 days", "renew"),
+        (authority.issue(&soon), "warning", " days", "renew"),
         (Identity::self_signed(&localhost()), "failed", "self-signed", "public authority"),
         (Identity::self_signed(&by_openssl), "failed", "self-signed", "public authority"),
         (authority.issue(&localhost()).alone(), "failed", "without the intermediate", "full chain"),
@@ -266,7 +271,7 @@ async fn a_url_that_wechat_cannot_take_or_reach_is_told() {
     let told = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &free_address()]).await;
     told.says("port", "failed", "refused", "firewall");
     let finished = setup.run(&["--url", "nobody=http://localhost/"]).await;
-    assert!(finished.code == Some(1) && finished.stderr.contains("it has: shop"), "{finished:?}");
+    assert!(finished.code == Some(2) && finished.stderr.contains("it has: shop"), "{finished:?}");
 }
 
 #[tokio::test]

@@ -35,8 +35,8 @@ fn key(check: &Check, key: Option<&AesKey>, previous: bool) -> Line {
         None => check.ok("none, and plaintext mode needs none"),
         Some(key) if key.is_canonical() => check.ok(format!("43 characters{previous}")),
         Some(_) => check.ok(format!(
-            "43 characters{previous}; not canonical base64, as three keys in four: WeChat and wxrelay take it, old decoders \
-             (commons-codec from 1.13 on) refuse it"
+            "43 characters{previous}; not canonical base64, as three keys in four: WeChat and wxrelay take it, old \
+             decoders (commons-codec from 1.13 on) refuse it"
         )),
     }
 }

@@ -155,6 +155,10 @@ pub(super) fn refusal(
             format!("the certificate is for {leaf}, not for {host}"),
             "get one for this name, or let the server choose its certificate by SNI",
         ),
+        CertificateError::ApplicationVerificationFailure => (
+            "another certificate is served than that in server.tls.cert".to_owned(),
+            "reload the relay, and see that it is the relay that listens there: ss -ltnp",
+        ),
         // Whatever rustls makes of it: a twin among the authorities, or that it says to be one, as openssl's do.
         _ if leaf.is_self_issued => (
             "the certificate is self-signed, which WeChat does not take".to_owned(),
@@ -162,11 +166,13 @@ pub(super) fn refusal(
         ),
         CertificateError::UnknownIssuer if chain.len() == 1 => (
             "the certificate comes alone, without the intermediate certificate that issued it".to_owned(),
-            "serve the full chain (fullchain.pem: leaf first, intermediates behind it); for a private authority give --ca",
+            "serve the full chain (fullchain.pem: leaf first, intermediates behind it); for a private authority \
+             give --ca",
         ),
         CertificateError::UnknownIssuer | CertificateError::BadSignature => (
             "the chain leads to an authority that this machine does not know".to_owned(),
-            "get a certificate of a public authority, or see that the intermediates are the leaf's; for a private one give --ca",
+            "get a certificate of a public authority, or see that the intermediates are the leaf's; for a private one \
+             give --ca",
         ),
         other => (format!("the certificate is refused: {other}"), "get a new one of a public authority"),
     })

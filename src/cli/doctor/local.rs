@@ -133,8 +133,7 @@ async fn asked(
             let name = Leaf::of(std::slice::from_ref(&own)).and_then(|leaf| leaf.some_name());
             let host = name.unwrap_or_else(|| "localhost".to_owned());
             let shaken = handshake(stream, &host, Trust::Own(own)).await;
-            let (stream, _) =
-                shaken.map_err(|(text, _)| (format!("does not serve the certificate of server.tls: {text}"), OTHER))?;
+            let (stream, _) = shaken?;
             verify(stream, &url, &account.credentials).await
         }
     };

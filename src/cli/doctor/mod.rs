@@ -4,15 +4,17 @@
 //! - `accounts.rs`: keys, and every mode against itself
 //! - `machine.rs`: the store's folder, disk, room, contents; open files
 //! - `local.rs`: the certificate, the listeners, the running relay
-//! - `public.rs`: the server URL as WeChat sees it; `exchange.rs`: TLS and the verification; `chain.rs`: certificates
+//! - `public.rs`: the server URL as WeChat sees it; `exchange.rs`: TLS and the verification; `answer.rs`: what its
+//!   answer means; `chain.rs`: certificates
 //! - `targets.rs`: every target
 //! - `clock.rs`: our clock against theirs
 //!
-//! No event is sent and nothing is changed, so it may run beside a relay. What waits for the network or the disk runs at
-//! the same time, each within a limit; the lines come in one order all the same. No line holds a token, a key, a
+//! No event is sent and nothing is changed, so it may run beside a relay. What waits for the network or the disk runs
+//! at the same time, each within a limit; the lines come in one order all the same. No line holds a token, a key, a
 //! signature or a query.
 
 mod accounts;
+mod answer;
 mod chain;
 mod clock;
 mod exchange;
@@ -41,14 +43,16 @@ use crate::config::Config;
 
 /// As long as WeChat waits for an answer.
 const LIMIT: Duration = Duration::from_secs(5);
+/// As clap ends with.
+const WRONG_ARGUMENTS: u8 = 2;
 
 /// `wxrelay doctor`
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The server URL as it stands in WeChat's console, looked at as WeChat does; may be repeated. The account is the one
-    /// with its path, or the only one
+    /// The server URL as it stands in WeChat's console, looked at as WeChat does; may be repeated. The account is the
+    /// one with its path, or the only one
     #[arg(long, value_name = "[ACCOUNT=]URL")]
     url: Vec<Named>,
     /// Connect to this address instead of the one that --url leads to: before the name is in the DNS, or behind a NAT
@@ -65,7 +69,14 @@ pub struct Args {
 /// Prints a line a check; exit code 1 if one failed.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Arc::new(args.config.load()?);
-    let urls = args.url.iter().map(|named| Public::of(named, &config)).collect::<Result<Vec<_>, _>>()?;
+    let urls: Vec<_> = match args.url.iter().map(|named| Public::of(named, &config)).collect() {
+        Ok(urls) => urls,
+        Err(unassigned) => {
+            let unassigned: public::Unassigned = unassigned;
+            writeln!(io::stderr(), "{unassigned}")?;
+            return Ok(WRONG_ARGUMENTS.into());
+        }
+    };
     // Shows itself on a terminal alone.
     let progress = ProgressBar::new_spinner().with_message("looking; what does not answer takes up to 5 s");
     progress.enable_steady_tick(Duration::from_millis(200));
@@ -123,7 +134,8 @@ async fn examine(config: &Arc<Config>, urls: Vec<Public>, args: &Args) -> anyhow
 fn settings(config: &Config) -> Vec<Line> {
     let check = Check::new("config", "");
     let counted = format!("accounts: {}, targets: {}, no error", config.accounts.len(), config.targets.len());
-    let warned = config.warnings.iter().map(|warning| check.warning(warning, ""));
+    let remedy = "if it is meant, let it be; else `wxrelay check` shows what the configuration makes";
+    let warned = config.warnings.iter().map(|warning| check.warning(warning, remedy));
     [check.ok(counted)].into_iter().chain(warned).collect()
 }
 
@@ -147,8 +159,8 @@ async fn all<T: Send + 'static>(futures: impl Iterator<Item = impl Future<Output
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Work that may hang in the system, in a thread that the end of the command does not wait for. `None` if it is not done
-/// within `limit`.
+/// Work that may hang in the system, in a thread that the end of the command does not wait for. `None` if it is not
+/// done within `limit`.
 async fn aside<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, result) = oneshot::channel();
     let thread = std::thread::Builder::new().name("doctor".to_owned());

@@ -5,12 +5,12 @@
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::str::FromStr;
-use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
 
+use super::answer;
 use super::chain::{Authorities, Leaf, Trust};
 use super::clock::is_here;
 use super::exchange::{Refused, Verified, handshake, verify};
@@ -18,7 +18,6 @@ use super::report::{Check, Findings, Line, PeerClock};
 use super::{LIMIT, all, aside};
 use crate::cli::simulate::{Failure, ServerUrl};
 use crate::config::Config;
-use crate::deliver::Unverified;
 use crate::push::Account;
 use crate::wechat::Mode;
 
@@ -132,7 +131,7 @@ pub(super) async fn check(public: Public, connect: Option<SocketAddr>, trust: Au
     let verified =
         verified.unwrap_or_else(|_| Verified { result: Err(Refused::NoAnswer(Failure::Timeout)), date: None });
     let took = started.elapsed();
-    findings.lines.push(answer(&of("verification"), &account, verified.result, took));
+    findings.lines.push(answer::line(&of("verification"), &account, verified.result, took));
     if let Some(date) = verified.date {
         findings.clocks.push(PeerClock::of(shown(&url), date, took, here));
     }
@@ -198,10 +197,11 @@ async fn name(check: &Check, url: &ServerUrl, elsewhere: bool, findings: &mut Fi
                 [_] => format!("{address} is {why} address, where WeChat cannot come"),
                 _ => format!("{shown}: {address} is {why} address, where WeChat cannot come"),
             },
-            "the name must lead to a public address; if that is so outside and only this network sees another, all is well",
+            "the name must lead to a public address; if that is so outside and only this network sees another, all is \
+             well",
         ),
         None if addresses.iter().all(SocketAddr::is_ipv6) => {
-            check.warning(format!("{shown}: IPv6 only"), "add an A record: WeChat's pushes are known to come by IPv4")
+            check.warning(format!("{shown}: IPv6 only"), "add an A record: no push of WeChat by IPv6 is known")
         }
         None => check.ok(if elsewhere { format!("{shown}, not gone to because of --connect") } else { shown }),
     });
@@ -252,8 +252,8 @@ async fn port(
     findings.lines.push(match (&stream, connect) {
         (None, _) => check.failed(
             format!("no connection ({lost})"),
-            "open it in every firewall and security group on the way; from behind a NAT that does not let you out and in \
-             again, give --connect with the inner address, or ask from outside: wxrelay simulate verify --to URL",
+            "open it in every firewall and security group on the way; from behind a NAT that does not let you out and \
+             in again, give --connect with the inner address, or ask from outside: wxrelay simulate verify --to URL",
         ),
         (Some(_), _) if !lost.is_empty() => {
             check.warning(format!("open, but not at {lost}"), "take that address out of the DNS, or let it answer")
@@ -268,50 +268,6 @@ async fn reach(address: SocketAddr) -> Result<TcpStream, String> {
     match timeout(LIMIT, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|error| error.to_string()),
         Err(_) => Err(format!("nobody answers within {LIMIT:?}")),
-    }
-}
-
-fn answer(check: &Check, account: &Account, result: Result<(), Refused>, took: Duration) -> Line {
-    let name = &account.name;
-    let refused = match result {
-        Ok(()) => return check.ok(format!("taken, by the token of accounts.{name}, {} ms", took.as_millis())),
-        Err(refused) => refused,
-    };
-    let who = "is it this relay, with this configuration, that answers there?";
-    match refused {
-        Refused::Answer(Unverified::Redirect { status, to }) => check.failed(
-            format!("answered {status}, a redirect{}, which WeChat does not follow", to.map(|to| format!(" to {to}")).unwrap_or_default()),
-            "enter the final URL in WeChat's console, or have this one answered without a redirect",
-        ),
-        Refused::Answer(Unverified::Refused(status)) => check.failed(
-            format!("answered {status}: the token of accounts.{name} is not taken"),
-            format!("{who} A firewall that refuses HTTP/1.0 or `Mozilla/4.0` answers so too, and so does the relay when its clock is wrong"),
-        ),
-        Refused::Answer(Unverified::NotFound) => check.failed(
-            "answered 404: nothing is at this path",
-            format!("compare it with accounts.{name}.path and with what the proxy in front makes of it"),
-        ),
-        Refused::Answer(Unverified::Status(400)) => {
-            check.failed("answered 400: our query did not arrive whole", "let the proxy in front pass the query on")
-        }
-        Refused::Answer(Unverified::Status(status @ 502..=504)) => check.failed(
-            format!("answered {status}: nobody behind it is ready"),
-            "is the relay running, and does the proxy in front lead to server.listen?",
-        ),
-        Refused::Answer(Unverified::Status(status)) => check.failed(format!("answered {status}, expected 200"), who),
-        Refused::Answer(Unverified::NoGet) => check.failed("answered 405: GET is not taken", who),
-        Refused::Answer(Unverified::Other(text)) => {
-            check.failed(format!("answered 200 with something else than the echostr: `{text}`"), who)
-        }
-        Refused::Answer(Unverified::Repeated) => {
-            check.failed("answered 200 with a page that repeats our request", who)
-        }
-        Refused::Answer(Unverified::Empty) => check.failed("answered 200 without a body", who),
-        Refused::Chunked => check.failed(Refused::Chunked, "switch buffering or chunking off in the proxy in front"),
-        Refused::NoAnswer(Failure::Timeout) => {
-            check.failed(format!("no full answer within the {LIMIT:?} that WeChat waits"), who)
-        }
-        other @ (Refused::Answer(_) | Refused::NoAnswer(_) | Refused::Random(_)) => check.failed_by(other),
     }
 }
 

@@ -65,10 +65,10 @@ impl Check {
         self.with_remedy(Verdict::Failed, &text, &remedy)
     }
 
-    /// Something is wrong, told by an error of the form `what; remedy`.
+    /// Something is wrong, told by an error of the form `what; remedy`, or by one that only the other side can explain.
     pub(super) fn failed_by(&self, error: impl fmt::Display) -> Line {
         let told = error.to_string();
-        let (text, remedy) = told.rsplit_once("; ").unwrap_or((&told, ""));
+        let (text, remedy) = told.rsplit_once("; ").unwrap_or((&told, "look into the log of what answers there"));
         self.failed(text, remedy)
     }
 
