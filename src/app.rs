@@ -22,11 +22,8 @@ use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
 use crate::push::{Accounts, Line};
 use crate::queue::Queue;
-use crate::server::{Bound, stack, tls};
+use crate::server::{Bound, stack, tls, watch};
 use crate::{admin, queue, server};
-
-/// How often the certificate's files are looked at.
-const CERTIFICATE_WATCH: Duration = Duration::from_secs(30);
 
 /// Why the relay does not start.
 #[derive(Debug, thiserror::Error)]
@@ -85,8 +82,8 @@ impl App {
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
         let line = Arc::new(Line::new(accounts, queue.clone(), metrics.clone(), config.server.max_body));
 
-        let tls = config.server.tls.as_ref().map(|files| tls::Acceptor::load(files, config.server.http2));
-        let tls = tls.transpose()?;
+        let files = &config.server.tls;
+        let tls = (!files.is_empty()).then(|| tls::Acceptor::load(files, config.server.http2)).transpose()?;
         let mut push_listeners = Vec::new();
         for listen in &config.server.listen {
             push_listeners.extend(server::bind(listen).await?);
@@ -174,7 +171,7 @@ impl App {
         servers.push(tokio::spawn(push_server));
         servers.push(tokio::spawn(admin_server));
         if let Some(acceptor) = self.tls.clone() {
-            tokio::spawn(watch_certificate(acceptor, self.metrics.clone(), self.stop_pushes.clone()));
+            tokio::spawn(watch::certificates(acceptor, self.metrics.clone(), self.stop_pushes.clone()));
         }
     }
 
@@ -203,7 +200,7 @@ impl App {
         let policies = policies(&config)?;
         if let Some(acceptor) = &self.tls {
             acceptor.reload()?;
-            tell_expiry(acceptor, &self.metrics);
+            watch::tell_expiries(acceptor, &self.metrics);
         }
         for key in needing_restart(&self.config(), &config) {
             tracing::warn!(key, "this change needs a restart");
@@ -341,26 +338,4 @@ fn announce(listener: &str, bound: &[Bound]) -> Vec<String> {
         tracing::info!(listener, address, "listening");
     }
     addresses
-}
-
-/// Takes up a renewed certificate, and tells when the one in use ends.
-async fn watch_certificate(acceptor: tls::Acceptor, metrics: Arc<Metrics>, stop: CancellationToken) {
-    loop {
-        match acceptor.reload_if_changed() {
-            Ok(true) => tracing::info!("a renewed certificate is in use"),
-            Ok(false) => {}
-            Err(error) => tracing::warn!(%error, "the changed certificate can't be used; the old one stays in use"),
-        }
-        tell_expiry(&acceptor, &metrics);
-        tokio::select! {
-            () = tokio::time::sleep(CERTIFICATE_WATCH) => {}
-            () = stop.cancelled() => return,
-        }
-    }
-}
-
-fn tell_expiry(acceptor: &tls::Acceptor, metrics: &Metrics) {
-    if let Some(end) = acceptor.expires() {
-        metrics.tls_expiry(end);
-    }
 }

@@ -176,7 +176,12 @@ impl Metrics {
             paused: gauges(at, "wxrelay_target_paused", "1 while the target is paused by hand.", &["target"]),
             up: gauges(at, "wxrelay_target_up", "0 while the target keeps failing and gets only probes.", &["target"]),
             config_info: gauges(at, "wxrelay_config_info", "The configuration in use.", &["sha256", "generation"]),
-            tls_expiry: gauges(at, "wxrelay_tls_expiry_timestamp_seconds", "When the served certificate ends.", &[]),
+            tls_expiry: gauges(
+                at,
+                "wxrelay_tls_expiry_timestamp_seconds",
+                "When a served certificate ends.",
+                &["cert"],
+            ),
             backlogged: Mutex::default(),
             commit_duration: registered(
                 at,
@@ -265,10 +270,10 @@ impl Metrics {
         self.config_info.with_label_values(&[sha256, &generation.to_string()]).set(1);
     }
 
-    /// Says when the served certificate ends, in seconds since the epoch; before the first call there is no series, so
-    /// that an alert on "soon" stays quiet where TLS ends elsewhere.
-    pub fn tls_expiry(&self, timestamp: i64) {
-        self.tls_expiry.with_label_values::<&str>(&[]).set(timestamp);
+    /// Says when a served certificate ends, by its file, in seconds since the epoch; before the first call there is no
+    /// series, so that an alert on "soon" stays quiet where TLS ends elsewhere.
+    pub fn tls_expiry(&self, cert: &str, timestamp: i64) {
+        self.tls_expiry.with_label_values(&[cert]).set(timestamp);
     }
 
     /// Everything in Prometheus' text format.

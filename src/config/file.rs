@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-pub(super) use super::given::{Elsewhere, List, ListOrTable, OrTable, Scalar, SecretSource, SecretSources};
+pub(super) use super::given::{Elsewhere, List, ListOrTable, OrTable, Scalar, SecretSource, SecretSources, Tables};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
@@ -29,7 +29,7 @@ pub(super) struct File {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Server {
     pub(super) listen: Option<List>,
-    pub(super) tls: Option<Tls>,
+    pub(super) tls: Option<Tables<Tls>>,
     pub(super) trusted_proxies: Option<List>,
     pub(super) proxy_protocol: Option<Scalar>,
     pub(super) http2: Option<Scalar>,

@@ -54,6 +54,13 @@ pub(super) enum ListOrTable<T> {
     Table(T),
 }
 
+/// A table, or a list of such.
+#[derive(Debug)]
+pub(super) enum Tables<T> {
+    One(T),
+    Several(Vec<T>),
+}
+
 // === impl Deserialize ===
 
 impl<'de> Deserialize<'de> for Scalar {
@@ -216,6 +223,28 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ListOrTable<T> {
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<ListOrTable<T>, A::Error> {
                 T::deserialize(MapAccessDeserializer::new(table)).map(ListOrTable::Table)
+            }
+        }
+        deserializer.deserialize_any(Any(PhantomData))
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tables<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Any<T> {
+            type Value = Tables<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a table or a list of tables")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, items: A) -> Result<Tables<T>, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(items)).map(Tables::Several)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Tables<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(table)).map(Tables::One)
             }
         }
         deserializer.deserialize_any(Any(PhantomData))

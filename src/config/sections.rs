@@ -20,7 +20,7 @@ const SHORT_TOKEN: usize = 16;
 pub(super) fn server(scope: &Scope<'_>, file: &file::Server) -> server::Settings {
     let default = vec!["0.0.0.0:8080".to_owned()];
     let listen = listen_list(&scope.at("listen"), file.listen.as_ref().map_or(&default, |list| &list.0));
-    let tls = file.tls.as_ref().map(|tls| tls_files(&scope.at("tls"), tls));
+    let tls = file.tls.as_ref().map_or_else(Vec::new, |tls| tls_list(&scope.at("tls"), tls));
     let proxies = file.trusted_proxies.as_ref().map_or(&[][..], |list| &list.0);
     let proxy_protocol = scope.read("proxy_protocol", &file.proxy_protocol, value::boolean).unwrap_or(false);
     let all_unix = listen.iter().all(|place| matches!(place, Listen::Unix(_)));
@@ -30,7 +30,7 @@ pub(super) fn server(scope: &Scope<'_>, file: &file::Server) -> server::Settings
     }
     server::Settings {
         listen,
-        tls: tls.flatten(),
+        tls,
         trusted_proxies: networks(&scope.at("trusted_proxies"), proxies),
         proxy_protocol,
         http2: scope.read("http2", &file.http2, value::boolean).unwrap_or(false),
@@ -58,6 +58,19 @@ fn listen(scope: &Scope<'_>, text: &str) -> Option<Listen> {
     match scope.parse(text, value::listen)? {
         Listen::Unix(path) => Some(Listen::Unix(scope.resolve(&path.to_string_lossy()))),
         place @ (Listen::Tcp(_) | Listen::Systemd) => Some(place),
+    }
+}
+
+/// One certificate, or several by name, the default first.
+fn tls_list(scope: &Scope<'_>, file: &file::Tables<file::Tls>) -> Vec<TlsFiles> {
+    match file {
+        file::Tables::One(tls) => tls_files(scope, tls).into_iter().collect(),
+        file::Tables::Several(list) => {
+            if list.is_empty() {
+                scope.fault(Problem::Missing("at least one { cert = \"..\", key = \"..\" }, or server.tls left out"));
+            }
+            list.iter().enumerate().filter_map(|(index, tls)| tls_files(&scope.nth(index), tls)).collect()
+        }
     }
 }
 

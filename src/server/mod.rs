@@ -3,7 +3,8 @@
 //! - `socket.rs`: [`bind`], the listening sockets
 //! - `mod.rs`: [`serve`], one accept loop per socket and one task per connection
 //! - `stack.rs`: [`stack::around`], the layers that any public service wants
-//! - `tls.rs`: [`tls::Acceptor`], certificates that can be loaded anew; `certificate.rs`: when they end
+//! - `tls.rs`: [`tls::Acceptor`], certificates that can be loaded anew; `certificate.rs`: when they end;
+//!   `watch.rs`: taken up when renewed, told of when they end soon
 //! - `peer.rs`: [`Peer`], whom a request comes from; `proxied.rs`: what the PROXY protocol says of that
 //!
 //! Invariants: nothing a client does or leaves undone holds up the accept loop: handshake and headers are read in the
@@ -18,6 +19,7 @@ mod proxied;
 mod socket;
 pub mod stack;
 pub mod tls;
+pub mod watch;
 
 use std::fmt::{self, Display};
 use std::io;
@@ -56,8 +58,8 @@ use crate::telemetry::Seldom;
 pub struct Settings {
     /// Where pushes are taken.
     pub listen: Vec<Listen>,
-    /// The certificate to serve, if TLS ends here.
-    pub tls: Option<TlsFiles>,
+    /// The certificates to serve, the default first; none if TLS does not end here.
+    pub tls: Vec<TlsFiles>,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// Whether every connection begins with a PROXY header, from one of `trusted_proxies`.

@@ -9,6 +9,7 @@ mod allow_from;
 mod audit;
 mod bad_replies;
 mod breaker;
+mod certificates;
 mod commands;
 mod config;
 mod corpus;

@@ -111,7 +111,7 @@ pub(crate) async fn over_tls_from(source: &str, address: &str, files: &Certifica
     soon("an answer over TLS", exchange).await.expect("TLS and an answer")
 }
 
-/// A certificate for `localhost` that is its own authority, and its key, as files.
+/// A certificate, if not said otherwise for `localhost`, that is its own authority, and its key, as files.
 pub(crate) struct Certificate(TempDir);
 
 impl Certificate {
@@ -121,10 +121,25 @@ impl Certificate {
         files
     }
 
-    fn renew(&self) {
-        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
-        fs::write(self.cert(), made.cert.pem()).expect("it can be written");
-        fs::write(self.key(), made.signing_key.serialize_pem()).expect("it can be written");
+    /// For other names, and until the beginning of that year.
+    pub(crate) fn of(names: &[&str], end: i32) -> Self {
+        let files = Self(tempfile::tempdir().expect("a temporary folder"));
+        files.write(names, end);
+        files
+    }
+
+    pub(crate) fn renew(&self) {
+        self.write(&["localhost"], 4096);
+    }
+
+    pub(crate) fn write(&self, names: &[&str], end: i32) {
+        let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
+        let mut params = rcgen::CertificateParams::new(names).expect("sound names");
+        params.not_after = rcgen::date_time_ymd(end, 1, 1);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let made = params.self_signed(&key).expect("a certificate");
+        fs::write(self.cert(), made.pem()).expect("it can be written");
+        fs::write(self.key(), key.serialize_pem()).expect("it can be written");
     }
 
     pub(crate) fn cert(&self) -> String {
@@ -139,7 +154,7 @@ impl Certificate {
         Path::join(self.0.path(), name).to_str().expect("a path of text").to_owned()
     }
 
-    fn der(&self) -> CertificateDer<'static> {
+    pub(crate) fn der(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.cert()).expect("it was written so")
     }
 

@@ -51,7 +51,7 @@ impl Flags {
             // The relay's own listener takes nobody but the load balancer.
             return Ok((account.credentials.clone(), None));
         }
-        let url = server_url(&config.server.listen, config.server.tls.is_some(), &account.path);
+        let url = server_url(&config.server.listen, !config.server.tls.is_empty(), &account.path);
         Ok((account.credentials.clone(), url))
     }
 }
