@@ -57,6 +57,7 @@ class Monitoring:
         run("promtool", "check", "rules", RULES / "alerts.yml")
         run("promtool", "test", "rules", RULES / "alerts_test.yml", RULES / "alerts_days_test.yml")
         run("promtool", "check", "config", "--syntax-only", RULES / "prometheus.yml")
+        run("promtool", "check", "config", "--syntax-only", DEPLOY / "docker" / "prometheus.yml")
         played = "".join((RULES / name).read_text() for name in ("alerts_test.yml", "alerts_days_test.yml"))
         rules = re.findall(r"- alert: (\w+)", (RULES / "alerts.yml").read_text())
         expect([rule for rule in rules if f'alertname="{rule}"' not in played], [], "alerts that no test makes fire")
