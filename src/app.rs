@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::push::{Accounts, Line};
 use crate::queue::Queue;
 use crate::server::{Bound, stack, tls, watch};
+use crate::tail::Tail;
 use crate::{admin, queue, server};
 
 /// Why the relay does not start.
@@ -53,6 +54,7 @@ pub struct App {
     dispatcher: Arc<Dispatcher>,
     queue: Queue,
     metrics: Arc<Metrics>,
+    tail: Tail,
     ready: admin::Ready,
     tls: Option<tls::Acceptor>,
     config: Mutex<Arc<Config>>,
@@ -70,17 +72,17 @@ impl App {
     /// Starts everything; on return pushes are taken.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let started = UnixMillis::now();
-        let metrics = Metrics::new();
+        let (metrics, tail) = (Metrics::new(), Tail::default());
         let queue = Queue::open(&config.queue, {
             let commits = metrics.commit_duration.clone();
             move |took| commits.observe(took.as_secs_f64())
         })?;
         metrics.queue_max_bytes.set(i64::try_from(config.queue.max_size).unwrap_or(i64::MAX));
         let paused = queue.paused().await?;
-        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), paused));
+        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), tail.clone(), paused));
         let policies = policies(&config)?;
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
-        let line = Arc::new(Line::new(accounts, queue.clone(), metrics.clone(), config.server.max_body));
+        let line = Line::new(accounts, queue.clone(), metrics.clone(), tail.clone(), config.server.max_body);
 
         let files = &config.server.tls;
         let tls = (!files.is_empty()).then(|| tls::Acceptor::load(files, config.server.http2)).transpose()?;
@@ -95,10 +97,11 @@ impl App {
         dispatcher.apply(policies);
         let (reload, reloads) = mpsc::channel(1);
         let app = Arc::new(Self {
-            line,
+            line: Arc::new(line),
             dispatcher,
             queue,
             metrics,
+            tail,
             ready: admin::Ready::default(),
             tls,
             drain: config.server.drain,
@@ -156,6 +159,7 @@ impl App {
                     Box::pin(async move { dispatcher.pause(&target, paused).await })
                 })
             },
+            tail: self.tail.clone(),
             reload,
         };
         let admin = admin::service(state, &config.admin);
@@ -290,6 +294,7 @@ impl App {
         if tokio::time::timeout_at(deadline, settled).await.is_err() {
             tracing::warn!("attempts under way are cut off; their deliveries stay pending");
         }
+        self.tail.close();
         self.stop_admin.cancel();
         for server in servers {
             server.await.ok();

@@ -7,7 +7,7 @@
 //! | 5 | [`cli`] | one file per command |
 //! | 4 | [`app`], [`config`] | the wiring, and what an operator may set |
 //! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; a push's way in; the way out |
-//! | 2 | [`queue`], [`deliver`] | the durable store; HTTP out |
+//! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; news for who watches |
 //! | 1 | [`wechat`], [`event`], [`route`], [`backoff`] | pure: protocol, event, routing, schedule |
 //! | 0 | [`secret`], [`clock`], [`metrics`], [`telemetry`] | ground |
 //!
@@ -30,5 +30,6 @@ pub mod secret;
 pub mod server;
 #[cfg(test)]
 mod simulation;
+pub mod tail;
 pub mod telemetry;
 pub mod wechat;

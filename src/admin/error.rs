@@ -53,6 +53,8 @@ pub(super) enum Error {
     Replay(#[source] serde_json::Error),
     #[error("which events? give one of account, event, from, target, state, since, until, or `all` as true")]
     NoFilter,
+    #[error("{0} watch already, and no more can")]
+    TooManyWatch(usize),
     #[error("a target's deliveries can't be redirected to itself")]
     ToItself,
     #[error("`to`: there is no target of this name in the configuration")]
@@ -80,7 +82,7 @@ impl Error {
             | Self::ToItself
             | Self::NotConfigured => StatusCode::BAD_REQUEST,
             Self::Reload(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Store(_) | Self::NoStats | Self::NoReload => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(_) | Self::NoStats | Self::NoReload | Self::TooManyWatch(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Bug => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

@@ -11,6 +11,7 @@
 //! | `GET /api/events/{id}` | events.rs | one event with every attempt |
 //! | `POST /api/events/replay` | replay.rs | a page of the events of a filter is delivered again |
 //! | `POST /api/events/{id}/replay` | replay.rs | one event is delivered again |
+//! | `GET /api/tail` | tail.rs | each push and each attempt as it happens, as server-sent events |
 //! | `GET /api/targets` | targets.rs | what waits for each target |
 //! | `POST /api/targets/{name}/pause`, `/resume` | targets.rs | it gets no attempts, or again |
 //! | `POST /api/targets/{name}/retry-dead` | targets.rs | dead letters become pending again |
@@ -33,6 +34,7 @@ mod metrics;
 mod reload;
 mod replay;
 mod status;
+mod tail;
 mod targets;
 
 use std::path::PathBuf;
@@ -52,6 +54,7 @@ use crate::metrics::Metrics;
 use crate::queue::{self, Inspect, Obstacle, Queue};
 use crate::secret::Secret;
 use crate::server::Listen;
+use crate::tail::Tail;
 
 pub use health::Ready;
 pub use reload::Reload;
@@ -87,6 +90,8 @@ pub struct State {
     pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
     /// Pauses the target of that name, or with `false` resumes it.
     pub pause: Pause,
+    /// What happens, as it happens.
+    pub tail: Tail,
     /// Where requests to reload go.
     pub reload: mpsc::Sender<Reload>,
 }
@@ -107,6 +112,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/events/{id}", get(events::show))
         .route("/api/events/replay", post(replay::page))
         .route("/api/events/{id}/replay", post(replay::one))
+        .route("/api/tail", get(tail::tail))
         .route("/api/targets", get(targets::list))
         .route("/api/targets/{name}/pause", post(targets::pause))
         .route("/api/targets/{name}/resume", post(targets::resume))

@@ -38,6 +38,7 @@ impl Relay {
             ready: Ready::default(),
             status: Arc::new(|| json!({ "version": "1.2.3", "targets": [{ "name": "crm" }, { "name": "quiet" }] })),
             pause: Arc::new(|_, _| Box::pin(async { Ok(()) })),
+            tail: Tail::default(),
             reload,
         };
         state.ready.set_ready();

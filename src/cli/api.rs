@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{Method, Request, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
@@ -48,55 +49,59 @@ impl<'c> Api<'c> {
     }
 
     /// One request, one JSON answer; a text answer comes as a JSON string.
+    #[expect(clippy::disallowed_methods, reason = "the body is limited")]
     pub(super) async fn call(
         &self,
         method: Method,
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
-        let listen = &self.config.admin.listen;
         let patience = if method == Method::GET { PATIENCE } else { LONG_PATIENCE };
         let exchange = async {
-            match (listen, listen.reachable()) {
-                (Listen::Unix(socket), _) => {
-                    let stream = UnixStream::connect(socket).await.with_context(|| silent(listen))?;
-                    self.exchange(stream, method, path, body).await
-                }
-                (_, Some(address)) => {
-                    let stream = TcpStream::connect(address).await.with_context(|| silent(listen))?;
-                    self.exchange(stream, method, path, body).await
-                }
-                (_, None) => bail!(silent(listen)),
-            }
+            let answer = self.send(method, path, body).await?;
+            let status = answer.status();
+            let read = Limited::new(answer.into_body(), ANSWER_CAP).collect().await;
+            let text = read.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
+            let text = String::from_utf8_lossy(&text);
+            Ok((status, serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.trim().to_owned()))))
         };
         tokio::time::timeout(patience, exchange).await.context("the relay does not answer")?
     }
 
-    #[expect(clippy::disallowed_methods, reason = "the body is limited")]
-    async fn exchange(
-        &self,
-        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        method: Method,
-        path: &str,
-        body: Option<&Value>,
-    ) -> anyhow::Result<(StatusCode, Value)> {
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let connection = tokio::spawn(connection);
+    /// A question, and the answer's head: its body comes as the relay says it, without end perhaps.
+    pub(super) async fn open(&self, path: &str) -> anyhow::Result<Response<Incoming>> {
+        let answer = self.send(Method::GET, path, None);
+        tokio::time::timeout(PATIENCE, answer).await.context("the relay does not answer")?
+    }
+
+    /// Sends a request on a connection of its own, which lasts as long as the answer is read.
+    async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Response<Incoming>> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
+        tokio::spawn(connection);
         let mut request = Request::builder().method(method).uri(path).header(HOST, "localhost");
         if let Some(token) = &self.config.admin.token {
             request = request.header(AUTHORIZATION, format!("Bearer {}", token.expose()));
         }
         let body = body.map_or_else(Bytes::new, |body| body.to_string().into());
         let request = request.header(CONTENT_TYPE, "application/json").body(Full::new(body))?;
-        let answer = sender.send_request(request).await?;
-        let status = answer.status();
-        let read = Limited::new(answer.into_body(), ANSWER_CAP).collect().await;
-        let text = read.map_err(|error| anyhow::anyhow!(error))?.to_bytes();
-        connection.abort();
-        let text = String::from_utf8_lossy(&text);
-        Ok((status, serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.trim().to_owned()))))
+        Ok(sender.send_request(request).await?)
+    }
+
+    async fn connect(&self) -> anyhow::Result<Box<dyn Wire>> {
+        let listen = &self.config.admin.listen;
+        let silent = || silent(listen);
+        Ok(match (listen, listen.reachable()) {
+            (Listen::Unix(socket), _) => Box::new(UnixStream::connect(socket).await.with_context(silent)?),
+            (_, Some(address)) => Box::new(TcpStream::connect(address).await.with_context(silent)?),
+            (_, None) => bail!(silent()),
+        })
     }
 }
+
+/// A connection, whatever it is made of.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 
 fn silent(listen: &Listen) -> String {
     format!("no relay answers at admin.listen = \"{listen}\"; is it running, with this configuration?")

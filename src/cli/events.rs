@@ -1,4 +1,4 @@
-//! `wxrelay events`: finds events, tells all about one, delivers them again.
+//! `wxrelay events`: finds events, tells all about one, follows what happens, delivers them again.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
-use super::{ConfigArgs, replay};
+use super::{ConfigArgs, replay, tail};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::view::{AttemptDetail, Detail, Summary};
@@ -37,6 +37,8 @@ enum Action {
         #[arg(long)]
         text: bool,
     },
+    /// Follow what the relay does: each push and each attempt as it happens, until Ctrl-C
+    Tail(tail::Args),
     /// Deliver events again, under the same ids: one, or those of a filter
     Replay(replay::Args),
 }
@@ -86,15 +88,17 @@ impl FilterArgs {
     }
 }
 
-/// Reads the store itself, so it works while a relay runs and while none does; replays through the relay while it runs.
+/// Reads the store itself, so it works while a relay runs and while none does; replays through the relay while it runs,
+/// and follows a relay that runs.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
-    let store = Inspect::open(&config.queue.path)?;
+    let store = || Inspect::open(&config.queue.path);
     match args.action {
-        Action::Ls(ls) => list(&store, ls, args.json),
-        Action::Show { id, text } => show(&store, id, text, args.json),
+        Action::Ls(ls) => list(&store()?, ls, args.json),
+        Action::Show { id, text } => show(&store()?, id, text, args.json),
+        Action::Tail(tail) => tail::run(&config, &tail, args.json).await,
         Action::Replay(replay) => {
-            drop(store);
+            drop(store()?);
             replay::run(&config, replay, args.json).await
         }
     }

@@ -19,6 +19,7 @@ mod service;
 pub mod simulate;
 pub mod sink;
 mod store;
+mod tail;
 pub mod targets;
 
 use std::path::PathBuf;
@@ -64,7 +65,7 @@ pub enum Command {
     Simulate(simulate::Args),
     /// Act as a handler: verify and print deliveries; reply, fail or stall on request
     Sink(sink::Args),
-    /// Find events, tell all about one, deliver them again
+    /// Find events, tell all about one, follow what happens, deliver them again
     Events(events::Args),
     /// List, pause and resume targets; drop or redirect what waits for one
     Targets(targets::Args),

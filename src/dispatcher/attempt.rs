@@ -14,6 +14,7 @@ use crate::deliver::{Order, Outcome, Report, Role};
 use crate::event::{Event, EventId};
 use crate::metrics::TargetMetrics;
 use crate::queue::{Attempt, Choice, Lease, Note, Queue, Settlement, State, Verdict};
+use crate::tail::{self, News, Tail};
 use crate::telemetry;
 
 /// Between two tries to settle while the store fails (a full disk).
@@ -23,6 +24,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct Bench {
     pub(super) queue: Queue,
     pub(super) metrics: TargetMetrics,
+    tail: Tail,
     /// What is still to be noted of attempts that are settled.
     pub(super) notes: TaskTracker,
     stop: CancellationToken,
@@ -49,8 +51,8 @@ pub(super) struct Unsettled {
 }
 
 impl Bench {
-    pub(super) fn new(queue: Queue, metrics: TargetMetrics, stop: CancellationToken) -> Self {
-        Self { queue, metrics, notes: TaskTracker::new(), stop }
+    pub(super) fn new(queue: Queue, metrics: TargetMetrics, tail: Tail, stop: CancellationToken) -> Self {
+        Self { queue, metrics, tail, notes: TaskTracker::new(), stop }
     }
 
     /// Makes the attempt that `lease` allows; what it led to is to be settled. A `probe` of a target that is down does
@@ -142,24 +144,47 @@ impl Bench {
 
     fn tell(&self, policy: &Policy, event: &Event, attempt: u32, outcome: &'static str, report: Option<&Report>) {
         let (status, took, error) = match report {
-            Some(report) => (report.status.map(|s| s.as_u16()), report.duration, report.error.as_deref()),
+            Some(report) => (report.status, report.duration, report.error.as_deref()),
             None => {
                 self.metrics.delivery(outcome);
                 (None, Duration::ZERO, None)
             }
         };
+        let status = status.map(|status| status.as_u16());
+        let duration_ms = took.as_secs_f64() * 1e3;
+        let kind = event.message.kind();
+        let openid = telemetry::openid(policy.openids, event.message.from_user());
+        let stamp = event.message.create_time().and_then(|stamp| i64::try_from(stamp).ok());
         tracing::info!(
             event = %event.id,
             account = %event.account,
+            kind,
             target = %policy.upstream.target().name,
             attempt,
             outcome,
             status,
-            duration_ms = took.as_secs_f64() * 1e3,
+            duration_ms,
             error,
-            openid = %telemetry::openid(policy.openids, event.message.from_user()),
+            openid = %openid,
+            stamp,
             "attempt"
         );
+        self.tail.tell(|| {
+            News::Attempt(tail::Attempt {
+                at: UnixMillis::now(),
+                event: event.id,
+                account: event.account.clone(),
+                kind,
+                target: policy.upstream.target().name.clone(),
+                attempt,
+                outcome,
+                status,
+                duration_ms,
+                error: error.map(ToOwned::to_owned),
+                openid: openid.into_owned(),
+                stamp,
+            })
+        });
     }
 }
 

@@ -18,8 +18,7 @@ use super::attempt::{Bench, End, Unsettled};
 use super::breaker::Breaker;
 use crate::clock::UnixMillis;
 use crate::deliver::Role;
-use crate::metrics::TargetMetrics;
-use crate::queue::{Error, Inbox, Lease, Leases, Queue};
+use crate::queue::{Error, Inbox, Lease, Leases};
 
 /// How many leases are read from the store at a time: few, as pushes wait meanwhile; and fewer in the simulation, to have
 /// more than one look.
@@ -40,14 +39,12 @@ const IDENTITY_PROBE_WAIT: Duration = Duration::from_secs(5);
 
 /// Serves one target until `stop`, then settles what is under way.
 pub(super) async fn run(
-    queue: Queue,
+    bench: Bench,
     name: Arc<str>,
     inbox: Inbox,
     policy: watch::Receiver<Arc<Policy>>,
-    metrics: TargetMetrics,
     stop: CancellationToken,
 ) {
-    let bench = Arc::new(Bench::new(queue, metrics, stop.clone()));
     let longest_wait = match policy.borrow().upstream.target().role {
         Role::Identity => IDENTITY_PROBE_WAIT,
         Role::Handler => PROBE_WAIT,
@@ -57,7 +54,7 @@ pub(super) async fn run(
         name,
         inbox,
         policy,
-        bench,
+        bench: Arc::new(bench),
         breaker,
         stop,
         ready: VecDeque::new(),

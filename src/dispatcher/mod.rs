@@ -26,7 +26,10 @@ use crate::backoff::Schedule;
 use crate::deliver::{Target, Upstream};
 use crate::metrics::{Metrics, TargetMetrics};
 use crate::queue::{self, Order, Queue};
+use crate::tail::Tail;
 use crate::telemetry::OpenIds;
+
+use attempt::Bench;
 
 /// How many fresh events wait for a target in memory; the rest wait on disk. Few in the simulation, to overflow.
 const INBOX: usize = if cfg!(test) { 4 } else { 1024 };
@@ -89,6 +92,7 @@ impl Policy {
 pub struct Dispatcher {
     queue: Queue,
     metrics: Arc<Metrics>,
+    tail: Tail,
     lanes: Mutex<BTreeMap<Arc<str>, Lane>>,
     /// The targets that get no attempts, configured or not.
     paused: Mutex<BTreeSet<String>>,
@@ -105,9 +109,9 @@ struct Lane {
 
 impl Dispatcher {
     /// A dispatcher without lanes; these targets are paused.
-    pub fn new(queue: Queue, metrics: Arc<Metrics>, paused: BTreeSet<String>) -> Self {
+    pub fn new(queue: Queue, metrics: Arc<Metrics>, tail: Tail, paused: BTreeSet<String>) -> Self {
         let (lanes, pausing) = Default::default();
-        Self { queue, metrics, lanes, paused: Mutex::new(paused), pausing, tasks: TaskTracker::new() }
+        Self { queue, metrics, tail, lanes, paused: Mutex::new(paused), pausing, tasks: TaskTracker::new() }
     }
 
     /// Serves exactly these targets from now on, but for those that are paused. A lane whose target goes on is kept,
@@ -186,7 +190,8 @@ impl Dispatcher {
         let stop = CancellationToken::new();
         let inbox = self.queue.subscribe(name.clone(), INBOX);
         let watched = lane.policy.subscribe();
-        self.tasks.spawn(lane::run(self.queue.clone(), name.clone(), inbox, watched, metrics, stop.clone()));
+        let bench = Bench::new(self.queue.clone(), metrics, self.tail.clone(), stop.clone());
+        self.tasks.spawn(lane::run(bench, name.clone(), inbox, watched, stop.clone()));
         lane.stop = Some(stop);
     }
 

@@ -73,7 +73,7 @@ async fn what_is_due_in_hours_goes_out_soon_after_the_clock_is_set_forward() {
     simulated::set(Some(NOW));
     let queue = queue(folder.path());
     push(&queue, NOW.after(3 * HOUR), "o1").await;
-    let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), BTreeSet::new());
+    let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), Tail::default(), BTreeSet::new());
     dispatcher.apply(vec![policy(1)]);
     tokio::time::sleep(Duration::from_secs(10)).await;
     simulated::set(Some(NOW.after(4 * HOUR)));
@@ -94,7 +94,7 @@ fn a_lane_that_has_no_room_for_a_probe_waits_for_room() {
         runtime.unwrap().block_on(async {
             let folder = tempfile::tempdir().unwrap();
             let queue = queue(folder.path());
-            let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), BTreeSet::new());
+            let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), Tail::default(), BTreeSet::new());
             dispatcher.apply(vec![policy(2)]);
             for user in ["mute", "bad", "bad", "bad", "bad", "bad", "bad"] {
                 push(&queue, UnixMillis::now(), user).await;

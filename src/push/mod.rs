@@ -35,6 +35,7 @@ use crate::event::{ContentKey, Event, EventId};
 use crate::metrics::{AccountMetrics, Metrics};
 use crate::queue::{Enqueued, NewEvent, Queue};
 use crate::route;
+use crate::tail::Tail;
 use crate::telemetry::{OpenIds, Seldom};
 use crate::wechat::{Credentials, Opened, Query, Salt};
 
@@ -86,6 +87,7 @@ pub struct Line {
     queue: Queue,
     flights: Flights,
     metrics: Arc<Metrics>,
+    tail: Tail,
     tasks: TaskTracker,
     /// From here on no try is held beyond its budget.
     stop: CancellationToken,
@@ -151,10 +153,10 @@ impl Accounts {
 
 impl Line {
     /// A line into `queue`. Bodies over `max_body` bytes are refused.
-    pub fn new(accounts: Accounts, queue: Queue, metrics: Arc<Metrics>, max_body: usize) -> Self {
+    pub fn new(accounts: Accounts, queue: Queue, metrics: Arc<Metrics>, tail: Tail, max_body: usize) -> Self {
         let accounts = ArcSwap::from_pointee(accounts.with_guards_of(None));
         let (flights, tasks, stop) = (Flights::default(), TaskTracker::new(), CancellationToken::new());
-        Self { accounts, queue, flights, metrics, tasks, stop, max_body }
+        Self { accounts, queue, flights, metrics, tail, tasks, stop, max_body }
     }
 
     /// Takes pushes for these accounts from now on; pushes under way end as they began.
@@ -190,7 +192,7 @@ impl Line {
             self.metrics.account("").push("none", PushError::UnknownPath.label());
             return Ok(PushError::UnknownPath.response());
         };
-        let mut record = Record::new(entry.clone(), accounts.openids, peer, started);
+        let mut record = Record::new(entry.clone(), accounts.openids, self.tail.clone(), peer, started);
         let answer = self.answer(&entry, request, started, &mut record).await;
         let failed = answer.as_ref().is_err_and(|error| error.status().is_server_error());
         record.answered(answer.as_ref().map_or_else(PushError::label, |answer| answer.result), failed);
@@ -218,6 +220,7 @@ impl Line {
             return Err(PushError::Method);
         }
         let query = Query::parse(parts.uri.query().unwrap_or_default())?;
+        record.stamp = Credentials::timestamp(&query).ok();
         if parts.method == Method::GET {
             record.kind = Some("verify");
             let echostr = account.credentials.verify_url(&query)?;
@@ -232,6 +235,7 @@ impl Line {
         let event = Arc::new(self.event(account, &parts, body, &opened, now));
         record.kind = Some(event.message.kind());
         record.openid = Some(event.message.from_user().to_owned());
+        record.stamp = event.message.create_time().and_then(|stamp| i64::try_from(stamp).ok()).or(record.stamp);
 
         let key = ContentKey::of(&event.app_id, &event.message, &event.clear);
         let (seat, twin) = match self.flights.board(key, entry.guard.window().map(|length| started + length)) {

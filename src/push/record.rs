@@ -6,7 +6,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::Entry;
+use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::tail::{News, Push, Tail};
 use crate::telemetry::{self, OpenIds};
 
 /// How a push is counted that nobody waited for to the end.
@@ -16,6 +18,7 @@ const HUNG_UP: &str = "hung_up";
 pub(super) struct Record {
     entry: Arc<Entry>,
     openids: OpenIds,
+    tail: Tail,
     peer: Option<IpAddr>,
     started: Instant,
     /// `verify`, or the kind of the message.
@@ -25,6 +28,8 @@ pub(super) struct Record {
     pub(super) openid: Option<String>,
     /// Whether it comes from outside the account's `allow_from`.
     pub(super) from_elsewhere: bool,
+    /// WeChat's: CreateTime, or until that is known the query's timestamp; in seconds since 1970.
+    pub(super) stamp: Option<i64>,
     /// Whether the failure that WeChat sees is counted already, as one made on purpose.
     pub(super) spent: bool,
     result: &'static str,
@@ -32,11 +37,25 @@ pub(super) struct Record {
 }
 
 impl Record {
-    pub(super) fn new(entry: Arc<Entry>, openids: OpenIds, peer: Option<IpAddr>, started: Instant) -> Self {
+    pub(super) fn new(entry: Arc<Entry>, openids: OpenIds, tail: Tail, peer: Option<IpAddr>, started: Instant) -> Self {
         let from_elsewhere = entry.account.allow_from.as_ref().is_some_and(|from| !from.lists(peer));
-        let (kind, event, openid, spent) = (None, None, None, false);
-        let (result, failed) = (HUNG_UP, true);
-        Self { entry, openids, peer, started, kind, event, openid, from_elsewhere, spent, result, failed }
+        let (kind, event, openid, stamp) = (None, None, None, None);
+        let (spent, result, failed) = (false, HUNG_UP, true);
+        Self {
+            entry,
+            openids,
+            tail,
+            peer,
+            started,
+            kind,
+            event,
+            openid,
+            stamp,
+            from_elsewhere,
+            spent,
+            result,
+            failed,
+        }
     }
 
     /// The request has its answer; `failed` says whether WeChat takes it for a failure of ours.
@@ -74,15 +93,22 @@ impl Drop for Record {
         if self.from_elsewhere {
             self.tell_of_elsewhere();
         }
+        let (event, result, stamp, duration_ms) = (self.event, self.result, self.stamp, took.as_secs_f64() * 1e3);
+        let openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid).into_owned());
         tracing::info!(
             account = %entry.account.name,
             kind,
-            result = self.result,
-            event = self.event.map(tracing::field::display),
+            result,
+            event = event.map(tracing::field::display),
             peer = self.peer.map(tracing::field::display),
-            duration_ms = took.as_secs_f64() * 1e3,
-            openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid).into_owned()),
+            duration_ms,
+            openid,
+            stamp,
             "push"
         );
+        self.tail.tell(|| {
+            let account = entry.account.name.clone();
+            News::Push(Push { at: UnixMillis::now(), event, account, kind, result, duration_ms, openid, stamp })
+        });
     }
 }

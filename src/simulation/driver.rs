@@ -19,6 +19,7 @@ use crate::clock::{UnixMillis, simulated};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
 use crate::queue::{Fate, Faults, Inspect, Order, Queue, Settings, Sweep};
+use crate::tail::Tail;
 
 const START: UnixMillis = UnixMillis(1_795_161_600_000);
 const YEARS: Duration = Duration::from_secs(365_000 * 86_400);
@@ -148,7 +149,7 @@ impl Driver {
         world.state().reader = Some(self.reader());
         world.note(|| "start".to_owned());
         self.check();
-        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), Metrics::new(), BTreeSet::new()));
+        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), Metrics::new(), Tail::default(), BTreeSet::new()));
         let names: Vec<_> = self.specs.keys().cloned().collect();
         names.iter().for_each(|name| world.state().model.lane_begins(name));
         self.apply(&dispatcher);

@@ -43,6 +43,7 @@ mod socket_activation;
 mod statuses;
 mod support;
 mod systemd;
+mod tail;
 mod targets;
 mod tidy;
 mod tls;

@@ -12,7 +12,7 @@ const FLOORS: [(u8, &[&str]); 6] = [
     (5, &["main", "cli"]),
     (4, &["app", "config", "simulation"]),
     (3, &["server", "admin", "push", "dispatcher"]),
-    (2, &["queue", "deliver"]),
+    (2, &["queue", "deliver", "tail"]),
     (1, &["wechat", "route", "backoff", "event"]),
     (0, &["secret", "clock", "metrics", "telemetry"]),
 ];

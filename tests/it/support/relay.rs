@@ -182,6 +182,13 @@ impl Relay {
         run(command).await
     }
 
+    /// Runs a command beside the test, with the relay's configuration.
+    pub(crate) fn spawn(&self, args: &[&str]) -> Running {
+        let mut command = wxrelay(args);
+        command.arg("-c").arg(&self.config);
+        Running::spawn(command)
+    }
+
     /// What `wxrelay audit --json` says; it must find everything accounted for.
     pub(crate) async fn audit(&self) -> Value {
         let finished = self.run(&["audit", "--json"]).await;

@@ -1,0 +1,135 @@
+//! `wxrelay events tail`: each push and each attempt as it happens.
+//!
+//! A relay that cannot be reached at the start is an error. One that goes away later, to be restarted say, is told of on
+//! stderr and asked again every second, until it is back or Ctrl-C ends this. What happened meanwhile is in `events ls`.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use http::{Response, StatusCode};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
+
+use super::api::Api;
+use crate::config::Config;
+
+/// A relay says something every 15 s at least.
+const SILENCE: Duration = Duration::from_secs(45);
+/// Between two tries to reach a relay that has gone away.
+const AGAIN: Duration = Duration::from_secs(1);
+/// No news is nearly as long.
+const LONGEST_LINE: usize = 64 << 10;
+
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// What happens in one account
+    #[arg(long)]
+    account: Option<String>,
+    /// Pushes of one kind and their attempts, as in SCAN or text
+    #[arg(long)]
+    event: Option<String>,
+    /// What comes from one OpenID; also the hash that the log shows
+    #[arg(long)]
+    from: Option<String>,
+    /// Attempts at one target, no pushes
+    #[arg(long)]
+    target: Option<String>,
+}
+
+pub(super) async fn run(config: &Config, args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+    let (api, path) = (Api::of(config)?, args.path());
+    let mut answer = accepted(api.open(&path).await?).await?;
+    loop {
+        let why = follow(answer, json).await?;
+        writeln!(io::stderr(), "-- {why}; trying again every second until it is back, Ctrl-C ends")?;
+        answer = again(&api, &path).await?;
+        writeln!(io::stderr(), "-- connected again; what happened meanwhile is in `wxrelay events ls`")?;
+    }
+}
+
+impl Args {
+    fn path(&self) -> String {
+        let Self { account, event, from, target } = self;
+        let filters = [("account", account), ("event", event), ("from", from), ("target", target)];
+        let given = filters.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        let query = given.map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
+        format!("/api/tail?{}", query.collect::<Vec<_>>().join("&"))
+    }
+}
+
+/// Asks until a relay is there that answers.
+async fn again(api: &Api<'_>, path: &str) -> anyhow::Result<Response<Incoming>> {
+    loop {
+        tokio::time::sleep(AGAIN).await;
+        match api.open(path).await {
+            Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {}
+            Ok(answer) => return accepted(answer).await,
+            Err(_) => {}
+        }
+    }
+}
+
+async fn accepted(answer: Response<Incoming>) -> anyhow::Result<Response<Incoming>> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let mut body = answer.into_body();
+    let said = body.frame().await.and_then(Result::ok).and_then(|frame| frame.into_data().ok()).unwrap_or_default();
+    let said: Value = serde_json::from_slice(&said).unwrap_or_default();
+    bail!("the relay answered {status}: {}", said["error"].as_str().unwrap_or("no reason given"))
+}
+
+/// Prints what comes; returns why no more does.
+async fn follow(answer: Response<Incoming>, json: bool) -> anyhow::Result<&'static str> {
+    let (mut body, mut rest) = (answer.into_body(), Vec::new());
+    loop {
+        let frame = match tokio::time::timeout(SILENCE, body.frame()).await {
+            Err(_) => return Ok("the relay is silent"),
+            Ok(None | Some(Err(_))) => return Ok("the relay is gone"),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        rest.extend_from_slice(&frame.into_data().unwrap_or_default());
+        while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = rest.drain(..=end).collect();
+            if let Some(data) = line.strip_prefix(b"data: ") {
+                print(data.trim_ascii_end(), json)?;
+            }
+        }
+        ensure!(rest.len() <= LONGEST_LINE, "what answers is no relay: its line has no end");
+    }
+}
+
+fn print(data: &[u8], json: bool) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    if json {
+        out.write_all(data)?;
+        writeln!(out)?;
+    } else {
+        let news: Value = serde_json::from_slice(data).context("the relay sent no JSON")?;
+        writeln!(out, "{}", line(&news))?;
+    }
+    Ok(out.flush()?)
+}
+
+fn line(news: &Value) -> String {
+    if news["what"] == "lagged" {
+        return format!("-- {} lines missed: they came faster than they were read", news["missed"]);
+    }
+    let text = |key: &str| news[key].as_str().unwrap_or("-").to_owned();
+    let took = news["duration_ms"].as_f64().unwrap_or_default();
+    let what = if news["what"] == "push" {
+        format!("push     {:20} {}", text("kind"), text("result"))
+    } else {
+        let status = news["status"].as_u64().map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+        let made = format!("{} #{} {} {status}", text("target"), news["attempt"], text("outcome"));
+        let error = news["error"].as_str().map(|error| format!("  {error}")).unwrap_or_default();
+        format!("attempt  {:20} {made}{error}", text("kind"))
+    };
+    let (at, event, account, openid) = (text("at"), text("event"), text("account"), text("openid"));
+    format!("{at}  {event:20}  {account:12} {openid:12}  {what}  {took:.1} ms")
+}
