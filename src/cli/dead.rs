@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::ConfigArgs;
-use super::events::excerpt;
+use super::description::excerpt;
 use super::store::{self, Request};
 use crate::config::Config;
 use crate::event::EventId;

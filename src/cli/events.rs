@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
+use super::description::description;
 use super::{ConfigArgs, replay, tail};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::view::{AttemptDetail, Detail, Summary};
+use crate::queue::view::Summary;
 use crate::queue::{Filter, Inspect, State};
 
 /// `wxrelay events`
@@ -138,65 +139,9 @@ fn show(store: &Inspect, id: EventId, text: bool, json: bool) -> anyhow::Result<
     if json {
         writeln!(io::stdout(), "{}", serde_json::to_string(&event)?)?;
     } else {
-        write!(io::stdout(), "{}", description(&event, text))?;
+        write!(io::stdout(), "{}", description(&serde_json::to_value(&event)?, text))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn description(event: &Detail, with_text: bool) -> String {
-    let mut out = format!(
-        "{}\n  received  {}\n  account   {} ({}, {})\n  message   {} {} {}\n  from      {}\n",
-        event.id,
-        event.received_at,
-        event.account,
-        event.app_id,
-        event.mode,
-        event.msg_type,
-        event.event,
-        event.event_key,
-        event.from
-    );
-    for delivery in &event.deliveries {
-        out += &format!("  {:9} {}", delivery.target, delivery.state.name());
-        out += &delivery.ended_at.map(|at| format!(" at {at}")).unwrap_or_default();
-        out += &delivery.due.map(|due| format!(", next attempt {due}")).unwrap_or_default();
-        out.push('\n');
-        for attempt in &delivery.attempts {
-            out += &attempt_line(attempt);
-            if let Some(answer) = attempt.answer.as_ref().filter(|_| with_text) {
-                out += &format!("      {}\n", answer.replace('\n', "\n      "));
-            }
-        }
-    }
-    if let Some(reply) = event.reply.as_ref().filter(|_| with_text) {
-        out += &format!("  reply     {reply}\n");
-    }
-    if with_text {
-        out += &format!("  text      {}\n", event.text);
-    }
-    out
-}
-
-fn attempt_line(attempt: &AttemptDetail) -> String {
-    let status = attempt.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-    let success = attempt.status.is_some_and(|status| (200..300).contains(&status));
-    let used = if success && attempt.answer.is_some() { "reply used" } else { "" };
-    let error = attempt.error.as_deref().unwrap_or(used);
-    let answer = attempt.answer.as_deref().filter(|_| !success).map(excerpt).unwrap_or_default();
-    format!(
-        "    attempt {}  {}  {:.1} ms  {status}  {error}{answer}\n",
-        attempt.number, attempt.at, attempt.duration_ms
-    )
-}
-
-/// The beginning of a target's answer, on one line whatever is in it.
-pub(super) fn excerpt(answer: &str) -> String {
-    const SHOWN: usize = 80;
-    let mut shown: String = answer.chars().take(SHOWN).flat_map(char::escape_debug).collect();
-    if answer.chars().nth(SHOWN).is_some() {
-        shown += "..";
-    }
-    format!("  \"{shown}\"")
 }
 
 fn state(text: &str) -> anyhow::Result<State> {

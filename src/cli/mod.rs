@@ -2,11 +2,13 @@
 //!
 //! What a command prints for people or scripts goes to stdout; progress and errors go to stderr.
 
+mod alarm;
 mod api;
 pub mod audit;
 pub mod check;
 pub mod dead;
 pub mod demo;
+mod description;
 pub mod doctor;
 pub mod events;
 pub mod healthcheck;
@@ -14,6 +16,7 @@ pub mod init;
 pub mod keygen;
 pub mod online;
 mod replay;
+mod samples;
 pub mod serve;
 mod service;
 pub mod simulate;
@@ -21,6 +24,7 @@ pub mod sink;
 mod store;
 mod tail;
 pub mod targets;
+pub mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,6 +71,8 @@ pub enum Command {
     Sink(sink::Args),
     /// Find events, tell all about one, follow what happens, deliver them again
     Events(events::Args),
+    /// Find the event that WeChat's alarm is about, by its line `[OpenID=..][Stamp=..][Event=..]`
+    Why(why::Args),
     /// List, pause and resume targets; drop or redirect what waits for one
     Targets(targets::Args),
     /// List, retry or drop dead letters
@@ -88,6 +94,7 @@ impl Cli {
             Command::Doctor(args) => doctor::run(args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Events(args) => events::run(args).await,
+            Command::Why(args) => why::run(args).await,
             Command::Targets(args) => targets::run(args).await,
             Command::Dead(args) => dead::run(args).await,
             Command::Audit(args) => audit::run(&args),

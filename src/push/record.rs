@@ -41,21 +41,7 @@ impl Record {
         let from_elsewhere = entry.account.allow_from.as_ref().is_some_and(|from| !from.lists(peer));
         let (kind, event, openid, stamp) = (None, None, None, None);
         let (spent, result, failed) = (false, HUNG_UP, true);
-        Self {
-            entry,
-            openids,
-            tail,
-            peer,
-            started,
-            kind,
-            event,
-            openid,
-            stamp,
-            from_elsewhere,
-            spent,
-            result,
-            failed,
-        }
+        Self { entry, openids, tail, peer, started, kind, event, openid, stamp, from_elsewhere, spent, result, failed }
     }
 
     /// The request has its answer; `failed` says whether WeChat takes it for a failure of ours.

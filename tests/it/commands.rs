@@ -183,6 +183,7 @@ async fn help_and_version_are_there_and_nonsense_is_not() {
         "events",
         "dead",
         "targets",
+        "why",
         "healthcheck",
     ] {
         assert!(help.stdout.contains(command), "{command} in\n{}", help.stdout);

@@ -49,3 +49,4 @@ mod tidy;
 mod tls;
 mod vectors;
 mod verification;
+mod why;

@@ -1,0 +1,155 @@
+//! What WeChat's alarm group says about a push that failed: `[OpenID=..][Stamp=..][Event=..]`. Pure.
+//!
+//! The alarm's text is not published as a format, so this takes whatever holds its parts: one line or the whole alarm,
+//! brackets of any kind or none, any case, parts in any order or missing.
+
+use crate::clock::UnixMillis;
+
+/// What was found in the text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Alarm {
+    /// Who did what failed.
+    pub(super) openid: Option<String>,
+    /// When, by WeChat's clock.
+    pub(super) stamp: Option<UnixMillis>,
+    /// What it was, as WeChat calls it there: `Click`, `UnSubscribe`.
+    pub(super) event: Option<String>,
+    /// The account.
+    pub(super) app_id: Option<String>,
+}
+
+/// China's time, in which the alarm's dates are written.
+const CHINA: i64 = 8 * 3600;
+
+impl Alarm {
+    /// Reads an alarm, or any part of one. `Stamp` wins over the date that the alarm as a whole bears.
+    pub(super) fn parse(text: &str) -> Self {
+        let (mut alarm, mut date) = (Self::default(), None);
+        for part in text.split(|c| "[]【】［］〔〕「」\n\r".contains(c)) {
+            let Some((key, value)) = part.split_once(['=', '＝', ':', '：']) else { continue };
+            // Before the key there may be a title, as in "错误样例: OpenID=..".
+            let key = key.trim().rsplit([' ', ',', ';', '，', '；']).next().unwrap_or_default().to_ascii_lowercase();
+            let value = value.trim().trim_matches(|c| "\"'“”‘’".contains(c));
+            if value.is_empty() {
+                continue;
+            }
+            match key.as_str() {
+                "openid" | "fromusername" => set(&mut alarm.openid, word(value)),
+                "stamp" | "timestamp" | "createtime" => alarm.stamp = alarm.stamp.or_else(|| moment(value)),
+                "event" | "msg" | "msgtype" => set(&mut alarm.event, word(value)),
+                "appid" => set(&mut alarm.app_id, word(value)),
+                "时间" | "time" => date = date.or_else(|| moment(value)),
+                // A title whose brackets were lost: "错误样例: OpenID=.. Stamp=..".
+                _ => alarm.fill(Self::parse_loose(value)),
+            }
+            // "OpenID=oX Stamp=1" in one bracket, or in none.
+            alarm.fill(Self::parse_loose(value));
+        }
+        alarm.stamp = alarm.stamp.or(date);
+        alarm
+    }
+
+    /// The parts of a text that has no brackets.
+    fn parse_loose(text: &str) -> Self {
+        let mut alarm = Self::default();
+        for part in text.split([' ', ',', ';', '&', '，', '；']).filter(|part| part.contains(['=', '＝'])) {
+            let Some((key, value)) = part.split_once(['=', '＝']) else { continue };
+            match key.to_ascii_lowercase().as_str() {
+                "openid" => set(&mut alarm.openid, word(value)),
+                "stamp" => alarm.stamp = alarm.stamp.or_else(|| moment(value)),
+                "event" => set(&mut alarm.event, word(value)),
+                "appid" => set(&mut alarm.app_id, word(value)),
+                _ => {}
+            }
+        }
+        alarm
+    }
+
+    /// Takes over what is still missing here.
+    fn fill(&mut self, other: Self) {
+        let Self { openid, stamp, event, app_id } = other;
+        set(&mut self.openid, openid);
+        set(&mut self.event, event);
+        set(&mut self.app_id, app_id);
+        self.stamp = self.stamp.or(stamp);
+    }
+
+    /// Whether it says whose push it was, or when it was: without that nothing can be found.
+    pub(super) fn names_a_push(&self) -> bool {
+        self.openid.is_some() || self.stamp.is_some()
+    }
+}
+
+fn set(slot: &mut Option<String>, value: Option<String>) {
+    if slot.is_none() {
+        *slot = value;
+    }
+}
+
+/// The first word: what follows it is the next part, if brackets were lost.
+fn word(text: &str) -> Option<String> {
+    let word = text.split([' ', ',', ';', '&', '，', '；', '\t']).next().unwrap_or_default();
+    (!word.is_empty()).then(|| word.to_owned())
+}
+
+/// Seconds or milliseconds since 1970, or a date: with an offset, or in China's time.
+fn moment(text: &str) -> Option<UnixMillis> {
+    if let Ok(moment) = text.trim().parse::<jiff::Timestamp>() {
+        return Some(UnixMillis(moment.as_millisecond()));
+    }
+    let date: String = text.chars().take(19).collect();
+    if let Ok(date) = date.trim().replace('/', "-").parse::<jiff::civil::DateTime>() {
+        let utc = date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_millisecond();
+        return Some(UnixMillis(utc - CHINA * 1000));
+    }
+    match word(text)?.parse().ok()? {
+        seconds @ 1_000_000_000..=9_999_999_999 => Some(UnixMillis(seconds * 1000)),
+        millis @ 1_000_000_000_000..=9_999_999_999_999 => Some(UnixMillis(millis)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alarm(openid: &str, stamp: i64, event: &str) -> Alarm {
+        let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+        let stamp = (stamp != 0).then_some(UnixMillis(stamp * 1000));
+        Alarm { openid: some(openid), stamp, event: some(event), app_id: None }
+    }
+
+    #[test]
+    fn a_line_is_read_whatever_its_brackets_and_whatever_is_missing() {
+        let whole = alarm("oAbC-_1", 1_435_922_000, "Click");
+        for text in [
+            "[OpenID=oAbC-_1][Stamp=1435922000][Event=Click]",
+            "[[OpenID=oAbC-_1][Stamp=1435922000][Event=Click]]",
+            "【OpenID=oAbC-_1】【Stamp=1435922000】【Event=Click】",
+            "[Event=Click] [IP=203.205.140.29] [openid = oAbC-_1] [STAMP=1435922000000]",
+            "错误样例: [OpenID=oAbC-_1][Stamp=1435922000][3rdUrl=http%3A%2F%2Fh][Event=Click]",
+            "OpenID=oAbC-_1 Stamp=1435922000 Event=Click",
+            "OpenID=oAbC-_1, Stamp=1435922000, Event=Click",
+            "错误样例：OpenID=oAbC-_1&Stamp=1435922000&Event=Click",
+            "[OpenID=oAbC-_1][Stamp=2015-07-03 19:13:20][Event=Click]",
+        ] {
+            assert_eq!(Alarm::parse(text), whole, "{text}");
+        }
+        assert_eq!(Alarm::parse("[OpenID=o1]"), alarm("o1", 0, ""));
+        assert_eq!(Alarm::parse("[Stamp=1435922000]"), alarm("", 1_435_922_000, ""));
+        for nothing in ["", "[]", "hello", "[Stamp=soon]", "[Event=Click]"] {
+            assert!(!Alarm::parse(nothing).names_a_push(), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn a_whole_alarm_is_read_and_its_stamp_wins_over_its_date() {
+        let text = "Appid: wx0123456789abcdef\n昵称: 小店\n时间: 2015-07-03 19:15:00\n\
+                    内容: 微信服务器向公众号推送消息或事件后，得到的回应不合法\n次数: 5分钟 1次\n\
+                    错误样例: [OpenID=o1][Stamp=1435922000][Event=UnSubscribe]\n报警排查指引，请见: http://url.cn/ab0jnP";
+        let app_id = Some("wx0123456789abcdef".to_owned());
+        assert_eq!(Alarm::parse(text), Alarm { app_id, ..alarm("o1", 1_435_922_000, "UnSubscribe") });
+        let date = Alarm::parse(&text.replace("[Stamp=1435922000]", ""));
+        assert_eq!(date.stamp, Some(UnixMillis((1_435_922_000 + 100) * 1000)));
+    }
+}

@@ -1,0 +1,262 @@
+//! `wxrelay why`: finds the event that WeChat's alarm is about, over the admin API.
+//!
+//! Where there is none it says what that means: refused, no longer kept, or never arrived.
+
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::ensure;
+use http::Method;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::{Value, json};
+
+use super::alarm::Alarm;
+use super::api::Api;
+use super::description::description;
+use super::{ConfigArgs, samples};
+use crate::clock::UnixMillis;
+use crate::config::Config;
+use crate::wechat::Message;
+
+/// How far from the stamp a user's push is looked for: as far as a clock may be off by the default `max_skew`.
+const AROUND: Duration = Duration::from_secs(600);
+/// The same where the alarm names no user: WeChat tries for 15 s.
+const CLOSE_AROUND: Duration = Duration::from_secs(30);
+/// CreateTime and the alarm's stamp are the same second, or nearly.
+const SAME: Duration = Duration::from_secs(10);
+/// The most events that are looked at one by one.
+const LOOKED_AT: usize = 20;
+/// The most events shown where none is clearly meant.
+const SHOWN: usize = 5;
+/// Exit codes beside 0.
+const NO_ALARM: u8 = 2;
+const NOTHING_FOUND: u8 = 3;
+/// How the line calls what it does not refuse.
+const TAKEN: [&str; 3] = ["accepted", "duplicate", "verified"];
+
+/// `wxrelay why`
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// A line of the alarm, or all of it: `[OpenID=..][Stamp=..][Event=..]` [default: what comes on stdin]
+    alarm: Vec<String>,
+}
+
+/// Exits with 0 if an event was found, 2 if the text names neither a user nor a time, 3 if nothing was found, and 1 if the
+/// relay can't be asked.
+pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = args.config.load()?;
+    let alarm = Alarm::parse(&text(args.alarm)?);
+    if !alarm.names_a_push() {
+        writeln!(
+            io::stderr(),
+            "wxrelay: no `OpenID=..` and no `Stamp=..` in this; paste the alarm's line, in quotes: \
+             wxrelay why '[OpenID=..][Stamp=..][Event=..]'"
+        )?;
+        return Ok(NO_ALARM.into());
+    }
+    let relay = Relay { api: Api::of(&config)?, config: &config };
+    let found = relay.find(&alarm).await?;
+    let reason = if found.is_empty() { Some(relay.reason(&alarm).await?) } else { None };
+    if args.json {
+        writeln!(io::stdout(), "{}", told(&alarm, &found, reason.as_ref()))?;
+    } else if let Some(reason) = &reason {
+        write!(io::stdout(), "{}", reason.text(&alarm, &config))?;
+    } else {
+        for event in &found {
+            write!(io::stdout(), "{}", description(event, false))?;
+        }
+        writeln!(
+            io::stdout(),
+            "What WeChat was answered, and how fast: the lines of the relay's log with this event id and \"push\"."
+        )?;
+    }
+    Ok(if found.is_empty() { NOTHING_FOUND.into() } else { ExitCode::SUCCESS })
+}
+
+/// What was pasted, as arguments or on stdin.
+fn text(given: Vec<String>) -> anyhow::Result<String> {
+    if !given.is_empty() {
+        return Ok(given.join(" "));
+    }
+    let mut text = String::new();
+    io::stdin().take(64 << 10).read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The relay that is asked.
+struct Relay<'c> {
+    api: Api<'c>,
+    config: &'c Config,
+}
+
+impl Relay<'_> {
+    /// The events that the alarm is about, the nearest to its stamp first; or those that it may be about.
+    async fn find(&self, alarm: &Alarm) -> anyhow::Result<Vec<Value>> {
+        let mut near: Vec<Value> = match self.ask(&self.query(alarm)).await? {
+            Value::Object(mut page) => serde_json::from_value(page.remove("events").unwrap_or_default())?,
+            _ => Vec::new(),
+        };
+        if let Some(stamp) = alarm.stamp {
+            near.sort_by_key(|event| moment(&event["received_at"]).map(|received| apart(received, stamp)));
+        }
+        let mut found = Vec::new();
+        for event in near.iter().take(LOOKED_AT) {
+            let id = event["id"].as_str().unwrap_or_default();
+            found.push(self.ask(&format!("/api/events/{id}")).await?);
+        }
+        if let Some(stamp) = alarm.stamp {
+            found.sort_by_key(|event| created(event).map(|created| apart(created, stamp)));
+            let same = |event: &Value| created(event).is_some_and(|created| apart(created, stamp) <= SAME);
+            keep_if_any(&mut found, same);
+        }
+        if let Some(kind) = &alarm.event {
+            // Alarms have names of their own for some kinds, so another name is no proof.
+            let is = |event: &Value, key: &str| event[key].as_str().is_some_and(|name| name.eq_ignore_ascii_case(kind));
+            keep_if_any(&mut found, |event| is(event, "event") || is(event, "msg_type"));
+        }
+        found.truncate(SHOWN);
+        Ok(found)
+    }
+
+    fn query(&self, alarm: &Alarm) -> String {
+        let mut filters = vec![("limit", "500".to_owned())];
+        if let Some(openid) = &alarm.openid {
+            filters.push(("from", openid.clone()));
+        }
+        if let Some(stamp) = alarm.stamp {
+            let around = if alarm.openid.is_some() { AROUND } else { CLOSE_AROUND };
+            let around = i64::try_from(around.as_millis()).unwrap_or(i64::MAX);
+            filters.push(("since", UnixMillis(stamp.0.saturating_sub(around)).to_string()));
+            filters.push(("until", UnixMillis(stamp.0.saturating_add(around)).to_string()));
+        }
+        if let Some(account) = alarm.app_id.as_ref().and_then(|app_id| self.account(app_id)) {
+            filters.push(("account", account));
+        }
+        let encoded = |(key, value): (&str, String)| format!("{key}={}", utf8_percent_encode(&value, NON_ALPHANUMERIC));
+        format!("/api/events?{}", filters.into_iter().map(encoded).collect::<Vec<_>>().join("&"))
+    }
+
+    /// The account with that AppID, where only one has it.
+    fn account(&self, app_id: &str) -> Option<String> {
+        let mut with = self.config.accounts.iter().filter(|account| *account.credentials.app_id == *app_id);
+        with.next().filter(|_| with.next().is_none()).map(|account| account.name.to_string())
+    }
+
+    async fn ask(&self, path: &str) -> anyhow::Result<Value> {
+        let (status, answer) = self.api.call(Method::GET, path, None).await?;
+        let error = answer["error"].as_str().unwrap_or("no reason given");
+        ensure!(status.is_success(), "the relay answered {status}: {error}");
+        Ok(answer)
+    }
+
+    async fn reason(&self, alarm: &Alarm) -> anyhow::Result<Reason> {
+        let metrics = self.ask("/metrics").await?;
+        let status = self.ask("/api/status").await?;
+        let pushes = samples::of(metrics.as_str().unwrap_or_default(), "wxrelay_pushes_total");
+        let label = |sample: &samples::Sample<'_>, key| sample.label(key).unwrap_or_default().to_owned();
+        let mut refused: Vec<Refused> = Vec::new();
+        for sample in pushes.iter().filter(|sample| sample.value > 0.0) {
+            let (account, result) = (label(sample, "account"), label(sample, "result"));
+            if TAKEN.contains(&result.as_str()) {
+                continue;
+            }
+            match refused.iter_mut().find(|one| one.account == account && one.result == result) {
+                Some(same) => same.count += sample.value,
+                None => refused.push(Refused { account, result, count: sample.value }),
+            }
+        }
+        let oldest = UnixMillis::now().0 - i64::try_from(self.config.queue.retention.as_millis()).unwrap_or(i64::MAX);
+        let gone = alarm.stamp.is_some_and(|stamp| stamp.0 < oldest);
+        let foreign =
+            alarm.app_id.as_ref().filter(|id| self.config.accounts.iter().all(|a| *a.credentials.app_id != ***id));
+        let word = match (foreign, gone, refused.is_empty()) {
+            (Some(_), ..) => "other_account",
+            (None, true, _) => "no_longer_kept",
+            (None, false, false) => "refused_or_never_arrived",
+            (None, false, true) => "never_arrived",
+        };
+        Ok(Reason { word, refused, counted_since: status["started_at"].as_str().unwrap_or_default().to_owned() })
+    }
+}
+
+/// Why there is no such event.
+struct Reason {
+    word: &'static str,
+    refused: Vec<Refused>,
+    /// When the counting of what was refused began.
+    counted_since: String,
+}
+
+/// `wxrelay_pushes_total` of one account and one result.
+struct Refused {
+    account: String,
+    result: String,
+    count: f64,
+}
+
+impl Reason {
+    fn text(&self, alarm: &Alarm, config: &Config) -> String {
+        let Alarm { openid, stamp, event: _, app_id } = alarm;
+        let mut out = "no event found".to_owned();
+        out += &openid.as_ref().map(|openid| format!(" of {openid}")).unwrap_or_default();
+        out += &stamp.map(|stamp| format!(" around {stamp}")).unwrap_or_default();
+        let retention = humantime::format_duration(config.queue.retention);
+        out += &match self.word {
+            "other_account" => format!(
+                ".\nThe alarm is about AppID {}, which is none of this relay's accounts.\n",
+                app_id.as_deref().unwrap_or_default()
+            ),
+            "no_longer_kept" => format!(".\nFinished events are kept for queue.retention = {retention}; this one would be older.\n"),
+            "never_arrived" => ".\nNo push was refused either, so it never arrived: look at DNS, firewall, TLS and what stands before the relay.\n".to_owned(),
+            _ => ".\nIt was refused, or it never arrived (DNS, firewall, TLS, what stands before the relay).\n".to_owned(),
+        };
+        if !self.refused.is_empty() {
+            out += &format!(
+                "Refused since {} (wxrelay_pushes_total; the log has a line for each, with its stamp):\n",
+                self.counted_since
+            );
+            for Refused { account, result, count } in &self.refused {
+                let account = if account.is_empty() { "(no account's path)" } else { account };
+                out += &format!("  {account:20} {result:14} {count}\n");
+            }
+        }
+        out
+    }
+}
+
+fn told(alarm: &Alarm, found: &[Value], reason: Option<&Reason>) -> Value {
+    let Alarm { openid, stamp, event, app_id } = alarm;
+    let stamp = stamp.map(|stamp| stamp.to_string());
+    let alarm = json!({ "openid": openid, "stamp": stamp, "event": event, "app_id": app_id });
+    let refused = |one: &Refused| json!({ "account": one.account, "result": one.result, "count": one.count });
+    let refused: Option<Vec<_>> = reason.map(|reason| reason.refused.iter().map(refused).collect());
+    json!({ "alarm": alarm, "events": found, "not_found": reason.map(|reason| reason.word), "refused": refused })
+}
+
+/// Drops what the rule does not hold for, unless it holds for none.
+fn keep_if_any(events: &mut Vec<Value>, rule: impl Fn(&Value) -> bool) {
+    if events.iter().any(&rule) {
+        events.retain(rule);
+    }
+}
+
+/// CreateTime, or when it came in.
+fn created(event: &Value) -> Option<UnixMillis> {
+    let message = event["text"].as_str().and_then(|text| Message::parse(text.as_bytes()).ok());
+    let seconds = message.and_then(|message| i64::try_from(message.create_time()?).ok());
+    seconds.map(|seconds| UnixMillis(seconds.saturating_mul(1000))).or_else(|| moment(&event["received_at"]))
+}
+
+fn moment(text: &Value) -> Option<UnixMillis> {
+    Some(UnixMillis(text.as_str()?.parse::<jiff::Timestamp>().ok()?.as_millisecond()))
+}
+
+fn apart(one: UnixMillis, other: UnixMillis) -> Duration {
+    one.since(other).max(other.since(one))
+}

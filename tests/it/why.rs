@@ -1,0 +1,84 @@
+//! `wxrelay why`: from a line of WeChat's alarm to the event, or to why there is none.
+
+use serde_json::Value;
+
+use crate::support::command::{Finished, free_address, run, wxrelay};
+use crate::support::relay::{Relay, Setup};
+use crate::support::target::{Reaction, Reply, Target};
+use crate::support::wechat::{WeChat, element, event, parameter, text};
+
+#[tokio::test]
+async fn an_alarm_leads_to_its_event_with_every_attempt() {
+    let (relay, wechat, crm) = relay().await;
+    crm.script([Reaction::Answer(Reply::status(500))]);
+    let clear = event("oAlarmed", "CLICK", "menu");
+    let stamp = element(&clear, "CreateTime").expect("it has one");
+    relay.accept(&wechat, &clear).await;
+    relay.accept(&wechat, &text("oAlarmed", "another")).await;
+    relay.accept(&wechat, &event("oQuiet", "CLICK", "menu")).await;
+    relay.audited("delivered", 3).await;
+    let whole = format!(
+        "Appid: {}\n昵称: 小店\n内容: 微信服务器向公众号推送消息或事件后，得到的回应不合法\n次数: 5分钟 1次\n\
+         错误样例: [OpenID=oAlarmed][Stamp={stamp}][Event=Click]\n",
+        wechat.app_id
+    );
+    for line in [
+        format!("[OpenID=oAlarmed][Stamp={stamp}][Event=Click]"),
+        "【OpenID=oAlarmed】【Event=click】".to_owned(),
+        whole,
+    ] {
+        let found = relay.run(&["why", &line]).await;
+        assert_eq!(found.code, Some(0), "{line}: {found:?}");
+        let told = &found.stdout;
+        assert_eq!(told.matches("evt_").count(), 1, "{line}: {told}");
+        assert!(told.contains("event CLICK menu") && told.contains("oAlarmed"), "{line}: {told}");
+        assert!(told.contains("attempt 1") && told.contains("500") && told.contains("attempt 2"), "{line}: {told}");
+    }
+    let found = json(&relay.run(&["why", "--json", &format!("[Stamp={stamp}][Event=CLICK]")]).await);
+    assert_eq!(found["events"].as_array().map(Vec::len), Some(2), "both users' clicks: {found}");
+    assert_eq!(found["not_found"], Value::Null);
+}
+
+#[tokio::test]
+async fn where_nothing_is_found_it_says_what_that_means() {
+    let (relay, wechat, _crm) = relay().await;
+    let now = element(&text("o1", "now"), "CreateTime").expect("it has one").to_owned();
+    let why = async |line: String, word: &str, told: &str| {
+        let found = relay.run(&["why", &line]).await;
+        assert_eq!(found.code, Some(3), "{line}: {found:?}");
+        assert!(found.stdout.contains(told), "{line}: {}", found.stdout);
+        let found = relay.run(&["why", "--json", &line]).await;
+        assert_eq!((found.code, &json(&found)["not_found"]), (Some(3), &word.into()), "{line}");
+    };
+    why(format!("[OpenID=oNobody][Stamp={now}]"), "never_arrived", "DNS").await;
+    why("[OpenID=oNobody][Stamp=1435922000]".to_owned(), "no_longer_kept", "queue.retention = 7days").await;
+    why(format!("Appid: wx0000000000000000\n[OpenID=oNobody][Stamp={now}]"), "other_account", "wx0000000000000000")
+        .await;
+    let stranger = WeChat { token: "guessed".to_owned(), ..wechat }.push(&text("oNobody", "hello"));
+    assert!(parameter(&stranger.query, "signature").is_some());
+    assert_eq!(stranger.send(&relay.push).await.status, 403);
+    why(format!("[OpenID=oNobody][Stamp={now}]"), "refused_or_never_arrived", "signature").await;
+}
+
+#[tokio::test]
+async fn what_is_no_alarm_and_a_relay_that_is_not_there_are_told_apart() {
+    let (mut relay, ..) = relay().await;
+    let nonsense = relay.run(&["why", "[Event=Click]"]).await;
+    assert_eq!(nonsense.code, Some(2), "{nonsense:?}");
+    assert!(nonsense.stderr.contains("no `OpenID=..`"), "{nonsense:?}");
+    relay.stop().await;
+    let unreachable = relay.run(&["why", "[OpenID=o1]"]).await;
+    assert_eq!(unreachable.code, Some(1), "{unreachable:?}");
+    assert!(unreachable.stderr.contains("no relay answers at admin.listen"), "{unreachable:?}");
+    assert_eq!(run(wxrelay(["why", "--loud"])).await.code, Some(2));
+}
+
+async fn relay() -> (Relay, WeChat, Target) {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let config = wechat.account() + &crm.config("crm", "retry = [\"20ms\"]");
+    (Setup::new(config).admin_at(free_address()).start().await, wechat, crm)
+}
+
+fn json(finished: &Finished) -> Value {
+    serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:?}"))
+}
