@@ -17,6 +17,11 @@ pub struct AllowFrom {
 }
 
 impl AllowFrom {
+    /// Whether a request from that address is refused.
+    pub fn denies(&self, address: Option<IpAddr>) -> bool {
+        self.deny && !self.lists(address)
+    }
+
     /// Whether that address is listed; one that is not known (a Unix socket, no `X-Forwarded-For`) is not.
     pub(super) fn lists(&self, address: Option<IpAddr>) -> bool {
         address.is_some_and(|address| self.networks.iter().any(|network| network.contains(&address)))

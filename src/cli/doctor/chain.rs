@@ -126,6 +126,12 @@ impl fmt::Display for Leaf {
     }
 }
 
+/// Whether the chain's leaf has that name.
+pub(super) fn is_for(chain: &[CertificateDer<'_>], host: &str) -> bool {
+    let (Some(leaf), Ok(name)) = (chain.first(), ServerName::try_from(host)) else { return false };
+    webpki::EndEntityCert::try_from(leaf).is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
+}
+
 /// Whether it is only that nobody here vouches for a certificate, which is sound otherwise.
 pub(super) fn is_unvouched(error: &rustls::Error) -> bool {
     use CertificateError as Why;

@@ -1,5 +1,6 @@
 //! The relay on this machine: the certificate that it serves, where it listens, and whether it runs.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::{Method, StatusCode};
@@ -10,7 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::LIMIT;
-use super::chain::{Leaf, Trust, is_unvouched, refusal};
+use super::chain::{Leaf, Trust, is_for, is_unvouched, refusal};
 use super::exchange::{handshake, verify};
 use super::report::{Check, Line};
 use crate::cli::api::Api;
@@ -20,37 +21,52 @@ use crate::push::Account;
 use crate::queue::Holder;
 use crate::server::{Listen, TlsFiles, bind, tls};
 
-/// The files of `server.tls`: do they parse, does the key fit, how long do they last, is the chain whole? The last one
-/// needs somebody to trust.
-pub(super) fn certificate(config: &Config, hosts: &[&str], trust: Option<&dyn ServerCertVerifier>) -> Option<Line> {
-    let files = config.server.tls.as_ref()?;
+/// A line for each certificate of `server.tls`: do the files parse, does the key fit, how long do they last, is the chain
+/// whole? The last one needs somebody to trust.
+pub(super) fn certificates(config: &Config, hosts: &[&str], trust: Option<&dyn ServerCertVerifier>) -> Vec<Line> {
+    let files = &config.server.tls;
+    let chains: Vec<_> = files.iter().map(chain).collect();
+    // As the relay chooses: the first that has the name, or the first of all.
+    let of = |host: &str| chains.iter().position(|chain| is_for(chain, host)).unwrap_or(0);
+    let line = |(index, files): (usize, &TlsFiles)| {
+        let hosts: Vec<_> = hosts.iter().copied().filter(|host| of(host) == index).collect();
+        certificate(files, &chains[index], &hosts, trust)
+    };
+    files.iter().enumerate().map(line).collect()
+}
+
+fn certificate(
+    files: &TlsFiles,
+    chain: &[CertificateDer<'_>],
+    hosts: &[&str],
+    trust: Option<&dyn ServerCertVerifier>,
+) -> Line {
     let check = Check::new("certificate", files.cert.display());
-    if let Err(error) = tls::Acceptor::load(files, config.server.http2) {
+    if let Err(error) = tls::Acceptor::load(std::slice::from_ref(files), false) {
         let told = error.to_string();
         let (text, remedy) = told.split_once(": ").unwrap_or((&told, "expected PEM, as certbot and acme.sh write it"));
-        return Some(check.failed(text, remedy));
+        return check.failed(text, remedy);
     }
-    let chain = chain(files);
-    let Some(leaf) = Leaf::of(&chain) else {
-        return Some(check.failed("the first certificate cannot be read", "put the server's own certificate first"));
+    let Some(leaf) = Leaf::of(chain) else {
+        return check.failed("the first certificate cannot be read", "put the server's own certificate first");
     };
     let hosts: Vec<_> = if hosts.is_empty() { leaf.some_name().into_iter().collect() } else { owned(hosts) };
     for host in &hosts {
-        if let Some(Err(error)) = trust.map(|trust| trusted(&chain, host, trust)) {
-            let Some((text, remedy)) = refusal(&error, &chain, host) else { continue };
+        if let Some(Err(error)) = trust.map(|trust| trusted(chain, host, trust)) {
+            let Some((text, remedy)) = refusal(&error, chain, host) else { continue };
             // A proxy in front may trust what WeChat does not; a chain without its middle fails there too.
             let fatal = !is_unvouched(&error) || chain.len() == 1 && !leaf.is_self_issued();
-            return Some(if fatal { check.failed(text, remedy) } else { check.warning(text, remedy) });
+            return if fatal { check.failed(text, remedy) } else { check.warning(text, remedy) };
         }
     }
-    Some(leaf.lasts(&check, &format!("fits its key, {} certificates, for {leaf}", chain.len())))
+    leaf.lasts(&check, &format!("fits its key, {} certificates, for {leaf}", chain.len()))
 }
 
 fn owned(hosts: &[&str]) -> Vec<String> {
     hosts.iter().map(|host| (*host).to_owned()).collect()
 }
 
-/// Read a moment ago by the relay's own code, so it can be read.
+/// Empty if it cannot be read, which the relay's own code tells better.
 fn chain(files: &TlsFiles) -> Vec<CertificateDer<'static>> {
     CertificateDer::pem_file_iter(&files.cert).and_then(Iterator::collect).unwrap_or_default()
 }
@@ -89,17 +105,28 @@ async fn listener(check: &Check, listen: &Listen, config: &Config) -> Line {
         (Listen::Tcp(_), None) => check.warning("not looked at: the system chooses the port", "give it a fixed port"),
         (Listen::Tcp(_), Some(address)) => match TcpStream::connect(address).await {
             Err(_) => free(check, listen).await,
-            Ok(stream) => {
-                drop(stream);
-                for account in &config.accounts {
-                    if let Err((text, remedy)) = asked(address, account, config).await {
-                        return check.failed(text, remedy);
-                    }
-                }
-                let names = config.accounts.iter().map(|account| &*account.name).collect::<Vec<_>>().join(", ");
-                check.ok(format!("takes WeChat's verification for {names}"))
-            }
+            Ok(_) => verification(check, address, config).await,
         },
+    }
+}
+
+/// Asks for every account that takes a request of this machine.
+async fn verification(check: &Check, address: SocketAddr, config: &Config) -> Line {
+    const BY_URL: &str = "give --url with the URL as it stands in WeChat's console";
+    if config.server.proxy_protocol {
+        return check.warning("takes connections; not asked, as a PROXY header comes first there", BY_URL);
+    }
+    let denies = |account: &Account| account.allow_from.as_ref().is_some_and(|from| from.denies(Some(address.ip())));
+    let (denied, asked): (Vec<_>, Vec<_>) = config.accounts.iter().partition(|account| denies(account));
+    for account in &asked {
+        if let Err((text, remedy)) = ask(address, account, config).await {
+            return check.failed(text, remedy);
+        }
+    }
+    let names = |accounts: &[&Account]| accounts.iter().map(|account| &*account.name).collect::<Vec<_>>().join(", ");
+    match &denied[..] {
+        [] => check.ok(format!("takes WeChat's verification for {}", names(&asked))),
+        denied => check.warning(format!("{}: not asked, as allow_from denies this machine", names(denied)), BY_URL),
     }
 }
 
@@ -116,18 +143,14 @@ async fn free(check: &Check, listen: &Listen) -> Line {
 }
 
 /// The verification, over TLS where the relay serves it.
-async fn asked(
-    address: std::net::SocketAddr,
-    account: &Account,
-    config: &Config,
-) -> Result<(), (String, &'static str)> {
+async fn ask(address: SocketAddr, account: &Account, config: &Config) -> Result<(), (String, &'static str)> {
     const OTHER: &str = "is it this relay that listens there, with this configuration? See ss -ltnp, and reload it";
-    let scheme = if config.server.tls.is_some() { "https" } else { "http" };
+    let scheme = if !config.server.tls.is_empty() { "https" } else { "http" };
     let url: ServerUrl = format!("{scheme}://{address}{}", account.path)
         .parse()
         .map_err(|error| (format!("accounts.{}.path makes no URL ({error})", account.name), OTHER))?;
     let stream = TcpStream::connect(address).await.map_err(|error| (format!("no connection ({error})"), OTHER))?;
-    let verified = match config.server.tls.as_ref().map(chain).unwrap_or_default().into_iter().next() {
+    let verified = match config.server.tls.first().map(chain).unwrap_or_default().into_iter().next() {
         None => verify(stream, &url, &account.credentials).await,
         Some(own) => {
             let name = Leaf::of(std::slice::from_ref(&own)).and_then(|leaf| leaf.some_name());

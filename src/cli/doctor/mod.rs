@@ -99,7 +99,7 @@ async fn examine(config: &Arc<Config>, urls: Vec<Public>, args: &Args) -> anyhow
     lines.extend(accounts::check(config));
 
     let hosts: Vec<&str> = urls.iter().map(Public::host).collect();
-    let certificate = local::certificate(config, &hosts, trust.as_deref().ok());
+    let certificates = local::certificates(config, &hosts, trust.as_deref().ok());
     let seen = async {
         if urls.is_empty() {
             return unseen(config).into();
@@ -119,7 +119,7 @@ async fn examine(config: &Arc<Config>, urls: Vec<Public>, args: &Args) -> anyhow
 
     lines.extend(store.lines);
     lines.push(machine::files(config, holder));
-    lines.extend(certificate);
+    lines.extend(certificates);
     lines.extend(listeners);
     lines.push(admin);
     let mut answered = seen;
