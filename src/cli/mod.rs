@@ -24,6 +24,7 @@ pub mod sink;
 mod store;
 mod tail;
 pub mod targets;
+pub mod top;
 pub mod why;
 
 use std::path::PathBuf;
@@ -71,6 +72,8 @@ pub enum Command {
     Sink(sink::Args),
     /// Find events, tell all about one, follow what happens, deliver them again
     Events(events::Args),
+    /// Watch the relay on a live screen: accounts, targets, rates, what waits, what is dead
+    Top(top::Args),
     /// Find the event that WeChat's alarm is about, by its line `[OpenID=..][Stamp=..][Event=..]`
     Why(why::Args),
     /// List, pause and resume targets; drop or redirect what waits for one
@@ -94,6 +97,7 @@ impl Cli {
             Command::Doctor(args) => doctor::run(args).await,
             Command::Demo(args) => demo::run(args).await,
             Command::Events(args) => events::run(args).await,
+            Command::Top(args) => top::run(args).await,
             Command::Why(args) => why::run(args).await,
             Command::Targets(args) => targets::run(args).await,
             Command::Dead(args) => dead::run(args).await,

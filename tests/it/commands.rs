@@ -184,6 +184,7 @@ async fn help_and_version_are_there_and_nonsense_is_not() {
         "dead",
         "targets",
         "why",
+        "top",
         "healthcheck",
     ] {
         assert!(help.stdout.contains(command), "{command} in\n{}", help.stdout);

@@ -47,6 +47,7 @@ mod tail;
 mod targets;
 mod tidy;
 mod tls;
+mod top;
 mod vectors;
 mod verification;
 mod why;

@@ -25,7 +25,14 @@ impl Setup {
     /// Accounts and targets, as TOML.
     pub(crate) fn new(body: impl Into<String>) -> Self {
         let (server, admin, queue) = (String::new(), String::new(), String::new());
-        Self { server, admin, admin_listen: "127.0.0.1:0".to_owned(), queue, queue_path: None, body: body.into() }
+        Self {
+            server,
+            admin,
+            admin_listen: "127.0.0.1:0".to_owned(),
+            queue,
+            queue_path: None,
+            body: body.into(),
+        }
     }
 
     /// Further lines of `[server]`.
@@ -180,6 +187,11 @@ impl Relay {
         let mut command = wxrelay(args);
         command.arg("-c").arg(&self.config);
         run(command).await
+    }
+
+    /// Its configuration's file.
+    pub(crate) fn config(&self) -> &Path {
+        &self.config
     }
 
     /// Runs a command beside the test, with the relay's configuration.
