@@ -1,9 +1,12 @@
 //! Nothing secret gets out: no token, key, query, message or clear OpenID in logs, errors and metrics.
 
+use rustix::process::Signal;
+
+use crate::support::command::free_address;
 use crate::support::http::exchange;
-use crate::support::relay::Relay;
+use crate::support::relay::{Relay, Setup};
 use crate::support::target::{Reaction, Reply, Target};
-use crate::support::wechat::{PATH, Push, WeChat, event, parameter, text};
+use crate::support::wechat::{PATH, Push, WeChat, event, now, parameter, text};
 
 const OPENID: &str = "oSecretPerson0123456789abcdef";
 const CONTENT: &str = "a confession that nobody else shall read";
@@ -36,6 +39,89 @@ async fn logs_and_metrics_hold_no_secret() {
         let line = told.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret} got out");
     }
+}
+
+#[tokio::test]
+async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_format() {
+    for format in ["json", "text"] {
+        let wechat = WeChat { token: "AVeryRareTokenIndeed".to_owned(), ..WeChat::secure() };
+        let crm = Target::start().await;
+        crm.script([Reaction::Answer(Reply { status: 500, ..Reply::xml(CONTENT) })]);
+        let settings = "retry = [\"20ms\"]\nsecret = \"whsec_c29tZSBzaWduaW5nIGtleSBvZiAzMiBieXRlcy4uLg==\"\n\
+                        headers = { x-api-key = \"ARareHeaderSecret\" }";
+        let body = wechat.account() + &crm.config("crm", settings);
+        let mut setup = Setup::new(body).admin("token = \"ARareAdminToken\"").admin_at(free_address());
+        setup = setup.log("level = \"trace\"\nformat = \"json\"");
+        let mut relay = setup.start().await;
+        relay.log_settings(&format!("level = \"trace\"\nformat = \"{format}\""));
+        relay.stop().await;
+        let running = relay.spawn(&["serve"]);
+        let address = running.find("push address", push_address).await;
+        running.find("ready", |line| line.contains("ready").then_some(())).await;
+        let good = wechat.push(&text(OPENID, CONTENT));
+        assert_eq!(good.send(&address).await.status, 200);
+        let stranger = WeChat { token: "guessed".to_owned(), ..wechat.clone() }.push(&text(OPENID, CONTENT));
+        assert_eq!(stranger.send(&address).await.status, 403);
+        let broken = Push { body: format!("<xml>{CONTENT}").into_bytes(), ..good.clone() };
+        assert_eq!(broken.send(&address).await.status, 400);
+        let echostr = "ARareEchostr4711";
+        let verification = wechat.verification(now(), echostr);
+        let get = format!("GET {PATH}?{verification} HTTP/1.0\r\n\r\n");
+        assert_eq!(exchange(&address, get.as_bytes()).await.status, 200);
+        relay.audited("delivered", 1).await;
+        running.find("an attempt", |line| (line.contains("attempt") && line.contains("stamp")).then_some(())).await;
+        let mut told = running.lines().join("\n");
+        // What an operator asks for, OpenIDs are part of; texts are shown where `--text` asks for them.
+        for args in [
+            &["check"][..],
+            &["check", "--online"],
+            &["audit"],
+            &["audit", "--deep"],
+            &["targets", "ls"],
+            &["dead", "ls"],
+            &["healthcheck"],
+            &["top", "--once"],
+        ] {
+            let finished = relay.run(args).await;
+            told += &format!("{}{}", finished.stdout, finished.stderr);
+        }
+        let shown = relay.run(&["events", "ls", "--json"]).await.stdout + &relay.run(&["why", OPENID]).await.stderr;
+        let queries = [&good.query, &stranger.query, &verification];
+        let parts = ["signature", "msg_signature", "nonce"];
+        let parts = queries.iter().flat_map(|query| parts.iter().filter_map(|part| parameter(query, part)));
+        let kept = ["ARareAdminToken", "ARareHeaderSecret", "c29tZSBzaWduaW5nIGtleSBvZi", CONTENT, echostr];
+        let kept = kept.into_iter().chain([wechat.token.as_str(), &wechat.aes_key]).chain(parts);
+        let mut looked_for = 0;
+        for secret in kept {
+            looked_for += 1;
+            let line = told.lines().chain(shown.lines()).find(|line| line.contains(secret));
+            assert_eq!(line, None, "{format}: {secret} got out");
+        }
+        assert!(looked_for > 12, "only {looked_for}");
+        assert_eq!(told.lines().find(|line| line.contains(OPENID)), None, "{format}: a clear OpenID got out");
+    }
+}
+
+fn push_address(line: &str) -> Option<String> {
+    // Both formats have it after `address`; the admin listener says `admin`.
+    let rest = line.contains("listening").then(|| line.split_once("address"))??.1;
+    let address = rest.trim_start_matches(['"', ':', '=']).split(['"', ' ', ',']).next()?;
+    (line.contains("push")).then(|| address.to_owned())
+}
+
+#[tokio::test]
+async fn the_level_changes_while_the_relay_runs() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let mut relay =
+        Setup::new(wechat.account() + &crm.config("crm", "")).log("level = \"warn,wxrelay::app=info\"").start().await;
+    relay.accept(&wechat, &text("o1", "unseen")).await;
+    relay.audited("delivered", 1).await;
+    assert!(!relay.lines().iter().any(|line| line.contains("\"push\"") && line.contains("accepted")));
+    relay.log_settings("level = \"info\"");
+    relay.signal(Signal::HUP);
+    relay.log("line that says reloaded", |line| line["message"] == "reloaded").await;
+    relay.accept(&wechat, &text("o1", "seen")).await;
+    relay.log("line about the push", |line| line["message"] == "push" && line["stamp"].is_i64()).await;
 }
 
 #[tokio::test]

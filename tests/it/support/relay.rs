@@ -18,6 +18,7 @@ pub(crate) struct Setup {
     admin_listen: String,
     queue: String,
     queue_path: Option<PathBuf>,
+    log: String,
     body: String,
 }
 
@@ -31,6 +32,7 @@ impl Setup {
             admin_listen: "127.0.0.1:0".to_owned(),
             queue,
             queue_path: None,
+            log: "level = \"debug\"".to_owned(),
             body: body.into(),
         }
     }
@@ -59,6 +61,12 @@ impl Setup {
         self
     }
 
+    /// The lines of `[log]`; without it all is logged down to debug.
+    pub(crate) fn log(mut self, lines: &str) -> Self {
+        self.log = lines.to_owned();
+        self
+    }
+
     /// A folder for the store outside the relay's own.
     pub(crate) fn queue_at(mut self, path: &Path) -> Self {
         self.queue_path = Some(path.to_owned());
@@ -75,11 +83,11 @@ impl Setup {
     }
 
     fn toml(&self, dir: &Path) -> String {
-        let Self { server, admin, admin_listen, queue, queue_path, body } = self;
+        let Self { server, admin, admin_listen, queue, queue_path, log, body } = self;
         let path = queue_path.clone().unwrap_or_else(|| dir.join("queue"));
         format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}\n[admin]\nlisten = \"{admin_listen}\"\n{admin}\n\
-             [queue]\ntype = \"embedded\"\npath = \"{}\"\n{queue}\n[log]\nlevel = \"debug\"\n{body}",
+             [queue]\ntype = \"embedded\"\npath = \"{}\"\n{queue}\n[log]\n{log}\n{body}",
             path.display()
         )
     }
@@ -187,6 +195,12 @@ impl Relay {
         let mut command = wxrelay(args);
         command.arg("-c").arg(&self.config);
         run(command).await
+    }
+
+    /// Puts other lines of `[log]` into the file.
+    pub(crate) fn log_settings(&mut self, lines: &str) {
+        self.setup.log = lines.to_owned();
+        self.write();
     }
 
     /// Its configuration's file.
