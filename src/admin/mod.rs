@@ -19,6 +19,7 @@
 //! | `POST /api/targets/{name}/drop-pending` | targets.rs | what waits for it becomes cancelled |
 //! | `POST /api/targets/{name}/redirect` | targets.rs | what waits for it goes to another target |
 //! | `POST /api/reload` | reload.rs | the configuration is read anew |
+//! | `GET /api/openapi.json` | openapi.rs | all of this, as an OpenAPI 3.1 document |
 //!
 //! Invariants: everything but health passes the guard (`guard.rs`); whatever fails answers `{"error":".."}`
 //! (`error.rs`); nothing here allows another origin to read (no CORS). This side sees the queue and what the app hands
@@ -31,6 +32,7 @@ mod glance;
 mod guard;
 mod health;
 mod metrics;
+mod openapi;
 mod reload;
 mod replay;
 mod status;
@@ -121,6 +123,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/targets/{name}/drop-pending", post(targets::drop_pending))
         .route("/api/targets/{name}/redirect", post(targets::redirect))
         .route("/api/reload", post(reload::reload))
+        .route("/api/openapi.json", get(openapi::openapi))
         .fallback(async || Error::NoSuchPath)
         .method_not_allowed_fallback(async || Error::Method)
         // Within the guard, so that a stranger cannot take the places.

@@ -49,7 +49,7 @@ struct Ls {
     #[command(flatten)]
     filter: FilterArgs,
     /// Those older than this event: the last of the page before
-    #[arg(long)]
+    #[arg(long, visible_alias = "cursor")]
     before: Option<EventId>,
     /// The most to list
     #[arg(long, default_value_t = 50)]

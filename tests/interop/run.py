@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import api
 import backend
 import envelopes
 import identity
@@ -20,7 +21,7 @@ from bench import HERE, Bench
 from remade import Remade
 from rig import Checks, expect, expect_that
 
-TIME = 300  # seconds
+TIME = 400  # seconds
 
 
 def golden_data_is_current():
@@ -66,7 +67,7 @@ def main():
     signal.signal(signal.SIGALRM, stop_at_once)
     signal.alarm(TIME)
     checks, bench, remade = Checks(), Bench(binary), Remade(binary)
-    parts = [sdks.Sdks(binary), webhooks.Webhooks(binary), monitoring.Monitoring(binary)]
+    parts = [sdks.Sdks(binary), webhooks.Webhooks(binary), monitoring.Monitoring(binary), api.Api(binary)]
     try:
         checks.run("the golden data of authing-json is what the packages make", golden_data_is_current)
         for name, check in remade.checks():

@@ -143,11 +143,13 @@ class Stand:
                     expect_that(child.poll() is None and time.monotonic() < deadline, f"{command} does not listen: {said}")
                     time.sleep(0.05)
 
-    def serve(self, config, server="", admin=""):
+    def serve(self, config, server="", admin="", admin_listen="127.0.0.1:0"):
         """Starts the relay with the configuration, and gives its push listener; `server`, `admin`: more of those tables."""
         self.config = self.path / "config.toml"
         store = json.dumps(str(self.path / "store"))
-        self.config.write_text(f'[server]\nlisten = ["127.0.0.1:0"]\n{server}\n[admin]\nlisten = "127.0.0.1:0"\n{admin}\n[queue]\npath = {store}\n{config}')
+        self.config.write_text(
+            f'[server]\nlisten = ["127.0.0.1:0"]\n{server}\n[admin]\nlisten = "{admin_listen}"\n{admin}\n[queue]\npath = {store}\n{config}'
+        )
         relay = self.process("wxrelay", [str(self.binary), "serve", "-c", str(self.config)], "stderr")
         listening = lambda name: lambda line: line.get("message") == "listening" and line.get("listener") == name
         address = relay.wait_for(listening("push"), "address of the push listener")[0]["address"]

@@ -112,6 +112,33 @@ async fn the_api_tells_status_audit_and_events() {
         let some = relay.get(&format!("/api/events?{filter}")).await.text().to_owned();
         assert_eq!((some.matches("evt_").count(), some.contains(&id)), (1, true), "{filter}: {some}");
     }
+    for (filter, count) in [
+        ("state=delivered", 2),
+        ("state=dead", 0),
+        ("since=1h", 2),
+        ("until=1h", 0),
+        ("until=2999-01-01T00:00:00Z", 2),
+        ("limit=1", 1),
+        (&format!("cursor={id}"), 0),
+    ] {
+        let some = relay.get(&format!("/api/events?{filter}")).await.json();
+        assert_eq!(some["events"].as_array().map(Vec::len), Some(count), "{filter}: {some}");
+        let args: Vec<_> = filter.split('=').collect();
+        let listed = relay.run(&["events", "ls", "--json", &format!("--{}", args[0]), args[1]]).await;
+        assert_eq!((listed.code, listed.stdout.lines().count()), (Some(0), count), "{filter}: {listed:?}");
+    }
+    for (filter, named) in
+        [("colour=blue", "colour"), ("state=lost", "state"), ("since=soon", "since"), ("limit=0", "limit")]
+    {
+        let refused = relay.get(&format!("/api/events?{filter}")).await;
+        assert_eq!(refused.status, 400, "{filter}");
+        assert!(refused.text().contains(named), "{filter}: {}", refused.text());
+        let (key, value) = filter.split_once('=').expect("a key and a value");
+        let refused = relay.run(&["events", "ls", &format!("--{key}"), value]).await;
+        assert!(key == "limit" || refused.code == Some(2), "{filter}: {refused:?}");
+    }
+    let described = relay.get("/api/openapi.json").await;
+    assert_eq!((described.status, &described.json()["openapi"]), (200, &"3.1.0".into()));
     let one = relay.get(&format!("/api/events/{id}")).await;
     assert_eq!(one.status, 200);
     assert!(one.text().contains("login_7"));

@@ -1,0 +1,55 @@
+//! The description of the admin API: an OpenAPI 3.1 document, written by hand in `openapi.json`.
+//!
+//! The test below holds it to the router: every route in the document, and nothing in it that is no route.
+
+use axum::http::header;
+use axum::response::IntoResponse;
+
+const DOCUMENT: &str = include_str!("openapi.json");
+
+pub(super) async fn openapi() -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    /// `get /path` of each `.route("/path", get(..))` in the router's source.
+    fn routes() -> BTreeSet<String> {
+        let source = include_str!("mod.rs");
+        let route = |line: &str| {
+            let (path, rest) = line.trim().strip_prefix(".route(\"")?.split_once("\", ")?;
+            Some(format!("{} {path}", rest.split_once('(')?.0))
+        };
+        source.lines().filter_map(route).collect()
+    }
+
+    #[test]
+    fn the_document_and_the_router_have_the_same_routes() {
+        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let of = |(path, methods): (&String, &Value)| -> Vec<String> {
+            methods.as_object().unwrap().keys().map(|method| format!("{method} {path}")).collect()
+        };
+        let described: BTreeSet<String> = paths.iter().flat_map(of).collect();
+        assert!(routes().len() > 15, "{:?}: is the router where it was?", routes());
+        assert_eq!(described, routes());
+    }
+
+    #[test]
+    fn every_name_in_the_document_is_there() {
+        let document: Value = serde_json::from_str(DOCUMENT).unwrap();
+        let mut seen = 0;
+        for reference in DOCUMENT.split("\"$ref\": \"#").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(document.pointer(name).is_some(), "{name}");
+            seen += 1;
+        }
+        assert!(seen > 20, "only {seen}");
+    }
+}
