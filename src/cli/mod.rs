@@ -6,6 +6,7 @@ mod alarm;
 mod api;
 pub mod audit;
 pub mod check;
+pub mod completions;
 pub mod dead;
 pub mod demo;
 mod description;
@@ -14,6 +15,7 @@ pub mod events;
 pub mod healthcheck;
 pub mod init;
 pub mod keygen;
+pub mod man;
 pub mod online;
 mod replay;
 mod samples;
@@ -86,6 +88,10 @@ pub enum Command {
     Healthcheck(healthcheck::Args),
     /// Print a fresh token, EncodingAESKey and webhook secret
     Keygen(keygen::Args),
+    /// Print what a shell needs to complete these commands
+    Completions(completions::Args),
+    /// Print the manual page, or write one for each command
+    Man(man::Args),
 }
 
 impl Cli {
@@ -107,6 +113,8 @@ impl Cli {
             Command::Simulate(args) => simulate::run(args).await,
             Command::Sink(args) => sink::run(args).await,
             Command::Keygen(args) => keygen::run(args).await,
+            Command::Completions(args) => completions::run(&args),
+            Command::Man(args) => man::run(&args),
         }
     }
 }

@@ -21,6 +21,27 @@ async fn demo_once_goes_as_told() {
 }
 
 #[tokio::test]
+async fn completions_and_manual_pages_know_every_command() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut write = wxrelay(["man", "--dir"]);
+    write.arg(dir.path());
+    assert_eq!(run(write).await.code, Some(0));
+    let page = run(wxrelay(["man"])).await;
+    assert!(page.code == Some(0) && page.stdout.contains(".TH wxrelay 1"), "{page:?}");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = run(wxrelay(["completions", shell])).await;
+        assert_eq!(script.code, Some(0), "{script:?}");
+        for command in ["serve", "check", "events", "healthcheck"] {
+            assert!(script.stdout.contains(command), "{shell}: {command}");
+            let page = dir.path().join(format!("wxrelay-{command}.1"));
+            let text = fs::read_to_string(&page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+            assert!(text.contains(&format!("wxrelay\\-{command}")) && text.contains(".SH OPTIONS"), "{text}");
+        }
+    }
+    assert_eq!(run(wxrelay(["completions", "tcsh"])).await.code, Some(2), "a shell that it does not know");
+}
+
+#[tokio::test]
 async fn init_writes_a_config_that_check_takes() {
     let dir = tempfile::tempdir().expect("a temporary folder");
     let mut init = wxrelay(["init", "--dir"]);

@@ -150,7 +150,7 @@ impl Service {
 /// A unit as it is shipped, with the built binary in the place of the installed one; for a systemd that does not know
 /// `notify-reload`, changed as the drop-in for it does.
 fn unit(folder: &Path, name: &str) -> PathBuf {
-    let mut text = shipped(name).replace("/usr/local/bin/wxrelay", env!("CARGO_BIN_EXE_wxrelay"));
+    let mut text = shipped(name).replace("ExecStart=wxrelay", concat!("ExecStart=", env!("CARGO_BIN_EXE_wxrelay")));
     if name.ends_with(".service") {
         assert!(text.contains("\nType=notify-reload\n") && text.contains(env!("CARGO_BIN_EXE_wxrelay")), "{text}");
         if systemd_version() < 253 {

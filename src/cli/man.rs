@@ -1,0 +1,39 @@
+//! `wxrelay man`: the manual pages, made from the same words as `--help`.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::CommandFactory as _;
+use clap_mangen::Man;
+
+use super::Cli;
+
+/// `wxrelay man`
+#[derive(clap::Args)]
+pub struct Args {
+    /// Write the pages of all commands into this folder, in place of the first page to stdout
+    #[arg(long)]
+    dir: Option<PathBuf>,
+}
+
+/// Prints the page, or writes all of them.
+///
+/// # Errors
+/// If they cannot be written.
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.dir {
+        None => {
+            let mut page = Vec::new();
+            Man::new(Cli::command()).render(&mut page)?;
+            io::stdout().lock().write_all(&page)?;
+        }
+        Some(dir) => {
+            let written = fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));
+            written.with_context(|| format!("can't write {}; choose another --dir", dir.display()))?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
