@@ -404,6 +404,8 @@ impl Driver {
     /// As `App::stop` does it: pushes first, then attempts, then the store.
     async fn stop(&mut self, life: &Life) -> End {
         self.world.note(|| "stop".to_owned());
+        // Whoever stops the relay reloads it no more.
+        self.world.state().at_commit = None;
         self.check();
         life.tasks.close();
         if self.dice.chance(80) {

@@ -326,6 +326,9 @@ impl State {
     pub(super) fn note(&mut self, what: String) {
         let line = format!("{:>12.3} {what}", self.elapsed().as_secs_f64());
         self.hash.write(line.as_bytes());
+        if super::variable(super::ONE_SEED).is_some() {
+            println!("{line}");
+        }
         self.trace.push(line);
     }
 
