@@ -18,6 +18,7 @@ mod dedup;
 mod deploy;
 mod disk;
 mod docs;
+mod docs_commands;
 mod doctor;
 mod drain;
 mod formats;
