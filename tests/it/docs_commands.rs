@@ -22,7 +22,7 @@ const ROOT: [&str; 4] = ["cargo", "docker", "sudo", "systemctl"];
 /// Programs that do nothing here. `sudo` runs what stands behind it.
 const STAND_INS: [&str; 3] = ["systemctl", "journalctl", "docker"];
 /// Commands, and pages of the same name, that a binary may not have yet: run and looked up as soon as it has.
-const OPTIONAL: [&str; 1] = ["doctor"];
+const OPTIONAL: [&str; 2] = ["doctor", "why"];
 
 const URLS: [&str; 2] = ["https://relay.example.com", "https://your.domain"];
 const EVENT: &str = "evt_1a1fe9c9a6a00000";
@@ -50,6 +50,21 @@ async fn every_command_is_run() {
         }
     }
     assert!(done > 15, "only {done} blocks");
+}
+
+/// Between the lines a command is named with stand-ins for what it is about: its words and flags are held to the help.
+#[tokio::test]
+async fn every_command_that_is_named_in_the_text_is_had() {
+    let (mut named, help) = (BTreeSet::new(), run(wxrelay(["--help"])).await.stdout);
+    for line in pages().iter().flat_map(|page| read(page).lines().map(str::to_owned).collect::<Vec<_>>()) {
+        let spans = line.split('`').skip(1).step_by(2).filter(|span| is_had(span, &help));
+        named.extend(spans.filter_map(|span| span.strip_prefix("wxrelay ")).map(str::to_owned));
+    }
+    for words in &named {
+        let finished = run(wxrelay(words.split(' ').chain(["--help"]))).await;
+        assert_eq!(finished.code, Some(0), "wxrelay {words}: {}", finished.stderr);
+    }
+    assert!(named.len() > 10, "only {named:?}");
 }
 
 #[tokio::test]
