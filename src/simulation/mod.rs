@@ -2,9 +2,9 @@
 //! for the same seed.
 //!
 //! One thread and one runtime with paused time per life of the relay; the store is a real one in memory. [`driver`] rolls
-//! what happens, [`traffic`] makes pushes and targets, [`world`] holds what is around (clock, chance, targets, a store in
-//! trouble), [`model`] what was promised and what must hold at every answer and every attempt, [`ledger`] what the store
-//! holds and whether that is what was promised.
+//! what happens, [`trouble`] ails the store, [`traffic`] makes pushes and targets, [`world`] holds what is around (clock,
+//! chance, targets, a store in trouble), [`model`] what was promised and what must hold at every answer and every attempt,
+//! [`ledger`] what the store holds and whether that is what was promised.
 //!
 //! - `cargo test` plays a few seeds.
 //! - `WXRELAY_SIM_SEEDS=10000 cargo test --profile soak --lib simulation -- --nocapture` plays so many.
@@ -16,6 +16,7 @@ mod driver;
 mod ledger;
 mod model;
 mod traffic;
+mod trouble;
 mod world;
 
 use std::cell::Cell;
