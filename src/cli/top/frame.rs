@@ -114,7 +114,8 @@ fn targets(now: &Look, before: Option<&Look>) -> Vec<String> {
 }
 
 fn sum(look: &Look, metric: &str, which: impl Fn(&Sample<'_>) -> bool) -> f64 {
-    samples::of(&look.metrics, metric).iter().filter(|sample| which(sample)).map(|sample| sample.value).sum()
+    // Not `sum`, which makes -0 of nothing.
+    samples::of(&look.metrics, metric).iter().filter(|sample| which(sample)).fold(0.0, |sum, sample| sum + sample.value)
 }
 
 /// By how much a count grew in a second; `-` where that is not known.
