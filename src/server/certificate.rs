@@ -10,7 +10,7 @@ const GENERALIZED_TIME: u8 = 0x18;
 
 /// The end of a DER certificate's validity, in seconds since the epoch.
 ///
-/// RFC 5280, 4.1: Certificate { TBSCertificate { [0] version, serial, signature, issuer, validity { from, until } .. } .. }
+/// RFC 5280, 4.1: `Certificate { TBSCertificate { [0] version, serial, signature, issuer, validity { from, until } .. } .. }`
 pub fn not_after(certificate: &[u8]) -> Option<i64> {
     let mut outer = Der(certificate).enter()?;
     let mut fields = outer.enter()?;
