@@ -219,14 +219,18 @@ impl Lane {
         // Handed back at once: if the target comes back, nothing waits for the attempts that are under way.
         drop((self.ready, self.inbox));
         self.look.shutdown().await;
-        for attempts in [&mut self.attempts, &mut self.awaited] {
-            while let Some(ended) = attempts.join_next().await {
-                if let Ok((_, Some(unsettled), _)) = ended {
-                    self.settling.spawn(self.bench.clone().settle(unsettled));
-                }
+        // What has ended is settled at once, whatever is still under way beside it.
+        loop {
+            let ended = tokio::select! {
+                Some(ended) = self.attempts.join_next() => ended,
+                Some(ended) = self.awaited.join_next() => ended,
+                Some(_) = self.settling.join_next() => continue,
+                else => break,
+            };
+            if let Ok((_, Some(unsettled), _)) = ended {
+                self.settling.spawn(self.bench.clone().settle(unsettled));
             }
         }
-        while self.settling.join_next().await.is_some() {}
         self.bench.notes.close();
         self.bench.notes.wait().await;
     }

@@ -2,13 +2,14 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, Uri};
+use tokio::sync::oneshot;
 
 use super::*;
 use crate::clock::{UnixMillis, simulated};
 use crate::deliver::scripted::{Answer, Script};
 use crate::deliver::{CredentialsOverride, Format, Role, TlsOptions};
 use crate::event::{ContentKey, Event};
-use crate::queue::{Faults, NewEvent, Settings};
+use crate::queue::{Awaited, Faults, NewEvent, Settings};
 use crate::wechat::{Message, Mode};
 
 const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
@@ -20,7 +21,8 @@ fn queue(path: &std::path::Path) -> Queue {
     Queue::simulated(&settings, drop, faults).unwrap()
 }
 
-/// A target that takes everything, but fails what comes from `bad` and is silent on what comes from `mute`.
+/// A target that takes everything, but fails what comes from `bad`, is silent on what comes from `mute` and takes a
+/// second for what comes from `slow`.
 fn policy(concurrency: usize) -> Policy {
     let target = Target {
         name: "crm".into(),
@@ -37,6 +39,10 @@ fn policy(concurrency: usize) -> Policy {
     let script = Script(Arc::new(|order| match order.event.message.from_user() {
         "mute" => Box::pin(std::future::pending()),
         "bad" => Box::pin(async { Answer::Broken }),
+        "slow" => Box::pin(async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Answer::Status(StatusCode::OK, HeaderMap::new())
+        }),
         _ => Box::pin(async { Answer::Status(StatusCode::OK, HeaderMap::new()) }),
     }));
     let upstream = Upstream::scripted(target.clone(), script).unwrap();
@@ -46,6 +52,10 @@ fn policy(concurrency: usize) -> Policy {
 }
 
 async fn push(queue: &Queue, received_at: UnixMillis, user: &str) {
+    queue.enqueue(event(queue, received_at, user)).await.unwrap();
+}
+
+fn event(queue: &Queue, received_at: UnixMillis, user: &str) -> NewEvent {
     let id = queue.next_id(received_at);
     let clear = Bytes::from(format!("<xml><FromUserName>{user}</FromUserName><MsgId>{}</MsgId></xml>", id.0));
     let message = Message::parse(&clear).unwrap();
@@ -62,8 +72,7 @@ async fn push(queue: &Queue, received_at: UnixMillis, user: &str) {
         message,
         traceparent: None,
     };
-    let new = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: Vec::new() };
-    queue.enqueue(new).await.unwrap();
+    NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: Vec::new() }
 }
 
 /// As on a machine without a clock of its own, which learns the time some seconds after its start.
@@ -83,6 +92,26 @@ async fn what_is_due_in_hours_goes_out_soon_after_the_clock_is_set_forward() {
     let audit = crate::queue::Inspect::open(folder.path()).unwrap().audit().unwrap();
     simulated::set(None);
     assert_eq!(audit.counts.delivered, 1);
+}
+
+/// Else a crash while the other is under way would repeat what is done.
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_ends_settles_an_awaited_attempt_though_another_is_still_under_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let queue = queue(folder.path());
+    let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), Tail::default(), BTreeSet::new());
+    dispatcher.apply(vec![policy(2)]);
+    push(&queue, UnixMillis::now(), "mute").await;
+    let (sender, reply) = oneshot::channel();
+    let awaited = Awaited { until: UnixMillis::now().after(HOUR), first: true, sender };
+    let new = event(&queue, UnixMillis::now(), "slow");
+    queue.enqueue(NewEvent { awaited: vec![("crm".into(), awaited)], ..new }).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    dispatcher.apply(Vec::new());
+    assert!(reply.await.is_ok(), "the reply is offered");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let counts = queue.stats().await.unwrap().targets[0].counts;
+    assert_eq!((counts.delivered, counts.pending), (1, 1));
 }
 
 /// A lane that spins would stop the simulated time for ever, so this one is watched from outside.
