@@ -89,6 +89,10 @@ fn moment(text: &str, now: UnixMillis) -> Option<UnixMillis> {
     if let Ok(moment) = text.parse::<jiff::Timestamp>() {
         return Some(UnixMillis(moment.as_millisecond()));
     }
+    // humantime takes a bare 0, and no other number without its unit.
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
     let ago = i64::try_from(humantime::parse_duration(text).ok()?.as_millis()).ok()?;
     Some(UnixMillis(now.0.checked_sub(ago)?))
 }
@@ -104,6 +108,7 @@ mod tests {
         assert_eq!(moment("1970-01-01T08:00:00+08:00", now), Some(UnixMillis(0)));
         assert_eq!(moment("2h", now), Some(UnixMillis(2_800_000)));
         assert_eq!(moment("yesterday", now), None);
+        assert_eq!((moment("0", now), moment("0s", now)), (None, Some(now)), "a number has a unit");
         assert_eq!(moment("999999999years", UnixMillis(i64::MIN)), None);
     }
 }

@@ -48,6 +48,8 @@ use axum::http::{HeaderValue, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
 use tokio::sync::mpsc;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -182,6 +184,11 @@ async fn harden(mut answer: Response) -> Response {
         headers.insert(name, HeaderValue::from_static(value));
     }
     answer
+}
+
+/// Reads a body that has to be a JSON object: where a struct is asked for, serde takes a list of its fields too.
+fn object<T: DeserializeOwned>(body: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice::<Map<String, Value>>(body).and_then(|object| serde_json::from_value(Value::Object(object)))
 }
 
 #[cfg(test)]

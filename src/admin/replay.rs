@@ -13,7 +13,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::events::Filters;
-use super::{Context, Error, targets};
+use super::{Context, Error, object, targets};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{Fate, Filter, Sweep, Swept};
@@ -57,7 +57,7 @@ pub(super) async fn page(
     let Query(query) = query?;
     let asked = match body.is_empty() {
         true => query,
-        false if query == Replay::default() => serde_json::from_slice(&body).map_err(Error::Replay)?,
+        false if query == Replay::default() => object(&body).map_err(Error::Replay)?,
         false => return Err(Error::BadBody("none, as the query says what to replay")),
     };
     let Replay { account, event, from, target, state, since, until, to, all, cursor } = asked;
@@ -77,7 +77,7 @@ pub(super) async fn one(
     body: Bytes,
 ) -> Result<Json<Value>, Error> {
     let id: EventId = id?.0.parse()?;
-    let asked = if body.is_empty() { Ok(Whither::default()) } else { serde_json::from_slice(&body) };
+    let asked = if body.is_empty() { Ok(Whither::default()) } else { object(&body) };
     let Whither { target, state, to } = asked.map_err(Error::Replay)?;
     if context.inspect(move |store| store.event(id)).await?.is_none() {
         return Err(Error::NoSuchEvent);

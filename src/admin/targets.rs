@@ -9,7 +9,7 @@ use axum::extract::{Path, State};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Context, Error};
+use super::{Context, Error, object};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{Fate, Inspect, Sweep, view};
@@ -76,7 +76,7 @@ struct Elsewhere {
 
 pub(super) async fn redirect(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
     let Path(name) = name?;
-    let Elsewhere { to } = serde_json::from_slice(&body).map_err(|_| Error::BadBody("{\"to\":\"other\"}"))?;
+    let Elsewhere { to } = object(&body).map_err(|_| Error::BadBody("{\"to\":\"other\"}"))?;
     known(&context, &name).await?;
     configured(&context, &to)?;
     if to == name {
@@ -116,7 +116,7 @@ fn letters(body: &[u8]) -> Result<Option<Vec<EventId>>, Error> {
     if body.is_empty() {
         return Ok(None);
     }
-    let Which { ids } = serde_json::from_slice(body).map_err(|_| Error::BadBody(EXPECTED))?;
+    let Which { ids } = object(body).map_err(|_| Error::BadBody(EXPECTED))?;
     let ids = ids.iter().map(|id| id.parse()).collect::<Result<_, _>>().map_err(|_| Error::BadBody(EXPECTED))?;
     Ok(Some(ids))
 }

@@ -65,6 +65,11 @@ async fn a_filter_says_which_events_are_replayed() {
     relay.audited("delivered", 2).await;
     let answer = post_with(&relay.admin, "/api/events/replay", r#"{"from":"o1","since":"1h","to":"bot"}"#).await;
     assert_eq!(answer.json()["replayed"], 1, "{}", answer.text());
+    for path in
+        ["/api/events/replay", &format!("/api/events/{}/replay", bot.delivery(0).await.header("wxrelay-event-id"))]
+    {
+        assert_eq!(post_with(&relay.admin, path, "[null, null]").await.status, 400, "{path}: a list is no object");
+    }
     assert_eq!(bot.delivery(2).await.json()["from_user"], "o1");
     relay.audited("delivered", 3).await;
     for (filter, count) in [
