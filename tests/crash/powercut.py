@@ -110,7 +110,8 @@ class Cuts:
                 # What was answered after this change and before the next is known at this cut too.
                 disk.feed(entry)
                 last = index + 1 == len(entries) or entries[index + 1].kind in CHANGES
-                if not last or (index + self.arguments.seed) % self.arguments.every:
+                # The making of the store is never thinned out: it happens once, and nothing else is like it.
+                if not last or (answered and (index + self.arguments.seed) % self.arguments.every):
                     continue
                 waiting = [job for job in waiting if not job.done() or job.result()]
                 for share in [0, *self.rng.choices(SHARES, k=self.arguments.images - 1)]:

@@ -6,31 +6,68 @@
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process;
 
 use crate::queue::Error;
 
 /// The database in the store's folder.
 pub(super) const DATABASE: &str = "wxrelay.db";
-/// Its write-ahead log.
-pub(super) const LOG: &str = "wxrelay.db-wal";
+/// The database while it is made.
+pub(super) const NEW: &str = "wxrelay.db.new";
 pub(super) const LOCK: &str = "wxrelay.lock";
 
-/// Makes the folder and the empty database file if they are missing, readable by their owner alone, and takes the lock.
+/// Makes the folder if it is missing, for its owner alone, and takes the lock.
 ///
 /// The store is this process's own while the answer lives.
 pub(super) fn claim(folder: &Path) -> Result<File, Error> {
     make(folder)?;
     refuse_network_filesystem(folder)?;
-    let lock = lock(folder)?;
-    let database = folder.join(DATABASE);
-    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&database) {
-        Ok(_) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => return Err(Error::io(&database, source)),
+    lock(folder)
+}
+
+/// Whether there is no database, or nothing in it.
+pub(super) fn is_missing(database: &Path) -> Result<bool, Error> {
+    match fs::metadata(database) {
+        Ok(metadata) => Ok(metadata.len() == 0),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(source) => Err(Error::io(database, source)),
     }
-    Ok(lock)
+}
+
+/// Makes the empty file of a new database, for its owner alone, and removes what SQLite would take for a part of it.
+pub(super) fn begin_new(folder: &Path) -> Result<(), Error> {
+    for name in [NEW, DATABASE] {
+        for end in ["-wal", "-shm", "-journal"] {
+            remove(&folder.join(format!("{name}{end}")))?;
+        }
+    }
+    let new = folder.join(NEW);
+    remove(&new)?;
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new);
+    made.map(drop).map_err(|source| Error::io(&new, source))
+}
+
+/// Gives a new database, closed and whole, its name.
+pub(super) fn put_in_place(folder: &Path) -> Result<(), Error> {
+    let (new, database) = (folder.join(NEW), folder.join(DATABASE));
+    flush(&new)?;
+    fs::rename(&new, &database).map_err(|source| Error::io(&database, source))?;
+    flush(folder)
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
+        _ => Ok(()),
+    }
+}
+
+/// The write-ahead log of a database.
+pub(super) fn log_of(database: &Path) -> PathBuf {
+    let mut log = database.as_os_str().to_owned();
+    log.push("-wal");
+    log.into()
 }
 
 /// The flush of a file does not reach the entries of new folders above it, so those are flushed here.
@@ -133,9 +170,21 @@ mod tests {
         let folder = parent.path().join("a/b");
         let _lock = claim(&folder).unwrap();
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        begin_new(&folder).unwrap();
+        put_in_place(&folder).unwrap();
         assert_eq!(mode(&folder), 0o700);
         assert_eq!(mode(&folder.join(DATABASE)), 0o600);
         assert_eq!(mode(&folder.join(LOCK)), 0o600);
+    }
+
+    #[test]
+    fn what_is_left_of_an_earlier_database_is_no_part_of_a_new_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let leftovers =
+            ["wxrelay.db-wal", "wxrelay.db.new", "wxrelay.db.new-journal"].map(|name| folder.path().join(name));
+        leftovers.iter().for_each(|path| fs::write(path, "left over").unwrap());
+        begin_new(folder.path()).unwrap();
+        assert_eq!(leftovers.map(|path| fs::read(path).ok()), [None, Some(Vec::new()), None]);
     }
 
     #[test]

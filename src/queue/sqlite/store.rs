@@ -52,20 +52,33 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the database in the folder, and makes its tables if it is empty or brings them up to date.
+    /// Opens the database in the folder, made if it is missing.
+    ///
+    /// It is made under another name: what a power cut leaves of one that is half made can't be told from damage.
     pub(super) fn open(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join(files::DATABASE);
-        let mut connection = Connection::open(&path)?;
+        let database = folder.join(files::DATABASE);
+        if files::is_missing(&database)? {
+            files::begin_new(folder)?;
+            Self::at(&folder.join(files::NEW), folder)?.close()?;
+            files::put_in_place(folder)?;
+        }
+        Self::at(&database, folder)
+    }
+
+    /// Opens a file, and makes its tables if it is empty or brings them up to date.
+    fn at(path: &Path, folder: &Path) -> Result<Self, Error> {
+        let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.set_prepared_statement_cache_capacity(64);
-        let version = schema::version(&connection, &path)?;
+        let version = schema::version(&connection, path)?;
         for (pragma, wanted, meaning) in PRAGMAS {
             set_pragma(&connection, pragma, wanted, meaning)?;
         }
-        schema::bring_up_to_date(&connection, &path, version)?;
+        schema::bring_up_to_date(&connection, path, version)?;
         // A change to WAL whose flush fails is undone without a word, and reads back as done: only the log's file tells.
         connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
-        if !folder.join(files::LOG).exists() {
+        let log = files::log_of(path);
+        if !log.exists() {
             return Err(Error::Pragma { pragma: "journal_mode", wanted: "WAL", found: "no log".to_owned() });
         }
         let log_pages = Arc::new(AtomicI32::new(0));
@@ -78,7 +91,7 @@ impl Store {
         let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, numbers, changes };
         // What a killed process left in the log may never have been flushed, and is answered for from now on.
         match store.checkpoint() {
-            Err(error) if is_full(&error) => files::flush(&folder.join(files::LOG))?,
+            Err(error) if is_full(&error) => files::flush(&log)?,
             done => done?,
         }
         files::flush(folder)?;
