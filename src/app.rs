@@ -306,7 +306,10 @@ impl App {
 
 /// The keys that differ and are read at the start alone.
 fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let token = |config: &Config| config.admin.token.as_ref().map(|token| token.expose().to_owned());
+    let same_token = match (&old.admin.token, &new.admin.token) {
+        (Some(old), Some(new)) => old.matches(new.expose()),
+        (old, new) => old.is_none() && new.is_none(),
+    };
     let same = [
         ("server.listen", old.server.listen == new.server.listen),
         ("server.tls", old.server.tls == new.server.tls),
@@ -316,7 +319,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("server.drain", old.server.drain == new.server.drain),
         ("server.max_body", old.server.max_body == new.server.max_body),
         ("admin.listen", old.admin.listen == new.admin.listen),
-        ("admin.token", token(old) == token(new)),
+        ("admin.token", same_token),
         ("queue.path", old.queue.path == new.queue.path),
         ("queue.retention", old.queue.retention == new.queue.retention),
         ("queue.max_size", old.queue.max_size == new.queue.max_size),

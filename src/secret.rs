@@ -2,9 +2,15 @@
 //!
 //! Invariants: `Debug` prints a mask, the memory is wiped on drop, and the only way to the text is
 //! [`Secret::expose`], so that a reader can find every use by searching for that word.
+//!
+//! What can't be wiped: the process's environment; what the TOML parser and figment copy of a value that stands in the
+//! configuration itself; the values of `headers`, which the HTTP client keeps; keys inside the TLS library; what a
+//! moved value leaves on the stack. [`seal_process`] is for all of that.
 
 use std::fmt;
+use std::io;
 
+use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -23,9 +29,9 @@ impl Secret {
         &self.0
     }
 
-    /// Compares in constant time for texts of one length.
+    /// Compares by hash, so that the time tells neither where the texts differ nor how long this one is.
     pub fn matches(&self, other: &str) -> bool {
-        self.0.as_bytes().ct_eq(other.as_bytes()).into()
+        Sha256::digest(self.0.as_bytes()).ct_eq(&Sha256::digest(other)).into()
     }
 }
 
@@ -33,6 +39,30 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("MASKED")
     }
+}
+
+/// Keeps this process's memory to itself: it leaves no core dump, and no other process of the same user may trace it
+/// or read its memory and environment. Root still may.
+///
+/// # Errors
+/// The system's, where a filter of system calls refuses.
+#[cfg(target_os = "linux")]
+pub fn seal_process() -> io::Result<()> {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    // A dump into a pipe is made whatever this says, and the line above keeps that from happening too.
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    Ok(())
+}
+
+/// Leaves no core dump.
+///
+/// # Errors
+/// The system's.
+#[cfg(not(target_os = "linux"))]
+pub fn seal_process() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    Ok(setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?)
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::ConfigArgs;
 use super::service::{self, notify};
 use crate::app::App;
+use crate::secret::seal_process;
 use crate::telemetry;
 
 /// `wxrelay serve`
@@ -20,8 +21,13 @@ pub struct Args {
 
 /// Runs until it is told to stop.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    // Before the first secret is read.
+    let sealed = seal_process();
     let config = args.config.load()?;
     let logs = telemetry::init(&config.log)?;
+    if let Err(error) = sealed {
+        tracing::warn!(%error, "a core dump of this process is possible; it would hold tokens and keys: set LimitCORE=0");
+    }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;

@@ -88,6 +88,14 @@ pub enum Problem {
         /// Why not.
         source: io::Error,
     },
+    /// A file with a secret that others than its owner may read or change.
+    #[error("{} holds a secret that group or others may read or change (mode {mode:04o}): chmod 600 {}", path.display(), path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+        /// Its rights.
+        mode: u32,
+    },
     /// What does not match.
     #[error("{0}{reason}", reason = Reason(.0))]
     Pattern(#[source] PatternError),

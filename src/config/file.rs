@@ -35,6 +35,7 @@ pub(super) struct Server {
     pub(super) http2: Option<Scalar>,
     pub(super) drain: Option<Scalar>,
     pub(super) max_body: Option<Scalar>,
+    pub(super) strict: Option<Scalar>,
 }
 
 /// `server.tls`

@@ -3,7 +3,8 @@
 //!
 //! Invariants: serde stops at its first mistake, so a key that cannot be read is taken out of the tree and the rest
 //! is read again, until it can be; no mistake hides another. Values from the environment stay text unless they begin
-//! with `[` or `{`. What stands in the file or the environment is never quoted here, since it may be secret.
+//! with `[` or `{`. What stands in the file or the environment is never quoted here, since it may be secret; the
+//! text of both is wiped, the trees that figment and the TOML parser make of it can't be.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Tag, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use sha2::{Digest, Sha256};
+use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Problem, nearest};
 use super::file::File;
@@ -23,6 +25,12 @@ const PREFIX: &str = "WXRELAY__";
 
 /// The keys of a table that tells where a secret is.
 const ELSEWHERE: [&str; 3] = ["env", "file", "credential"];
+
+/// The process's environment, wiped with the rest.
+pub(super) type Environment = BTreeMap<String, Zeroizing<String>>;
+
+/// The name of the layer that is the file.
+const FILE: &str = "file";
 
 /// The merged layers.
 pub(super) struct Layers {
@@ -58,18 +66,18 @@ impl Layers {
     /// Reads the file and puts the environment and the overrides (`server.drain` = `5s`) over it.
     pub(super) fn read(
         file: Option<&Path>,
-        env: &BTreeMap<String, String>,
+        env: &Environment,
         overrides: &[(&str, &str)],
     ) -> Result<Self, ConfigError> {
         let mut hash = Sha256::new();
         let mut lower = Dict::new();
         if let Some(path) = file {
             let fault = |problem| ConfigError { key: path.display().to_string(), problem, origin: None };
-            let text = std::fs::read_to_string(path).map_err(|error| fault(Problem::File(error)))?;
-            hash.update(&text);
-            let data = Toml::string(&text).data();
-            let mut data = data.map_err(|error| fault(Problem::Syntax(toml_message(&error.to_string()))))?;
-            lower = data.remove(&Profile::Default).unwrap_or_default();
+            let text = std::fs::read_to_string(path).map(Zeroizing::new);
+            let text = text.map_err(|error| fault(Problem::File(error)))?;
+            hash.update(text.as_bytes());
+            let parsed = Toml::from_str(&text);
+            lower = parsed.map_err(|error| fault(Problem::Syntax(toml_message(&error.to_string()))))?;
         }
         let env = env.iter().filter_map(|(name, text)| Some((name.strip_prefix(PREFIX)?, text.as_str())));
         let env: Vec<_> = env.map(|(name, text)| (name.to_lowercase().replace("__", "."), text)).collect();
@@ -87,7 +95,7 @@ impl Layers {
 
         let source = file.map(|path| path.display().to_string());
         let shown = source.clone().unwrap_or_default();
-        let file = Metadata::named("file").interpolater(move |_, _| shown.clone());
+        let file = Metadata::named(FILE).interpolater(move |_, _| shown.clone());
         let variable = Metadata::named("environment").interpolater(|_, keys| variable(keys));
         let argument = Metadata::named("command line").interpolater(|_, _| "the command line".to_owned());
         let figment = Figment::from(Layer(file, lower)).merge(Layer(variable, env)).merge(Layer(argument, overrides));
@@ -132,6 +140,12 @@ impl Layers {
         let Some(value) = self.find(key) else { return self.source.clone() };
         let metadata = self.figment.get_metadata(value.tag())?;
         Some(metadata.interpolate(&Profile::Default, &key.names()))
+    }
+
+    /// Whether the value of a key stands in the file.
+    pub(super) fn is_of_file(&self, key: &Key) -> bool {
+        let metadata = self.find(key).and_then(|value| self.figment.get_metadata(value.tag()));
+        metadata.is_some_and(|metadata| metadata.name == FILE)
     }
 
     fn find(&self, key: &Key) -> Option<&Value> {

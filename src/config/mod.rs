@@ -20,14 +20,13 @@ pub mod table;
 mod targets;
 mod value;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 pub use accounts::PLACEHOLDER;
 pub use error::{ConfigError, Problem};
 
 use self::accounts::Known;
-use self::layers::{Layers, Shaped};
+use self::layers::{Environment, Layers, Shaped};
 use self::scope::{Ground, Scope};
 use crate::deliver::{Format, Role};
 use crate::dispatcher::TargetSettings;
@@ -85,12 +84,13 @@ pub fn load(
     env: impl IntoIterator<Item = (String, String)>,
     overrides: &[(&str, &str)],
 ) -> Result<Config, Vec<ConfigError>> {
-    let env: BTreeMap<_, _> = env.into_iter().collect();
+    let env: Environment = env.into_iter().map(|(name, text)| (name, text.into())).collect();
     let layers = Layers::read(file, &env, overrides).map_err(|error| vec![error])?;
     let Shaped { file: shape, errors, damaged } = layers.shape();
     let ground = Ground::new(&layers, &env, file, errors, damaged);
     let config = config(&ground.root(), &shape, layers.sha256.clone());
-    let (mut errors, warnings) = ground.finish();
+    let strict = sections::strict(&ground.root().at("server"), &shape.server);
+    let (mut errors, warnings) = ground.finish(strict);
     errors.sort_by(|one, other| one.key.cmp(&other.key));
     match config {
         Some(config) if errors.is_empty() => Ok(Config { warnings, ..config }),
@@ -152,6 +152,8 @@ fn check_together(scope: &Scope<'_>, accounts: &[Account], targets: &[TargetSett
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
     use super::*;
@@ -190,7 +192,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
         std::fs::write(&path, text).unwrap();
+        close(&path);
         (folder, path)
+    }
+
+    /// Takes the rights of others away.
+    fn close(path: &Path) {
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
     }
 
     fn target<'c>(config: &'c Config, name: &str) -> &'c TargetSettings {
@@ -398,11 +406,24 @@ mod tests {
     }
 
     #[test]
-    fn debug_shows_no_secret() {
-        let pairs = [("WXRELAY__ADMIN__TOKEN", "hunter2hunter2hunter2")];
-        let shown = format!("{:?}", loaded(&data("valid/mode2.toml"), &pairs));
-        for secret in ["hunter2", "0123\"", KEY, SECRET] {
-            assert!(!shown.contains(secret), "{shown}");
+    fn debug_shows_no_secret_of_any_key_that_may_hold_one() {
+        const WORDS: [&str; 6] = ["hunter2a", "hunter2b", "hunter2c", "hunter2d", "hunter2e", "hunter2f"];
+        let [admin, token, previous, own, header, id] = WORDS;
+        let (old, legacy) = (KEY.replace("abc", "xyz"), KEY.replace("abc", "uvw"));
+        let (new, second) = (SECRET, "whsec_YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU=");
+        let (_folder, path) = written(&format!(
+            "[admin]\ntoken = \"{admin}{admin}\"\n[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"{token}\"\n\
+             previous_token = \"{previous}\"\nencoding_aes_key = \"{KEY}\"\nprevious_encoding_aes_key = \"{old}\"\n\
+             [targets.legacy]\nurl = \"http://a\"\nformat = \"wechat\"\ntoken = \"{own}\"\nencoding_aes_key = \"{legacy}\"\n\
+             secret = [\"{new}\", \"{second}\"]\nheaders = {{ x-api-key = \"{header}\" }}\n"
+        ));
+        let env = env(&[]).into_iter().map(|(name, text)| (name, text.into())).collect();
+        let layers = Layers::read(Some(&path), &env, &[]).unwrap();
+        let config = loaded(&path, &[]);
+        let shown = format!("{:?} {config:#?} {}", layers.shape().file, table::text(&config));
+        assert!(shown.contains("MASKED") && shown.contains("wx0") && !shown.contains(id));
+        for secret in WORDS.into_iter().chain([KEY, &old, &legacy, new, second]) {
+            assert!(!shown.contains(secret), "{secret} in {shown}");
         }
     }
 

@@ -1,20 +1,29 @@
 //! A place in the configuration from which values are read: it knows its key path, and notes what is wrong.
 //!
 //! Invariants: reading never stops at a mistake, it notes it and goes on; secrets come out as [`Secret`] and their
-//! text goes into no message. Deliberately not here: what any one key means.
+//! text goes into no message; every file that a secret is read from has its rights looked at. Deliberately not here:
+//! what any one key means.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+
+use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Problem};
 use super::file::{Elsewhere, Scalar, SecretSource, SecretSources};
-use super::layers::{Key, Layers};
+use super::layers::{Environment, Key, Layers};
 use crate::secret::Secret;
 
 /// What systemd's `LoadCredential=` tells its services.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
+
+/// The rights by which others than its owner read or change a file.
+const OTHERS: u32 = 0o066;
 
 /// The most of a wrong value that a message shows.
 const SHOWN: usize = 60;
@@ -22,12 +31,15 @@ const SHOWN: usize = 60;
 /// What all scopes of one configuration share.
 pub(super) struct Ground<'a> {
     layers: &'a Layers,
-    env: &'a BTreeMap<String, String>,
+    env: &'a Environment,
+    file: Option<&'a Path>,
     /// Relative paths begin here: the file's folder.
     folder: PathBuf,
     damaged: Vec<Key>,
     errors: RefCell<Vec<ConfigError>>,
     warnings: RefCell<Vec<String>>,
+    /// Files with secrets that are open to others than their owner: the key that names each, and its mode.
+    exposed: RefCell<BTreeMap<PathBuf, (Key, u32)>>,
 }
 
 /// One table.
@@ -41,13 +53,14 @@ impl<'a> Ground<'a> {
     /// `errors` and `damaged` are what reading the shape left behind.
     pub(super) fn new(
         layers: &'a Layers,
-        env: &'a BTreeMap<String, String>,
-        file: Option<&Path>,
+        env: &'a Environment,
+        file: Option<&'a Path>,
         errors: Vec<ConfigError>,
         damaged: Vec<Key>,
     ) -> Self {
         let folder = file.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
-        Self { layers, env, folder, damaged, errors: RefCell::new(errors), warnings: RefCell::default() }
+        let (warnings, exposed) = (RefCell::default(), RefCell::default());
+        Self { layers, env, file, folder, damaged, errors: RefCell::new(errors), warnings, exposed }
     }
 
     /// The scope of the whole file.
@@ -55,9 +68,17 @@ impl<'a> Ground<'a> {
         Scope { ground: self, key: Key::default() }
     }
 
-    /// All mistakes and warnings.
-    pub(super) fn finish(self) -> (Vec<ConfigError>, Vec<String>) {
-        (self.errors.into_inner(), self.warnings.into_inner())
+    /// All mistakes and warnings. With `strict`, a file with a secret that is open to others is a mistake.
+    pub(super) fn finish(self, strict: bool) -> (Vec<ConfigError>, Vec<String>) {
+        let (mut errors, mut warnings) = (self.errors.into_inner(), self.warnings.into_inner());
+        for (path, (key, mode)) in self.exposed.into_inner() {
+            let problem = Problem::Exposed { path, mode };
+            match strict {
+                true => errors.push(self.layers.error(&key, problem)),
+                false => warnings.push(format!("{key}: {problem}")),
+            }
+        }
+        (errors, warnings)
     }
 }
 
@@ -135,13 +156,32 @@ impl Scope<'_> {
 
     /// Reads the path of a file that must exist.
     pub(super) fn existing(&self, name: &str, given: &Option<Scalar>) -> Option<PathBuf> {
+        self.found(name, given).map(|(path, _)| path)
+    }
+
+    /// The same for a file with a private key.
+    pub(super) fn private(&self, name: &str, given: &Option<Scalar>) -> Option<PathBuf> {
+        let (path, metadata) = self.found(name, given)?;
+        self.at(name).look_at(&path, &metadata);
+        Some(path)
+    }
+
+    fn found(&self, name: &str, given: &Option<Scalar>) -> Option<(PathBuf, Metadata)> {
         let path = self.path(name, given)?;
-        match std::fs::metadata(&path) {
-            Ok(_) => Some(path),
+        match fs::metadata(&path) {
+            Ok(metadata) => Some((path, metadata)),
             Err(source) => {
                 self.at(name).fault(Problem::Unreadable { path, source });
                 None
             }
+        }
+    }
+
+    /// Notes a file with a secret that others than its owner may read or change.
+    fn look_at(&self, path: &Path, metadata: &Metadata) {
+        let mode = metadata.permissions().mode() & 0o7777;
+        if metadata.is_file() && mode & OTHERS != 0 {
+            self.ground.exposed.borrow_mut().entry(path.to_owned()).or_insert_with(|| (self.key.clone(), mode));
         }
     }
 
@@ -193,11 +233,28 @@ impl Scope<'_> {
 
     /// The secret of this key.
     pub(super) fn open(&self, source: &SecretSource) -> Option<Secret> {
+        if let (SecretSource::Text(_), Some(file)) = (source, self.ground.file)
+            && self.ground.layers.is_of_file(&self.key)
+            && let Ok(metadata) = fs::metadata(file)
+        {
+            self.look_at(file, &metadata);
+        }
+        self.open_any(source)
+    }
+
+    /// The value of this key, which is no secret where it stands in the configuration itself.
+    pub(super) fn open_any(&self, source: &SecretSource) -> Option<Secret> {
         let opened = match source {
             SecretSource::Text(secret) => Ok(secret.clone()),
             SecretSource::Elsewhere(Elsewhere { env: Some(name), file: None, credential: None }) => self.variable(name),
             SecretSource::Elsewhere(Elsewhere { env: None, file: Some(path), credential: None }) => {
-                read_secret(self.resolve(path))
+                let path = self.resolve(path);
+                read(&path)
+                    .map(|(secret, metadata)| {
+                        self.look_at(&path, &metadata);
+                        secret
+                    })
+                    .map_err(|source| Problem::Unreadable { path, source })
             }
             SecretSource::Elsewhere(Elsewhere { env: None, file: None, credential: Some(name) }) => {
                 self.credential(name)
@@ -209,7 +266,7 @@ impl Scope<'_> {
 
     fn variable(&self, name: &str) -> Result<Secret, Problem> {
         let text = self.ground.env.get(name).filter(|text| !text.is_empty());
-        text.map(Secret::new).ok_or_else(|| Problem::Environment(name.to_owned()))
+        text.map(|text| Secret::new(text.as_str())).ok_or_else(|| Problem::Environment(name.to_owned()))
     }
 
     fn credential(&self, name: &str) -> Result<Secret, Problem> {
@@ -217,14 +274,19 @@ impl Scope<'_> {
             return Err(Problem::Rule("expected the name of a credential, without a path"));
         }
         let folder = self.ground.env.get(CREDENTIALS).ok_or_else(|| Problem::Environment(CREDENTIALS.to_owned()))?;
-        read_secret(Path::new(folder).join(name))
+        let path = Path::new(folder.as_str()).join(name);
+        // Its rights are systemd's, which may let the service in by an access list that shows as the group's.
+        read(&path).map(|(secret, _)| secret).map_err(|source| Problem::Unreadable { path, source })
     }
 }
 
-/// Without the line end that editors and `echo` leave.
-fn read_secret(path: PathBuf) -> Result<Secret, Problem> {
-    match std::fs::read_to_string(&path).map(zeroize::Zeroizing::new) {
-        Ok(text) => Ok(Secret::new(text.trim_end_matches(['\r', '\n']))),
-        Err(source) => Err(Problem::Unreadable { path, source }),
-    }
+/// A file's text without the line end that editors and `echo` leave, and its rights.
+fn read(path: &Path) -> io::Result<(Secret, Metadata)> {
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    // With room for all of it: a text that grows leaves copies behind.
+    let room = usize::try_from(metadata.len()).unwrap_or(0).saturating_add(1);
+    let mut text = Zeroizing::new(String::with_capacity(room.min(64 * 1024)));
+    file.read_to_string(&mut text)?;
+    Ok((Secret::new(text.trim_end_matches(['\r', '\n'])), metadata))
 }

@@ -39,6 +39,11 @@ pub(super) fn server(scope: &Scope<'_>, file: &file::Server) -> server::Settings
     }
 }
 
+/// `server.strict`: whether files with secrets must be closed to others.
+pub(super) fn strict(scope: &Scope<'_>, file: &file::Server) -> bool {
+    scope.read("strict", &file.strict, value::boolean).unwrap_or(false)
+}
+
 fn listen_list(scope: &Scope<'_>, texts: &[String]) -> Vec<Listen> {
     if texts.is_empty() {
         scope.fault(Problem::Missing("at least one address to listen at"));
@@ -81,7 +86,7 @@ fn tls_files(scope: &Scope<'_>, file: &file::Tls) -> Option<TlsFiles> {
         }
     }
     let cert = scope.existing("cert", &file.cert);
-    let key = scope.existing("key", &file.key);
+    let key = scope.private("key", &file.key);
     Some(TlsFiles { cert: cert?, key: key? })
 }
 

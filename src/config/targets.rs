@@ -127,7 +127,7 @@ fn tls(scope: &Scope<'_>, file: &file::Target) -> TlsOptions {
         (Some(_), Some(_)) | (None, None) => {}
     }
     let cert = scope.existing("client_cert", &file.client_cert);
-    let key = scope.existing("client_key", &file.client_key);
+    let key = scope.private("client_key", &file.client_key);
     TlsOptions { ca: scope.existing("ca", &file.ca), client: cert.zip(key) }
 }
 
@@ -144,7 +144,8 @@ fn headers(scope: &Scope<'_>, file: &BTreeMap<String, SecretSource>) -> HeaderMa
             scope.fault(Problem::Rule("the relay writes this header itself, expected another"));
             continue;
         }
-        let Some(value) = scope.open(source) else { continue };
+        let value = if names_a_secret(&header) { scope.open(source) } else { scope.open_any(source) };
+        let Some(value) = value else { continue };
         match HeaderValue::try_from(value.expose()) {
             Ok(mut value) => {
                 // Many a header here is an Authorization: none is shown in Debug, nor indexed by HTTP/2.
@@ -155,6 +156,11 @@ fn headers(scope: &Scope<'_>, file: &BTreeMap<String, SecretSource>) -> HeaderMa
         }
     }
     headers
+}
+
+/// Whether a header of that name tells who we are; `x-from` and the like may be read by anybody.
+fn names_a_secret(header: &HeaderName) -> bool {
+    ["auth", "cookie", "key", "pass", "secret", "sign", "token"].iter().any(|part| header.as_str().contains(part))
 }
 
 fn signing_key(text: &str) -> Result<SigningKey, Problem> {

@@ -1,6 +1,7 @@
 //! `wxrelay doctor`: what is well is called ok, what is not is named with its remedy, and nothing secret is printed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -374,6 +375,7 @@ impl Setup {
         let (push, admin) = (free_address(), free_address());
         let setup = Self { dir, config, push, admin, server: server.to_owned(), queue: None };
         fs::write(&setup.config, setup.toml(body)).expect("the config can be written");
+        fs::set_permissions(&setup.config, fs::Permissions::from_mode(0o600)).expect("it holds secrets");
         setup
     }
 

@@ -40,6 +40,7 @@ mod reply_window;
 mod retries;
 mod routing;
 mod secrecy;
+mod secret_files;
 mod socket_activation;
 mod statuses;
 mod support;

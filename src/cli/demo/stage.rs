@@ -1,7 +1,8 @@
 //! The stage: a relay with the embedded queue, and stand-ins for WeChat, Authing and two handlers, all on loopback.
 
-use std::fs::{self, DirBuilder};
-use std::os::unix::fs::DirBuilderExt as _;
+use std::fs::{self, DirBuilder, File};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +49,8 @@ impl Stage {
         let crm = sink::start(sink::Options { reply, ..sink::Options::default() }).await?;
         let stats = sink::start(sink::Options::default()).await?;
         let file = folder.path().join("config.toml");
-        fs::write(&file, script(&token, &key, [&login, &crm, &stats], folder.path()))?;
+        let script = script(&token, &key, [&login, &crm, &stats], folder.path());
+        File::options().write(true).create_new(true).mode(0o600).open(&file)?.write_all(script.as_bytes())?;
         let config = config::load(Some(&file), [], &[]).map_err(|errors| {
             let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("the demo's own configuration: {}", errors.join("; "))

@@ -73,6 +73,11 @@ impl Running {
         Self { child, lines, news }
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Every line so far, of both stdout and stderr.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.lines.lock().expect("no reader panics").clone()

@@ -1,6 +1,7 @@
 //! The built binary, `wxrelay serve`, with a folder and a configuration of its own.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::process::Signal;
@@ -78,6 +79,7 @@ impl Setup {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let config = dir.path().join("config.toml");
         fs::write(&config, self.toml(dir.path())).expect("the config can be written");
+        fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("it holds secrets");
         let (running, push, admin) = serve(&config).await;
         Relay { setup: self, dir, config, running: Some(running), push, admin }
     }
