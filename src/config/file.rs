@@ -224,6 +224,7 @@ pub(super) struct Target {
     pub(super) client_cert: Option<Scalar>,
     pub(super) client_key: Option<Scalar>,
     pub(super) proxy: Option<Scalar>,
+    pub(super) deny_private: Option<Scalar>,
 }
 
 // === impl Deserialize ===

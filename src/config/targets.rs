@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::error::Problem;
 use super::file::{self, SecretSource};
@@ -11,7 +11,7 @@ use super::scope::Scope;
 use super::value::{self, Parsed};
 use super::{accounts, provider};
 use crate::backoff::Schedule;
-use crate::deliver::{CredentialsOverride, Format, Role, SigningKey, Target, TlsOptions};
+use crate::deliver::{CredentialsOverride, Format, Role, SigningKey, Target, TlsOptions, address};
 use crate::dispatcher::TargetSettings;
 use crate::queue::Order;
 
@@ -66,8 +66,10 @@ fn target(scope: &Scope<'_>, name: &str, file: &file::Target) -> Option<TargetSe
     let rate = scope.read("rate", &file.rate, value::rate);
     let order = scope.read("order", &file.order, order).unwrap_or(Order::None);
     let (url, _) = endpoint?;
+    let deny_private = deny_private(scope, file, &url);
+    let name = name.into();
     let target =
-        Target { name: name.into(), role, url, format, timeout, headers, signing_keys, credentials, tls, proxy };
+        Target { name, role, url, format, timeout, headers, signing_keys, credentials, tls, proxy, deny_private };
     Some(TargetSettings { target, retry, expire_after, concurrency, rate, order })
 }
 
@@ -166,6 +168,20 @@ fn names_a_secret(header: &HeaderName) -> bool {
 fn signing_key(text: &str) -> Result<SigningKey, Problem> {
     let expected = "`whsec_` and the base64 of 24 to 64 bytes, as `wxrelay keygen` makes it";
     SigningKey::parse(text).ok_or(Problem::Hidden(expected))
+}
+
+/// Whether the target must be one of the public internet. A name is looked up at every connection; an address can be
+/// told now.
+fn deny_private(scope: &Scope<'_>, file: &file::Target, url: &Uri) -> bool {
+    let denies = scope.read("deny_private", &file.deny_private, value::boolean).unwrap_or(false);
+    let at = scope.at("deny_private");
+    if denies && url.host().and_then(address::literal).is_some_and(|address| address::public(address).is_err()) {
+        at.fault(Problem::Rule("denies the URL's own address, which is not public; expected another URL, or false"));
+    }
+    if denies && file.proxy.is_some() {
+        at.warn(format_args!("the proxy looks the name up, so it is the proxy that must deny private addresses"));
+    }
+    denies
 }
 
 fn retry(scope: &Scope<'_>, file: &file::Target, role: Role) -> Schedule {

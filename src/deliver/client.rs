@@ -3,6 +3,7 @@
 use std::error::Error as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,6 +18,7 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
@@ -28,6 +30,11 @@ pub(super) type RequestBody = Full<Bytes>;
 
 /// The longest that setting up a connection may take, within the target's own timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest head of an answer. What is read at a time is parsed in one go, so this bounds how long a target that
+/// floods keeps a thread for itself.
+const HEAD_CAP: usize = 32 * 1024;
+/// The most interim answers (1xx) before one that counts; hyper passes over any number of them.
+const INTERIM: u32 = 16;
 /// Shorter than the keep-alive of usual servers, so that a connection is rarely closed under a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -61,8 +68,14 @@ pub enum ClientError {
 
 /// Why an exchange failed, with the whole chain of causes in its text.
 #[derive(Debug, thiserror::Error)]
-#[error("{}", chain(.0))]
-pub struct ExchangeError(#[from] PoolError);
+pub enum ExchangeError {
+    /// No connection, or a broken one, or what came back is no HTTP.
+    #[error("{}", chain(.0))]
+    Http(#[from] PoolError),
+    /// One answer of kind 1xx after the other.
+    #[error("no end of interim answers (1xx)")]
+    Interim,
+}
 
 /// Why a connection can't be made, with the whole chain of causes in its text.
 #[derive(Debug, thiserror::Error)]
@@ -93,7 +106,8 @@ pub(super) enum Connector {
 
 impl Connector {
     pub(super) fn new(target: &Target) -> Result<Self, ClientError> {
-        let mut tcp = HttpConnector::new_with_resolver(Resolver::new());
+        // Where a proxy stands is the operator's will, and it is the proxy that looks the target's name up.
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new(target.deny_private && target.proxy.is_none()));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(target.timeout)));
@@ -128,19 +142,39 @@ pub(super) enum Client {
 impl Client {
     pub(super) fn new(target: &Target) -> Result<Self, ClientError> {
         let mut pool = Pool::builder(TokioExecutor::new());
-        pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT);
+        pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
         Ok(match Connector::new(target)? {
             Connector::Direct(connector) => Self::Direct(pool.build(connector)),
             Connector::Proxied(connector) => Self::Proxied(pool.build(connector)),
         })
     }
 
-    pub(super) async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
-        Ok(match self {
-            Self::Direct(pool) => pool.request(request).await,
-            Self::Proxied(pool) => pool.request(request).await,
-        }?)
+    pub(super) async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
+        let interim = interim(&mut request);
+        let answer = async {
+            match self {
+                Self::Direct(pool) => pool.request(request).await,
+                Self::Proxied(pool) => pool.request(request).await,
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = answer => Ok(answer?),
+            () = interim.notified() => Err(ExchangeError::Interim),
+        }
     }
+}
+
+/// Told when the request gets more interim answers than anybody needs.
+fn interim(request: &mut Request<RequestBody>) -> Arc<Notify> {
+    let (count, too_many) = (AtomicU32::new(0), Arc::new(Notify::new()));
+    let told = Arc::clone(&too_many);
+    hyper::ext::on_informational(request, move |_| {
+        if count.fetch_add(1, Ordering::Relaxed) == INTERIM {
+            told.notify_one();
+        }
+    });
+    too_many
 }
 
 fn tls_config(options: &TlsOptions) -> Result<ClientConfig, ClientError> {

@@ -4,6 +4,7 @@
 //! nothing of the queue: when to try again is the dispatcher's business. Bounds: every attempt ends within the target's
 //! timeout, no more than [`ANSWER_CAP`] bytes of an answer are read, redirects are not followed.
 
+pub mod address;
 mod client;
 pub mod format;
 mod outcome;
@@ -68,6 +69,9 @@ pub struct Target {
     pub tls: TlsOptions,
     /// An HTTP proxy to go through.
     pub proxy: Option<Uri>,
+    /// Whether its name must lead to the public internet. An address in the URL itself is not looked at here: the
+    /// configuration refuses those.
+    pub deny_private: bool,
 }
 
 /// What a target is for.

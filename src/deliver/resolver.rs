@@ -3,7 +3,8 @@
 //! That resolver blocks a thread until it is done, which may take half a minute, and can't be called off. So a call
 //! keeps its place until it has really ended, whether anybody still waits or not, and a target whose name hangs can't
 //! use up the threads that the other targets and the readers of the store need. Answers are not kept: the system does
-//! that, and connections are reused.
+//! that, and connections are reused. Where a target must not lead into our own networks, addresses are judged here, as
+//! what comes out is what is dialled: nothing can change between the judgement and the connection.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -16,6 +17,8 @@ use hyper_util::client::legacy::connect::dns::Name;
 use tokio::sync::Semaphore;
 use tower::Service;
 
+use super::address;
+
 /// How many calls of one target may be under way.
 const CALLS: usize = 4;
 
@@ -26,15 +29,27 @@ type Addresses = vec::IntoIter<SocketAddr>;
 pub(super) struct Resolver {
     places: Arc<Semaphore>,
     ask: fn(&str) -> io::Result<Addresses>,
+    deny_private: bool,
 }
 
 impl Resolver {
-    pub(super) fn new() -> Self {
-        Self::asking(|name| (name, 0).to_socket_addrs())
+    pub(super) fn new(deny_private: bool) -> Self {
+        Self { deny_private, ..Self::asking(|name| (name, 0).to_socket_addrs()) }
     }
 
     fn asking(ask: fn(&str) -> io::Result<Addresses>) -> Self {
-        Self { places: Arc::new(Semaphore::new(CALLS)), ask }
+        Self { places: Arc::new(Semaphore::new(CALLS)), ask, deny_private: false }
+    }
+}
+
+/// Those of the public internet. An error if there is none among them.
+fn public(found: Addresses) -> io::Result<Addresses> {
+    let mut denied = None;
+    let judged = found.filter(|found| address::public(found.ip()).map_err(|why| denied = Some(why)).is_ok());
+    let public: Vec<_> = judged.collect();
+    match denied {
+        Some(why) if public.is_empty() => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
+        _ => Ok(public.into_iter()),
     }
 }
 
@@ -48,7 +63,7 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let Self { places, ask } = self.clone();
+        let Self { places, ask, deny_private } = self.clone();
         Box::pin(async move {
             let place = places.acquire_owned().await.map_err(io::Error::other)?;
             let call = tokio::task::spawn_blocking(move || {
@@ -56,7 +71,8 @@ impl Service<Name> for Resolver {
                 drop(place);
                 found
             });
-            call.await.map_err(io::Error::other)?
+            let found = call.await.map_err(io::Error::other)??;
+            if deny_private { public(found) } else { Ok(found) }
         })
     }
 }
@@ -75,6 +91,31 @@ mod tests {
     fn hanging(_: &str) -> io::Result<Addresses> {
         Handle::current().block_on(LET_GO.acquire()).unwrap().forget();
         Ok(Vec::new().into_iter())
+    }
+
+    fn changing(name: &str) -> io::Result<Addresses> {
+        let addresses: &[&str] = match name {
+            "public.test" => &["1.1.1.1:0", "[2606:4700:4700::1111]:0"],
+            "both.test" => &["127.0.0.1:0", "1.1.1.1:0", "[fd00::1]:0"],
+            "private.test" => &["[::ffff:10.0.0.1]:0", "127.0.0.1:0"],
+            _ => &[],
+        };
+        Ok(addresses.iter().map(|text| text.parse().unwrap()).collect::<Vec<_>>().into_iter())
+    }
+
+    #[tokio::test]
+    async fn only_public_addresses_come_out_where_private_ones_are_denied() {
+        let asked = async |name: &str, deny_private| {
+            let mut resolver = Resolver { deny_private, ..Resolver::asking(changing) };
+            let found = resolver.call(name.parse().unwrap()).await;
+            found.map(Iterator::count).map_err(|error| error.to_string())
+        };
+        for (name, all, allowed) in [("public.test", 2, 2), ("both.test", 3, 1), ("nothing.test", 0, 0)] {
+            assert_eq!((asked(name, false).await, asked(name, true).await), (Ok(all), Ok(allowed)), "{name}");
+        }
+        assert_eq!(asked("private.test", false).await, Ok(2));
+        let denied = "denied: 127.0.0.1 is loopback, and the target has deny_private".to_owned();
+        assert_eq!(asked("private.test", true).await, Err(denied));
     }
 
     #[tokio::test]

@@ -35,6 +35,7 @@ fn policy(concurrency: usize) -> Policy {
         credentials: CredentialsOverride::default(),
         tls: TlsOptions::default(),
         proxy: None,
+        deny_private: false,
     };
     let script = Script(Arc::new(|order| match order.event.message.from_user() {
         "mute" => Box::pin(std::future::pending()),

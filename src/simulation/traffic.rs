@@ -121,6 +121,7 @@ pub(super) fn policy(world: &Arc<World>, spec: &Spec) -> Policy {
         credentials: CredentialsOverride::default(),
         tls: TlsOptions::default(),
         proxy: None,
+        deny_private: false,
     };
     let upstream = Upstream::scripted(target.clone(), world.script(&Arc::new(spec.clone()))).unwrap();
     let settings = TargetSettings {

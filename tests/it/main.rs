@@ -22,6 +22,7 @@ mod docs_commands;
 mod doctor;
 mod drain;
 mod formats;
+mod hostile_targets;
 mod http;
 mod isolation;
 mod migration;

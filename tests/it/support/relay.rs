@@ -205,6 +205,11 @@ impl Relay {
         self.write();
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.running().id()
+    }
+
     /// Its configuration's file.
     pub(crate) fn config(&self) -> &Path {
         &self.config
