@@ -1,5 +1,7 @@
 //! What the API answers when it does not do what it was asked: `{"error":".."}`.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -14,6 +16,8 @@ use crate::queue;
 pub(super) enum Error {
     #[error("a bearer token is needed: send `Authorization: Bearer` and the token of [admin]")]
     Token,
+    #[error("too many wrong tokens from this address; the right one is served at any time")]
+    TooManyTokens(Duration),
     #[error("without a token, only programs of this machine are served: ask by a loopback address")]
     Host,
     #[error("without a token, web pages of other sites are not served")]
@@ -67,6 +71,7 @@ impl Error {
     fn status(&self) -> StatusCode {
         match self {
             Self::Token => StatusCode::UNAUTHORIZED,
+            Self::TooManyTokens(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Host | Self::Origin => StatusCode::FORBIDDEN,
             Self::NoSuchPath | Self::NoSuchEvent | Self::NoSuchTarget => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
@@ -91,9 +96,11 @@ impl Error {
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
         let mut answer = (self.status(), Json(json!({ "error": self.to_string() }))).into_response();
-        if let Self::Token = self {
-            answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-        }
+        match self {
+            Self::Token => answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Self::TooManyTokens(left) => answer.headers_mut().insert(header::RETRY_AFTER, (left.as_secs() + 1).into()),
+            _ => None,
+        };
         answer
     }
 }

@@ -1,6 +1,6 @@
 //! Who may use the API.
 //!
-//! With a token: who sends it. Without one the listener is on loopback or a Unix socket, and the danger is a web page
+//! With a token: who sends it, and wrong ones are counted (`failures.rs`). Without one the listener is on loopback or a Unix socket, and the danger is a web page
 //! in a browser of this machine: a page that resolves its own name to 127.0.0.1 still says its own name in Host, and a
 //! page that posts from elsewhere says so in Origin or Sec-Fetch-Site.
 
@@ -8,24 +8,29 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Error;
+use super::failures::Failures;
 use crate::secret::Secret;
+use crate::server::Peer;
 
 /// The guard, with the token it asks for.
 #[derive(Clone)]
-pub(super) struct Guard(Option<Arc<Secret>>);
+pub(super) struct Guard {
+    token: Option<Arc<Secret>>,
+    failures: Arc<Failures>,
+}
 
 impl Guard {
     pub(super) fn new(token: Option<Secret>) -> Self {
-        Self(token.map(Arc::new))
+        Self { token: token.map(Arc::new), failures: Arc::new(Failures::new()) }
     }
 
     fn admits(&self, headers: &HeaderMap) -> Result<(), Error> {
-        match &self.0 {
+        match &self.token {
             Some(token) => bearer(headers).filter(|sent| token.matches(sent)).map(|_| ()).ok_or(Error::Token),
             None => from_this_machine(headers),
         }
@@ -36,6 +41,10 @@ impl Guard {
 pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     match guard.admits(request.headers()) {
         Ok(()) => next.run(request).await,
+        Err(Error::Token) => {
+            let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+            guard.failures.count(peer).await.map_or(Error::Token, Error::TooManyTokens).into_response()
+        }
         Err(error) => error.into_response(),
     }
 }
@@ -54,10 +63,8 @@ fn from_this_machine(headers: &HeaderMap) -> Result<(), Error> {
         return Err(Error::Origin);
     }
     // Browsers leave Origin out of a plain GET; this they send with every request.
-    match headers.get("sec-fetch-site").map(|site| site.as_bytes()) {
-        None | Some(b"none" | b"same-origin") => Ok(()),
-        Some(_) => Err(Error::Origin),
-    }
+    let from_elsewhere = |site: &HeaderValue| !matches!(site.as_bytes(), b"none" | b"same-origin");
+    if headers.get_all("sec-fetch-site").iter().any(from_elsewhere) { Err(Error::Origin) } else { Ok(()) }
 }
 
 /// Whether `host` or `host:port` names the machine itself.
@@ -67,8 +74,11 @@ fn is_loopback(authority: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// A header that stands there once: of two, somebody in front may have looked at the other.
 fn text<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
-    headers.get(name)?.to_str().ok()
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?.to_str().ok()?;
+    values.next().is_none().then_some(value)
 }
 
 #[cfg(test)]

@@ -21,13 +21,14 @@
 //! | `POST /api/reload` | reload.rs | the configuration is read anew |
 //! | `GET /api/openapi.json` | openapi.rs | all of this, as an OpenAPI 3.1 document |
 //!
-//! Invariants: everything but health passes the guard (`guard.rs`); whatever fails answers `{"error":".."}`
+//! Invariants: everything but health passes the guard (`guard.rs`, `failures.rs`); whatever fails answers `{"error":".."}`
 //! (`error.rs`); nothing here allows another origin to read (no CORS). This side sees the queue and what the app hands
 //! over in [`State`]; it knows neither pushes nor the dispatcher.
 
 mod audit;
 mod error;
 mod events;
+mod failures;
 mod glance;
 mod guard;
 mod health;

@@ -5,6 +5,7 @@
 #![expect(clippy::expect_used, reason = "in a test and its peers a failed expectation is the failure")]
 
 mod admin;
+mod admin_routes;
 mod allow_from;
 mod audit;
 mod bad_replies;
