@@ -16,7 +16,7 @@ use aes::{Aes256Dec, Aes256Enc};
 use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use bytes::Bytes;
-use subtle::ConstantTimeEq;
+use subtle::{ConditionallySelectable, ConstantTimeEq, ConstantTimeGreater, ConstantTimeLess};
 use zeroize::Zeroizing;
 
 /// What the clear side is padded to a multiple of; AES itself would need 16 only.
@@ -176,14 +176,23 @@ fn alphanumeric(random: &[u8]) -> String {
 }
 
 /// Where the text ends, if padding, length and AppID are all in order.
+///
+/// Does the same work whatever is wrong, and whichever byte: the time tells no more than the error does.
 fn text_end(bytes: &[u8], app_id: &str) -> Option<usize> {
-    let pad = usize::from(*bytes.last()?);
-    let sound = (1..=UNIT).contains(&pad) && bytes.iter().rev().take(pad).all(|byte| usize::from(*byte) == pad);
-    let body = bytes.get(..bytes.len().checked_sub(pad)?)?;
-    let length = u32::from_be_bytes(*body.get(16..)?.first_chunk()?);
-    let end = HEAD.checked_add(usize::try_from(length).ok()?)?;
-    let ours: bool = body.get(end..)?.ct_eq(app_id.as_bytes()).into();
-    (sound && ours).then_some(end)
+    let last = *bytes.last()?;
+    let in_range = !last.ct_eq(&0) & !last.ct_gt(&(UNIT as u8));
+    let pad = u8::conditional_select(&(UNIT as u8), &last, in_range);
+    let mut sound = in_range;
+    for (place, byte) in (0..UNIT as u8).zip(bytes.iter().rev()) {
+        sound &= byte.ct_eq(&pad) | !place.ct_lt(&pad);
+    }
+    // The AppID is what stands before the padding, and the text reaches from the head to it.
+    let body = bytes.len().saturating_sub(usize::from(pad));
+    let end = body.saturating_sub(app_id.len());
+    sound &= bytes.get(end..body)?.ct_eq(app_id.as_bytes());
+    let length = u32::from_be_bytes(*bytes.get(16..HEAD)?.first_chunk()?);
+    sound &= (u64::from(length) + HEAD as u64).ct_eq(&(end as u64));
+    bool::from(sound).then_some(end)
 }
 
 #[cfg(test)]

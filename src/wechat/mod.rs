@@ -18,6 +18,8 @@ pub mod xml;
 #[cfg(test)]
 mod account_tests;
 #[cfg(test)]
+mod timing_tests;
+#[cfg(test)]
 mod vector_tests;
 
 pub use account::{Credentials, Mode, OpenError, Opened, Which};

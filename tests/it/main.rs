@@ -22,6 +22,7 @@ mod docs;
 mod docs_commands;
 mod doctor;
 mod drain;
+mod forgery;
 mod formats;
 mod hostile_targets;
 mod http;
