@@ -102,6 +102,37 @@ async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_f
     }
 }
 
+#[tokio::test]
+async fn what_a_push_holds_writes_no_line_of_its_own_and_moves_no_terminal() {
+    for format in ["json", "text"] {
+        let (wechat, crm) = (WeChat::secure(), Target::start().await);
+        let bad = "\u{1b}[31mred\u{7}\r\nFORGED line\u{9b}2J\u{2028}";
+        crm.script([Reaction::Answer(Reply { status: 500, ..Reply::body("text/plain", bad) })]);
+        let config = wechat.account() + &crm.config("crm", "retry = [\"20ms\"]");
+        let mut relay = Setup::new(config).start().await;
+        relay.log_settings(&format!("level = \"trace\"\nformat = \"{format}\"\nopenid = \"clear\""));
+        relay.stop().await;
+        let running = relay.spawn(&["serve"]);
+        let address = running.find("push address", push_address).await;
+        running.find("ready", |line| line.contains("ready").then_some(())).await;
+        let clear = event(&format!("o{bad}"), &format!("SUB{bad}"), &format!("key{bad}"));
+        let mut push = wechat.push(&clear);
+        // The one in the query nobody reads.
+        push.query = push.query.replace(&format!("openid=o{bad}"), "openid=o");
+        assert_eq!(push.send(&address).await.status, 200);
+        let strange = format!(
+            "GET {PATH}?signature=%1b[31m%0d%0aFORGED HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 1.1.1.1\t2J\r\n\r\n"
+        );
+        assert_eq!(exchange(&address, strange.as_bytes()).await.status, 400);
+        relay.audited("delivered", 1).await;
+        running.find("an attempt", |line| (line.contains("attempt") && line.contains("FORGED")).then_some(())).await;
+        for line in running.lines() {
+            assert!(!line.trim_start().starts_with("FORGED"), "{format}: {line:?}");
+            assert!(!line.contains(|sign: char| sign.is_control() && sign != '\t'), "{format}: {line:?}");
+        }
+    }
+}
+
 fn push_address(line: &str) -> Option<String> {
     // Both formats have it after `address`; the admin listener says `admin`.
     let rest = line.contains("listening").then(|| line.split_once("address"))??.1;
