@@ -94,7 +94,10 @@ fn each_page_says_the_same_in_both_languages() {
 #[test]
 fn every_link_leads_somewhere() {
     let mut looked_at = 0;
-    for page in pages().into_iter().chain(["README.md", "README.zh-CN.md"].map(str::to_owned)) {
+    for page in pages()
+        .into_iter()
+        .chain(["README.md", "README.zh-CN.md", "SECURITY.md", "SECURITY.zh-CN.md"].map(str::to_owned))
+    {
         for link in links(&read(&page)).into_iter().filter(|link| !link.starts_with("http")) {
             let (file, anchor) = link.split_once('#').unwrap_or((link.as_str(), ""));
             let path = Path::new(&page).parent().expect("a page is in a folder").join(file);
