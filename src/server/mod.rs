@@ -5,6 +5,7 @@
 //! - `stack.rs`: [`stack::around`], the layers that any public service wants
 //! - `tls.rs`: [`tls::Acceptor`], certificates that can be loaded anew; `certificate.rs`: when they end;
 //!   `watch.rs`: taken up when renewed, told of when they end soon
+//! - `places.rs`: how many connections there may be, and which are closed for others
 //! - `peer.rs`: [`Peer`], whom a request comes from; `proxied.rs`: what the PROXY protocol says of that
 //!
 //! Invariants: nothing a client does or leaves undone holds up the accept loop: handshake and headers are read in the
@@ -15,6 +16,7 @@
 
 mod certificate;
 mod peer;
+mod places;
 mod proxied;
 mod socket;
 pub mod stack;
@@ -25,6 +27,7 @@ use std::fmt::{self, Display};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,17 +40,18 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulConnection;
 use proxy_header::io::ProxiedStream;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tower::util::{Oneshot, ServiceExt};
+use tower::util::ServiceExt;
 use tower::{BoxError, Service};
 
 pub use certificate::not_after;
 pub use peer::Peer;
 pub use socket::{BindError, Bound, bind};
 
+use places::{Place, Places};
 use proxied::Refused;
 use socket::Stream;
 
@@ -130,7 +134,7 @@ pub struct Options {
     /// How long a connection may stay without the headers of a further request. Longer than a reverse proxy keeps its
     /// idle connections (nginx: 60 s), so that it is the proxy that closes and no push meets a closing connection.
     pub idle_timeout: Duration,
-    /// The most connections held at a time; further ones wait in the system's backlog.
+    /// The most connections held at a time; for further ones those are closed that have no request under way.
     pub max_connections: usize,
     /// Whose `X-Forwarded-For` and PROXY header are believed.
     pub trusted_proxies: Arc<[ipnet::IpNet]>,
@@ -177,9 +181,9 @@ pub async fn serve<S, B>(
     B::Data: Send,
     B::Error: Into<BoxError>,
 {
-    let room = Arc::new(Semaphore::new(options.max_connections));
+    let places = Places::new(options.max_connections);
     let refusals = Arc::new(Seldom::default());
-    let server = Server { service, tls, room, options: Arc::new(options), refusals };
+    let server = Server { service, tls, places, options: Arc::new(options), refusals };
     let loops = bound.into_iter().map(|bound| server.clone().run(bound, shutdown.clone(), drain));
     loops.collect::<JoinSet<()>>().join_all().await;
 }
@@ -189,7 +193,7 @@ pub async fn serve<S, B>(
 struct Server<S> {
     service: S,
     tls: Option<tls::Acceptor>,
-    room: Arc<Semaphore>,
+    places: Arc<Places>,
     options: Arc<Options>,
     refusals: Arc<Seldom>,
 }
@@ -207,26 +211,27 @@ where
         if bound.is_clear() {
             self.tls = None;
         }
+        let last_call = LAST_CALL.min(drain);
         let mut connections = JoinSet::new();
         loop {
-            let accepted = async {
-                let permit = room(&self.room).await;
-                (accept(&bound).await, permit)
-            };
-            tokio::select! {
+            let stream = tokio::select! {
                 () = shutdown.cancelled() => break,
-                Some(_) = connections.join_next(), if !connections.is_empty() => {}
-                accepted = accepted => self.hold(&mut connections, accepted, &shutdown),
+                Some(_) = connections.join_next(), if !connections.is_empty() => continue,
+                stream = accept(&bound) => stream,
+            };
+            // Not in the select, which would drop the connection where another branch is ready first.
+            if let Some(place) = place(&self.places, stream.peer(), &shutdown, last_call).await {
+                self.hold(&mut connections, stream, place, &shutdown);
             }
         }
         // Whom the system has let in already would be cut off with the socket.
         let now = Instant::now();
-        let (until, end) = (now + LAST_CALL.min(drain), now + drain);
+        let (until, end) = (now + last_call, now + drain);
         while Instant::now() < until
-            && let Ok(permit) = timeout_at(until, room(&self.room)).await
             && let Ok(stream) = timeout(ARRIVED, accept(&bound)).await
+            && let Some(place) = place(&self.places, stream.peer(), &shutdown, last_call).await
         {
-            self.hold(&mut connections, (stream, permit), &shutdown);
+            self.hold(&mut connections, stream, place, &shutdown);
         }
         // From here on the system refuses new connections, or keeps them for the next process where systemd has the socket.
         drop(bound);
@@ -238,38 +243,50 @@ where
     }
 
     /// Gives a connection a task of its own.
-    fn hold(&self, connections: &mut JoinSet<()>, (stream, permit): Accepted, shutdown: &CancellationToken) {
-        let (server, shutdown) = (self.clone(), shutdown.clone());
+    fn hold(&self, connections: &mut JoinSet<()>, stream: Stream, place: Place, shutdown: &CancellationToken) {
+        let (server, place, shutdown) = (self.clone(), Arc::new(place), shutdown.clone());
         connections.spawn(async move {
-            server.connection(stream, shutdown).await;
-            drop(permit);
+            tokio::select! {
+                biased;
+                () = server.connection(stream, place.clone(), shutdown) => {}
+                () = place.leave() => tracing::debug!("connection closed to make room for another"),
+            }
         });
     }
 
-    async fn connection(self, stream: Stream, shutdown: CancellationToken) {
+    async fn connection(self, stream: Stream, place: Arc<Place>, shutdown: CancellationToken) {
         match stream {
-            Stream::Unix(stream) => self.plain(stream, Peer(None), None, shutdown).await,
+            Stream::Unix(stream) => self.plain(stream, Peer(None), None, place, shutdown).await,
             Stream::Tcp(stream, peer) => {
                 let tls = self.tls.clone();
-                self.plain(stream, peer, tls, shutdown).await;
+                self.plain(stream, peer, tls, place, shutdown).await;
             }
         }
     }
 
-    async fn plain<I>(self, io: I, peer: Peer, tls: Option<tls::Acceptor>, shutdown: CancellationToken)
-    where
+    async fn plain<I>(
+        self,
+        io: I,
+        peer: Peer,
+        tls: Option<tls::Acceptor>,
+        place: Arc<Place>,
+        shutdown: CancellationToken,
+    ) where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Some((io, peer)) = announced(io, peer, &self.options, &self.refusals).await else { return };
-        let Some(tls) = tls else { return self.http(io, peer, shutdown).await };
+        if self.options.proxy_protocol {
+            place.is_of(peer);
+        }
+        let Some(tls) = tls else { return self.http(io, peer, place, shutdown).await };
         match timeout(self.options.handshake_timeout, tls.accept(io)).await {
-            Ok(Ok(io)) => self.http(io, peer, shutdown).await,
+            Ok(Ok(io)) => self.http(io, peer, place, shutdown).await,
             Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
             Err(_) => tracing::debug!("TLS handshake too slow"),
         }
     }
 
-    async fn http<I>(self, io: I, peer: Peer, shutdown: CancellationToken)
+    async fn http<I>(self, io: I, peer: Peer, place: Arc<Place>, shutdown: CancellationToken)
     where
         I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -277,7 +294,7 @@ where
         let io = TokioIo::new(io);
         let begun = Arc::new(Notify::new());
         let trusted_proxies = options.trusted_proxies.clone();
-        let service = Connected { service, peer, begun: begun.clone(), trusted_proxies };
+        let service = Connected { service, peer, place, begun: begun.clone(), trusted_proxies };
         if options.http2 {
             let builder = http1_and_2(&options);
             let connection = builder.serve_connection(io, service);
@@ -347,27 +364,36 @@ where
     }
 }
 
-/// The service as one connection sees it: tells it the peer, and remembers that a request came.
+/// The service as one connection sees it: tells it the peer, and remembers that a request came and how it ended.
 struct Connected<S> {
     service: S,
     peer: Peer,
+    place: Arc<Place>,
     begun: Arc<Notify>,
     trusted_proxies: Arc<[ipnet::IpNet]>,
 }
 
-impl<S> hyper::service::Service<Request<Incoming>> for Connected<S>
+impl<S, B> hyper::service::Service<Request<Incoming>> for Connected<S>
 where
-    S: Service<Request<Incoming>> + Clone,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    S::Error: 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Oneshot<S, Request<Incoming>>;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         self.begun.notify_one();
+        let under_way = self.place.begin();
         let peer = self.peer.behind_proxies(request.headers(), &self.trusted_proxies);
         request.extensions_mut().insert(peer);
-        self.service.clone().oneshot(request)
+        let answer = self.service.clone().oneshot(request);
+        Box::pin(async move {
+            let answer = answer.await;
+            under_way.answered(answer.as_ref().is_ok_and(|answer| answer.status().is_success()));
+            answer
+        })
     }
 }
 
@@ -410,12 +436,17 @@ const MAX_HEADERS: usize = 64;
 /// The most bytes read ahead on a connection, which also bounds the headers.
 const MAX_BUFFER: usize = 32 << 10;
 
-/// A connection, and its share of the room.
-type Accepted = (Stream, Option<OwnedSemaphorePermit>);
-
-/// Room for one connection. The semaphore is never closed, so there is always a permit to wait for.
-async fn room(room: &Arc<Semaphore>) -> Option<OwnedSemaphorePermit> {
-    room.clone().acquire_owned().await.ok()
+/// A place for a connection; none if there is none `last_call` after the stop has begun.
+async fn place(places: &Arc<Places>, peer: Peer, shutdown: &CancellationToken, last_call: Duration) -> Option<Place> {
+    let too_late = async {
+        shutdown.cancelled().await;
+        tokio::time::sleep(last_call).await;
+    };
+    tokio::select! {
+        biased;
+        place = places.take(peer) => Some(place),
+        () = too_late => None,
+    }
 }
 
 /// The next connection. What fails for one client is skipped; what fails for want of descriptors or memory is waited

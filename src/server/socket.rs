@@ -38,6 +38,16 @@ pub(super) enum Stream {
     Unix(UnixStream),
 }
 
+impl Stream {
+    /// The other end, as the socket tells it.
+    pub(super) fn peer(&self) -> Peer {
+        match self {
+            Self::Tcp(_, peer) => *peer,
+            Self::Unix(_) => Peer(None),
+        }
+    }
+}
+
 /// Why a listener cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {

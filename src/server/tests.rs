@@ -272,13 +272,38 @@ async fn drain_ends_at_its_limit() {
 }
 
 #[tokio::test]
-async fn connections_beyond_the_most_wait_for_one_to_end() {
+async fn a_connection_without_a_request_makes_room_for_one_that_comes() {
     let server = run(hello, LIMITS, Options { max_connections: 1, ..Options::default() }).await;
-    let mut first = server.send(GET).await;
-    one(&mut first, 5).await;
+    let mut silent = server.send("").await;
+    let mut kept = server.send(GET).await;
+    assert!(one(&mut kept, 5).await.ends_with("hello"));
+    assert_eq!(rest(&mut silent).await, "");
+    assert!(server.ask(LAST_GET).await.ends_with("hello"));
+    assert_eq!(rest(&mut kept).await, "");
+}
+
+#[tokio::test]
+async fn a_request_under_way_is_not_given_up_for_another_connection() {
+    let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let work = {
+        let (begun, go) = (begun.clone(), go.clone());
+        move |request| {
+            let (begun, go) = (begun.clone(), go.clone());
+            async move {
+                begun.notify_one();
+                go.notified().await;
+                hello(request).await
+            }
+        }
+    };
+    let server = run(work, LIMITS, Options { max_connections: 1, ..Options::default() }).await;
+    let mut first = server.send(LAST_GET).await;
+    begun.notified().await;
     let mut second = server.send(LAST_GET).await;
     assert!(timeout(Duration::from_millis(50), second.read_u8()).await.is_err(), "answered beside the first");
-    drop(first);
+    go.notify_one();
+    assert!(rest(&mut first).await.ends_with("hello"));
+    go.notify_one();
     assert!(rest(&mut second).await.ends_with("hello"));
 }
 
