@@ -34,6 +34,9 @@ pub enum PushError {
     /// The body ended early or its framing is wrong.
     #[error("broken body")]
     BrokenBody,
+    /// Too many bodies are waited for whose senders have not shown that they know the token.
+    #[error("busy")]
+    Busy,
     /// It can't be stored now.
     #[error("can't be stored")]
     Unavailable,
@@ -55,7 +58,7 @@ impl PushError {
             Self::Open(error) => opening(error).0,
             Self::Stale | Self::Source => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Unavailable | Self::Late => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Busy | Self::Unavailable | Self::Late => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -70,6 +73,7 @@ impl PushError {
             Self::Source => "source",
             Self::Stale => "stale",
             Self::TooLarge => "too_large",
+            Self::Busy => "busy",
             Self::Unavailable => "unavailable",
             Self::Late => "late",
             Self::Internal => "internal",

@@ -74,6 +74,13 @@ impl Connection {
         Ok(answer)
     }
 
+    /// Waits for the word that a body is waited for, `100 Continue`; what comes in its place is a failure of the test.
+    pub(crate) async fn continued(&mut self) {
+        let line = soon("100 Continue", self.line()).await.expect("a status line");
+        assert!(line.ends_with("100 Continue"), "{line}");
+        assert_eq!(self.line().await.expect("the end of the head"), "");
+    }
+
     /// Whether the other side has ended the connection, without a byte more.
     pub(crate) async fn ends(&mut self) -> bool {
         matches!(soon("the relay ends the connection", self.0.read_u8()).await, Err(error) if error.kind() == io::ErrorKind::UnexpectedEof)
