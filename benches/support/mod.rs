@@ -4,9 +4,11 @@
 //! the machine with the relay, so what is measured is the whole of it. They are written on bare sockets, to take as
 //! little of the machine as they can.
 
+pub(crate) mod attack;
 pub(crate) mod figures;
 pub(crate) mod relay;
 pub(crate) mod target;
+pub(crate) mod tls;
 pub(crate) mod wechat;
 
 use std::sync::OnceLock;

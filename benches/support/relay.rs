@@ -37,11 +37,17 @@ pub(crate) struct Memory {
 }
 
 impl Relay {
-    /// Starts it on the folder, which holds its store and log; `config` is accounts, targets and keys of `[queue]`.
+    /// Starts it on the folder, which holds its store and log; `queue` are keys of `[queue]`, `config` is accounts and
+    /// targets.
     pub(crate) async fn start(folder: &Path, queue: &str, config: &str) -> Self {
+        Self::start_with(folder, "", queue, config).await
+    }
+
+    /// The same with keys of `[server]`.
+    pub(crate) async fn start_with(folder: &Path, server: &str, queue: &str, config: &str) -> Self {
         let file = folder.join("config.toml");
         let text = format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\n[admin]\nlisten = \"127.0.0.1:0\"\n\
+            "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}[admin]\nlisten = \"127.0.0.1:0\"\n\
              [queue]\npath = \"{}\"\n{queue}\n{config}",
             folder.join("queue").display()
         );
@@ -114,6 +120,11 @@ impl Relay {
         let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
         // Linux tells all programs 100 ticks a second.
         Duration::from_millis(ticks * 10)
+    }
+
+    /// How many files and sockets it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("the relay runs on Linux").count()
     }
 
     /// The bytes that the store takes on disk.

@@ -8,15 +8,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
+use tokio_rustls::TlsConnector;
 use wxrelay::clock::UnixMillis;
 use wxrelay::secret::Secret;
 use wxrelay::wechat::{AesKey, Credentials, Mode, Salt};
 
 use super::nanos;
+use super::tls::localhost;
 
 const PATH: &str = "/wechat/events";
 const APP_ID: &str = "wxb11529c136998cb6";
@@ -36,6 +38,7 @@ pub(crate) fn account() -> String {
 /// One official account, as WeChat knows it.
 pub(crate) struct WeChat {
     credentials: Credentials,
+    tls: Option<TlsConnector>,
     sent: AtomicU64,
 }
 
@@ -50,6 +53,15 @@ pub(crate) struct Steady {
 
 impl WeChat {
     pub(crate) fn new() -> Arc<Self> {
+        Self::made(None)
+    }
+
+    /// One that pushes over TLS, a full handshake for each.
+    pub(crate) fn over(tls: TlsConnector) -> Arc<Self> {
+        Self::made(Some(tls))
+    }
+
+    fn made(tls: Option<TlsConnector>) -> Arc<Self> {
         let credentials = Credentials {
             app_id: APP_ID.into(),
             token: Secret::new(TOKEN),
@@ -58,7 +70,7 @@ impl WeChat {
             previous_aes_key: None,
             mode: Mode::Secure,
         };
-        Arc::new(Self { credentials, sent: AtomicU64::new(0) })
+        Arc::new(Self { credentials, tls, sent: AtomicU64::new(0) })
     }
 
     /// How many pushes were made.
@@ -98,11 +110,11 @@ impl WeChat {
     /// Sends one push on a connection of its own, and waits for its answer: whether that was 200.
     pub(crate) async fn push(&self, to: SocketAddr) -> io::Result<bool> {
         let request = self.request(false);
-        let mut stream = TcpStream::connect(to).await?;
-        stream.write_all(&request).await?;
-        let mut answer = Vec::with_capacity(512);
-        stream.read_to_end(&mut answer).await?;
-        Ok(answer.get(9..12) == Some(b"200"))
+        let stream = TcpStream::connect(to).await?;
+        match &self.tls {
+            None => exchange(stream, &request).await,
+            Some(tls) => exchange(tls.connect(localhost(), stream).await?, &request).await,
+        }
     }
 
     /// Sends so many pushes a second for that long, each on a connection of its own, whether the earlier ones are
@@ -160,6 +172,25 @@ impl WeChat {
         }
         senders.join_all().await.into_iter().sum()
     }
+}
+
+/// Whether the answer to a request on a connection of its own is 200.
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8]) -> io::Result<bool> {
+    stream.write_all(request).await?;
+    let mut answer = Vec::with_capacity(512);
+    stream.read_to_end(&mut answer).await?;
+    Ok(answer.get(9..12) == Some(b"200"))
+}
+
+/// A push by somebody who knows neither token nor key, with these headers more; over HTTP/1.1, kept unless they close.
+pub(crate) fn forged(headers: &str, body: &[u8]) -> Vec<u8> {
+    let now = UnixMillis::now().seconds();
+    let signature = "0123456789abcdef0123456789abcdef01234567";
+    let head = format!(
+        "POST {PATH}?signature={signature}&timestamp={now}&nonce=1234567890&openid=oForged&encrypt_type=aes\
+         &msg_signature={signature} HTTP/1.1\r\nHost: relay.test\r\nContent-Type: text/xml\r\n{headers}\r\n"
+    );
+    [head.as_bytes(), body].concat()
 }
 
 /// Reads an answer whose whole body is one word; gives its length.

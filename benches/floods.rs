@@ -1,0 +1,101 @@
+//! Floods: does WeChat go on being answered while somebody means harm, and what does it cost?
+//!
+//! `cargo bench --bench floods [-- --seconds 5 --rate 50 --only NAME]`
+//!
+//! Each flood meets a fresh relay for so many seconds, at whatever rate the machine gives, from 200 addresses of the
+//! loopback network or, where its name says so, from WeChat's own. Beside it pushes come at a steady rate, each on a
+//! connection of its own. Per flood: the answers to these pushes, how many got none, the most memory the relay
+//! ever had, the descriptors that were not given back, and what the attackers got done. Exit code 1 if a push was not
+//! answered 200, if the slowest hundredth took longer than WeChat waits, if memory went over its bound, if a
+//! descriptor stayed open, or if the audit finds another number of events than of pushes.
+
+#![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
+// Each benchmark uses a part of it.
+#[allow(dead_code)]
+mod support;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use tokio::time::{Instant, sleep};
+
+use support::argument;
+use support::attack::{Attack, Door, FLOODS, Flood};
+use support::figures::{Latency, mebibytes};
+use support::relay::{Relay, audit};
+use support::tls::Certificate;
+use support::wechat::{WeChat, account};
+
+/// What WeChat waits for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// The most memory that the relay may ever take, in MiB: 4096 connections with what has been read of each.
+const MEMORY: f64 = 256.0;
+/// How long after a flood its last connections may stay: a TLS handshake and first headers are waited for so long.
+const AFTERMATH: Duration = Duration::from_secs(20);
+
+#[tokio::main]
+async fn main() {
+    let (seconds, rate) = (argument("--seconds", 5), argument("--rate", 50));
+    let only = std::env::args().skip_while(|word| word != "--only").nth(1);
+    raise_descriptors();
+    println!("floods: {seconds} s each, beside {rate} pushes/s");
+    let (mut passed, mut failed) = (0, 0);
+    for flood in FLOODS.iter().filter(|flood| only.as_ref().is_none_or(|only| flood.name.contains(only.as_str()))) {
+        if suffer(flood, Duration::from_secs(seconds), rate).await { passed += 1 } else { failed += 1 }
+    }
+    println!("{passed} passed, {failed} failed");
+    std::process::exit(i32::from(failed > 0 || passed == 0));
+}
+
+/// The attackers' own connections need more than most shells give.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the soft limit may be raised");
+}
+
+async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let certificate = (flood.door == Door::Tls).then(|| Certificate::new(folder.path()));
+    let server = match &certificate {
+        Some(certificate) => certificate.setting(),
+        None => format!("http2 = {}\n", flood.door == Door::Http2),
+    };
+    let route = "[[accounts.shop.routes]]\notherwise = true\nto = []\n";
+    let relay = Relay::start_with(folder.path(), &server, "", &(account() + route)).await;
+    let wechat = match &certificate {
+        Some(certificate) => WeChat::over(certificate.connector()),
+        None => WeChat::new(),
+    };
+    assert!(wechat.push(relay.push).await.expect("the relay answers"), "the first push");
+    let before = relay.descriptors();
+
+    let attack = Arc::new(Attack::new(flood, relay.push, Instant::now() + span));
+    let attackers = attack.begin();
+    let steady = wechat.steady(relay.push, rate, span).await;
+    attackers.join_all().await;
+
+    let aftermath = Instant::now();
+    while relay.descriptors() > before && aftermath.elapsed() < AFTERMATH {
+        sleep(Duration::from_millis(20)).await;
+    }
+    let left = relay.descriptors().saturating_sub(before);
+    let memory = mebibytes(relay.memory().peak);
+    let events = relay.metric("wxrelay_pushes_total{account=\"shop\",kind=\"scan\",result=\"accepted\"}").await;
+    relay.end(Signal::TERM).await;
+    let (clean, _) = audit(folder.path());
+
+    let (sent, answers) = (wechat.sent(), Latency::of(steady.answers));
+    let whole = steady.failed == 0 && answers.p99 < PATIENCE && clean && (events as u64) == sent;
+    let passed = whole && memory < MEMORY && left == 0;
+    println!(
+        "{}  {:34} answers {answers}, {} not answered 200; {memory:5.1} MiB; {left} descriptors left; {attack}",
+        if passed { "pass" } else { "FAIL" },
+        flood.name,
+        steady.failed,
+    );
+    if !whole {
+        println!("      {events} events of {sent} pushes, audit {}", if clean { "clean" } else { "NOT CLEAN" });
+    }
+    passed
+}

@@ -1,0 +1,307 @@
+//! Attackers: what people send who mean harm, as fast as they can, until a moment.
+//!
+//! They know the address and the account's path, and no secret. Bytes and frames are written by hand.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::wechat::forged;
+
+/// What the relay listens with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Door {
+    Clear,
+    Tls,
+    Http2,
+}
+
+/// A kind of attack.
+pub(crate) struct Flood {
+    pub(crate) name: &'static str,
+    pub(crate) door: Door,
+    /// How many connections there are at a time; each is made anew when it ends.
+    connections: usize,
+    from: From,
+    /// What is done with one connection, until it breaks.
+    deed: fn(TcpStream, Arc<Counts>) -> Deed,
+}
+
+/// Whence the attackers come.
+#[derive(Clone, Copy)]
+enum From {
+    Everywhere,
+    /// From WeChat's own address, as all do behind a load balancer that hides them.
+    WeChat,
+}
+
+type Deed = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What the attackers got done.
+#[derive(Default)]
+pub(crate) struct Counts {
+    connections: AtomicU64,
+    sent: AtomicU64,
+}
+
+const fn flood(
+    name: &'static str,
+    door: Door,
+    connections: usize,
+    from: From,
+    deed: fn(TcpStream, Arc<Counts>) -> Deed,
+) -> Flood {
+    Flood { name, door, connections, from, deed }
+}
+
+pub(crate) const FLOODS: &[Flood] = &[
+    flood("10,000 idle connections", Door::Clear, 10_000, From::Everywhere, |stream, _| Box::pin(silence(stream))),
+    flood("10,000 idle, from WeChat's address", Door::Clear, 10_000, From::WeChat, |stream, _| {
+        Box::pin(silence(stream))
+    }),
+    flood("connections made and closed", Door::Clear, 64, From::Everywhere, |_, _| Box::pin(async {})),
+    flood("headers that trickle", Door::Clear, 6_000, From::Everywhere, |stream, counts| {
+        Box::pin(trickle(stream, counts, forged("Content-Length: 9\r\n", b"")))
+    }),
+    flood("bodies that trickle", Door::Clear, 6_000, From::Everywhere, |stream, counts| {
+        Box::pin(slow_body(stream, counts))
+    }),
+    flood("forged pushes, kept connections", Door::Clear, 64, From::Everywhere, |stream, counts| {
+        Box::pin(repeat(stream, counts, forged(&format!("Content-Length: {}\r\n", BODY.len()), BODY)))
+    }),
+    flood("forged pushes, a connection each", Door::Clear, 64, From::Everywhere, |stream, counts| {
+        Box::pin(once(
+            stream,
+            counts,
+            forged(&format!("Connection: close\r\nContent-Length: {}\r\n", BODY.len()), BODY),
+        ))
+    }),
+    flood("declared bodies of 1 MiB + 1", Door::Clear, 64, From::Everywhere, |stream, counts| {
+        Box::pin(repeat(stream, counts, forged("Content-Length: 1048577\r\n", &[b'a'; 65536])))
+    }),
+    flood("chunked bodies without end", Door::Clear, 64, From::Everywhere, |stream, counts| {
+        Box::pin(endless(stream, counts, forged("Transfer-Encoding: chunked\r\n", b""), chunk()))
+    }),
+    flood("headers without end", Door::Clear, 64, From::Everywhere, |stream, counts| {
+        Box::pin(endless(stream, counts, b"POST / HTTP/1.1\r\nX: ".to_vec(), vec![b'a'; 16384]))
+    }),
+    flood("a thousand headers", Door::Clear, 64, From::Everywhere, |stream, counts| {
+        Box::pin(once(stream, counts, forged(&"X: y\r\n".repeat(1000), b"")))
+    }),
+    flood("queries of 30 KiB", Door::Clear, 64, From::Everywhere, |stream, counts| {
+        let query = "nonce%".repeat(5000);
+        Box::pin(repeat(stream, counts, format!("GET /wechat/events?{query} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes()))
+    }),
+    flood("pipelining, answers not read", Door::Clear, 64, From::Everywhere, |stream, counts| {
+        Box::pin(unread(stream, counts, "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(500).into_bytes()))
+    }),
+    flood("TLS handshakes", Door::Tls, 64, From::Everywhere, |stream, counts| Box::pin(handshake(stream, counts))),
+    flood("half of a TLS handshake", Door::Tls, 6_000, From::Everywhere, |mut stream, counts| {
+        Box::pin(async move {
+            // The head of a record of 512 bytes, and the first of them.
+            if stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00").await.is_ok() {
+                counts.sent.fetch_add(1, Ordering::Relaxed);
+                silence(stream).await;
+            }
+        })
+    }),
+    flood("h2: rapid reset", Door::Http2, 16, From::Everywhere, |stream, counts| {
+        Box::pin(h2(stream, counts, |stream| {
+            [frame(1, 5, stream, REQUEST), frame(3, 0, stream, &[0, 0, 0, 8])].concat()
+        }))
+    }),
+    flood("h2: CONTINUATION without end", Door::Http2, 16, From::Everywhere, |stream, counts| {
+        Box::pin(h2(stream, counts, |stream| match stream {
+            1 => frame(1, 1, 1, REQUEST),
+            _ => frame(9, 0, 1, &b"\x40\x01x\x01y".repeat(1000)),
+        }))
+    }),
+    flood("h2: empty DATA", Door::Http2, 16, From::Everywhere, |stream, counts| {
+        Box::pin(h2(stream, counts, |stream| match stream {
+            1 => frame(1, 4, 1, POST),
+            _ => frame(0, 0, 1, b""),
+        }))
+    }),
+    flood("h2: SETTINGS", Door::Http2, 16, From::Everywhere, |stream, counts| {
+        Box::pin(h2(stream, counts, |_| frame(4, 0, 0, &[0, 4, 0, 1, 0, 0])))
+    }),
+    flood("h2: PING", Door::Http2, 16, From::Everywhere, |stream, counts| {
+        Box::pin(h2(stream, counts, |_| frame(6, 0, 0, b"wxrelay?")))
+    }),
+    flood("h2: windows of no size", Door::Http2, 16, From::Everywhere, |stream, counts| {
+        Box::pin(h2(stream, counts, |stream| match stream {
+            1 => frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]),
+            _ => frame(1, 5, stream, REQUEST),
+        }))
+    }),
+];
+
+/// One flood against one relay.
+pub(crate) struct Attack {
+    target: SocketAddr,
+    end: Instant,
+    connections: usize,
+    from: From,
+    deed: fn(TcpStream, Arc<Counts>) -> Deed,
+    counts: Arc<Counts>,
+}
+
+impl Attack {
+    pub(crate) fn new(flood: &Flood, target: SocketAddr, end: Instant) -> Self {
+        let Flood { connections, from, deed, .. } = *flood;
+        Self { target, end, connections, from, deed, counts: Arc::default() }
+    }
+
+    /// Lets them loose; they end by themselves.
+    pub(crate) fn begin(self: &Arc<Self>) -> JoinSet<()> {
+        (0..self.connections).map(|number| Arc::clone(self).attacker(number)).collect()
+    }
+
+    async fn attacker(self: Arc<Self>, number: usize) {
+        let from = match self.from {
+            From::Everywhere => Ipv4Addr::new(127, 0, 1, u8::try_from(number % 200).expect("under 200") + 1),
+            From::WeChat => Ipv4Addr::LOCALHOST,
+        };
+        let deeds = async {
+            loop {
+                match connect(from, self.target).await {
+                    Ok(stream) => {
+                        self.counts.connections.fetch_add(1, Ordering::Relaxed);
+                        (self.deed)(stream, self.counts.clone()).await;
+                    }
+                    // The machine has no ports left, or the relay does not listen fast enough.
+                    Err(_) => sleep(Duration::from_millis(10)).await,
+                }
+            }
+        };
+        // An end by the clock is what is wanted.
+        timeout_at(self.end, deeds).await.ok();
+    }
+}
+
+impl fmt::Display for Attack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        write!(f, "{} connections, {} times sent", count(&self.counts.connections), count(&self.counts.sent))
+    }
+}
+
+async fn connect(from: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((IpAddr::V4(from), 0).into())?;
+    let stream = socket.connect(to).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Says nothing, and waits for the end.
+async fn silence(mut stream: TcpStream) {
+    let mut scrap = [0; 64];
+    while stream.read(&mut scrap).await.is_ok_and(|read| read > 0) {}
+}
+
+/// A byte every 100 ms.
+async fn trickle(mut stream: TcpStream, counts: Arc<Counts>, bytes: Vec<u8>) {
+    for byte in bytes {
+        if stream.write_all(&[byte]).await.is_err() {
+            return;
+        }
+        counts.sent.fetch_add(1, Ordering::Relaxed);
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+async fn slow_body(mut stream: TcpStream, counts: Arc<Counts>) {
+    if stream.write_all(&forged("Content-Length: 100000\r\n", b"<")).await.is_ok() {
+        trickle(stream, counts, vec![b'a'; 1000]).await;
+    }
+}
+
+/// The same request again and again, each after the answer to the one before.
+async fn repeat(mut stream: TcpStream, counts: Arc<Counts>, request: Vec<u8>) {
+    let mut answer = [0; 4096];
+    while stream.write_all(&request).await.is_ok() {
+        counts.sent.fetch_add(1, Ordering::Relaxed);
+        if !stream.read(&mut answer).await.is_ok_and(|read| read > 0) {
+            return;
+        }
+    }
+}
+
+async fn once(mut stream: TcpStream, counts: Arc<Counts>, request: Vec<u8>) {
+    if stream.write_all(&request).await.is_ok() {
+        counts.sent.fetch_add(1, Ordering::Relaxed);
+        silence(stream).await;
+    }
+}
+
+/// A beginning, and then for ever the same.
+async fn endless(mut stream: TcpStream, counts: Arc<Counts>, begin: Vec<u8>, more: Vec<u8>) {
+    let mut go = stream.write_all(&begin).await;
+    while go.is_ok() {
+        counts.sent.fetch_add(1, Ordering::Relaxed);
+        go = stream.write_all(&more).await;
+    }
+}
+
+/// Requests as fast as they are taken, and no answer is ever read.
+async fn unread(mut stream: TcpStream, counts: Arc<Counts>, requests: Vec<u8>) {
+    while stream.write_all(&requests).await.is_ok() {
+        counts.sent.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+async fn handshake(stream: TcpStream, counts: Arc<Counts>) {
+    if super::tls::trusting_anybody(stream).await.is_ok() {
+        counts.sent.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// HTTP/2 in clear: the frames that `make` gives for stream 1, 3, 5 and so on, and whatever comes is thrown away.
+async fn h2(stream: TcpStream, counts: Arc<Counts>, make: fn(u32) -> Vec<u8>) {
+    let (mut from, mut to) = stream.into_split();
+    let send = async {
+        let preface = [b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", frame(4, 0, 0, b"").as_slice()].concat();
+        let mut go = to.write_all(&preface).await;
+        for stream in (1..u32::MAX >> 1).step_by(2) {
+            if go.is_err() {
+                return;
+            }
+            counts.sent.fetch_add(1, Ordering::Relaxed);
+            go = to.write_all(&make(stream)).await;
+        }
+    };
+    let receive = async {
+        let mut scrap = vec![0; 16384];
+        while from.read(&mut scrap).await.is_ok_and(|read| read > 0) {}
+    };
+    tokio::select! {
+        () = send => {}
+        () = receive => {}
+    }
+}
+
+/// RFC 9113, 4.1: length, type, flags, stream, content.
+fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(content.len()).expect("a short frame").to_be_bytes();
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), content].concat()
+}
+
+/// HPACK: `:method GET`, `:scheme http`, `:path /`, `:authority x`.
+const REQUEST: &[u8] = b"\x82\x86\x84\x41\x01x";
+/// The same with `:method POST`.
+const POST: &[u8] = b"\x83\x86\x84\x41\x01x";
+/// Of the right form, and sealed by nobody.
+const BODY: &[u8] = b"<xml><ToUserName><![CDATA[gh_0a1b2c3d4e5f]]></ToUserName><Encrypt><![CDATA[AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=]]></Encrypt></xml>";
+
+fn chunk() -> Vec<u8> {
+    [b"4000\r\n", vec![b'a'; 0x4000].as_slice(), b"\r\n"].concat()
+}
