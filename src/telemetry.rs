@@ -103,6 +103,8 @@ pub fn filter(level: &str) -> Result<EnvFilter, Error> {
 /// An OpenID as logs show it: itself, or the first 12 hex digits of its SHA-256.
 pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
     match shown {
+        // JSON leaves U+0080 to U+009F as they are, and terminals take some of them for commands.
+        OpenIds::Clear if openid.contains(char::is_control) => Cow::Owned(openid.replace(char::is_control, "\u{fffd}")),
         OpenIds::Clear => Cow::Borrowed(openid),
         OpenIds::Hash => Cow::Owned(Sha256::digest(openid).iter().take(6).fold(String::new(), |mut hex, byte| {
             // Writing to a String cannot fail.
@@ -190,6 +192,7 @@ mod tests {
     #[test]
     fn an_openid_is_hashed_unless_asked_otherwise() {
         assert_eq!(openid(OpenIds::Clear, "abc"), "abc");
+        assert_eq!(openid(OpenIds::Clear, "a\u{9b}2J\nb"), "a\u{fffd}2J\u{fffd}b");
         // SHA-256 of "abc" from FIPS 180-2, appendix B.1.
         assert_eq!(openid(OpenIds::Hash, "abc"), "ba7816bf8f01");
     }

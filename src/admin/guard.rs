@@ -1,8 +1,8 @@
 //! Who may use the API.
 //!
-//! With a token: who sends it, and wrong ones are counted (`failures.rs`). Without one the listener is on loopback or a Unix socket, and the danger is a web page
-//! in a browser of this machine: a page that resolves its own name to 127.0.0.1 still says its own name in Host, and a
-//! page that posts from elsewhere says so in Origin or Sec-Fetch-Site.
+//! With a token: who sends it, and wrong ones are counted (`failures.rs`). Without one the listener is on loopback or a
+//! Unix socket, and the danger is a web page in a browser of this machine: a page that resolves its own name to
+//! 127.0.0.1 still says its own name in Host, and a page that posts from elsewhere says so in Origin or Sec-Fetch-Site.
 
 use std::net::IpAddr;
 use std::sync::Arc;

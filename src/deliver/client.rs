@@ -2,8 +2,10 @@
 
 use std::error::Error as _;
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -170,11 +172,20 @@ fn interim(request: &mut Request<RequestBody>) -> Arc<Notify> {
     let (count, too_many) = (AtomicU32::new(0), Arc::new(Notify::new()));
     let told = Arc::clone(&too_many);
     hyper::ext::on_informational(request, move |_| {
-        if count.fetch_add(1, Ordering::Relaxed) == INTERIM {
+        if count.fetch_add(1, Ordering::Relaxed) >= INTERIM {
             told.notify_one();
+            end_turn_soon();
         }
     });
     too_many
+}
+
+/// Takes one from what a task may do in its turn. hyper reads and parses on for as long as the turn lasts: for seconds,
+/// if what comes is small and never ends.
+fn end_turn_soon() {
+    let taking = pin!(tokio::task::coop::consume_budget());
+    // Taken, or nothing was left to take: either will do.
+    let _either = taking.poll(&mut Context::from_waker(Waker::noop()));
 }
 
 fn tls_config(options: &TlsOptions) -> Result<ClientConfig, ClientError> {
