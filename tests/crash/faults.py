@@ -97,7 +97,7 @@ async def with_fault(scene, kind, call):
     where = f"at {group} {call} of {Path(entries[fault].path).name}"
     try:
         after_fault(scene, kind, entries, fault, code)
-        await let_through(scene)
+        await let_through(scene, finished_may_go=kind == "enospc")
     except Failure as failure:
         raise Failure(f"{deed} {where}: {failure}") from None
     return True
@@ -146,7 +146,7 @@ def lost_by_power_cuts(scene, entries, fault):
             shutil.rmtree(image)
 
 
-async def let_through(scene):
+async def let_through(scene, finished_may_go):
     """Starts the relay without faults, pushes again what was not answered, lets everything through, compares."""
     code, told = await asyncio.to_thread(ledger.audit, scene.binary, scene.config)
     expect_that(code == 0 or not scene.answered, f"`wxrelay audit` before the restart ends with {code}: {told}")
@@ -163,7 +163,7 @@ async def let_through(scene):
     finally:
         await relay.kill()
     audited = await asyncio.to_thread(ledger.audit, scene.binary, scene.config)
-    for name, check in ledger.checks(ledger.Ledger(scene.store), audited, scene, scene.targets):
+    for name, check in ledger.checks(ledger.Ledger(scene.store), audited, scene, scene.targets, finished_may_go):
         try:
             check()
         except Failure as failure:
