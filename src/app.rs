@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::deliver::{ClientError, Upstream};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
+use crate::otlp::Exporter;
 use crate::push::{Accounts, Line};
 use crate::queue::Queue;
 use crate::server::{Bound, stack, tls, watch};
@@ -40,6 +41,9 @@ pub enum StartError {
         /// What is wrong.
         source: ClientError,
     },
+    /// The collector of traces.
+    #[error("telemetry.otlp")]
+    Collector(#[source] ClientError),
     /// A listener.
     #[error(transparent)]
     Bind(#[from] server::BindError),
@@ -55,6 +59,7 @@ pub struct App {
     queue: Queue,
     metrics: Arc<Metrics>,
     tail: Tail,
+    exporter: Mutex<Option<Exporter>>,
     ready: admin::Ready,
     tls: Option<tls::Acceptor>,
     config: Mutex<Arc<Config>>,
@@ -72,7 +77,8 @@ impl App {
     /// Starts everything; on return pushes are taken.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let started = UnixMillis::now();
-        let (metrics, tail) = (Metrics::new(), Tail::default());
+        let metrics = Metrics::new();
+        let (exporter, tail) = Exporter::begin(&config.telemetry, &metrics).map_err(StartError::Collector)?;
         let queue = Queue::open(&config.queue, {
             let commits = metrics.commit_duration.clone();
             move |took| commits.observe(took.as_secs_f64())
@@ -102,6 +108,7 @@ impl App {
             queue,
             metrics,
             tail,
+            exporter: Mutex::new(exporter),
             ready: admin::Ready::default(),
             tls,
             drain: config.server.drain,
@@ -295,6 +302,10 @@ impl App {
             tracing::warn!("attempts under way are cut off; their deliveries stay pending");
         }
         self.tail.close();
+        let exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(exporter) = exporter {
+            exporter.end(deadline).await;
+        }
         self.stop_admin.cancel();
         for server in servers {
             server.await.ok();
@@ -325,6 +336,9 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("queue.max_size", old.queue.max_size == new.queue.max_size),
         ("accounts.*.dedup_window", old.queue.dedup_window == new.queue.dedup_window),
         ("log.format", old.log.format == new.log.format),
+        ("telemetry.otlp", old.telemetry.url == new.telemetry.url),
+        ("telemetry.headers", old.telemetry.headers == new.telemetry.headers),
+        ("telemetry.service_name", old.telemetry.service_name == new.telemetry.service_name),
     ];
     same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
 }

@@ -1,4 +1,4 @@
-//! The one place that reads the wall clock; everything else is handed a [`UnixMillis`].
+//! The one place that reads the wall clock; everything else is handed a [`UnixMillis`], or a [`UnixNanos`] for traces.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,16 +7,26 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixMillis(pub i64);
 
+/// A moment: nanoseconds since 1970-01-01T00:00:00Z, as traces count. What they tell takes less than a millisecond.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct UnixNanos(pub u64);
+
+impl UnixNanos {
+    /// The present.
+    pub fn now() -> Self {
+        Self(u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// This moment less `span`, at the least the epoch.
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
 impl UnixMillis {
     /// The present.
-    #[expect(clippy::disallowed_methods, reason = "this is the place the ban points to")]
     pub fn now() -> Self {
-        #[cfg(test)]
-        if let Some(now) = simulated::now() {
-            return now;
-        }
-        let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-        Self(i64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(i64::MAX))
+        Self(i64::try_from(since_epoch().as_millis()).unwrap_or(i64::MAX))
     }
 
     /// Whole seconds since the epoch, as WeChat's `timestamp` and `CreateTime` count.
@@ -33,6 +43,15 @@ impl UnixMillis {
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "this is the place the ban points to")]
+fn since_epoch() -> Duration {
+    #[cfg(test)]
+    if let Some(now) = simulated::now() {
+        return now.since(UnixMillis(0));
+    }
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default()
 }
 
 /// RFC 3339 in UTC with milliseconds: `2026-11-20T08:00:00.123Z`.
@@ -86,5 +105,7 @@ mod tests {
     fn arithmetic_saturates() {
         assert_eq!(UnixMillis(5).since(UnixMillis(9)), Duration::ZERO);
         assert_eq!(UnixMillis(5).after(Duration::MAX), UnixMillis(i64::MAX));
+        assert_eq!(UnixNanos(5).before(Duration::from_nanos(2)), UnixNanos(3));
+        assert_eq!(UnixNanos(5).before(Duration::MAX), UnixNanos(0));
     }
 }

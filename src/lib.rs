@@ -7,8 +7,9 @@
 //! | 5 | [`cli`] | one file per command |
 //! | 4 | [`app`], [`config`] | the wiring, and what an operator may set |
 //! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; a push's way in; the way out |
+//! | 3 | [`otlp`] | spans to a collector |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; news for who watches |
-//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`] | pure: protocol, event, routing, schedule |
+//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`trace`] | pure: protocol, event, routing, schedule, trace |
 //! | 0 | [`secret`], [`clock`], [`metrics`], [`telemetry`] | ground |
 //!
 //! To know the house, read [`push`], then [`dispatcher`], then [`app`].
@@ -23,6 +24,7 @@ pub mod deliver;
 pub mod dispatcher;
 pub mod event;
 pub mod metrics;
+pub mod otlp;
 pub mod push;
 pub mod queue;
 pub mod route;
@@ -32,4 +34,5 @@ pub mod server;
 mod simulation;
 pub mod tail;
 pub mod telemetry;
+pub mod trace;
 pub mod wechat;

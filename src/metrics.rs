@@ -49,6 +49,7 @@ pub struct Metrics {
     paused: IntGaugeVec,
     config_info: IntGaugeVec,
     tls_expiry: IntGaugeVec,
+    spans: IntCounterVec,
     /// The targets whose backlog was reported last.
     backlogged: Mutex<BTreeSet<String>>,
     /// How long commits of the queue take.
@@ -102,6 +103,17 @@ pub struct TargetMetrics {
     pub up: IntGauge,
     /// 1 while an operator has paused it.
     pub paused: IntGauge,
+}
+
+/// What becomes of the spans of traces.
+#[derive(Clone, Debug)]
+pub struct SpanMetrics {
+    /// The collector took them.
+    pub exported: IntCounter,
+    /// There was no room for them: the collector is slower than they come, or away.
+    pub dropped: IntCounter,
+    /// The collector refused them, or could not be reached for too long.
+    pub failed: IntCounter,
 }
 
 /// What waits for a target, as the queue counts it.
@@ -182,6 +194,7 @@ impl Metrics {
                 "When a served certificate ends.",
                 &["cert"],
             ),
+            spans: counters(at, "wxrelay_spans_total", "Spans of traces by what became of them.", &["result"]),
             backlogged: Mutex::default(),
             commit_duration: registered(
                 at,
@@ -248,6 +261,12 @@ impl Metrics {
             self.deliveries.with_label_values(&[name, outcome]);
         }
         metrics
+    }
+
+    /// The metrics of spans, for the one who exports them; before the first call there is no series.
+    pub fn spans(&self) -> SpanMetrics {
+        let count = |result| self.spans.with_label_values(&[result]);
+        SpanMetrics { exported: count("exported"), dropped: count("dropped"), failed: count("failed") }
     }
 
     /// Sets what waits for each target; a target reported before and not now has nothing waiting.
@@ -386,6 +405,7 @@ mod tests {
         }
         assert!(text.contains(concat!("wxrelay_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1")));
         assert!(!text.contains("wxrelay_tls_expiry_timestamp_seconds"), "no series without a certificate");
+        assert!(!text.contains("wxrelay_spans_total"), "no series where no spans are exported");
         #[cfg(target_os = "linux")]
         assert!(text.contains("process_resident_memory_bytes"));
     }

@@ -1,20 +1,26 @@
-//! What happens, as it happens, for whoever watches: each push and each attempt.
+//! What happens, as it happens, for whoever watches: each push and each attempt; and the same as spans of a trace, for
+//! the one who exports them.
 //!
 //! Invariants: telling never waits, and costs next to nothing while nobody watches. Who reads too slowly misses the
-//! oldest news, and learns how many. News holds what a log line holds: OpenIDs as `log.openid` shows them, no message
-//! text, no query. Nothing is kept: what was is in the store.
+//! oldest news, and learns how many; of spans the newest are missed, and counted. News holds what a log line holds:
+//! OpenIDs as `log.openid` shows them, no message text, no query. Nothing is kept: what was is in the store.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMillis, UnixNanos};
 use crate::event::EventId;
+use crate::metrics::SpanMetrics;
+use crate::trace::Place;
 
 /// How many news a reader may be behind before it misses some.
 const BEHIND: usize = 1024;
+/// How many spans wait for the exporter at most; some MiB.
+const SPANS: usize = 4096;
 /// The most who watch at a time.
 pub const WATCHERS: usize = 16;
 
@@ -85,22 +91,74 @@ pub struct Attempt {
     pub stamp: Option<i64>,
 }
 
+/// What a span is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A try of a push.
+    Push,
+    /// An attempt.
+    Attempt,
+    /// The end of a delivery that had expired before another attempt.
+    Expiry,
+}
+
+/// A push or an attempt as its trace tells it.
+#[derive(Clone, Debug)]
+pub struct Span {
+    /// What it is of.
+    pub what: What,
+    /// Where it hangs.
+    pub place: Place,
+    /// The event, also where the news does not know it yet.
+    pub event: EventId,
+    /// When it began.
+    pub begun: UnixNanos,
+    /// When it was over.
+    pub ended: UnixNanos,
+    /// The HTTP status that WeChat got, or that the target gave.
+    pub status: Option<u16>,
+    /// In one word why it failed, if it did.
+    pub failure: Option<Cow<'static, str>>,
+    /// What the log says of it.
+    pub news: News,
+}
+
 /// Where news is told, and watched. Clones are the same one.
 #[derive(Clone, Debug)]
 pub struct Tail {
     news: broadcast::Sender<Arc<News>>,
     places: Arc<Semaphore>,
     end: CancellationToken,
+    spans: Option<(mpsc::Sender<Span>, SpanMetrics)>,
 }
 
 impl Default for Tail {
     fn default() -> Self {
         let (places, end) = (Arc::new(Semaphore::new(WATCHERS)), CancellationToken::new());
-        Self { news: broadcast::Sender::new(BEHIND), places, end }
+        Self { news: broadcast::Sender::new(BEHIND), places, end, spans: None }
     }
 }
 
 impl Tail {
+    /// One that tells of spans too, and where they come out.
+    pub fn traced(metrics: SpanMetrics) -> (Self, mpsc::Receiver<Span>) {
+        let (sender, spans) = mpsc::channel(SPANS);
+        (Self { spans: Some((sender, metrics)), ..Self::default() }, spans)
+    }
+
+    /// Hands a span to the exporter, if there is one and the trace is recorded; where there is no room, it is counted
+    /// and lost.
+    pub fn trace(&self, place: impl FnOnce() -> Place, span: impl FnOnce(Place) -> Span) {
+        let Some((sender, metrics)) = &self.spans else { return };
+        let place = place();
+        // After its end the exporter takes none, and there is nobody left to miss them.
+        if place.recorded
+            && let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(span(place))
+        {
+            metrics.dropped.inc();
+        }
+    }
+
     /// Tells whoever watches; nobody is waited for.
     pub fn tell(&self, news: impl FnOnce() -> News) {
         if self.news.receiver_count() > 0 {
@@ -167,6 +225,7 @@ fn id_or_null<S: Serializer>(value: &Option<EventId>, serializer: S) -> Result<S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trace::Trace;
 
     fn push() -> News {
         News::Push(Push {
@@ -192,6 +251,25 @@ mod tests {
             assert!(matches!(watch.next().await, Some(Seen::News(_))));
         }
         assert!(watch.next().await.is_none(), "closed, and all is read");
+    }
+
+    #[tokio::test]
+    async fn spans_that_find_no_room_are_counted_and_hold_nobody_up() {
+        let metrics = crate::metrics::Metrics::new();
+        let (tail, mut spans) = Tail::traced(metrics.spans());
+        let recorded = Trace::new(EventId(1), None).push();
+        let span = |place| {
+            let (begun, ended) = (UnixNanos(1), UnixNanos(2));
+            let (what, event) = (What::Push, EventId(1));
+            Span { what, place, event, begun, ended, status: Some(200), failure: None, news: push() }
+        };
+        (0..SPANS + 3).for_each(|_| tail.trace(|| recorded, span));
+        tail.trace(|| Place { recorded: false, ..recorded }, |_| panic!("nobody wants it recorded"));
+        Tail::default().trace(|| panic!("nobody exports"), span);
+        assert_eq!(metrics.spans().dropped.get(), 3);
+        spans.close();
+        let mut taken = Vec::new();
+        assert_eq!(spans.recv_many(&mut taken, 2 * SPANS).await, SPANS);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub(super) struct File {
     pub(super) admin: Admin,
     pub(super) queue: Queue,
     pub(super) log: Log,
+    pub(super) telemetry: Telemetry,
     pub(super) accounts: BTreeMap<String, Account>,
     pub(super) targets: BTreeMap<String, Target>,
 }
@@ -72,6 +73,15 @@ pub(super) struct Log {
     pub(super) format: Option<Scalar>,
     pub(super) level: Option<Scalar>,
     pub(super) openid: Option<Scalar>,
+}
+
+/// `[telemetry]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Telemetry {
+    pub(super) otlp: Option<SecretSource>,
+    pub(super) headers: BTreeMap<String, SecretSource>,
+    pub(super) service_name: Option<Scalar>,
 }
 
 /// `[accounts.NAME]`

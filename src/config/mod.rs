@@ -33,7 +33,7 @@ use crate::dispatcher::TargetSettings;
 use crate::push::Account;
 use crate::route::Route;
 use crate::wechat::Mode;
-use crate::{admin, queue, server, telemetry};
+use crate::{admin, otlp, queue, server, telemetry};
 
 /// Where a configuration is looked for when none is named.
 const PLACES: [&str; 2] = ["config.toml", "/etc/wxrelay/config.toml"];
@@ -49,6 +49,8 @@ pub struct Config {
     pub queue: queue::Settings,
     /// `[log]`
     pub log: telemetry::Settings,
+    /// `[telemetry]`
+    pub telemetry: otlp::Settings,
     /// `[accounts.NAME]`, at least one, by name.
     pub accounts: Vec<Account>,
     /// `[targets.NAME]`, by name.
@@ -104,11 +106,12 @@ fn config(scope: &Scope<'_>, file: &file::File, sha256: String) -> Option<Config
     let mut queue = sections::queue(&scope.at("queue"), &file.queue);
     queue.dedup_window = accounts::dedup_window(&scope.at("accounts"), &file.accounts, queue.retention);
     let log = sections::log(&scope.at("log"), &file.log);
+    let telemetry = sections::telemetry(&scope.at("telemetry"), &file.telemetry);
     let targets = targets::targets(&scope.at("targets"), &file.targets);
     let known = Known { names: file.targets.keys().map(String::as_str).collect(), targets: &targets };
     let accounts = accounts::accounts(&scope.at("accounts"), &file.accounts, &known);
     check_together(&scope.at("targets"), &accounts, &targets);
-    Some(Config { server, admin: admin?, queue, log, accounts, targets, warnings: Vec::new(), sha256 })
+    Some(Config { server, admin: admin?, queue, log, telemetry, accounts, targets, warnings: Vec::new(), sha256 })
 }
 
 /// What only shows when accounts and targets are looked at side by side.
@@ -244,7 +247,7 @@ mod tests {
     fn the_example_names_every_key() {
         let (_folder, path) = written(
             "x = 1\n[server]\nx = 1\ntls = { x = 1 }\n[admin]\nx = 1\ntoken = { x = 1 }\n[queue]\nx = 1\n[log]\nx = 1\n\
-             [targets.a]\nx = 1\n[accounts.a]\nx = 1\nallow_from = { x = 1 }\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
+             [telemetry]\nx = 1\n[targets.a]\nx = 1\n[accounts.a]\nx = 1\nallow_from = { x = 1 }\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
              reply = { x = 1, image = { x = 1 }, video = { x = 1 }, music = { x = 1 }, news = { x = 1 }, \
              transfer_customer_service = { x = 1 } }\n",
         );
@@ -255,7 +258,7 @@ mod tests {
             _ => None,
         });
         let known: Vec<_> = known.collect();
-        assert_eq!(known.len(), 18, "one list for each kind of table");
+        assert_eq!(known.len(), 19, "one list for each kind of table");
         for key in known.concat() {
             let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
             assert!(written.iter().any(|text| example.contains(text)), "the example lacks `{key}`");
@@ -278,6 +281,7 @@ mod tests {
         let parts =
             |config: &Config| format!("{:?} {:?} {:?} {:?}", config.server, config.admin, config.queue, config.log);
         assert_eq!(parts(&bare), parts(&full));
+        assert_eq!(bare.telemetry, full.telemetry);
     }
 
     #[test]

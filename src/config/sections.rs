@@ -1,4 +1,4 @@
-//! `[server]`, `[admin]`, `[queue]` and `[log]`: what the relay as a whole is told.
+//! `[server]`, `[admin]`, `[queue]`, `[log]` and `[telemetry]`: what the relay as a whole is told.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use ipnet::IpNet;
 use super::error::Problem;
 use super::file;
 use super::scope::Scope;
-use super::value;
+use super::{targets, value};
 use crate::server::{self, Listen, TlsFiles};
 use crate::telemetry::{LogFormat, OpenIds};
-use crate::{admin, queue, telemetry};
+use crate::{admin, otlp, queue, telemetry};
 
 /// A bearer token shorter than this can be guessed.
 const SHORT_TOKEN: usize = 16;
@@ -166,5 +166,16 @@ pub(super) fn log(scope: &Scope<'_>, file: &file::Log) -> telemetry::Settings {
         format: scope.read("format", &file.format, format).unwrap_or(LogFormat::Json),
         level: scope.read("level", &file.level, level).unwrap_or_else(|| "info".to_owned()),
         openid: scope.read("openid", &file.openid, openid).unwrap_or(OpenIds::Hash),
+    }
+}
+
+/// `[telemetry]`
+pub(super) fn telemetry(scope: &Scope<'_>, file: &file::Telemetry) -> otlp::Settings {
+    let name = |text: &str| if text.trim().is_empty() { Err("a name such as \"wxrelay\"") } else { Ok(text.into()) };
+    otlp::Settings {
+        // Some collectors know their customer by the URL, so it is not shown.
+        url: scope.secret_of("otlp", &file.otlp, |text| value::collector(text).map_err(Problem::Hidden)),
+        headers: targets::headers(&scope.at("headers"), &file.headers),
+        service_name: scope.read("service_name", &file.service_name, name).unwrap_or_else(|| "wxrelay".into()),
     }
 }

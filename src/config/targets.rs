@@ -133,7 +133,8 @@ fn tls(scope: &Scope<'_>, file: &file::Target) -> TlsOptions {
     TlsOptions { ca: scope.existing("ca", &file.ca), client: cert.zip(key) }
 }
 
-fn headers(scope: &Scope<'_>, file: &BTreeMap<String, SecretSource>) -> HeaderMap {
+/// Request headers, whose values may be secrets.
+pub(super) fn headers(scope: &Scope<'_>, file: &BTreeMap<String, SecretSource>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, source) in file {
         let scope = scope.at(name);

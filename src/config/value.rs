@@ -171,6 +171,16 @@ pub(super) fn proxy(text: &str) -> Parsed<Uri> {
     url(text).ok().filter(|uri| uri.scheme_str() == Some("http")).ok_or("a URL such as \"http://proxy.example:3128\"")
 }
 
+/// Where spans go: without a path `/v1/traces` is it, as collectors have it.
+pub(super) fn collector(text: &str) -> Parsed<Uri> {
+    let expected = "a URL such as \"http://127.0.0.1:4318\", or with the whole path for traces";
+    let url = url(text).map_err(|_| expected)?;
+    if url.path() != "/" || url.query().is_some() {
+        return Ok(url);
+    }
+    format!("{}/v1/traces", text.trim_end_matches('/')).parse().map_err(|_| expected)
+}
+
 /// Whether there is a host, and a port only if it is one.
 pub(super) fn has_sound_port(authority: &http::uri::Authority) -> bool {
     let port = authority.as_str().strip_prefix(authority.host());
@@ -229,6 +239,19 @@ mod tests {
         for broken in broken {
             assert!(url(broken).is_err(), "{broken}");
         }
+    }
+
+    #[test]
+    fn a_collector_without_a_path_has_the_usual_one() {
+        for (text, sent_to) in [
+            ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+            ("https://otlp.example/", "https://otlp.example/v1/traces"),
+            ("https://otlp.example/otlp/v1/traces", "https://otlp.example/otlp/v1/traces"),
+            ("http://otlp.example/adapt_x/api/otlp/traces", "http://otlp.example/adapt_x/api/otlp/traces"),
+        ] {
+            assert_eq!(collector(text).map(|url| url.to_string()), Ok(sent_to.to_owned()));
+        }
+        assert!(collector("127.0.0.1:4318").is_err() && collector("grpc://a:4317").is_err());
     }
 
     #[test]

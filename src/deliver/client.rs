@@ -1,4 +1,4 @@
-//! The pooled HTTP client of one target, and the capped reading of what it answers.
+//! The pooled HTTP client of one target (or collector), and the capped reading of what it answers.
 
 use std::error::Error as _;
 use std::path::PathBuf;
@@ -24,8 +24,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
+use super::ANSWER_CAP;
 use super::resolver::Resolver;
-use super::{ANSWER_CAP, Target};
 
 /// What an attempt sends: whole, with a Content-Length.
 pub(super) type RequestBody = Full<Bytes>;
@@ -47,6 +47,16 @@ pub struct TlsOptions {
     pub ca: Option<PathBuf>,
     /// PEM files of our own certificate and key.
     pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// How somebody is reached: a target, or the collector of traces.
+pub(super) struct Way<'a> {
+    pub(super) url: &'a Uri,
+    pub(super) timeout: Duration,
+    pub(super) tls: &'a TlsOptions,
+    pub(super) proxy: Option<&'a Uri>,
+    /// Whether names that lead to private addresses are refused.
+    pub(super) deny_private: bool,
 }
 
 /// Why a target's connections can't be made.
@@ -84,6 +94,16 @@ pub enum ExchangeError {
 #[error("{}", causes("can't connect", Some(&*self.0)))]
 pub struct ConnectError(Box<dyn std::error::Error + Send + Sync>);
 
+impl ExchangeError {
+    /// The kind of failure in one word.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Http(error) if error.is_connect() => "connect",
+            Self::Http(_) | Self::Interim => "broken",
+        }
+    }
+}
+
 /// hyper's own text alone says just "client error (Connect)".
 fn chain(error: &PoolError) -> String {
     causes(if error.is_connect() { "can't connect" } else { "connection broken" }, error.source())
@@ -107,17 +127,17 @@ pub(super) enum Connector {
 }
 
 impl Connector {
-    pub(super) fn new(target: &Target) -> Result<Self, ClientError> {
+    pub(super) fn new(way: &Way<'_>) -> Result<Self, ClientError> {
         // Where a proxy stands is the operator's will, and it is the proxy that looks the target's name up.
-        let mut tcp = HttpConnector::new_with_resolver(Resolver::new(target.deny_private && target.proxy.is_none()));
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new(way.deny_private && way.proxy.is_none()));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(target.timeout)));
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(way.timeout)));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let https = target.url.scheme_str() == Some("https");
-        let tls = if https { tls_config(&target.tls)? } else { no_tls() };
+        let https = way.url.scheme_str() == Some("https");
+        let tls = if https { tls_config(way.tls)? } else { no_tls() };
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-        Ok(match &target.proxy {
+        Ok(match way.proxy {
             None => Self::Direct(connector.wrap_connector(tcp)),
             Some(proxy) => Self::Proxied(connector.wrap_connector(Tunnel::new(proxy.clone(), tcp))),
         })
@@ -142,10 +162,10 @@ pub(super) enum Client {
 }
 
 impl Client {
-    pub(super) fn new(target: &Target) -> Result<Self, ClientError> {
+    pub(super) fn new(way: &Way<'_>) -> Result<Self, ClientError> {
         let mut pool = Pool::builder(TokioExecutor::new());
         pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
-        Ok(match Connector::new(target)? {
+        Ok(match Connector::new(way)? {
             Connector::Direct(connector) => Self::Direct(pool.build(connector)),
             Connector::Proxied(connector) => Self::Proxied(pool.build(connector)),
         })

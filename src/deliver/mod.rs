@@ -8,11 +8,11 @@ pub mod address;
 mod client;
 pub mod format;
 mod outcome;
+mod post;
 mod probe;
 mod resolver;
 #[cfg(test)]
 pub(crate) mod scripted;
-mod trace;
 mod webhook;
 
 use std::collections::HashMap;
@@ -23,14 +23,16 @@ use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio::time::Instant;
 
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMillis, UnixNanos};
 use crate::event::Event;
 use crate::secret::Secret;
+use crate::trace::{SpanId, Trace};
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
-use client::{Body, BodyEnd, Client, read};
+use client::{Body, BodyEnd, Client, Way, read};
 pub use client::{ClientError, ConnectError, ExchangeError, TlsOptions};
 pub use outcome::Outcome;
+pub use post::{Post, PostError, Posted};
 pub use probe::{Answered, Asked, Greeting, Unreached, Unverified, Wrapping, date, judge};
 pub use webhook::SigningKey;
 
@@ -72,6 +74,13 @@ pub struct Target {
     /// Whether its name must lead to the public internet. An address in the URL itself is not looked at here: the
     /// configuration refuses those.
     pub deny_private: bool,
+}
+
+impl Target {
+    fn way(&self) -> Way<'_> {
+        let Self { url, timeout, tls, proxy, deny_private, .. } = self;
+        Way { url, timeout: *timeout, tls, proxy: proxy.as_ref(), deny_private: *deny_private }
+    }
 }
 
 /// What a target is for.
@@ -158,10 +167,16 @@ pub struct Report {
     pub status: Option<StatusCode>,
     /// Why it failed, in words fit for a log.
     pub error: Option<String>,
+    /// The same in one word, where there was no answer.
+    pub no_answer: Option<&'static str>,
     /// The beginning of a body that tells what went wrong: a failed answer's, or that of an unusable reply.
     pub answer: Option<Vec<u8>>,
     /// How long it took.
     pub duration: Duration,
+    /// When it was over.
+    pub ended: UnixNanos,
+    /// Its span in the event's trace, as the target was told.
+    pub span: SpanId,
     /// The reply in a 2xx answer, where one was awaited.
     pub reply: Option<Result<Option<Reply>, ReplyError>>,
 }
@@ -172,7 +187,7 @@ impl Upstream {
         target: Target,
         accounts: impl IntoIterator<Item = (&'a Arc<str>, &'a Credentials)>,
     ) -> Result<Self, ClientError> {
-        let client = Client::new(&target)?;
+        let client = Client::new(&target.way())?;
         let credentials =
             accounts.into_iter().map(|(name, own)| (name.clone(), target.credentials.over(own))).collect();
         Ok(Self {
@@ -196,14 +211,15 @@ impl Upstream {
         if let Some(script) = &self.script {
             return self.play(script, &order, started).await;
         }
-        let request = match self.request(&order) {
+        let span = SpanId::random(order.event.id);
+        let request = match self.request(&order, span) {
             Ok(request) => request,
-            Err(error) => return Report::failed(error.to_string(), started),
+            Err(error) => return Report::failed("unwritten", error.to_string(), started, span),
         };
         match tokio::time::timeout_at(started + self.target.timeout, self.client.send(request)).await {
-            Err(_) => Report::failed(format!("no answer within {:?}", self.target.timeout), started),
-            Ok(Err(error)) => Report::failed(error.to_string(), started),
-            Ok(Ok(response)) => self.judge(response, &order, started).await,
+            Err(_) => Report::failed("timeout", format!("no answer within {:?}", self.target.timeout), started, span),
+            Ok(Err(error)) => Report::failed(error.word(), error.to_string(), started, span),
+            Ok(Ok(response)) => self.judge(response, &order, started, span).await,
         }
     }
 
@@ -212,10 +228,10 @@ impl Upstream {
     /// # Errors
     /// What [`Upstream::deliver`] would report before it connects.
     pub fn rehearse(&self, event: &Event, now: UnixMillis) -> Result<(), format::EncodeError> {
-        self.request(&Order { event, attempt: 1, reply_until: None, now }).map(drop)
+        self.request(&Order { event, attempt: 1, reply_until: None, now }, SpanId::new(event.id.0)).map(drop)
     }
 
-    fn request(&self, order: &Order<'_>) -> Result<Request<client::RequestBody>, format::EncodeError> {
+    fn request(&self, order: &Order<'_>, span: SpanId) -> Result<Request<client::RequestBody>, format::EncodeError> {
         let event = order.event;
         let credentials = self.credentials.get(&event.account);
         let encoded = format::encode(self.target.format, event, credentials, order.now)?;
@@ -228,7 +244,7 @@ impl Upstream {
         headers.insert(EVENT_ID, HeaderValue::try_from(event.id.to_string())?);
         headers.insert(ACCOUNT, HeaderValue::from_str(&event.account)?);
         headers.insert(ATTEMPT, HeaderValue::from(order.attempt));
-        headers.insert(TRACEPARENT, trace::parent(event));
+        headers.insert(TRACEPARENT, HeaderValue::try_from(Trace::of(event).traceparent(span))?);
         if let Some(until) = order.reply_until {
             let left = until.since(order.now).as_millis();
             headers.insert(DEADLINE, HeaderValue::from(u64::try_from(left).unwrap_or(u64::MAX)));
@@ -246,6 +262,7 @@ impl Upstream {
         response: http::Response<hyper::body::Incoming>,
         order: &Order<'_>,
         started: Instant,
+        span: SpanId,
     ) -> Report {
         let status = response.status();
         let outcome = outcome::judge(status, response.headers(), order.now);
@@ -258,8 +275,11 @@ impl Upstream {
             outcome,
             status: Some(status),
             error: failed.then(|| format!("answered {}", status.as_u16())),
+            no_answer: None,
             answer: (telling && !body.bytes.is_empty()).then(|| beginning(&body.bytes)),
             duration: started.elapsed(),
+            ended: UnixNanos::now(),
+            span,
             reply,
         }
     }
@@ -283,13 +303,16 @@ pub fn beginning(body: &[u8]) -> Vec<u8> {
 }
 
 impl Report {
-    fn failed(error: String, started: Instant) -> Self {
+    fn failed(word: &'static str, error: String, started: Instant, span: SpanId) -> Self {
         Self {
             outcome: Outcome::Retry { after: None },
             status: None,
             error: Some(error),
+            no_answer: Some(word),
             answer: None,
             duration: started.elapsed(),
+            ended: UnixNanos::now(),
+            span,
             reply: None,
         }
     }

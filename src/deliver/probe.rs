@@ -195,7 +195,7 @@ impl Upstream {
     /// Connects as for a delivery, TLS and proxy included, and sends nothing. The time it took.
     pub async fn reach(&self) -> Result<Duration, Unreached> {
         let (started, limit) = (Instant::now(), LIMIT.min(self.target.timeout));
-        let connect = Connector::new(&self.target)?.connect(self.target.url.clone());
+        let connect = Connector::new(&self.target.way())?.connect(self.target.url.clone());
         timeout(limit, connect).await.map_err(|_| Unreached::Late(limit))??;
         Ok(started.elapsed())
     }

@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 use super::client::{Body, BodyEnd};
 use super::{ClientError, Order, Outcome, Report, Target, Upstream, outcome};
+use crate::clock::UnixNanos;
+use crate::trace::SpanId;
 
 /// A target's answer.
 pub(crate) enum Answer {
@@ -40,9 +42,10 @@ impl Upstream {
     }
 
     pub(super) async fn play(&self, script: &Script, order: &Order<'_>, started: Instant) -> Report {
+        let span = SpanId::new(order.event.id.0);
         match tokio::time::timeout_at(started + self.target.timeout, (script.0)(order)).await {
-            Err(_) => Report::failed("no answer".to_owned(), started),
-            Ok(Answer::Broken) => Report::failed("connection broken".to_owned(), started),
+            Err(_) => Report::failed("timeout", "no answer".to_owned(), started, span),
+            Ok(Answer::Broken) => Report::failed("broken", "connection broken".to_owned(), started, span),
             Ok(Answer::Status(status, headers)) => {
                 let outcome = outcome::judge(status, &headers, order.now);
                 let delivered = outcome == Outcome::Delivered;
@@ -51,8 +54,11 @@ impl Upstream {
                     outcome,
                     status: Some(status),
                     error: (!delivered).then(|| format!("answered {}", status.as_u16())),
+                    no_answer: None,
                     answer: None,
                     duration: started.elapsed(),
+                    ended: UnixNanos::now(),
+                    span,
                     reply: (delivered && order.reply_until.is_some()).then(|| self.reply(&body, order.event)),
                 }
             }

@@ -1,6 +1,7 @@
 //! One attempt: deliver, decide, tell; and settling it, which is apart, so that the target's next attempt need not wait
 //! for our disk.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +10,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::{Policy, offer};
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMillis, UnixNanos};
 use crate::deliver::{Order, Outcome, Report, Role};
 use crate::event::{Event, EventId};
 use crate::metrics::TargetMetrics;
 use crate::queue::{Attempt, Choice, Lease, Note, Queue, Settlement, State, Verdict};
-use crate::tail::{self, News, Tail};
+use crate::tail::{self, News, Span, Tail, What};
 use crate::telemetry;
+use crate::trace::{SpanId, Trace};
 
 /// Between two tries to settle while the store fails (a full disk).
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
@@ -169,7 +171,7 @@ impl Bench {
             stamp,
             "attempt"
         );
-        self.tail.tell(|| {
+        let news = || {
             News::Attempt(tail::Attempt {
                 at: UnixMillis::now(),
                 event: event.id,
@@ -181,10 +183,32 @@ impl Bench {
                 status,
                 duration_ms,
                 error: error.map(ToOwned::to_owned),
-                openid: openid.into_owned(),
+                openid: openid.clone().into_owned(),
                 stamp,
             })
-        });
+        };
+        self.tail.tell(news);
+        self.tail.trace(
+            || Trace::of(event).attempt(report.map_or_else(|| SpanId::random(event.id), |report| report.span)),
+            |place| {
+                let ended = report.map_or_else(UnixNanos::now, |report| report.ended);
+                let failure = (outcome != State::Delivered.name()).then(|| failure(report));
+                let what = if report.is_some() { What::Attempt } else { What::Expiry };
+                let begun = ended.before(took);
+                Span { what, place, event: event.id, begun, ended, status, failure, news: news() }
+            },
+        );
+    }
+}
+
+/// Why an attempt failed, or was not made, in one word.
+fn failure(report: Option<&Report>) -> Cow<'static, str> {
+    match report {
+        None => Cow::Borrowed(State::Expired.name()),
+        Some(report) => match (report.status, report.no_answer) {
+            (Some(status), _) => Cow::Owned(status.as_u16().to_string()),
+            (None, word) => Cow::Borrowed(word.unwrap_or("unknown")),
+        },
     }
 }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{PushError, Relayed};
 use crate::event::ContentKey;
+use crate::trace::Trace;
 
 /// How far a push has come.
 enum Progress {
@@ -49,6 +50,8 @@ pub(super) struct Seat {
     progress: watch::Receiver<Progress>,
     /// When the first try was there.
     pub(super) boarded: Instant,
+    /// The trace that the first try began.
+    pub(super) trace: Trace,
     /// When its reply window ends, if it has one.
     pub(super) window_ends: Option<Instant>,
     /// Ends the waiting for a reply: WeChat is to be answered now.
@@ -56,13 +59,14 @@ pub(super) struct Seat {
 }
 
 impl Flights {
-    pub(super) fn board(&self, key: ContentKey, window_ends: Option<Instant>) -> Flight {
+    pub(super) fn board(&self, key: ContentKey, trace: Trace, window_ends: Option<Instant>) -> Flight {
         let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(seat) = flights.get(&key) {
             return Flight::Twin(seat.clone());
         }
         let (tell, progress) = watch::channel(Progress::Taken);
-        let seat = Seat { progress, boarded: Instant::now(), window_ends, hurry: CancellationToken::new() };
+        let (boarded, hurry) = (Instant::now(), CancellationToken::new());
+        let seat = Seat { progress, boarded, trace, window_ends, hurry };
         flights.insert(key, seat.clone());
         Flight::First(Landing { flights: self.clone(), key, progress: tell }, seat)
     }
@@ -113,6 +117,10 @@ mod tests {
 
     const KEY: ContentKey = ContentKey([7; 24]);
 
+    fn trace() -> Trace {
+        Trace::new(EventId(1), None)
+    }
+
     fn relayed() -> Relayed {
         Relayed { event: EventId(1), result: "accepted", reply: Some("hello".into()) }
     }
@@ -120,18 +128,18 @@ mod tests {
     #[tokio::test]
     async fn a_twin_gets_what_the_first_got_and_the_next_flies_alone() {
         let flights = Flights::default();
-        let Flight::First(landing, _) = flights.board(KEY, None) else { panic!("nobody is under way") };
-        let Flight::Twin(mut twin) = flights.board(KEY, None) else { panic!("the first is under way") };
+        let Flight::First(landing, _) = flights.board(KEY, trace(), None) else { panic!("nobody is under way") };
+        let Flight::Twin(mut twin) = flights.board(KEY, trace(), None) else { panic!("the first is under way") };
         landing.land(Some(relayed()));
         assert_eq!(twin.landed().await.unwrap().reply.as_deref(), Some("hello"));
-        assert!(matches!(flights.board(KEY, None), Flight::First(..)));
+        assert!(matches!(flights.board(KEY, trace(), None), Flight::First(..)));
     }
 
     #[tokio::test]
     async fn a_first_that_vanishes_leaves_no_twin_waiting() {
         let flights = Flights::default();
-        let Flight::First(landing, _) = flights.board(KEY, None) else { panic!("nobody is under way") };
-        let Flight::Twin(mut twin) = flights.board(KEY, None) else { panic!("the first is under way") };
+        let Flight::First(landing, _) = flights.board(KEY, trace(), None) else { panic!("nobody is under way") };
+        let Flight::Twin(mut twin) = flights.board(KEY, trace(), None) else { panic!("the first is under way") };
         drop(landing);
         assert!(matches!(twin.landed().await, Err(PushError::Internal)));
     }

@@ -24,7 +24,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::Instant;
@@ -38,6 +38,7 @@ use crate::queue::{Enqueued, NewEvent, Queue};
 use crate::route;
 use crate::tail::Tail;
 use crate::telemetry::{OpenIds, Seldom};
+use crate::trace::Trace;
 use crate::wechat::{Credentials, Opened, Query, Salt};
 
 pub use error::PushError;
@@ -199,8 +200,8 @@ impl Line {
         };
         let mut record = Record::new(entry.clone(), accounts.openids, self.tail.clone(), peer, started);
         let answer = self.answer(&entry, request, started, &mut record).await;
-        let failed = answer.as_ref().is_err_and(|error| error.status().is_server_error());
-        record.answered(answer.as_ref().map_or_else(PushError::label, |answer| answer.result), failed);
+        let status = answer.as_ref().map_or_else(PushError::status, |_| StatusCode::OK);
+        record.answered(answer.as_ref().map_or_else(PushError::label, |answer| answer.result), status);
         Ok(answer.map_or_else(|error| error.response(), Answer::into_response))
     }
 
@@ -240,12 +241,15 @@ impl Line {
         let opened = account.credentials.open(&query, &body)?;
         self.check_skew(account, &query, now)?;
         let event = Arc::new(self.event(account, &parts, body, &opened, now));
+        let trace = Trace::of(&event);
+        record.trace = Some(trace);
         record.kind = Some(event.message.kind());
         record.openid = Some(event.message.from_user().to_owned());
         record.stamp = event.message.create_time().and_then(|stamp| i64::try_from(stamp).ok()).or(record.stamp);
 
         let key = ContentKey::of(&event.app_id, &event.message, &event.clear);
-        let (seat, twin) = match self.flights.board(key, entry.guard.window().map(|length| started + length)) {
+        let window_ends = entry.guard.window().map(|length| started + length);
+        let (seat, twin) = match self.flights.board(key, trace, window_ends) {
             Flight::First(landing, seat) => {
                 if self.tasks.len() >= UNDER_WAY {
                     return Err(PushError::Unavailable);
@@ -254,6 +258,7 @@ impl Line {
                 (seat, false)
             }
             Flight::Twin(seat) => {
+                record.first = Some(seat.trace);
                 entry.metrics.duplicates.inc();
                 (seat, true)
             }
@@ -261,6 +266,9 @@ impl Line {
         let relayed = self.landed(entry, seat, deadline, record).await?;
         let result = if twin { "duplicate" } else { relayed.result };
         record.event = Some(relayed.event);
+        if relayed.event != trace.event {
+            record.first.get_or_insert(Trace::new(relayed.event, None));
+        }
         Ok(match relayed.reply {
             Some(clear) => Answer::reply(&account.credentials, &opened, result, &clear, now)?,
             None => Answer::plain(result, Bytes::from_static(b"success")),

@@ -1,15 +1,18 @@
 //! One log line and one count for each request to an account, also when WeChat hangs up before its answer.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use http::StatusCode;
 use tokio::time::Instant;
 
 use super::Entry;
-use crate::clock::UnixMillis;
+use crate::clock::{UnixMillis, UnixNanos};
 use crate::event::EventId;
-use crate::tail::{News, Push, Tail};
+use crate::tail::{News, Push, Span, Tail, What};
 use crate::telemetry::{self, OpenIds};
+use crate::trace::{SpanId, Trace};
 
 /// How a push is counted that nobody waited for to the end.
 const HUNG_UP: &str = "hung_up";
@@ -26,6 +29,10 @@ pub(super) struct Record {
     pub(super) event: Option<EventId>,
     /// Of a push that has been opened.
     pub(super) openid: Option<String>,
+    /// Of a push that has been opened: the trace of the event that it would be.
+    pub(super) trace: Option<Trace>,
+    /// Where it is a further try of an event: that event's trace.
+    pub(super) first: Option<Trace>,
     /// Whether it comes from outside the account's `allow_from`.
     pub(super) from_elsewhere: bool,
     /// WeChat's: CreateTime, or until that is known the query's timestamp; in seconds since 1970.
@@ -33,20 +40,35 @@ pub(super) struct Record {
     /// Whether the failure that WeChat sees is counted already, as one made on purpose.
     pub(super) spent: bool,
     result: &'static str,
-    failed: bool,
+    /// What it was answered; `None` while it was not.
+    status: Option<StatusCode>,
 }
 
 impl Record {
     pub(super) fn new(entry: Arc<Entry>, openids: OpenIds, tail: Tail, peer: Option<IpAddr>, started: Instant) -> Self {
         let from_elsewhere = entry.account.allow_from.as_ref().is_some_and(|from| !from.lists(peer));
-        let (kind, event, openid, stamp) = (None, None, None, None);
-        let (spent, result, failed) = (false, HUNG_UP, true);
-        Self { entry, openids, tail, peer, started, kind, event, openid, stamp, from_elsewhere, spent, result, failed }
+        Self {
+            entry,
+            openids,
+            tail,
+            peer,
+            started,
+            kind: None,
+            event: None,
+            openid: None,
+            trace: None,
+            first: None,
+            from_elsewhere,
+            stamp: None,
+            spent: false,
+            result: HUNG_UP,
+            status: None,
+        }
     }
 
-    /// The request has its answer; `failed` says whether WeChat takes it for a failure of ours.
-    pub(super) fn answered(mut self, result: &'static str, failed: bool) {
-        (self.result, self.failed) = (result, failed);
+    /// The request has its answer.
+    pub(super) fn answered(mut self, result: &'static str, status: StatusCode) {
+        (self.result, self.status) = (result, Some(status));
     }
 
     /// The result says what it means: `accepted` from an unlisted address is WeChat's new one, or somebody who has the
@@ -59,9 +81,30 @@ impl Record {
         }
     }
 
+    /// Whether WeChat takes it for a failure of ours.
+    fn failed(&self) -> bool {
+        self.status.is_none_or(|status| status.is_server_error())
+    }
+
     /// Whether it is WeChat that it failed: what does not even open is anybody's.
     fn failed_wechat(&self) -> bool {
-        self.failed && self.openid.is_some()
+        self.failed() && self.openid.is_some()
+    }
+
+    /// Only what was opened is traced: what is refused is no event, and strangers can send any number of it.
+    fn trace(&self, news: impl FnOnce() -> News) {
+        let Some(trace) = self.trace else { return };
+        let (event, took) = (self.first.unwrap_or(trace).event, self.started.elapsed());
+        let place = || match self.first {
+            None => trace.push(),
+            Some(first) => first.repeat(SpanId::random(trace.event), trace.caller),
+        };
+        self.tail.trace(place, |place| {
+            let (ended, status) = (UnixNanos::now(), self.status.map(|status| status.as_u16()));
+            let failure = self.failed().then_some(Cow::Borrowed(self.result));
+            let (what, begun) = (What::Push, ended.before(took));
+            Span { what, place, event, begun, ended, status, failure, news: news() }
+        });
     }
 }
 
@@ -80,7 +123,7 @@ impl Drop for Record {
             self.tell_of_elsewhere();
         }
         let (event, result, stamp, duration_ms) = (self.event, self.result, self.stamp, took.as_secs_f64() * 1e3);
-        let openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid).into_owned());
+        let openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid));
         tracing::info!(
             account = %entry.account.name,
             kind,
@@ -88,13 +131,15 @@ impl Drop for Record {
             event = event.map(tracing::field::display),
             peer = self.peer.map(tracing::field::display),
             duration_ms,
-            openid,
+            openid = openid.as_deref(),
             stamp,
             "push"
         );
-        self.tail.tell(|| {
-            let account = entry.account.name.clone();
+        let news = || {
+            let (account, openid) = (entry.account.name.clone(), openid.clone().map(Cow::into_owned));
             News::Push(Push { at: UnixMillis::now(), event, account, kind, result, duration_ms, openid, stamp })
-        });
+        };
+        self.tail.tell(news);
+        self.trace(news);
     }
 }

@@ -111,7 +111,9 @@ class Monitoring:
         """A relay with an answered push, a refused one, a repeat, a login, a dead letter, a late reply's window and a stranger's address."""
         self.taps = {name: Tap(name) for name in ("crm", "login", "broken")}
         self.taps["broken"].failing = 2
-        text = "[accounts.shop]\n" + ACCOUNT.format(id=self.account.app_id, token=self.account.token, key=self.account.key)
+        self.collector = Tap("collector")
+        text = f'[telemetry]\notlp = "{self.collector.url}"\n'
+        text += "[accounts.shop]\n" + ACCOUNT.format(id=self.account.app_id, token=self.account.token, key=self.account.key)
         text += 'reply_window = "10s"\nallow_from = ["192.0.2.0/24"]\n'
         text += '[[accounts.shop.routes]]\nmatch = { event = "SCAN" }\nto = ["login"]\nreply = { text = "hi" }\n'
         text += '[[accounts.shop.routes]]\notherwise = true\nto = ["crm", "broken"]\n'

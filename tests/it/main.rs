@@ -54,6 +54,7 @@ mod targets;
 mod tidy;
 mod tls;
 mod top;
+mod traces;
 mod vectors;
 mod verification;
 mod why;

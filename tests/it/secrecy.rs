@@ -1,4 +1,4 @@
-//! Nothing secret gets out: no token, key, query, message or clear OpenID in logs, errors and metrics.
+//! Nothing secret gets out: no token, key, query, message or clear OpenID in logs, errors, metrics and traces.
 
 use rustix::process::Signal;
 
@@ -18,7 +18,9 @@ async fn logs_and_metrics_hold_no_secret() {
     crm.script([Reaction::Answer(Reply { status: 500, ..Reply::xml(CONTENT) }), Reaction::Close]);
     let settings =
         "retry = [\"20ms\", \"20ms\", \"20ms\"]\nsecret = \"whsec_c29tZSBzaWduaW5nIGtleSBvZiAzMiBieXRlcy4uLg==\"";
-    let relay = Relay::start(wechat.account() + &crm.config("crm", settings)).await;
+    let collector = Target::start().await;
+    let telemetry = format!("[telemetry]\notlp = \"{}\"\n", collector.url());
+    let mut relay = Relay::start(telemetry + &wechat.account() + &crm.config("crm", settings)).await;
 
     let good = wechat.push(&text(OPENID, CONTENT));
     assert_eq!(good.send(&relay.push).await.status, 200);
@@ -35,6 +37,12 @@ async fn logs_and_metrics_hold_no_secret() {
 
     let signature = parameter(&good.query, "msg_signature").expect("a sealed push has it");
     let told = relay.lines().join("\n") + relay.get("/metrics").await.text() + relay.get("/api/status").await.text();
+    relay.stop().await;
+    let traced: Vec<_> =
+        collector.deliveries().iter().map(|sent| String::from_utf8_lossy(&sent.body).into_owned()).collect();
+    // Texts stand in protobuf as they are.
+    assert!(traced.concat().contains("answered 500"), "the spans are there: {traced:?}");
+    let told = told + "\n" + &traced.concat();
     for secret in [&wechat.token, &wechat.aes_key, OPENID, CONTENT, signature, "c29tZSBzaWduaW5nIGtleSBvZi"] {
         let line = told.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret} got out");
@@ -49,7 +57,12 @@ async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_f
         crm.script([Reaction::Answer(Reply { status: 500, ..Reply::xml(CONTENT) })]);
         let settings = "retry = [\"20ms\"]\nsecret = \"whsec_c29tZSBzaWduaW5nIGtleSBvZiAzMiBieXRlcy4uLg==\"\n\
                         headers = { x-api-key = \"ARareHeaderSecret\" }";
-        let body = wechat.account() + &crm.config("crm", settings);
+        let collector = Target::start().await;
+        let telemetry = format!(
+            "[telemetry]\notlp = \"{}/ARareUrlSecret\"\nheaders = {{ authorization = \"ARareCollectorSecret\" }}\n",
+            collector.url()
+        );
+        let body = telemetry + &wechat.account() + &crm.config("crm", settings);
         let mut setup = Setup::new(body).admin("token = \"ARareAdminToken\"").admin_at(free_address());
         setup = setup.log("level = \"trace\"\nformat = \"json\"");
         let mut relay = setup.start().await;
@@ -70,6 +83,7 @@ async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_f
         assert_eq!(exchange(&address, get.as_bytes()).await.status, 200);
         relay.audited("delivered", 1).await;
         running.find("an attempt", |line| (line.contains("attempt") && line.contains("stamp")).then_some(())).await;
+        collector.wait_for(1).await;
         let mut told = running.lines().join("\n");
         // What an operator asks for, OpenIDs are part of; texts are shown where `--text` asks for them.
         for args in [
@@ -90,7 +104,8 @@ async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_f
         let parts = ["signature", "msg_signature", "nonce"];
         let parts = queries.iter().flat_map(|query| parts.iter().filter_map(|part| parameter(query, part)));
         let kept = ["ARareAdminToken", "ARareHeaderSecret", "c29tZSBzaWduaW5nIGtleSBvZi", CONTENT, echostr];
-        let kept = kept.into_iter().chain([wechat.token.as_str(), &wechat.aes_key]).chain(parts);
+        let kept = kept.into_iter().chain(["ARareUrlSecret", "ARareCollectorSecret"]);
+        let kept = kept.chain([wechat.token.as_str(), &wechat.aes_key]).chain(parts);
         let mut looked_for = 0;
         for secret in kept {
             looked_for += 1;

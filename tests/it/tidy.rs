@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 const FLOORS: [(u8, &[&str]); 6] = [
     (5, &["main", "cli"]),
     (4, &["app", "config", "simulation"]),
-    (3, &["server", "admin", "push", "dispatcher"]),
+    (3, &["server", "admin", "push", "dispatcher", "otlp"]),
     (2, &["queue", "deliver", "tail"]),
-    (1, &["wechat", "route", "backoff", "event"]),
+    (1, &["wechat", "route", "backoff", "event", "trace"]),
     (0, &["secret", "clock", "metrics", "telemetry"]),
 ];
 

@@ -21,6 +21,7 @@ pub(crate) struct Setup {
     queue_path: Option<PathBuf>,
     log: String,
     body: String,
+    env: Vec<(&'static str, String)>,
 }
 
 impl Setup {
@@ -35,7 +36,14 @@ impl Setup {
             queue_path: None,
             log: "level = \"debug\"".to_owned(),
             body: body.into(),
+            env: Vec::new(),
         }
+    }
+
+    /// A variable of its environment.
+    pub(crate) fn env(mut self, name: &'static str, value: String) -> Self {
+        self.env.push((name, value));
+        self
     }
 
     /// Further lines of `[server]`.
@@ -80,12 +88,12 @@ impl Setup {
         let config = dir.path().join("config.toml");
         fs::write(&config, self.toml(dir.path())).expect("the config can be written");
         fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("it holds secrets");
-        let (running, push, admin) = serve(&config).await;
+        let (running, push, admin) = serve(&config, &self.env).await;
         Relay { setup: self, dir, config, running: Some(running), push, admin }
     }
 
     fn toml(&self, dir: &Path) -> String {
-        let Self { server, admin, admin_listen, queue, queue_path, log, body } = self;
+        let Self { server, admin, admin_listen, queue, queue_path, log, body, .. } = self;
         let path = queue_path.clone().unwrap_or_else(|| dir.join("queue"));
         format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}\n[admin]\nlisten = \"{admin_listen}\"\n{admin}\n\
@@ -129,7 +137,7 @@ impl Relay {
     /// Starts it again after [`Relay::stop`] or [`Relay::kill`], on new ports.
     pub(crate) async fn restart(&mut self) {
         assert!(self.running.is_none(), "the relay still runs");
-        let (running, push, admin) = serve(&self.config).await;
+        let (running, push, admin) = serve(&self.config, &self.setup.env).await;
         (self.running, self.push, self.admin) = (Some(running), push, admin);
     }
 
@@ -282,9 +290,9 @@ impl Relay {
 }
 
 /// Starts `wxrelay serve` and waits for its addresses and for `ready`.
-async fn serve(config: &Path) -> (Running, String, String) {
+async fn serve(config: &Path, env: &[(&'static str, String)]) -> (Running, String, String) {
     let mut command = wxrelay(["serve", "-c"]);
-    command.arg(config);
+    command.arg(config).envs(env.iter().cloned());
     let running = Running::spawn(command);
     let address = |listener: &'static str| {
         move |line: &str| {
