@@ -16,6 +16,7 @@ import envelopes
 import identity
 import monitoring
 import sdks
+import traces
 import webhooks
 from bench import HERE, Bench
 from remade import Remade
@@ -67,7 +68,8 @@ def main():
     signal.signal(signal.SIGALRM, stop_at_once)
     signal.alarm(TIME)
     checks, bench, remade = Checks(), Bench(binary), Remade(binary)
-    parts = [sdks.Sdks(binary), webhooks.Webhooks(binary), monitoring.Monitoring(binary), api.Api(binary)]
+    parts = [sdks.Sdks(binary), webhooks.Webhooks(binary), monitoring.Monitoring(binary), api.Api(binary),
+             traces.Traces(binary)]
     try:
         checks.run("the golden data of authing-json is what the packages make", golden_data_is_current)
         for name, check in remade.checks():

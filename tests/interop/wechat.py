@@ -55,6 +55,7 @@ class Push:
 
     query: str
     body: bytes
+    headers: list = field(default_factory=list)  # lines that a proxy has added
 
 
 @dataclass
@@ -111,13 +112,13 @@ class Relay:
         self.address = (host, int(port))
 
     def post(self, path, push):
-        return self.request("POST", f"{path}?{push.query}", push.body)
+        return self.request("POST", f"{path}?{push.query}", push.body, push.headers)
 
     def get(self, path, **query):
         return self.request("GET", f"{path}?{urlencode(query, quote_via=quote)}", None)
 
-    def request(self, method, target, body):
-        lines = [f"{method} {target} HTTP/1.0", "Host: relay.example", "User-Agent: Mozilla/4.0", "Accept: */*"]
+    def request(self, method, target, body, headers=()):
+        lines = [f"{method} {target} HTTP/1.0", "Host: relay.example", "User-Agent: Mozilla/4.0", "Accept: */*", *headers]
         if body is not None:
             lines += ["Content-Type: text/xml", f"Content-Length: {len(body)}"]
         head = "\r\n".join(lines + ["Pragma: no-cache", "Connection: close", "", ""]).encode()
