@@ -361,3 +361,36 @@ fn announce(listener: &str, bound: &[Bound]) -> Vec<String> {
     }
     addresses
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Nothing of ours ends a lane's task but a bug; here the runtime that it runs on goes, and takes it along.
+    #[tokio::test]
+    async fn the_pulse_misses_a_lane_that_has_ended_though_nobody_told_it_to() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |targets: &str| {
+            let path = folder.path().join("config.toml");
+            let text = "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[queue]\npath = \"store\"\n\
+                        [accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n";
+            std::fs::write(&path, format!("{text}{targets}")).unwrap();
+            crate::config::load(Some(&path), [], &[]).unwrap()
+        };
+        let app = App::start(load("")).await.unwrap();
+        let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        {
+            let _spawned_there = other.enter();
+            app.reload(load("[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n")).unwrap();
+        }
+        assert_eq!(app.pulse().await, Ok(()));
+        other.shutdown_background();
+        let missed = async {
+            while app.pulse().await != Err("dispatcher") {
+                tokio::task::yield_now().await;
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(20), missed).await.is_ok(), "the lane is not missed");
+        app.stop().await;
+    }
+}
