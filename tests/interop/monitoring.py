@@ -24,7 +24,7 @@ DASHBOARD = DEPLOY / "grafana" / "dashboard.json"
 TOKEN = "the-admin-token-of-the-test-0123456789"
 PATIENCE = 30.0  # seconds, for scrapes a second apart
 # What Grafana puts in place of its variables.
-VARIABLES = {"$account": ".*", "$target": ".*", "$__rate_interval": "20s", "$__range": "1m", "$__interval": "1s"}
+VARIABLES = {"$account": ".*", "$target": ".*", "$__rate_interval": "5m", "$__range": "1m", "$__interval": "1s"}
 ACCOUNT = 'path = "/wx"\napp_id = "{id}"\ntoken = "{token}"\nmode = "secure"\nencoding_aes_key = "{key}"\n'
 
 
