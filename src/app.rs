@@ -23,7 +23,7 @@ use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::push::{Accounts, Line};
 use crate::queue::Queue;
-use crate::server::{Bound, stack, tls, watch};
+use crate::server::{Bound, acme, stack, tls, watch};
 use crate::tail::Tail;
 use crate::{admin, queue, server};
 
@@ -90,8 +90,9 @@ impl App {
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
         let line = Line::new(accounts, queue.clone(), metrics.clone(), tail.clone(), config.server.max_body);
 
-        let files = &config.server.tls;
-        let tls = (!files.is_empty()).then(|| tls::Acceptor::load(files, config.server.http2)).transpose()?;
+        let certificates = &config.server.tls;
+        let load = || tls::Acceptor::load(certificates, config.server.http2);
+        let tls = (!certificates.is_empty()).then(load).transpose()?;
         let mut push_listeners = Vec::new();
         for listen in &config.server.listen {
             push_listeners.extend(server::bind(listen).await?);
@@ -182,6 +183,7 @@ impl App {
         servers.push(tokio::spawn(push_server));
         servers.push(tokio::spawn(admin_server));
         if let Some(acceptor) = self.tls.clone() {
+            acme::keep(&acceptor, &self.metrics, &self.stop_pushes);
             tokio::spawn(watch::certificates(acceptor, self.metrics.clone(), self.stop_pushes.clone()));
         }
     }

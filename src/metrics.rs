@@ -50,6 +50,8 @@ pub struct Metrics {
     config_info: IntGaugeVec,
     tls_expiry: IntGaugeVec,
     spans: IntCounterVec,
+    tls_renew_by: IntGaugeVec,
+    acme_orders: IntCounterVec,
     /// The targets whose backlog was reported last.
     backlogged: Mutex<BTreeSet<String>>,
     /// How long commits of the queue take.
@@ -195,6 +197,18 @@ impl Metrics {
                 &["cert"],
             ),
             spans: counters(at, "wxrelay_spans_total", "Spans of traces by what became of them.", &["result"]),
+            tls_renew_by: gauges(
+                at,
+                "wxrelay_tls_renew_by_timestamp_seconds",
+                "When a served certificate should have been renewed.",
+                &["cert"],
+            ),
+            acme_orders: counters(
+                at,
+                "wxrelay_acme_orders_total",
+                "Certificates ordered, by the first domain.",
+                &["domain", "result"],
+            ),
             backlogged: Mutex::default(),
             commit_duration: registered(
                 at,
@@ -289,10 +303,16 @@ impl Metrics {
         self.config_info.with_label_values(&[sha256, &generation.to_string()]).set(1);
     }
 
-    /// Says when a served certificate ends, by its file, in seconds since the epoch; before the first call there is no
-    /// series, so that an alert on "soon" stays quiet where TLS ends elsewhere.
-    pub fn tls_expiry(&self, cert: &str, timestamp: i64) {
-        self.tls_expiry.with_label_values(&[cert]).set(timestamp);
+    /// Says when a served certificate ends and by when it should have been renewed, by its file, in seconds since the
+    /// epoch; before the first call there is no series, so that an alert on "soon" stays quiet where TLS ends elsewhere.
+    pub fn tls_expiry(&self, cert: &str, end: i64, renew_by: i64) {
+        self.tls_expiry.with_label_values(&[cert]).set(end);
+        self.tls_renew_by.with_label_values(&[cert]).set(renew_by);
+    }
+
+    /// The orders of a certificate: those that were fulfilled, and those that were not.
+    pub fn acme_orders(&self, domain: &str) -> [IntCounter; 2] {
+        ["issued", "failed"].map(|result| self.acme_orders.with_label_values(&[domain, result]))
     }
 
     /// Everything in Prometheus' text format.

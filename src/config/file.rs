@@ -45,6 +45,17 @@ pub(super) struct Server {
 pub(super) struct Tls {
     pub(super) cert: Option<Scalar>,
     pub(super) key: Option<Scalar>,
+    pub(super) acme: Option<Acme>,
+}
+
+/// `server.tls.acme`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Acme {
+    pub(super) domains: Option<List>,
+    pub(super) email: Option<Scalar>,
+    pub(super) directory: Option<Scalar>,
+    pub(super) ca: Option<Scalar>,
 }
 
 /// `[admin]`

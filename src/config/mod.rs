@@ -7,6 +7,7 @@
 //! unasked: [`environment`] is there for the caller to pass on.
 
 mod accounts;
+mod certificates;
 mod error;
 mod file;
 mod fixed_reply;
@@ -101,9 +102,9 @@ pub fn load(
 }
 
 fn config(scope: &Scope<'_>, file: &file::File, sha256: String) -> Option<Config> {
-    let server = sections::server(&scope.at("server"), &file.server);
-    let admin = sections::admin(&scope.at("admin"), &file.admin, &server);
     let mut queue = sections::queue(&scope.at("queue"), &file.queue);
+    let server = sections::server(&scope.at("server"), &file.server, &queue.path);
+    let admin = sections::admin(&scope.at("admin"), &file.admin, &server);
     queue.dedup_window = accounts::dedup_window(&scope.at("accounts"), &file.accounts, queue.retention);
     let log = sections::log(&scope.at("log"), &file.log);
     let telemetry = sections::telemetry(&scope.at("telemetry"), &file.telemetry);
@@ -246,7 +247,7 @@ mod tests {
     #[test]
     fn the_example_names_every_key() {
         let (_folder, path) = written(
-            "x = 1\n[server]\nx = 1\ntls = { x = 1 }\n[admin]\nx = 1\ntoken = { x = 1 }\n[queue]\nx = 1\n[log]\nx = 1\n\
+            "x = 1\n[server]\nx = 1\ntls = { x = 1, acme = { x = 1 } }\n[admin]\nx = 1\ntoken = { x = 1 }\n[queue]\nx = 1\n[log]\nx = 1\n\
              [telemetry]\nx = 1\n[targets.a]\nx = 1\n[accounts.a]\nx = 1\nallow_from = { x = 1 }\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
              reply = { x = 1, image = { x = 1 }, video = { x = 1 }, music = { x = 1 }, news = { x = 1 }, \
              transfer_customer_service = { x = 1 } }\n",

@@ -1,6 +1,7 @@
 //! `[server]`, `[admin]`, `[queue]`, `[log]` and `[telemetry]`: what the relay as a whole is told.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -8,19 +9,19 @@ use ipnet::IpNet;
 use super::error::Problem;
 use super::file;
 use super::scope::Scope;
-use super::{targets, value};
-use crate::server::{self, Listen, TlsFiles};
+use super::{certificates, targets, value};
+use crate::server::{self, Listen};
 use crate::telemetry::{LogFormat, OpenIds};
 use crate::{admin, otlp, queue, telemetry};
 
 /// A bearer token shorter than this can be guessed.
 const SHORT_TOKEN: usize = 16;
 
-/// `[server]`
-pub(super) fn server(scope: &Scope<'_>, file: &file::Server) -> server::Settings {
+/// `[server]`; what ACME gives is kept in the store's folder.
+pub(super) fn server(scope: &Scope<'_>, file: &file::Server, store: &Path) -> server::Settings {
     let default = vec!["0.0.0.0:8080".to_owned()];
     let listen = listen_list(&scope.at("listen"), file.listen.as_ref().map_or(&default, |list| &list.0));
-    let tls = file.tls.as_ref().map_or_else(Vec::new, |tls| tls_list(&scope.at("tls"), tls));
+    let tls = file.tls.as_ref().map_or_else(Vec::new, |tls| certificates::all(&scope.at("tls"), tls, store));
     let proxies = file.trusted_proxies.as_ref().map_or(&[][..], |list| &list.0);
     let proxy_protocol = scope.read("proxy_protocol", &file.proxy_protocol, value::boolean).unwrap_or(false);
     let all_unix = listen.iter().all(|place| matches!(place, Listen::Unix(_)));
@@ -64,30 +65,6 @@ fn listen(scope: &Scope<'_>, text: &str) -> Option<Listen> {
         Listen::Unix(path) => Some(Listen::Unix(scope.resolve(&path.to_string_lossy()))),
         place @ (Listen::Tcp(_) | Listen::Systemd) => Some(place),
     }
-}
-
-/// One certificate, or several by name, the default first.
-fn tls_list(scope: &Scope<'_>, file: &file::Tables<file::Tls>) -> Vec<TlsFiles> {
-    match file {
-        file::Tables::One(tls) => tls_files(scope, tls).into_iter().collect(),
-        file::Tables::Several(list) => {
-            if list.is_empty() {
-                scope.fault(Problem::Missing("at least one { cert = \"..\", key = \"..\" }, or server.tls left out"));
-            }
-            list.iter().enumerate().filter_map(|(index, tls)| tls_files(&scope.nth(index), tls)).collect()
-        }
-    }
-}
-
-fn tls_files(scope: &Scope<'_>, file: &file::Tls) -> Option<TlsFiles> {
-    for (name, given) in [("cert", &file.cert), ("key", &file.key)] {
-        if given.is_none() {
-            scope.at(name).fault(Problem::Missing("the path of a PEM file"));
-        }
-    }
-    let cert = scope.existing("cert", &file.cert);
-    let key = scope.private("key", &file.key);
-    Some(TlsFiles { cert: cert?, key: key? })
 }
 
 /// Networks, or single addresses.

@@ -166,6 +166,37 @@ pub(super) fn url(text: &str) -> Parsed<Uri> {
     Ok(uri)
 }
 
+/// The URL of an ACME directory.
+pub(super) fn directory(text: &str) -> Parsed<String> {
+    let https = |uri: &Uri| uri.scheme_str() == Some("https") && text.len() <= 200;
+    let expected = "the https URL of an ACME directory, such as \"https://acme-v02.api.letsencrypt.org/directory\"";
+    url(text).ok().filter(https).map(|_| text.to_owned()).ok_or(expected)
+}
+
+/// A name in the DNS that TLS-ALPN-01 can validate, in lower case.
+pub(super) fn domain(text: &str) -> Parsed<String> {
+    if text.contains('*') {
+        return Err("a name without `*`: a wildcard can't be validated by TLS-ALPN-01");
+    }
+    if text.trim_matches(['[', ']']).parse::<std::net::IpAddr>().is_ok() {
+        return Err("the name of a host, not its address");
+    }
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    let sound = text.len() <= 253 && text.split('.').all(label);
+    let expected = "the name of a host such as \"wx.example.com\"; other scripts as \"xn--..\"";
+    if sound { Ok(text.to_ascii_lowercase()) } else { Err(expected) }
+}
+
+/// An address for mail.
+pub(super) fn email(text: &str) -> Parsed<String> {
+    let graphic = text.bytes().all(|byte| byte.is_ascii_graphic() && !b",?:<>".contains(&byte));
+    let parts = text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && domain(host).is_ok());
+    if graphic && parts { Ok(text.to_owned()) } else { Err("an address such as \"ops@example.com\"") }
+}
+
 /// A proxy that is spoken to in clear; what goes through it to https targets is not.
 pub(super) fn proxy(text: &str) -> Parsed<Uri> {
     url(text).ok().filter(|uri| uri.scheme_str() == Some("http")).ok_or("a URL such as \"http://proxy.example:3128\"")
@@ -252,6 +283,21 @@ mod tests {
             assert_eq!(collector(text).map(|url| url.to_string()), Ok(sent_to.to_owned()));
         }
         assert!(collector("127.0.0.1:4318").is_err() && collector("grpc://a:4317").is_err());
+    }
+
+    #[test]
+    fn a_domain_is_one_that_an_authority_can_look_at() {
+        assert_eq!(domain("WX.Example.com"), Ok("wx.example.com".to_owned()));
+        assert!(domain("localhost").is_ok() && domain("xn--fiqs8s.cn").is_ok());
+        let long = "a".repeat(64);
+        for broken in ["", "*.example.com", "127.0.0.1", "[::1]", "::1", "a..b", "a.", "-a.b", "a_b.c", "a/b", &long] {
+            assert!(domain(broken).is_err(), "{broken}");
+        }
+        assert!(email("ops@example.com").is_ok());
+        for broken in ["", "ops", "@example.com", "ops@", "mailto:ops@example.com", "a@b,c@d", "o ps@example.com"] {
+            assert!(email(broken).is_err(), "{broken}");
+        }
+        assert!(directory("http://ca.internal/directory").is_err() && directory("ca.internal").is_err());
     }
 
     #[test]

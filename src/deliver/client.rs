@@ -208,7 +208,8 @@ fn end_turn_soon() {
     let _either = taking.poll(&mut Context::from_waker(Waker::noop()));
 }
 
-fn tls_config(options: &TlsOptions) -> Result<ClientConfig, ClientError> {
+/// TLS as a client.
+pub fn tls_config(options: &TlsOptions) -> Result<ClientConfig, ClientError> {
     let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()?;
     let builder = match &options.ca {

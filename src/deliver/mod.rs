@@ -30,7 +30,7 @@ use crate::trace::{SpanId, Trace};
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
 use client::{Body, BodyEnd, Client, Way, read};
-pub use client::{ClientError, ConnectError, ExchangeError, TlsOptions};
+pub use client::{ClientError, ConnectError, ExchangeError, TlsOptions, tls_config};
 pub use outcome::Outcome;
 pub use post::{Post, PostError, Posted};
 pub use probe::{Answered, Asked, Greeting, Unreached, Unverified, Wrapping, date, judge};

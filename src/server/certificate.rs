@@ -1,6 +1,8 @@
-//! When a certificate ends: the one field of X.509 that the relay reads itself, so that an alert can tell of it.
+//! From when to when a certificate is valid: the one field of X.509 that the relay reads itself, so that it can be renewed
+//! and an alert can tell of its end.
 //!
-//! The input is the operator's own file, already taken by rustls; what is not understood is `None`, never an error.
+//! The input is the operator's own file or an authority's answer, already taken by rustls; what is not understood is
+//! `None`, never an error.
 
 /// The tags of DER (X.690) on the way to the field.
 const SEQUENCE: u8 = 0x30;
@@ -8,21 +10,52 @@ const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
 
-/// The end of a DER certificate's validity, in seconds since the epoch.
-///
-/// RFC 5280, 4.1: `Certificate { TBSCertificate { [0] version, serial, signature, issuer, validity { from, until } .. } .. }`
-pub fn not_after(certificate: &[u8]) -> Option<i64> {
-    let mut outer = Der(certificate).enter()?;
-    let mut fields = outer.enter()?;
-    if fields.0.first() == Some(&VERSION) {
-        fields.next()?;
+/// 21 days, in seconds.
+const AHEAD: i64 = 21 * 86_400;
+
+/// The time that a certificate is valid for, in seconds since the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Validity {
+    /// The first second.
+    pub from: i64,
+    /// The last.
+    pub until: i64,
+}
+
+impl Validity {
+    /// That of a DER certificate.
+    ///
+    /// RFC 5280, 4.1: `Certificate { TBSCertificate { [0] version, serial, signature, issuer, validity { from, until } .. } .. }`
+    pub fn of(certificate: &[u8]) -> Option<Self> {
+        let mut outer = Der(certificate).enter()?;
+        let mut fields = outer.enter()?;
+        if fields.0.first() == Some(&VERSION) {
+            fields.next()?;
+        }
+        for _serial_signature_issuer in 0..3 {
+            fields.next()?;
+        }
+        let mut validity = fields.enter()?;
+        Some(Self { from: moment(validity.next()?)?, until: moment(validity.next()?)? })
     }
-    for _serial_signature_issuer in 0..3 {
-        fields.next()?;
+
+    /// When ACME orders the next one: with a third of the time left, as authorities ask for.
+    pub fn renewal(self) -> i64 {
+        self.until - self.length() / 3
     }
-    let mut validity = fields.enter()?;
-    validity.next()?;
-    let (tag, text) = validity.next()?;
+
+    /// By when it should have been renewed, by whomever: with [`AHEAD`] left, or a quarter of the time where that is less.
+    pub fn renew_by(self) -> i64 {
+        self.until - AHEAD.min(self.length() / 4)
+    }
+
+    fn length(self) -> i64 {
+        self.until.saturating_sub(self.from).max(0)
+    }
+}
+
+/// A date by its tag and text, in seconds since the epoch.
+fn moment((tag, text): (u8, &[u8])) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
     let text = match tag {
         // RFC 5280, 4.1.2.5.1: two digits mean 1950 to 2049.
@@ -67,6 +100,10 @@ mod tests {
 
     use super::*;
 
+    fn not_after(certificate: &[u8]) -> Option<i64> {
+        Validity::of(certificate).map(|validity| validity.until)
+    }
+
     fn ending(year: i32) -> Vec<u8> {
         let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
         params.not_before = rcgen::date_time_ymd(2020, 1, 1);
@@ -79,6 +116,18 @@ mod tests {
     fn reads_both_ways_of_writing_a_date() {
         assert_eq!(not_after(&ending(2031)), Some(1_927_843_200)); // 2031-02-03T00:00:00Z
         assert_eq!(not_after(&ending(2060)), Some(2_842_992_000)); // 2060-02-03T00:00:00Z
+        let validity = Validity::of(&ending(2031)).unwrap();
+        assert_eq!(validity.from, 1_577_836_800); // 2020-01-01T00:00:00Z
+    }
+
+    #[test]
+    fn acme_renews_before_that_is_overdue_however_short_the_time() {
+        let day = 86_400;
+        for (days, renewal, renew_by) in [(90, 60, 69 * day), (45, 30, 45 * day * 3 / 4), (6, 4, 6 * day * 3 / 4)] {
+            let validity = Validity { from: 0, until: days * day };
+            assert_eq!((validity.renewal(), validity.renew_by()), (renewal * day, renew_by), "{days} days");
+        }
+        assert_eq!(Validity { from: 7, until: 3 }.renewal(), 3, "of nonsense nothing is left");
     }
 
     #[test]
@@ -90,7 +139,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_survived(bytes: Vec<u8>) {
-            not_after(&bytes);
+            Validity::of(&bytes);
         }
     }
 }

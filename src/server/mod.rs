@@ -4,7 +4,7 @@
 //! - `mod.rs`: [`serve`], one accept loop per socket and one task per connection
 //! - `stack.rs`: [`stack::around`], the layers that any public service wants
 //! - `tls.rs`: [`tls::Acceptor`], certificates that can be loaded anew; `certificate.rs`: when they end;
-//!   `watch.rs`: taken up when renewed, told of when they end soon
+//!   `watch.rs`: taken up when renewed, told of when they end soon; `acme/`: ordered and renewed by ourselves
 //! - `places.rs`: how many connections there may be, and which are closed for others
 //! - `peer.rs`: [`Peer`], whom a request comes from; `proxied.rs`: what the PROXY protocol says of that
 //!
@@ -14,6 +14,7 @@
 //! The service runs in the connection's task, so a client that hangs up ends it: what must finish is the service's to
 //! spawn.
 
+pub mod acme;
 mod certificate;
 mod peer;
 mod places;
@@ -39,7 +40,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulConnection;
 use proxy_header::io::ProxiedStream;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -47,9 +48,10 @@ use tokio_util::sync::CancellationToken;
 use tower::util::ServiceExt;
 use tower::{BoxError, Service};
 
-pub use certificate::not_after;
+pub use certificate::Validity;
 pub use peer::Peer;
 pub use socket::{BindError, Bound, bind};
+pub use tls::{Certificate, TlsFiles};
 
 use places::{Place, Places};
 use proxied::Refused;
@@ -63,7 +65,7 @@ pub struct Settings {
     /// Where pushes are taken.
     pub listen: Vec<Listen>,
     /// The certificates to serve, the default first; none if TLS does not end here.
-    pub tls: Vec<TlsFiles>,
+    pub tls: Vec<Certificate>,
     /// Whose `X-Forwarded-For` is believed.
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// Whether every connection begins with a PROXY header, from one of `trusted_proxies`.
@@ -109,15 +111,6 @@ impl Listen {
         }
         Some(address).filter(|address| address.port() != 0)
     }
-}
-
-/// The PEM files of a certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The full chain, leaf first.
-    pub cert: PathBuf,
-    /// The leaf's private key.
-    pub key: PathBuf,
 }
 
 /// How connections are treated.
@@ -279,7 +272,13 @@ where
             place.is_of(peer);
         }
         let Some(tls) = tls else { return self.http(io, peer, place, shutdown).await };
-        match timeout(self.options.handshake_timeout, tls.accept(io)).await {
+        let limit = self.options.handshake_timeout;
+        match timeout(limit, tls.accept(io)).await {
+            // The handshake was all that an ACME authority wanted to see (RFC 8737, 3).
+            Ok(Ok(mut io)) if acme::is_validation(io.get_ref().1.alpn_protocol()) => {
+                tracing::debug!("an ACME authority has looked");
+                timeout(limit, io.shutdown()).await.ok();
+            }
             Ok(Ok(io)) => self.http(io, peer, place, shutdown).await,
             Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
             Err(_) => tracing::debug!("TLS handshake too slow"),

@@ -388,5 +388,5 @@ fn certified(folder: &Path, http2: bool) -> (Acceptor, TlsConnector) {
         .with_root_certificates(roots)
         .with_no_client_auth();
     client.alpn_protocols = vec![b"h2".into(), b"http/1.1".into()];
-    (Acceptor::load(&[files], http2).unwrap(), TlsConnector::from(Arc::new(client)))
+    (Acceptor::load(&[Certificate::Files(files)], http2).unwrap(), TlsConnector::from(Arc::new(client)))
 }

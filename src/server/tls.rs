@@ -1,16 +1,19 @@
 //! The certificates that are served, and TLS handshakes with them.
 //!
 //! A client gets the first certificate that is good for the name it asks for, else the first of all: WeChat and old
-//! clients may ask for none. Invariants: TLS 1.2 and 1.3 by rustls and ring; a certificate that cannot be loaded anew
-//! leaves the one in use; sessions outlive a certificate's renewal. When to load anew is the caller's to decide.
+//! clients may ask for none. An ACME authority that validates a domain gets what `acme/` has put there for it, and nobody
+//! else does. Invariants: TLS 1.2 and 1.3 by rustls and ring; a certificate that cannot be loaded anew leaves the one in
+//! use; sessions outlive a certificate's renewal; while ACME has given none for an entry yet, the others are served. When
+//! to load anew is the caller's to decide.
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use rustls::ServerConfig;
 use rustls::client::verify_server_name;
 use rustls::crypto::ring;
@@ -19,27 +22,61 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
+use zeroize::Zeroizing;
 
-use super::{TlsFiles, certificate};
+use super::Validity;
+use super::acme::{self, Challenges};
+
+/// Where a certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// Somebody else renews these files.
+    Files(TlsFiles),
+    /// An authority, asked by ACME.
+    Acme(acme::Settings),
+}
+
+impl Certificate {
+    /// The file that the chain is in; with ACME it may not be there yet.
+    pub fn chain(&self) -> &Path {
+        match self {
+            Self::Files(files) => &files.cert,
+            Self::Acme(settings) => &settings.file,
+        }
+    }
+}
+
+/// The PEM files of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The full chain, leaf first.
+    pub cert: PathBuf,
+    /// The leaf's private key.
+    pub key: PathBuf,
+}
 
 /// Makes TLS connections of plain ones, with the certificates loaded last.
 #[derive(Clone)]
 pub struct Acceptor {
     config: Arc<ServerConfig>,
     served: Arc<[Served]>,
+    challenges: Challenges,
+    reloads: watch::Sender<()>,
 }
 
-/// One pair of files, and what it held last.
+/// Where one certificate comes from, and what came last.
 struct Served {
-    files: TlsFiles,
-    loaded: ArcSwap<Loaded>,
+    source: Certificate,
+    /// `None` as long as ACME has not given one.
+    loaded: ArcSwapOption<Loaded>,
 }
 
 struct Loaded {
     certified: Arc<CertifiedKey>,
-    expires: Option<i64>,
+    validity: Option<Validity>,
     modified: Modified,
 }
 
@@ -78,6 +115,14 @@ pub enum Error {
     /// TLS itself cannot be set up.
     #[error("TLS cannot be set up: this machine gives no random numbers, or knows none of its ciphers")]
     Setup(#[source] rustls::Error),
+    /// Other names are wanted than those that it was ordered for.
+    #[error("the certificate in {path} is not for {domain}")]
+    Misnamed {
+        /// The certificate's file.
+        path: PathBuf,
+        /// A name that it lacks.
+        domain: String,
+    },
     /// The two do not work together.
     #[error("the certificate in {cert} cannot be served with the key in {key}: is the key another certificate's?")]
     Unfit {
@@ -92,47 +137,101 @@ pub enum Error {
 }
 
 impl Acceptor {
-    /// Loads certificates and their keys, at least one pair; with `http2`, h2 is offered too.
-    pub fn load(files: &[TlsFiles], http2: bool) -> Result<Self, Error> {
-        let served = |files: &TlsFiles| {
-            let loaded = ArcSwap::from_pointee(load(files)?);
-            Ok(Served { files: files.clone(), loaded })
+    /// Loads certificates and their keys, at least one; with `http2`, h2 is offered too. One that is ACME's to give may be
+    /// missing, or no good: then it is told of, and for [`acme::keep`] to order.
+    pub fn load(certificates: &[Certificate], http2: bool) -> Result<Self, Error> {
+        let served = |source: &Certificate| {
+            let loaded = match source {
+                Certificate::Files(files) => Some(load(files)?),
+                Certificate::Acme(settings) => stored(settings).unwrap_or_else(|error| {
+                    tracing::warn!(%error, "a stored certificate is no good: another one is ordered");
+                    None
+                }),
+            };
+            Ok(Served { source: source.clone(), loaded: ArcSwapOption::from_pointee(loaded) })
         };
-        let served: Arc<[Served]> = files.iter().map(served).collect::<Result<_, Error>>()?;
+        let served: Arc<[Served]> = certificates.iter().map(served).collect::<Result<_, Error>>()?;
+        let challenges = Challenges::default();
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(Error::Setup)?
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(ByName(served.clone())));
+            .with_cert_resolver(Arc::new(ByName { served: served.clone(), challenges: challenges.clone() }));
         // WeChat opens a connection per push: tickets spare it the full handshake.
         config.ticketer = ring::Ticketer::new().map_err(Error::Setup)?;
         config.alpn_protocols = if http2 { vec![b"h2".into(), b"http/1.1".into()] } else { vec![b"http/1.1".into()] };
-        Ok(Self { config: Arc::new(config), served })
+        if certificates.iter().any(|source| matches!(source, Certificate::Acme(_))) {
+            config.alpn_protocols.push(acme::PROTOCOL.into());
+        }
+        Ok(Self { config: Arc::new(config), served, challenges, reloads: watch::Sender::new(()) })
     }
 
-    /// Loads all files anew, for connections to come; on an error every certificate in use stays.
+    /// Loads all files anew, for connections to come, and lets ACME try again at once what it could not do; on an error
+    /// every certificate in use stays.
     pub fn reload(&self) -> Result<(), Error> {
-        let loaded = self.served.iter().map(|served| load(&served.files)).collect::<Result<Vec<_>, _>>()?;
-        for (served, loaded) in self.served.iter().zip(loaded) {
-            served.loaded.store(Arc::new(loaded));
+        let files = self.served.iter().filter_map(|served| Some((served, served.files()?)));
+        let loaded = files.map(|(served, files)| Ok((served, load(files)?))).collect::<Result<Vec<_>, Error>>()?;
+        for (served, loaded) in loaded {
+            served.loaded.store(Some(Arc::new(loaded)));
         }
+        self.reloads.send_replace(());
         Ok(())
     }
 
     /// Loads those anew whose files were written since; each by itself, so that a bad one keeps no other from being
     /// renewed. Says which were loaded, and what is wrong with those that were not.
     pub fn reload_changed(&self) -> Vec<Result<&Path, Error>> {
-        let changed = self.served.iter().filter(|served| modified(&served.files) != served.loaded.load().modified);
-        let reload = |served: &'_ Served| {
-            served.loaded.store(Arc::new(load(&served.files)?));
+        let changed = self.served.iter().filter_map(|served| {
+            let files = served.files()?;
+            let loaded = served.loaded.load();
+            let same = loaded.as_ref().is_some_and(|loaded| loaded.modified == modified(files));
+            (!same).then_some((served, files))
+        });
+        let reload = |served: &Served, files| -> Result<(), Error> {
+            served.loaded.store(Some(Arc::new(load(files)?)));
             Ok(())
         };
-        changed.map(|served| reload(served).map(|()| served.files.cert.as_path())).collect()
+        changed.map(|(served, files)| reload(served, files).map(|()| files.cert.as_path())).collect()
     }
 
-    /// When the certificates in use end, by their files, in seconds since the epoch.
-    pub fn expiries(&self) -> impl Iterator<Item = (&Path, i64)> {
-        self.served.iter().filter_map(|served| Some((served.files.cert.as_path(), served.loaded.load().expires?)))
+    /// The certificates in use, by their files, and how long they are valid.
+    pub fn validities(&self) -> impl Iterator<Item = (&Path, Validity)> {
+        self.served.iter().filter_map(|served| {
+            let validity = served.loaded.load().as_ref()?.validity?;
+            Some((served.source.chain(), validity))
+        })
+    }
+
+    /// The entries that are ACME's to give, by their place.
+    pub(super) fn by_acme(&self) -> impl Iterator<Item = (usize, &acme::Settings)> {
+        self.served.iter().enumerate().filter_map(|(place, served)| match &served.source {
+            Certificate::Files(_) => None,
+            Certificate::Acme(settings) => Some((place, settings)),
+        })
+    }
+
+    /// The validity of what is served from that place; `None` if there is nothing, or nobody can tell.
+    pub(super) fn validity(&self, place: usize) -> Option<Validity> {
+        self.served.get(place)?.loaded.load().as_ref()?.validity
+    }
+
+    /// Serves what an authority has given, as it is stored: chain and key in one text.
+    pub(super) fn take(&self, place: usize, pem: &[u8]) -> Result<(), Error> {
+        let Some(served) = self.served.get(place) else { return Ok(()) };
+        let path = served.source.chain();
+        let loaded = parse((path, pem), (path, pem), Modified::default())?;
+        served.loaded.store(Some(Arc::new(loaded)));
+        Ok(())
+    }
+
+    /// What authorities are shown.
+    pub(super) fn challenges(&self) -> &Challenges {
+        &self.challenges
+    }
+
+    /// Tells of every [`Acceptor::reload`].
+    pub(super) fn reloads(&self) -> watch::Receiver<()> {
+        self.reloads.subscribe()
     }
 
     pub(super) async fn accept<I>(&self, io: I) -> io::Result<TlsStream<I>>
@@ -145,17 +244,33 @@ impl Acceptor {
 
 impl fmt::Debug for Acceptor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.served.iter().map(|served| &served.files)).finish()
+        f.debug_list().entries(self.served.iter().map(|served| &served.source)).finish()
+    }
+}
+
+impl Served {
+    /// The files, where they are what is served.
+    fn files(&self) -> Option<&TlsFiles> {
+        match &self.source {
+            Certificate::Files(files) => Some(files),
+            Certificate::Acme(_) => None,
+        }
     }
 }
 
 /// Chooses a certificate for each handshake.
-struct ByName(Arc<[Served]>);
+struct ByName {
+    served: Arc<[Served]>,
+    challenges: Challenges,
+}
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if hello.alpn().is_some_and(acme::asks_for_validation) {
+            return self.challenges.answer(hello.server_name()?);
+        }
         let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
-        let certified = self.0.iter().map(|served| served.loaded.load().certified.clone());
+        let certified = self.served.iter().filter_map(|served| Some(served.loaded.load().as_ref()?.certified.clone()));
         let usable = |certified: &Arc<CertifiedKey>| certified.key.choose_scheme(hello.signature_schemes()).is_some();
         let mut usable = certified.filter(usable).peekable();
         let default = usable.peek().cloned();
@@ -174,23 +289,50 @@ fn is_for(certified: &CertifiedKey, name: &ServerName<'_>) -> bool {
     leaf.is_ok_and(|leaf| verify_server_name(&leaf, name).is_ok())
 }
 
+/// Whether a certificate is stored that ACME has given, and that can be served.
+pub fn is_stored(settings: &acme::Settings) -> Result<bool, Error> {
+    stored(settings).map(|loaded| loaded.is_some())
+}
+
+fn stored(settings: &acme::Settings) -> Result<Option<Loaded>, Error> {
+    let file = &settings.file;
+    let loaded = match load(&TlsFiles { cert: file.clone(), key: file.clone() }) {
+        Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        loaded => loaded?,
+    };
+    match settings.domains.iter().find(|domain| !has_name(&loaded, domain)) {
+        Some(domain) => Err(Error::Misnamed { path: file.clone(), domain: domain.clone() }),
+        None => Ok(Some(loaded)),
+    }
+}
+
+fn has_name(loaded: &Loaded, domain: &str) -> bool {
+    ServerName::try_from(domain).is_ok_and(|name| is_for(&loaded.certified, &name))
+}
+
 fn load(files: &TlsFiles) -> Result<Loaded, Error> {
     // Before reading, so that a file written meanwhile counts as changed.
     let modified = modified(files);
-    let chain = CertificateDer::pem_file_iter(&files.cert)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unreadable(&files.cert, "certificate", error))?;
-    let Some(leaf) = chain.first() else {
-        return Err(Error::Missing { path: files.cert.clone(), what: "certificate" });
+    let read = |path: &Path| {
+        fs::read(path).map(Zeroizing::new).map_err(|source| Error::Read { path: path.to_owned(), source })
     };
-    let expires = certificate::not_after(leaf);
-    let key = PrivateKeyDer::from_pem_file(&files.key).map_err(|error| unreadable(&files.key, "private key", error))?;
-    let certified = CertifiedKey::from_der(chain, key, &ring::default_provider()).map_err(|source| Error::Unfit {
-        cert: files.cert.clone(),
-        key: files.key.clone(),
-        source,
-    })?;
-    Ok(Loaded { certified: Arc::new(certified), expires, modified })
+    parse((&files.cert, &read(&files.cert)?), (&files.key, &read(&files.key)?), modified)
+}
+
+/// Each with the file that it stands in.
+fn parse(cert: (&Path, &[u8]), key: (&Path, &[u8]), modified: Modified) -> Result<Loaded, Error> {
+    let ((cert, chain), (key, secret)) = (cert, key);
+    let chain = CertificateDer::pem_slice_iter(chain)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| unreadable(cert, "certificate", error))?;
+    let Some(leaf) = chain.first() else {
+        return Err(Error::Missing { path: cert.to_owned(), what: "certificate" });
+    };
+    let validity = Validity::of(leaf);
+    let secret = PrivateKeyDer::from_pem_slice(secret).map_err(|error| unreadable(key, "private key", error))?;
+    let certified = CertifiedKey::from_der(chain, secret, &ring::default_provider())
+        .map_err(|source| Error::Unfit { cert: cert.to_owned(), key: key.to_owned(), source })?;
+    Ok(Loaded { certified: Arc::new(certified), validity, modified })
 }
 
 fn modified(files: &TlsFiles) -> Modified {
@@ -218,7 +360,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let files = self_signed(folder.path());
         std::fs::write(&files.key, rcgen::KeyPair::generate().unwrap().serialize_pem()).unwrap();
-        let error = Acceptor::load(std::slice::from_ref(&files), false).unwrap_err();
+        let error = Acceptor::load(&[Certificate::Files(files)], false).unwrap_err();
         assert!(matches!(error, Error::Unfit { .. }), "{error:?}");
         assert!(error.to_string().contains("cert.pem") && error.to_string().contains("key.pem"), "{error}");
     }
@@ -228,10 +370,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let TlsFiles { cert, key } = self_signed(folder.path());
         let swapped = TlsFiles { cert: key.clone(), key: cert.clone() };
-        let error = Acceptor::load(&[swapped], false).unwrap_err();
+        let error = Acceptor::load(&[Certificate::Files(swapped)], false).unwrap_err();
         assert!(matches!(&error, Error::Missing { path, what: "certificate" } if *path == key), "{error:?}");
         let absent = TlsFiles { cert, key: folder.path().join("absent.pem") };
-        let error = Acceptor::load(std::slice::from_ref(&absent), false).unwrap_err();
+        let error = Acceptor::load(&[Certificate::Files(absent.clone())], false).unwrap_err();
         assert!(matches!(&error, Error::Read { path, .. } if *path == absent.key), "{error:?}");
     }
 
@@ -239,8 +381,9 @@ mod tests {
     fn a_bad_reload_keeps_the_certificate_in_use_and_hinders_no_other() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let [one, two] = [self_signed(folders[0].path()), self_signed(folders[1].path())];
-        let acceptor = Acceptor::load(&[one.clone(), two.clone()], false).unwrap();
-        let in_use = || acceptor.served.iter().map(|served| served.loaded.load().certified.clone()).collect::<Vec<_>>();
+        let acceptor = Acceptor::load(&[one.clone(), two.clone()].map(Certificate::Files), false).unwrap();
+        let certified = |served: &Served| served.loaded.load().as_ref().unwrap().certified.clone();
+        let in_use = || acceptor.served.iter().map(certified).collect::<Vec<_>>();
         let same = |before: &[Arc<CertifiedKey>]| {
             in_use().iter().zip(before).map(|(now, before)| Arc::ptr_eq(now, before)).collect::<Vec<_>>()
         };

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::Validity;
 use super::tls::Acceptor;
 use crate::clock::UnixMillis;
 use crate::metrics::Metrics;
@@ -19,8 +20,6 @@ use crate::metrics::Metrics;
 const WATCH: Duration = Duration::from_secs(30);
 /// How often an end that comes near is told of.
 const REPEAT: Duration = Duration::from_hours(24);
-/// How many days ahead.
-const AHEAD: i64 = 21;
 const DAY: i64 = 86_400;
 
 /// Watches until `stop`.
@@ -37,8 +36,8 @@ pub async fn certificates(acceptor: Acceptor, metrics: Arc<Metrics>, stop: Cance
             }
         }
         tell_expiries(&acceptor, &metrics);
-        for (cert, end) in acceptor.expiries() {
-            if let Some(notice) = warned.due(cert, end, UnixMillis::now().seconds()) {
+        for (cert, validity) in acceptor.validities() {
+            if let Some(notice) = warned.due(cert, validity, UnixMillis::now().seconds()) {
                 notice.write(cert);
             }
         }
@@ -51,8 +50,8 @@ pub async fn certificates(acceptor: Acceptor, metrics: Arc<Metrics>, stop: Cance
 
 /// Puts the ends of the certificates in use into the metrics.
 pub fn tell_expiries(acceptor: &Acceptor, metrics: &Metrics) {
-    for (cert, end) in acceptor.expiries() {
-        metrics.tls_expiry(&cert.to_string_lossy(), end);
+    for (cert, validity) in acceptor.validities() {
+        metrics.tls_expiry(&cert.to_string_lossy(), validity.until, validity.renew_by());
     }
 }
 
@@ -70,14 +69,15 @@ enum Notice {
 
 impl Warned {
     /// What to say now: once a day, and at once when another certificate is no better.
-    fn due(&mut self, cert: &Path, end: i64, now: i64) -> Option<Notice> {
+    fn due(&mut self, cert: &Path, validity: Validity, now: i64) -> Option<Notice> {
+        let end = validity.until;
+        if now <= validity.renew_by() {
+            self.0.remove(cert);
+            return None;
+        }
         let notice = match (end - now).div_euclid(DAY) {
             ..0 => Notice::Ended,
-            days @ 0..AHEAD => Notice::EndsIn(days),
-            AHEAD.. => {
-                self.0.remove(cert);
-                return None;
-            }
+            days => Notice::EndsIn(days),
         };
         if self.0.get(cert).is_some_and(|(told, when)| *told == end && when.elapsed() < REPEAT) {
             return None;
@@ -91,7 +91,9 @@ impl Notice {
     fn write(self, cert: &Path) {
         let cert = cert.display();
         match self {
-            Self::EndsIn(days) => tracing::warn!(%cert, days, "a served certificate ends soon: renew it"),
+            Self::EndsIn(days) => {
+                tracing::warn!(%cert, days, "a served certificate ends soon: renew it, or see why ACME does not");
+            }
             Self::Ended => tracing::error!(%cert, "a served certificate HAS ENDED and WeChat refuses it: renew it now"),
         }
     }
@@ -100,7 +102,7 @@ impl Notice {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::server::TlsFiles;
+    use crate::server::{Certificate, TlsFiles};
 
     #[tokio::test(start_paused = true)]
     async fn changed_files_are_taken_up_and_unusable_ones_are_not() {
@@ -118,7 +120,7 @@ mod tests {
         };
         write(2101);
         let (metrics, stop) = (Metrics::new(), CancellationToken::new());
-        let acceptor = Acceptor::load(std::slice::from_ref(&files), false).unwrap();
+        let acceptor = Acceptor::load(&[Certificate::Files(files.clone())], false).unwrap();
         let watching = tokio::spawn(certificates(acceptor.clone(), metrics.clone(), stop.clone()));
         let end = async || {
             tokio::time::sleep(WATCH).await;
@@ -141,18 +143,20 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_end_is_told_of_from_21_days_before_once_a_day() {
-        let (mut warned, cert, end) = (Warned::default(), Path::new("cert.pem"), 100 * DAY);
-        assert_eq!(warned.due(cert, end, 79 * DAY), None);
-        assert_eq!(warned.due(cert, end, 79 * DAY + 1), Some(Notice::EndsIn(20)));
-        assert_eq!(warned.due(cert, end, 79 * DAY + 30), None);
-        assert_eq!(warned.due(Path::new("other.pem"), end, 79 * DAY + 30), Some(Notice::EndsIn(20)), "each by itself");
+        let (mut warned, cert) = (Warned::default(), Path::new("cert.pem"));
+        let [until, renewed] = [100, 200].map(|days| Validity { from: 0, until: days * DAY });
+        let end = until.until;
+        assert_eq!(warned.due(cert, until, 79 * DAY), None);
+        assert_eq!(warned.due(cert, until, 79 * DAY + 1), Some(Notice::EndsIn(20)));
+        assert_eq!(warned.due(cert, until, 79 * DAY + 30), None);
+        assert_eq!(warned.due(Path::new("other"), until, 79 * DAY + 30), Some(Notice::EndsIn(20)), "each by itself");
         tokio::time::advance(REPEAT).await;
-        assert_eq!(warned.due(cert, end, 80 * DAY), Some(Notice::EndsIn(20)));
+        assert_eq!(warned.due(cert, until, 80 * DAY), Some(Notice::EndsIn(20)));
         tokio::time::advance(REPEAT).await;
-        assert_eq!(warned.due(cert, end, end), Some(Notice::EndsIn(0)));
+        assert_eq!(warned.due(cert, until, end), Some(Notice::EndsIn(0)));
         tokio::time::advance(REPEAT).await;
-        assert_eq!(warned.due(cert, end, end + 1), Some(Notice::Ended));
-        assert_eq!(warned.due(cert, 200 * DAY, end + 1), None, "renewed");
-        assert_eq!(warned.due(cert, end, end + 2), Some(Notice::Ended), "and put back");
+        assert_eq!(warned.due(cert, until, end + 1), Some(Notice::Ended));
+        assert_eq!(warned.due(cert, renewed, end + 1), None, "renewed");
+        assert_eq!(warned.due(cert, until, end + 2), Some(Notice::Ended), "and put back");
     }
 }

@@ -133,14 +133,15 @@ class Monitoring:
             expect(self.relay.post("/wx", push(stranger, message("text", Content="no"))).status, 403, "status")
 
     def _served(self):
-        """A relay that ends TLS, for the certificate's metric."""
+        """A relay that ends TLS, for the certificates' metrics; of ACME it gets none."""
         cert, key = self.served.path / "cert.pem", self.served.path / "key.pem"
         run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "60",
             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert)
         own = Account("tls", "secure", "/wx")
         text = "[accounts.tls]\n" + ACCOUNT.format(id=own.app_id, token=own.token, key=own.key)
         text += '[targets.other]\nurl = "http://127.0.0.1:9/"\n'
-        tls = f'tls = {{ cert = "{cert}", key = "{key}" }}'
+        nobody = '{ acme = { domains = ["localhost"], directory = "https://127.0.0.1:9/dir" } }'
+        tls = f'tls = [{{ cert = "{cert}", key = "{key}" }}, {nobody}]'
         self.served.serve(text, server=tls, admin=f'token = "{TOKEN}"')
 
     def _prometheus(self):

@@ -187,19 +187,19 @@ fn client(trusted: &[&Certificate], versions: &[&'static SupportedProtocolVersio
     Arc::new(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
-async fn connect(relay: &Relay, client: &Arc<ClientConfig>, name: &str) -> io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect(relay: &Relay, client: &Arc<ClientConfig>, name: &str) -> io::Result<TlsStream<TcpStream>> {
     let name = ServerName::try_from(name.to_owned()).expect("a name");
     let stream = TcpStream::connect(&relay.push).await?;
     soon("the handshake", TlsConnector::from(client.clone()).connect(name, stream)).await
 }
 
 /// The leaf that the relay showed.
-fn shown(stream: &TlsStream<TcpStream>) -> rustls::pki_types::CertificateDer<'static> {
+pub(crate) fn shown(stream: &TlsStream<TcpStream>) -> rustls::pki_types::CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().expect("a certificate").first().expect("a leaf").clone().into_owned()
 }
 
 /// Everything until the relay closes.
-async fn exchange(stream: &mut TlsStream<TcpStream>, request: &[u8]) -> String {
+pub(crate) async fn exchange(stream: &mut TlsStream<TcpStream>, request: &[u8]) -> String {
     let mut answer = String::new();
     soon("an answer", async {
         stream.write_all(request).await?;

@@ -13,10 +13,8 @@ use rustls_platform_verifier::Verifier;
 
 use super::report::{Check, Line};
 use crate::clock::UnixMillis;
-use crate::server::not_after;
+use crate::server::Validity;
 
-/// A certificate that ends sooner wants to be seen to.
-const SOON_DAYS: i64 = 21;
 const DAY: i64 = 86_400;
 const RENEW: &str = "renew it and reload the server";
 
@@ -62,7 +60,7 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
 /// What a certificate says of itself.
 pub(super) struct Leaf {
     names: Vec<String>,
-    ends: Option<i64>,
+    validity: Option<Validity>,
     is_self_issued: bool,
 }
 
@@ -73,7 +71,7 @@ impl Leaf {
         let parsed = webpki::EndEntityCert::try_from(der).ok()?;
         Some(Self {
             names: parsed.valid_dns_names().map(str::to_owned).collect(),
-            ends: not_after(der),
+            validity: Validity::of(der),
             is_self_issued: parsed.issuer() == parsed.subject(),
         })
     }
@@ -88,23 +86,20 @@ impl Leaf {
         self.names.first().map(|name| name.replacen('*', "www", 1))
     }
 
-    fn days_left(&self) -> Option<i64> {
-        Some((self.ends? - UnixMillis::now().seconds()).div_euclid(DAY))
-    }
-
     /// The day it ends on.
     fn end(&self) -> String {
-        let day = self.ends.map(|ends| UnixMillis(ends.saturating_mul(1000)).to_string());
+        let day = self.validity.map(|validity| UnixMillis(validity.until.saturating_mul(1000)).to_string());
         day.map_or_else(|| "an unknown day".to_owned(), |text| text.chars().take(10).collect())
     }
 
     /// The line of a certificate that nothing is wrong with but its end, maybe.
     pub(super) fn lasts(&self, check: &Check, what: &str) -> Line {
-        let days = self.days_left().unwrap_or(i64::MAX);
         let text = format!("{what}, ends on {}", self.end());
-        if days >= SOON_DAYS {
+        let now = UnixMillis::now().seconds();
+        let Some(validity) = self.validity.filter(|validity| now > validity.renew_by()) else {
             return check.ok(text);
-        }
+        };
+        let days = (validity.until - now).div_euclid(DAY);
         if days < 0 {
             return check.failed(format!("the certificate has expired: it ended on {}", self.end()), RENEW);
         }

@@ -19,33 +19,51 @@ use crate::cli::simulate::ServerUrl;
 use crate::config::Config;
 use crate::push::Account;
 use crate::queue::Holder;
-use crate::server::{Listen, TlsFiles, bind, tls};
+use crate::server::{Certificate, Listen, bind, tls};
 
 /// A line for each certificate of `server.tls`: do the files parse, does the key fit, how long do they last, is the chain
 /// whole? The last one needs somebody to trust.
 pub(super) fn certificates(config: &Config, hosts: &[&str], trust: Option<&dyn ServerCertVerifier>) -> Vec<Line> {
-    let files = &config.server.tls;
-    let chains: Vec<_> = files.iter().map(chain).collect();
+    let sources = &config.server.tls;
+    let chains: Vec<_> = sources.iter().map(chain).collect();
     // As the relay chooses: the first that has the name, or the first of all.
     let of = |host: &str| chains.iter().position(|chain| is_for(chain, host)).unwrap_or(0);
-    let line = |(index, files): (usize, &TlsFiles)| {
+    let line = |(index, source): (usize, &Certificate)| {
         let hosts: Vec<_> = hosts.iter().copied().filter(|host| of(host) == index).collect();
-        certificate(files, &chains[index], &hosts, trust)
+        certificate(source, &chains[index], &hosts, trust)
     };
-    files.iter().enumerate().map(line).collect()
+    sources.iter().enumerate().map(line).collect()
 }
 
 fn certificate(
-    files: &TlsFiles,
+    source: &Certificate,
     chain: &[CertificateDer<'_>],
     hosts: &[&str],
     trust: Option<&dyn ServerCertVerifier>,
 ) -> Line {
-    let check = Check::new("certificate", files.cert.display());
-    if let Err(error) = tls::Acceptor::load(std::slice::from_ref(files), false) {
-        let told = error.to_string();
-        let (text, remedy) = told.split_once(": ").unwrap_or((&told, "expected PEM, as certbot and acme.sh write it"));
-        return check.failed(text, remedy);
+    let check = Check::new("certificate", source.chain().display());
+    let loaded = match source {
+        Certificate::Files(_) => tls::Acceptor::load(std::slice::from_ref(source), false).map(|_| true),
+        Certificate::Acme(settings) => tls::is_stored(settings),
+    };
+    match (loaded, source) {
+        (Ok(true), _) => {}
+        (Ok(false), _) => {
+            return check.warning(
+                "none yet: the relay orders it while it runs",
+                "port 443 of its domains must reach server.listen; the relay's log tells of the order: server.tls.acme",
+            );
+        }
+        (Err(error), Certificate::Files(_)) => {
+            let told = error.to_string();
+            let expected = "expected PEM, as certbot and acme.sh write it";
+            let (text, remedy) = told.split_once(": ").unwrap_or((&told, expected));
+            return check.failed(text, remedy);
+        }
+        (Err(error), Certificate::Acme(_)) => {
+            let remedy = "run this as the relay's own user; if it is the same then, the relay orders another one";
+            return check.warning(error.to_string(), remedy);
+        }
     }
     let Some(leaf) = Leaf::of(chain) else {
         return check.failed("the first certificate cannot be read", "put the server's own certificate first");
@@ -67,8 +85,8 @@ fn owned(hosts: &[&str]) -> Vec<String> {
 }
 
 /// Empty if it cannot be read, which the relay's own code tells better.
-fn chain(files: &TlsFiles) -> Vec<CertificateDer<'static>> {
-    CertificateDer::pem_file_iter(&files.cert).and_then(Iterator::collect).unwrap_or_default()
+fn chain(source: &Certificate) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_file_iter(source.chain()).and_then(Iterator::collect).unwrap_or_default()
 }
 
 fn trusted(chain: &[CertificateDer<'_>], host: &str, trust: &dyn ServerCertVerifier) -> Result<(), rustls::Error> {
@@ -116,10 +134,14 @@ async fn verification(check: &Check, address: SocketAddr, config: &Config) -> Li
     if config.server.proxy_protocol {
         return check.warning("takes connections; not asked, as a PROXY header comes first there", BY_URL);
     }
+    let own = served(config);
+    if own.is_none() && !config.server.tls.is_empty() {
+        return check.warning("takes connections; not asked, as no certificate is here to be read", BY_URL);
+    }
     let denies = |account: &Account| account.allow_from.as_ref().is_some_and(|from| from.denies(Some(address.ip())));
     let (denied, asked): (Vec<_>, Vec<_>) = config.accounts.iter().partition(|account| denies(account));
     for account in &asked {
-        if let Err((text, remedy)) = ask(address, account, config).await {
+        if let Err((text, remedy)) = ask(address, account, own.clone()).await {
             return check.failed(text, remedy);
         }
     }
@@ -142,15 +164,24 @@ async fn free(check: &Check, listen: &Listen) -> Line {
     }
 }
 
-/// The verification, over TLS where the relay serves it.
-async fn ask(address: SocketAddr, account: &Account, config: &Config) -> Result<(), (String, &'static str)> {
+/// What the relay shows to who asks for no name: the first certificate that there is.
+fn served(config: &Config) -> Option<CertificateDer<'static>> {
+    config.server.tls.iter().find_map(|source| chain(source).into_iter().next())
+}
+
+/// The verification, over TLS where the relay serves a certificate of its own.
+async fn ask(
+    address: SocketAddr,
+    account: &Account,
+    own: Option<CertificateDer<'static>>,
+) -> Result<(), (String, &'static str)> {
     const OTHER: &str = "is it this relay that listens there, with this configuration? See ss -ltnp, and reload it";
-    let scheme = if !config.server.tls.is_empty() { "https" } else { "http" };
+    let scheme = if own.is_some() { "https" } else { "http" };
     let url: ServerUrl = format!("{scheme}://{address}{}", account.path)
         .parse()
         .map_err(|error| (format!("accounts.{}.path makes no URL ({error})", account.name), OTHER))?;
     let stream = TcpStream::connect(address).await.map_err(|error| (format!("no connection ({error})"), OTHER))?;
-    let verified = match config.server.tls.first().map(chain).unwrap_or_default().into_iter().next() {
+    let verified = match own {
         None => verify(stream, &url, &account.credentials).await,
         Some(own) => {
             let name = Leaf::of(std::slice::from_ref(&own)).and_then(|leaf| leaf.some_name());

@@ -1,0 +1,104 @@
+//! What an authority is shown that validates a domain by TLS-ALPN-01 (RFC 8737).
+//!
+//! Invariants: an answer is there from when it is offered until its [`Offered`] is dropped, however an order ends; who
+//! asks for a domain that nobody orders gets nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rustls::crypto::ring;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::sign::CertifiedKey;
+
+/// The protocol by which an authority asks (RFC 8737, 6.2).
+pub(in crate::server) const PROTOCOL: &[u8] = b"acme-tls/1";
+
+/// Whether a client that offers these protocols is an authority: it offers that one and no other (RFC 8737, 3).
+pub(in crate::server) fn asks_for_validation<'a>(mut protocols: impl Iterator<Item = &'a [u8]>) -> bool {
+    protocols.next() == Some(PROTOCOL) && protocols.next().is_none()
+}
+
+/// Whether the protocol that was agreed on is the authority's, which ends with the handshake.
+pub(in crate::server) fn is_validation(agreed: Option<&[u8]>) -> bool {
+    agreed == Some(PROTOCOL)
+}
+
+/// The answers, by domain.
+#[derive(Clone, Default)]
+pub(in crate::server) struct Challenges(Arc<Mutex<HashMap<String, Arc<CertifiedKey>>>>);
+
+/// Why there is no answer to give.
+#[derive(Debug, thiserror::Error)]
+pub enum ChallengeError {
+    /// It cannot be made.
+    #[error(transparent)]
+    Made(#[from] rcgen::Error),
+    /// It cannot be served.
+    #[error(transparent)]
+    Served(#[from] rustls::Error),
+}
+
+impl Challenges {
+    /// The certificate to show for a domain.
+    pub(in crate::server) fn answer(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.get(&domain.to_ascii_lowercase()).cloned()
+    }
+
+    /// Shows that this relay knows a key authorization, by its SHA-256, until the result is dropped.
+    pub(super) fn offer(&self, domain: &str, sha256: &[u8; 32]) -> Result<Offered, ChallengeError> {
+        let mut params = CertificateParams::new([domain.to_owned()])?;
+        params.custom_extensions.push(CustomExtension::new_acme_identifier(sha256));
+        let key = KeyPair::generate()?;
+        let chain = vec![params.self_signed(&key)?.der().clone()];
+        let secret = ring::sign::any_supported_type(&PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
+        // Not `from_der`: no client but an authority understands that extension, webpki neither.
+        let certified = CertifiedKey::new(chain, secret);
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.insert(domain.to_owned(), Arc::new(certified));
+        Ok(Offered { challenges: self.clone(), domain: domain.to_owned() })
+    }
+}
+
+/// Takes its answer back when dropped.
+#[must_use]
+pub(super) struct Offered {
+    challenges: Challenges,
+    domain: String,
+}
+
+impl Drop for Offered {
+    fn drop(&mut self) {
+        self.challenges.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.domain);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_there_for_its_domain_and_as_long_as_it_is_offered() {
+        let challenges = Challenges::default();
+        let offered = challenges.offer("wx.example.com", &[7; 32]).unwrap();
+        let shown = challenges.answer("WX.example.com").unwrap();
+        // RFC 8737, 3: a critical extension 1.3.6.1.5.5.7.1.31 that holds the SHA-256 as an OCTET STRING.
+        let extension =
+            [&b"\x06\x08\x2b\x06\x01\x05\x05\x07\x01\x1f\x01\x01\xff\x04\x22\x04\x20"[..], &[7; 32]].concat();
+        let der = shown.end_entity_cert().unwrap();
+        assert!(der.windows(extension.len()).any(|part| part == extension));
+        assert!(challenges.answer("other.example.com").is_none());
+        drop(offered);
+        assert!(challenges.answer("wx.example.com").is_none());
+    }
+
+    #[test]
+    fn only_who_offers_that_protocol_alone_is_an_authority() {
+        for (offered, is) in
+            [(&[PROTOCOL][..], true), (&[PROTOCOL, b"h2"], false), (&[b"http/1.1"], false), (&[], false)]
+        {
+            assert_eq!(asks_for_validation(offered.iter().copied()), is, "{offered:?}");
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Certificates by ACME, from a real authority: had from nothing, kept, renewed, and nothing else held up by it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::process::Signal;
+use rustls::crypto::ring;
+use rustls::pki_types::CertificateDer;
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
+
+use crate::certificates::{connect, exchange, shown};
+use crate::support::command::{run, wxrelay};
+use crate::support::pebble::{self, Place};
+use crate::support::relay::{Relay, Setup};
+use crate::support::target::Target;
+use crate::support::wechat::{PATH, WeChat, text};
+use crate::support::{eventually, soon};
+use crate::tls::{Certificate, over_tls};
+
+const ORDERS: &str = "wxrelay_acme_orders_total";
+/// 90 days.
+const LONG: u32 = 90 * 86_400;
+
+#[tokio::test]
+async fn a_certificate_is_had_from_nothing_and_outlives_a_restart() {
+    if !pebble::is_here() {
+        return;
+    }
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let mut relay = serve(&wechat, &crm, &acme(&place)).await;
+    let line = relay.log("the failure", failure).await;
+    assert!(line["error"].as_str().is_some_and(|error| error.contains("cannot be asked")), "{line}");
+    assert!(line["remedy"].as_str().is_some_and(|remedy| remedy.contains("server.tls.acme.directory")), "{line}");
+    assert!(relay.metric(ORDERS, &[("domain", "localhost"), ("result", "failed")]).await >= 1.0);
+    connect(&relay, &trusting(&[]), "localhost").await.expect_err("there is no certificate yet");
+    let told = doctor(&relay, &[]).await;
+    assert!(told.contains("none yet: the relay orders it while it runs"), "{told}");
+    assert!(told.contains("takes connections; not asked, as no certificate is here"), "{told}");
+
+    let pebble = place.start(&relay.push, LONG).await;
+    relay.signal(Signal::HUP);
+    let line = relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    assert!(line["ends"].as_str().is_some(), "{line}");
+    let leaf = pushes(&relay, &wechat, &pebble.root).await;
+    relay.audited("delivered", 1).await;
+    assert_eq!(relay.metric(ORDERS, &[("domain", "localhost"), ("result", "issued")]).await, 1.0);
+    let left = relay.metric("wxrelay_tls_expiry_timestamp_seconds", &[]).await
+        - relay.metric("wxrelay_tls_renew_by_timestamp_seconds", &[]).await;
+    assert_eq!(left, 21.0 * 86_400.0);
+    let ca = relay.store().join("root.pem");
+    fs::write(&ca, &pebble.pem).expect("it can be written");
+    let told = doctor(&relay, &["--ca", &ca.display().to_string()]).await;
+    assert!(told.contains("for localhost, ends on") && told.contains("takes WeChat's verification"), "{told}");
+
+    let mut curious = ClientConfig::clone(&trusting(&[&pebble.root]));
+    curious.alpn_protocols = vec![b"acme-tls/1".to_vec()];
+    let error = connect(&relay, &Arc::new(curious), "localhost").await.expect_err("nothing is ordered now");
+    assert!(error.to_string().contains("alert"), "{error}");
+
+    let kept = relay.store().join(place.folder());
+    let mode = |path: &Path| fs::metadata(path).expect("it is kept").permissions().mode() & 0o777;
+    let files = ["account.json", "localhost.pem"].map(|name| kept.join(name));
+    assert_eq!([mode(&kept), mode(&files[0]), mode(&files[1])], [0o700, 0o600, 0o600]);
+    let root = pebble.root.clone();
+    drop(pebble);
+    relay.stop().await;
+    relay.restart().await;
+    assert_eq!(pushes(&relay, &wechat, &root).await, leaf, "the one that is kept");
+    relay.signal(Signal::HUP);
+    relay.log("the reload", |line| line["generation"] == 2).await;
+    assert_eq!(relay.metric(ORDERS, &[]).await, 0.0, "and nothing is ordered");
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_and_holds_up_nobody_until_it_is_overcome() {
+    if !pebble::is_here() {
+        return;
+    }
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let (files, closed) = (Certificate::of(&["other.test"], 4096), closed_port().await);
+    let pebble = place.start(&closed, LONG).await;
+    let tls = format!("[{}, {{ cert = \"{}\", key = \"{}\" }}]", acme(&place), files.cert(), files.key());
+    let relay = serve(&wechat, &crm, &tls).await;
+    let line = relay.log("the refusal", failure).await;
+    let error = line["error"].as_str().expect("it says why");
+    assert!(error.contains("could not validate localhost") && error.contains(&closed), "{line}");
+    assert!(line["remedy"].as_str().is_some_and(|remedy| remedy.contains("port 443")), "{line}");
+    assert_eq!((&line["level"], &line["served"]), (&"WARN".into(), &false.into()), "{line}");
+    let mut stream = connect(&relay, &trusting(&[&files.der()]), "other.test").await.expect("the other one is served");
+    assert!(exchange(&mut stream, &wechat.push(&text("o1", "hello")).request(PATH)).await.contains(" 200 "));
+
+    // A new one in its place, which knows nobody.
+    drop(pebble);
+    let pebble = place.start(&relay.push, LONG).await;
+    relay.signal(Signal::HUP);
+    relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    relay
+        .log("the new account", |line| line["message"].as_str().is_some_and(|m| m.contains("a new one is made")))
+        .await;
+    pushes(&relay, &wechat, &pebble.root).await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_before_its_end_while_it_is_served() {
+    if !pebble::is_here() {
+        return;
+    }
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let relay = serve(&wechat, &crm, &acme(&place)).await;
+    let pebble = place.start(&relay.push, 9).await;
+    relay.log("the failure", failure).await;
+    relay.signal(Signal::HUP);
+    relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    let first = leaf(&relay, &pebble.root).await;
+    let other = async || Some(leaf(&relay, &pebble.root).await).filter(|leaf| *leaf != first);
+    eventually("another certificate", other).await;
+    assert!(relay.metric(ORDERS, &[("result", "issued")]).await >= 2.0);
+    assert!(!relay.lines().iter().any(|line| line.contains("ends soon")), "that is no reason to worry");
+}
+
+#[tokio::test]
+async fn an_order_under_way_does_not_hold_up_the_stop() {
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let silent = TcpListener::bind(&place.address).await.expect("the place is free");
+    let other = Certificate::new();
+    let tls = format!("[{}, {{ cert = \"{}\", key = \"{}\" }}]", acme(&place), other.cert(), other.key());
+    let mut relay = serve(&wechat, &crm, &tls).await;
+    let (mut asked, _) = soon("the authority is asked", silent.accept()).await.expect("a connection");
+    asked.read_u8().await.expect("and waited for");
+    let answer = over_tls(&relay.push, &other, &wechat.push(&text("o1", "hello")).request(PATH)).await;
+    assert!(answer.contains(" 200 "), "{answer}");
+    relay.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_kept_and_no_good_is_ordered_anew() {
+    if !pebble::is_here() {
+        return;
+    }
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let mut relay = serve(&wechat, &crm, &acme(&place)).await;
+    let kept = relay.store().join(place.folder());
+    relay.stop().await;
+    fs::create_dir_all(&kept).expect("a folder can be made");
+    for name in ["account.json", "localhost.pem"] {
+        fs::write(kept.join(name), "noise").expect("it can be written");
+    }
+    relay.restart().await;
+    relay
+        .log("the warning", |line| line["message"].as_str().is_some_and(|m| m.contains("another one is ordered")))
+        .await;
+    let pebble = place.start(&relay.push, LONG).await;
+    relay.log("the failure", failure).await;
+    relay.signal(Signal::HUP);
+    relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    pushes(&relay, &wechat, &pebble.root).await;
+}
+
+/// The line of an order that failed.
+fn failure(line: &serde_json::Value) -> bool {
+    line["message"].as_str().is_some_and(|message| message.starts_with("server.tls.acme: no new certificate"))
+}
+
+fn acme(place: &Place) -> String {
+    format!("{{ acme = {{ domains = [\"localhost\"], email = \"ops@example.com\", {} }} }}", place.keys())
+}
+
+async fn serve(wechat: &WeChat, crm: &Target, tls: &str) -> Relay {
+    Setup::new(wechat.account() + &crm.config("crm", "")).server(&format!("tls = {tls}")).start().await
+}
+
+fn trusting(roots: &[&CertificateDer<'static>]) -> Arc<ClientConfig> {
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(CertificateDer::clone(root)).expect("a sound certificate");
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().expect("ring knows them");
+    Arc::new(builder.with_root_certificates(store).with_no_client_auth())
+}
+
+/// Sends a push that must be answered 200; what was shown is given back.
+async fn pushes(relay: &Relay, wechat: &WeChat, root: &CertificateDer<'static>) -> CertificateDer<'static> {
+    let mut stream =
+        connect(relay, &trusting(&[root]), "localhost").await.expect("a certificate that leads to the root");
+    let leaf = shown(&stream);
+    let answer = exchange(&mut stream, &wechat.push(&text("o1", "hello")).request(PATH)).await;
+    assert!(answer.starts_with("HTTP/1.0 200 ") && answer.ends_with("\r\n\r\nsuccess"), "{answer}");
+    leaf
+}
+
+/// What is shown now.
+async fn leaf(relay: &Relay, root: &CertificateDer<'static>) -> CertificateDer<'static> {
+    shown(&connect(relay, &trusting(&[root]), "localhost").await.expect("a certificate that is valid now"))
+}
+
+/// With the address that the system chose, as if it stood in the configuration.
+async fn doctor(relay: &Relay, args: &[&str]) -> String {
+    let config = fs::read_to_string(relay.config()).expect("it was written").replacen("127.0.0.1:0", &relay.push, 1);
+    let path = relay.config().with_file_name("doctor.toml");
+    fs::write(&path, config).expect("it can be written");
+    let mut command = wxrelay(["doctor", "-c"]);
+    command.arg(path).args(args);
+    let finished = run(command).await;
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    finished.stdout
+}
+
+/// An address where nobody listens.
+async fn closed_port() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    listener.local_addr().expect("a bound socket has an address").to_string()
+}

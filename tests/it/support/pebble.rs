@@ -1,0 +1,91 @@
+//! Pebble, Let's Encrypt's ACME server for tests, as it is installed: a real authority on loopback.
+//!
+//! It forgets everything with its end, and makes a new root at every start. One process, which ends with its handle.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::net::TcpStream;
+
+use super::command::{Running, free_address};
+use super::eventually;
+use crate::tls::{Certificate, over_tls};
+
+/// Whether it can be run here; if not, says so, and fails in CI.
+pub(crate) fn is_here() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let here = std::env::split_paths(&path).any(|folder| folder.join("pebble").is_file());
+    if !here {
+        assert!(std::env::var_os("CI").is_none(), "CI must have pebble");
+        println!("SKIPPED: pebble is not installed here");
+    }
+    here
+}
+
+/// Where it is to be, and the certificate that it shows there: known before it runs.
+pub(crate) struct Place {
+    pub(crate) address: String,
+    files: Certificate,
+}
+
+impl Place {
+    pub(crate) fn new() -> Self {
+        let address = free_address();
+        let host = address.split(':').next().expect("an address has a host").to_owned();
+        Self { address, files: Certificate::of(&[&host, "localhost"], 4096) }
+    }
+
+    /// The keys of an `acme` that has its certificates from there.
+    pub(crate) fn keys(&self) -> String {
+        format!("directory = \"https://{}/dir\", ca = \"{}\"", self.address, self.files.cert())
+    }
+
+    /// The name of the folder below the store's that its certificates are kept in.
+    pub(crate) fn folder(&self) -> PathBuf {
+        PathBuf::from(format!("acme/{}-dir", self.address.replace(':', "-")))
+    }
+
+    /// Starts it. It looks for the domains that it validates at the port of that address, and gives certificates for so
+    /// many seconds.
+    pub(crate) async fn start(&self, looked_for: &str, validity: u32) -> Pebble {
+        let (folder, management) = (tempfile::tempdir().expect("a temporary folder"), free_address());
+        let port: u16 = looked_for.rsplit(':').next().expect("an address").parse().expect("a port");
+        let config = json!({ "pebble": {
+            "listenAddress": self.address,
+            "managementListenAddress": management,
+            "certificate": self.files.cert(),
+            "privateKey": self.files.key(),
+            "httpPort": 1,
+            "tlsPort": port,
+            "certificateValidityPeriod": validity,
+        }});
+        let file = folder.path().join("pebble.json");
+        fs::write(&file, config.to_string()).expect("the folder can be written");
+        let mut command = Command::new("pebble");
+        command.arg("-config").arg(&file).stdin(Stdio::null());
+        command.env("PEBBLE_VA_NOSLEEP", "1").env("PEBBLE_WFE_NONCEREJECT", "0").env("PEBBLE_AUTHZREUSE", "0");
+        let running = Running::spawn(command);
+        for address in [&self.address, &management] {
+            eventually("pebble listens", async || TcpStream::connect(address).await.ok()).await;
+        }
+        let answer = over_tls(&management, &self.files, b"GET /roots/0 HTTP/1.0\r\n\r\n").await;
+        let pem = answer[answer.find("-----BEGIN").expect("it tells its root")..].to_owned();
+        let root = CertificateDer::from_pem_slice(pem.as_bytes()).expect("it is one");
+        Pebble { _running: running, _folder: folder, root, pem }
+    }
+}
+
+/// A running authority.
+pub(crate) struct Pebble {
+    _running: Running,
+    _folder: TempDir,
+    /// What its certificates lead to.
+    pub(crate) root: CertificateDer<'static>,
+    /// The same as text.
+    pub(crate) pem: String,
+}
