@@ -217,10 +217,13 @@ impl Acceptor {
 
     /// Serves what an authority has given, as it is stored: chain and key in one text.
     pub(super) fn take(&self, place: usize, pem: &[u8]) -> Result<(), Error> {
-        let Some(served) = self.served.get(place) else { return Ok(()) };
-        let path = served.source.chain();
-        let loaded = parse((path, pem), (path, pem), Modified::default())?;
-        served.loaded.store(Some(Arc::new(loaded)));
+        if let Some(served) = self.served.get(place)
+            && let Certificate::Acme(settings) = &served.source
+        {
+            let path = settings.file.as_path();
+            let loaded = parse((path, pem), (path, pem), Modified::default())?;
+            served.loaded.store(Some(Arc::new(as_ordered(loaded, settings)?)));
+        }
         Ok(())
     }
 
@@ -300,14 +303,16 @@ fn stored(settings: &acme::Settings) -> Result<Option<Loaded>, Error> {
         Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         loaded => loaded?,
     };
-    match settings.domains.iter().find(|domain| !has_name(&loaded, domain)) {
-        Some(domain) => Err(Error::Misnamed { path: file.clone(), domain: domain.clone() }),
-        None => Ok(Some(loaded)),
-    }
+    as_ordered(loaded, settings).map(Some)
 }
 
-fn has_name(loaded: &Loaded, domain: &str) -> bool {
-    ServerName::try_from(domain).is_ok_and(|name| is_for(&loaded.certified, &name))
+/// The same if it is for every domain.
+fn as_ordered(loaded: Loaded, settings: &acme::Settings) -> Result<Loaded, Error> {
+    let has = |domain: &str| ServerName::try_from(domain).is_ok_and(|name| is_for(&loaded.certified, &name));
+    match settings.domains.iter().find(|domain| !has(domain)) {
+        Some(domain) => Err(Error::Misnamed { path: settings.file.clone(), domain: domain.clone() }),
+        None => Ok(loaded),
+    }
 }
 
 fn load(files: &TlsFiles) -> Result<Loaded, Error> {

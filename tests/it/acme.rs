@@ -111,15 +111,37 @@ async fn a_certificate_is_renewed_before_its_end_while_it_is_served() {
     }
     let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
     let relay = serve(&wechat, &crm, &acme(&place)).await;
-    let pebble = place.start(&relay.push, 9).await;
+    let pebble = place.start(&relay.push, 12).await;
     relay.log("the failure", failure).await;
     relay.signal(Signal::HUP);
     relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
-    let first = leaf(&relay, &pebble.root).await;
-    let other = async || Some(leaf(&relay, &pebble.root).await).filter(|leaf| *leaf != first);
+    let first = pushes(&relay, &wechat, &pebble.root).await;
+    let other = async || leaf(&relay, &pebble.root).await.filter(|leaf| *leaf != first);
     eventually("another certificate", other).await;
+    pushes(&relay, &wechat, &pebble.root).await;
     assert!(relay.metric(ORDERS, &[("result", "issued")]).await >= 2.0);
-    assert!(!relay.lines().iter().any(|line| line.contains("ends soon")), "that is no reason to worry");
+    assert_eq!(relay.samples("wxrelay_tls_expiry_timestamp_seconds").await.len(), 1, "of the newer one");
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_kept_is_served_all_the_same() {
+    if !pebble::is_here() {
+        return;
+    }
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let relay = serve(&wechat, &crm, &acme(&place)).await;
+    relay.log("the failure", failure).await;
+    let kept = relay.store().join(place.folder());
+    // Where the file is written before it is renamed.
+    fs::create_dir_all(kept.join("localhost.new")).expect("a folder can be made");
+    let pebble = place.start(&relay.push, LONG).await;
+    relay.signal(Signal::HUP);
+    let line =
+        relay.log("the warning", |line| line["message"].as_str().is_some_and(|m| m.contains("is not kept"))).await;
+    assert!(line["error"].as_str().is_some_and(|error| error.contains("localhost.pem")), "{line}");
+    relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    pushes(&relay, &wechat, &pebble.root).await;
+    assert!(!kept.join("localhost.pem").exists());
 }
 
 #[tokio::test]
@@ -193,9 +215,9 @@ async fn pushes(relay: &Relay, wechat: &WeChat, root: &CertificateDer<'static>) 
     leaf
 }
 
-/// What is shown now.
-async fn leaf(relay: &Relay, root: &CertificateDer<'static>) -> CertificateDer<'static> {
-    shown(&connect(relay, &trusting(&[root]), "localhost").await.expect("a certificate that is valid now"))
+/// What is shown now, if it is valid.
+async fn leaf(relay: &Relay, root: &CertificateDer<'static>) -> Option<CertificateDer<'static>> {
+    connect(relay, &trusting(&[root]), "localhost").await.ok().map(|stream| shown(&stream))
 }
 
 /// With the address that the system chose, as if it stood in the configuration.

@@ -7,10 +7,13 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use super::tls::Acceptor;
 use super::*;
-use crate::server::{Certificate, TlsFiles};
+use crate::server::{self, Certificate, TlsFiles};
 
 #[tokio::test]
 async fn who_asks_by_acme_s_protocol_gets_the_challenge_of_its_domain_or_nothing() {
@@ -36,6 +39,30 @@ async fn who_asks_by_acme_s_protocol_gets_the_challenge_of_its_domain_or_nothing
     assert!(seen(&acceptor, "wx.test", alone).await.is_err());
     let without = Acceptor::load(&[files], false).unwrap();
     assert!(matches!(seen(&without, "localhost", alone).await, Err(rustls::Error::AlertReceived(_))));
+}
+
+#[tokio::test]
+async fn who_has_looked_at_a_domain_does_not_reach_http() {
+    let folder = tempfile::tempdir().unwrap();
+    let acceptor = Acceptor::load(&[ordered(folder.path(), "wx.test")], false).unwrap();
+    let _offered = acceptor.challenges().offer("wx.test", &[7; 32]).unwrap();
+    let bound = server::bind(&server::Listen::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
+    let address = bound[0].address();
+    let hello = tower::service_fn(|_: http::Request<hyper::body::Incoming>| async {
+        Ok::<_, std::convert::Infallible>(http::Response::new("hello".to_owned()))
+    });
+    let stop = CancellationToken::new();
+    let options = server::Options::default();
+    let serving = tokio::spawn(server::serve(bound, Some(acceptor), hello, options, stop.clone(), Duration::ZERO));
+    let near = TcpStream::connect(address).await.unwrap();
+    let mut stream = client(&[PROTOCOL]).connect(ServerName::try_from("wx.test").unwrap(), near).await.unwrap();
+    // It may be closed already.
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok();
+    let mut answer = Vec::new();
+    timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.expect("closed in time").ok();
+    assert_eq!(answer, b"");
+    stop.cancel();
+    serving.await.unwrap();
 }
 
 #[test]
@@ -68,6 +95,16 @@ type Seen = Result<(CertificateDer<'static>, Option<Vec<u8>>), rustls::Error>;
 
 /// What a client is shown, and the protocol that is agreed on.
 async fn seen(acceptor: &Acceptor, name: &str, protocols: &[&[u8]]) -> Seen {
+    let (near, far) = tokio::io::duplex(1 << 16);
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    let (_, stream) = tokio::join!(acceptor.accept(far), client(protocols).connect(name, near));
+    let stream = stream.map_err(|error| error.downcast::<rustls::Error>().unwrap())?;
+    let tls = stream.get_ref().1;
+    let shown = tls.peer_certificates().unwrap()[0].clone().into_owned();
+    Ok((shown, tls.alpn_protocol().map(<[u8]>::to_vec)))
+}
+
+fn client(protocols: &[&[u8]]) -> TlsConnector {
     let mut config = rustls::ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -75,14 +112,7 @@ async fn seen(acceptor: &Acceptor, name: &str, protocols: &[&[u8]]) -> Seen {
         .with_custom_certificate_verifier(Arc::new(Anything))
         .with_no_client_auth();
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
-    let (near, far) = tokio::io::duplex(1 << 16);
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
-    let name = ServerName::try_from(name.to_owned()).unwrap();
-    let (_, stream) = tokio::join!(acceptor.accept(far), connector.connect(name, near));
-    let stream = stream.map_err(|error| error.downcast::<rustls::Error>().unwrap())?;
-    let tls = stream.get_ref().1;
-    let shown = tls.peer_certificates().unwrap()[0].clone().into_owned();
-    Ok((shown, tls.alpn_protocol().map(<[u8]>::to_vec)))
+    TlsConnector::from(Arc::new(config))
 }
 
 /// Trusts whatever it is shown.
