@@ -145,6 +145,20 @@ async fn a_certificate_that_cannot_be_kept_is_served_all_the_same() {
 }
 
 #[tokio::test]
+async fn an_authority_that_is_not_trusted_gets_nothing() {
+    if !pebble::is_here() {
+        return;
+    }
+    let (wechat, crm, place, other) = (WeChat::secure(), Target::start().await, Place::new(), Certificate::new());
+    let pebble = place.start("127.0.0.1:1", LONG).await;
+    let relay = serve(&wechat, &crm, &acme(&place).replace(&place.ca(), &other.cert())).await;
+    let line = relay.log("the failure", failure).await;
+    assert!(line["error"].as_str().is_some_and(|error| error.contains("invalid peer certificate")), "{line}");
+    assert!(!relay.store().join(place.folder()).exists(), "no account is kept");
+    drop(pebble);
+}
+
+#[tokio::test]
 async fn an_order_under_way_does_not_hold_up_the_stop() {
     let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
     let silent = TcpListener::bind(&place.address).await.expect("the place is free");

@@ -20,7 +20,9 @@ use crate::deliver::{ClientError, ExchangeError, TlsOptions, tls_config};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest until an answer begins.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most bytes of an answer; a chain takes some thousand.
+/// The most bytes of an answer's head.
+const HEAD_CAP: usize = 32 << 10;
+/// The most bytes of an answer's body; a chain takes some thousand.
 const ANSWER_CAP: usize = 256 << 10;
 
 /// The connections to one authority.
@@ -33,7 +35,9 @@ impl Client {
         tcp.enforce_http(false);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
-        Ok(Self(Pool::builder(TokioExecutor::new()).build(connector.wrap_connector(tcp))))
+        let pool =
+            Pool::builder(TokioExecutor::new()).http1_max_buf_size(HEAD_CAP).build(connector.wrap_connector(tcp));
+        Ok(Self(pool))
     }
 }
 

@@ -45,6 +45,11 @@ impl Place {
         format!("directory = \"https://{}/dir\", ca = \"{}\"", self.address, self.files.cert())
     }
 
+    /// The file of what that place is trusted by.
+    pub(crate) fn ca(&self) -> String {
+        self.files.cert()
+    }
+
     /// The name of the folder below the store's that its certificates are kept in.
     pub(crate) fn folder(&self) -> PathBuf {
         PathBuf::from(format!("acme/{}-dir", self.address.replace(':', "-")))
