@@ -44,7 +44,7 @@ impl Validity {
         self.until - self.length() / 3
     }
 
-    /// By when it should have been renewed, by whomever: with [`AHEAD`] left, or a quarter of the time where that is less.
+    /// By when it should have been renewed, by whomever: with 21 days left, or a quarter of the time where that is less.
     pub fn renew_by(self) -> i64 {
         self.until - AHEAD.min(self.length() / 4)
     }
