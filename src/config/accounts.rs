@@ -44,9 +44,21 @@ pub(super) fn accounts(scope: &Scope<'_>, file: &BTreeMap<String, file::Account>
         if let Some(twin) = accounts.iter().find(|other| other.path == account.path) {
             scope.at("path").fault(Problem::SamePath(twin.name.to_string()));
         }
+        if let Some(twin) = accounts.iter().find(|other| share_a_token_in_clear(other, &account)) {
+            let twin = &twin.name;
+            scope
+                .at("token")
+                .warn(format_args!("the same as accounts.{twin}.token: a plaintext push to one passes for the other"));
+        }
         accounts.push(account);
     }
     accounts
+}
+
+/// In plaintext mode nothing but the token tells for which account a push was signed.
+fn share_a_token_in_clear(one: &Account, other: &Account) -> bool {
+    let clear = |account: &Account| account.credentials.mode == Mode::Plaintext;
+    clear(one) && clear(other) && one.credentials.token.matches(other.credentials.token.expose())
 }
 
 /// Names can be reached from the environment, which is read in lower case.

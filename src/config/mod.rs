@@ -393,12 +393,16 @@ mod tests {
         let (_folder, path) = written(
             "[admin]\ntoken = \"short\"\n[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n\
              [[accounts.shop.routes]]\nmatch = { event = \"*\" }\nto = [\"a\"]\n\
+             [accounts.twin]\npath = \"/twin\"\napp_id = \"wx1\"\ntoken = \"abc\"\nmode = \"plaintext\"\n\
+             [[accounts.twin.routes]]\notherwise = true\nto = [\"a\"]\n\
              [targets.a]\nurl = \"http://a\"\nexpire_after = \"1h\"\n[targets.b]\nurl = \"http://b\"\n",
         );
         let warnings = loaded(&path, &[]).warnings.join("\n");
         let expected = [
             "admin.token: a token of less than 16",
             "accounts.shop.mode: plaintext is",
+            "accounts.twin.mode: plaintext is",
+            "accounts.twin.token: the same as accounts.shop.token",
             "accounts.shop.routes: without `otherwise",
             "targets.a.expire_after: a handler",
             "targets: none has role",

@@ -21,6 +21,9 @@ use crate::support::{eventually, soon};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
+/// WeChat is answered by then.
+const BUDGET: Duration = Duration::from_millis(4500);
+
 /// More than sockets and buffers on the way can hold of an answer that nobody reads on.
 const ON_THE_WAY: u64 = 16 * MIB;
 
@@ -171,7 +174,7 @@ async fn hostile_answers_are_cut_cost_no_memory_and_hold_nobody_up() {
     for _ in 1..PUSHES {
         let sent = Instant::now();
         assert_eq!(relay.accept(&wechat, &text("o1", "hello")).await.text(), "success");
-        assert!(sent.elapsed() < Duration::from_secs(2), "an answer took {:?}", sent.elapsed());
+        assert!(sent.elapsed() < BUDGET, "an answer took {:?}", sent.elapsed());
     }
     good.wait_for(usize::try_from(PUSHES).expect("few")).await;
     // Each delivery has ended: a 2xx delivers, whatever comes behind it; all else is dead after one attempt.
@@ -191,6 +194,10 @@ async fn hostile_answers_are_cut_cost_no_memory_and_hold_nobody_up() {
         })
         .await;
     }
+    // It is not waited for: hints would keep a thread busy for as long as the attempt lasts.
+    let event = good.delivery(0).await.header("wxrelay-event-id").to_owned();
+    let attempt = relay.attempt(&event, "informs", 1, |_| true).await;
+    assert_eq!(attempt["error"], "no end of interim answers (1xx)", "{attempt}");
     let after = memory(&relay);
     println!("memory: {} KiB before, {} KiB at most", before / KIB, after / KIB);
     assert!(after < before + 48 * MIB, "{} KiB before, {} KiB at most", before / KIB, after / KIB);
@@ -233,7 +240,7 @@ async fn bombs_and_split_headers_in_a_reply_reach_no_user() {
         let sent = Instant::now();
         let answer = relay.accept(&wechat, &text("o1", what)).await;
         assert_eq!(answer.text(), "success", "{what}");
-        assert!(sent.elapsed() < Duration::from_secs(2), "{what}: {:?}", sent.elapsed());
+        assert!(sent.elapsed() < BUDGET, "{what}: {:?}", sent.elapsed());
         bot.wait_for(index + 1).await;
     }
     relay.audited("delivered", count as u64).await;

@@ -11,6 +11,7 @@ use rustix::process::{Signal, geteuid};
 use tempfile::TempDir;
 
 use crate::support::command::{Finished, Running, run, wxrelay};
+use crate::support::eventually;
 use crate::support::http::{get, post};
 use crate::support::relay::Relay;
 use crate::support::target::Target;
@@ -199,6 +200,76 @@ async fn no_core_is_dumped_and_nobody_but_root_looks_into_the_process() {
     }
     running.signal(Signal::TERM);
     assert_eq!(running.end().await, Some(0));
+}
+
+/// Reads the process's memory as root does, who alone may.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn secrets_of_files_that_a_reload_replaces_are_wiped_from_memory() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let account = wechat.account().replace("\"pamtest\"", "{ file = \"token\" }");
+    let account = account.replace(&format!("\"{}\"", wechat.aes_key), "{ file = \"aes-key\" }");
+    let mut relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
+    if in_memory(&relay, "").is_none() {
+        assert!(std::env::var_os("CI").is_none(), "CI must be able to read a process's memory as root");
+        println!("SKIPPED: nobody is root here, nor is sudo without a password");
+        return;
+    }
+    relay.configure(account + &crm.config("crm", "secret = { file = \"signing-secret\" }"));
+    let old = [
+        ("token", "AnOldTokenToBeWiped1234"),
+        ("aes-key", "AnOldKeyToBeWipedefghijklmnopqrstuvwxyz0123"),
+        ("signing-secret", "whsec_QW5PbGRTaWduaW5nU2VjcmV0VG9CZVdpcGVkISE="),
+    ];
+    let new = ["ANewToken", wechat.aes_key.as_str(), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"];
+    let reload = async |texts: [&str; 3]| {
+        for ((name, _), text) in old.iter().zip(texts) {
+            let path = relay.config().with_file_name(name);
+            fs::write(&path, text).expect("a secret can be written");
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("rights can be changed");
+        }
+        assert_eq!(post(&relay.admin, "/api/reload").await.status, 200);
+    };
+    reload(old.map(|(_, text)| text)).await;
+    let found = |text: &str| in_memory(&relay, text).expect("it could be read before");
+    assert!(found(old[0].1) > 0, "the control: the token in use is found");
+    reload(new).await;
+    for (name, text) in old {
+        eventually(&format!("the old {name} is wiped"), async || (found(text) == 0).then_some(())).await;
+    }
+    assert!(found(new[0]) > 0, "the control: the new token in use is found");
+}
+
+/// How often a text stands in what a relay may write to; none where nobody is root.
+fn in_memory(relay: &Relay, text: &str) -> Option<usize> {
+    let pid = relay.id();
+    let maps = as_root(&["cat", &format!("/proc/{pid}/maps")])?;
+    let Some(first) = text.bytes().next() else { return Some(0) };
+    let mut found = 0;
+    for line in String::from_utf8_lossy(&maps).lines().filter(|line| line.contains(" rw")) {
+        let (from, to) = line.split_once(' ').and_then(|(range, _)| range.split_once('-')).expect("a range");
+        let [from, to] = [from, to].map(|end| u64::from_str_radix(end, 16).expect("hex"));
+        let (input, skip, count) =
+            (format!("if=/proc/{pid}/mem"), format!("skip={from}"), format!("count={}", to - from));
+        // What has gone meanwhile holds nothing.
+        let words = ["dd", &input, &skip, &count, "bs=1M", "iflag=skip_bytes,count_bytes", "status=none"];
+        let bytes = as_root(&words).unwrap_or_default();
+        let mut rest = bytes.as_slice();
+        while let Some(place) = rest.iter().position(|byte| *byte == first) {
+            found += usize::from(rest[place..].starts_with(text.as_bytes()));
+            rest = &rest[place + 1..];
+        }
+    }
+    Some(found)
+}
+
+/// What a command says as root: directly, or by sudo without a password.
+fn as_root(command: &[&str]) -> Option<Vec<u8>> {
+    [&[][..], &["sudo", "-n"]].iter().find_map(|prefix| {
+        let words = [prefix, command].concat();
+        let output = Command::new(words[0]).args(&words[1..]).stdin(Stdio::null()).output().ok()?;
+        output.status.success().then_some(output.stdout)
+    })
 }
 
 /// A user that is not root.
