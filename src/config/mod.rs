@@ -259,7 +259,7 @@ mod tests {
             _ => None,
         });
         let known: Vec<_> = known.collect();
-        assert_eq!(known.len(), 19, "one list for each kind of table");
+        assert_eq!(known.len(), 20, "one list for each kind of table");
         for key in known.concat() {
             let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
             assert!(written.iter().any(|text| example.contains(text)), "the example lacks `{key}`");
@@ -416,15 +416,17 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secret_of_any_key_that_may_hold_one() {
-        const WORDS: [&str; 6] = ["hunter2a", "hunter2b", "hunter2c", "hunter2d", "hunter2e", "hunter2f"];
-        let [admin, token, previous, own, header, id] = WORDS;
+        const WORDS: [&str; 8] =
+            ["hunter2a", "hunter2b", "hunter2c", "hunter2d", "hunter2e", "hunter2f", "hunter2g", "hunter2h"];
+        let [admin, token, previous, own, header, id, collector, customer] = WORDS;
         let (old, legacy) = (KEY.replace("abc", "xyz"), KEY.replace("abc", "uvw"));
         let (new, second) = (SECRET, "whsec_YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU=");
         let (_folder, path) = written(&format!(
             "[admin]\ntoken = \"{admin}{admin}\"\n[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"{token}\"\n\
              previous_token = \"{previous}\"\nencoding_aes_key = \"{KEY}\"\nprevious_encoding_aes_key = \"{old}\"\n\
              [targets.legacy]\nurl = \"http://a\"\nformat = \"wechat\"\ntoken = \"{own}\"\nencoding_aes_key = \"{legacy}\"\n\
-             secret = [\"{new}\", \"{second}\"]\nheaders = {{ x-api-key = \"{header}\" }}\n"
+             secret = [\"{new}\", \"{second}\"]\nheaders = {{ x-api-key = \"{header}\" }}\n\
+             [telemetry]\notlp = \"http://b/{customer}\"\nheaders = {{ authorization = \"{collector}\" }}\n"
         ));
         let env = env(&[]).into_iter().map(|(name, text)| (name, text.into())).collect();
         let layers = Layers::read(Some(&path), &env, &[]).unwrap();
