@@ -1,9 +1,10 @@
 """A fault at every call that changes the store: `faults.py [--every K] [--kinds ...] [--seed S] [--binary PATH]`.
 
 A scripted run (start, pushes one after another, some at once, deliveries, one retry, stop) is repeated with a fault at the
-1st, 2nd, 3rd ... call, until a run meets no fault any more; `--every K` takes every Kth call only. It is run from an empty
-folder, and from a store whose log is about to be written back into the database. After each, the relay is started again
-without faults, WeChat pushes again what was not answered, and the three lists are compared as in run.py.
+1st, 2nd, 3rd ... call, until a run meets no fault any more; `--every K` takes every Kth call only, `--first N` the first N,
+where the store is made. It is run from an empty folder, and from a store whose log is about to be written back into the
+database. After each, the relay is started again without faults, WeChat pushes again what was not answered, and the three
+lists are compared as in run.py.
 
   kill       SIGKILL in place of a write
   tear       only the first sectors of a write, then SIGKILL
@@ -204,7 +205,7 @@ class Sweep:
 
     async def kind(self, checks, start, like, kind, about):
         every = self.arguments.every if about > 3 * self.arguments.every else max(1, min(self.arguments.every, about // 3))
-        numbers = iter(range(1 + self.rng.randrange(every), 10 * about + 100, every))
+        numbers = iter(range(1 + self.rng.randrange(every), self.arguments.first + 1 if self.arguments.first else 10 * about + 100, every))
         if self.arguments.call:
             numbers = iter([self.arguments.call])
         begun, found, done = time.monotonic(), [], []
@@ -221,7 +222,7 @@ class Sweep:
         def sum_up():
             expect_that(not found, f"{len(found)} of {len(done)} runs; " + "; ".join(found[:3]))
             expect_that(done, "no run met its fault")
-            if not self.arguments.call:
+            if not self.arguments.call and not self.arguments.first:
                 self.had_effect(kind)
             return f"{len(done)} runs, {self.refused} times 503, {self.longest:.1f} s the longest push, {time.monotonic() - begun:.0f} s"
         checks.run(f"{start}: {kind} at every {f'{every}th ' if every > 1 else ''}call of {KINDS[kind][0]}", sum_up)
@@ -274,6 +275,7 @@ def main():
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--starts", nargs="+", choices=["empty", "full-log"], default=["empty", "full-log"])
+    parser.add_argument("--first", type=int)
     parser.add_argument("--call", type=int, help="only this call")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parsed(parser)
