@@ -18,7 +18,7 @@ pub mod acme;
 mod certificate;
 mod peer;
 mod places;
-mod proxied;
+pub mod proxied;
 mod socket;
 pub mod stack;
 pub mod tls;

@@ -17,7 +17,7 @@ const PARSE: ParseConfig = ParseConfig { include_tlvs: false, allow_v1: true, al
 
 /// Why a connection is not taken.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refused {
+pub enum Refused {
     /// Anybody could claim anything.
     #[error("not from one of server.trusted_proxies, which alone may speak the PROXY protocol")]
     Untrusted,
@@ -36,7 +36,7 @@ pub(super) enum Refused {
 
 /// Reads the header of a new connection and says who is behind it: the address told, or this very peer where the
 /// header tells none (`LOCAL`, `UNKNOWN`: the load balancer itself asks).
-pub(super) async fn accept<I>(io: I, peer: Peer, trusted: &[IpNet]) -> Result<(ProxiedStream<I>, Peer), Refused>
+pub async fn accept<I>(io: I, peer: Peer, trusted: &[IpNet]) -> Result<(ProxiedStream<I>, Peer), Refused>
 where
     I: AsyncRead + Unpin,
 {

@@ -194,7 +194,7 @@ impl Reply {
     /// It goes from the push's receiver to its sender unless it says otherwise. Characters that XML forbids are left
     /// out: the users of WeChat would see an error instead of the reply.
     pub fn render(&self, message: &Message, now_seconds: i64) -> String {
-        let create_time = self.create_time.map_or(u64::try_from(now_seconds).unwrap_or(0), seconds);
+        let create_time = self.create_time.and_then(seconds).unwrap_or(u64::try_from(now_seconds).unwrap_or(0));
         let mut root = Element::new("xml");
         root.children = vec![
             text("ToUserName", self.to_user.as_deref().unwrap_or(message.from_user())),
@@ -299,15 +299,15 @@ impl ReplyBody {
             Self::Voice { media_id } => out.push(group("Voice", [("MediaId", Some(media_id))])),
             Self::Video { media_id, title, description } => out.push(group(
                 "Video",
-                [("MediaId", Some(media_id)), ("Title", title.as_ref()), ("Description", description.as_ref())],
+                [("MediaId", Some(media_id)), ("Title", filled_in(title)), ("Description", filled_in(description))],
             )),
             Self::Music { title, description, music_url, hq_music_url, thumb_media_id } => out.push(group(
                 "Music",
                 [
-                    ("Title", title.as_ref()),
-                    ("Description", description.as_ref()),
-                    ("MusicUrl", music_url.as_ref()),
-                    ("HQMusicUrl", hq_music_url.as_ref()),
+                    ("Title", filled_in(title)),
+                    ("Description", filled_in(description)),
+                    ("MusicUrl", filled_in(music_url)),
+                    ("HQMusicUrl", filled_in(hq_music_url)),
                     ("ThumbMediaId", Some(thumb_media_id)),
                 ],
             )),
@@ -316,10 +316,9 @@ impl ReplyBody {
                 let children = articles.iter().map(Article::element).collect();
                 out.push(Element { children, ..Element::new("Articles") });
             }
-            Self::TransferCustomerService { kf_account: Some(account) } => {
-                out.push(group("TransInfo", [("KfAccount", Some(account))]));
+            Self::TransferCustomerService { kf_account } => {
+                out.extend(filled_in(kf_account).map(|account| group("TransInfo", [("KfAccount", Some(account))])));
             }
-            Self::TransferCustomerService { kf_account: None } => {}
         }
     }
 }
@@ -359,14 +358,23 @@ fn filled(value: &str, name: &'static str) -> Result<(), ReplyError> {
     if legal(value).trim_ascii().is_empty() { Err(ReplyError::Empty(name)) } else { Ok(()) }
 }
 
-/// The npm packages `wechat` and `co-wechat` write milliseconds.
-fn seconds(create_time: u64) -> u64 {
-    if create_time > 99_999_999_999 { create_time / 1000 } else { create_time }
+/// The npm packages `wechat` and `co-wechat` write milliseconds. What is neither is no time.
+fn seconds(create_time: u64) -> Option<u64> {
+    match create_time {
+        ..=99_999_999_999 => Some(create_time),
+        ..=99_999_999_999_999 => Some(create_time / 1000),
+        _ => None,
+    }
 }
 
 /// Empty where it is missing, for [`Reply::check`] to find.
 fn required(element: &Element, name: &str) -> String {
     element.text_of(name).unwrap_or_default().to_owned()
+}
+
+/// What may be left out is, where it is empty.
+fn filled_in(text: &Option<String>) -> Option<&String> {
+    text.as_ref().filter(|text| !text.is_empty())
 }
 
 fn optional(element: &Element, name: &str) -> Option<String> {

@@ -167,3 +167,19 @@ fn debug_and_errors_do_not_quote_the_reply() {
     let error = read(r#"{"reply":{"msg_type":"my secret"}}"#).unwrap_err();
     assert!(!format!("{error:?} {error}").contains("secret"));
 }
+
+/// Found by fuzzing: what is rendered was another reply when it was read again.
+#[test]
+fn a_reply_that_is_rendered_and_read_again_is_the_same() {
+    let push = push();
+    for reply in [
+        r#"{"reply":{"msg_type":"video","media_id":"m","title":"","description":""}}"#,
+        r#"{"reply":{"msg_type":"transfer_customer_service","kf_account":""}}"#,
+        r#"{"reply":{"msg_type":"text","content":"hi","create_time":11144907877866187367}}"#,
+        r#"{"reply":{"msg_type":"text","content":"hi","create_time":1795161600123}}"#,
+    ] {
+        let rendered = read(reply).unwrap().unwrap().render(&push, 1_795_161_600);
+        let again = read(&rendered).unwrap().unwrap().render(&push, 1_795_161_600);
+        assert_eq!(again, rendered, "{reply}");
+    }
+}

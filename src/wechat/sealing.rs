@@ -1,7 +1,8 @@
 //! What goes out signed and sealed: pushes as WeChat would send them, replies as WeChat expects them.
 //!
-//! Invariants: nothing goes out in clear for a mode that seals; whatever is made here, `account` opens. What makes a
-//! sealing fresh comes in as a [`Salt`]. Deliberately not here: clock and random bytes themselves.
+//! Invariants: nothing goes out in clear for a mode that seals; whatever is made here, `account` opens, if the text has
+//! each field of the outer body once at most, as all of WeChat's. What makes a sealing fresh comes in as a [`Salt`].
+//! Deliberately not here: clock and random bytes themselves.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
