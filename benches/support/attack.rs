@@ -63,7 +63,7 @@ const fn flood(
 }
 
 pub(crate) const FLOODS: &[Flood] = &[
-    flood("10,000 idle connections", Door::Clear, 10_000, From::Everywhere, |stream, _| Box::pin(silence(stream))),
+    flood("10,000 idle connections", Door::Clear, 10_000, From::Everywhere, |stream, _| Box::pin(idle(stream))),
     flood("10,000 idle, from WeChat's address", Door::Clear, 10_000, From::WeChat, |stream, _| {
         Box::pin(silence(stream))
     }),
@@ -206,6 +206,12 @@ async fn connect(from: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
 async fn silence(mut stream: TcpStream) {
     let mut scrap = [0; 64];
     while stream.read(&mut scrap).await.is_ok_and(|read| read > 0) {}
+}
+
+/// The same, and does not come back at once: who holds ten thousand connections has no need to hurry.
+async fn idle(stream: TcpStream) {
+    silence(stream).await;
+    sleep(Duration::from_millis(500)).await;
 }
 
 /// A byte every 100 ms.

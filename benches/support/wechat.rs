@@ -49,6 +49,8 @@ pub(crate) struct Steady {
     pub(crate) answers: Vec<u64>,
     /// Pushes that were not answered 200.
     pub(crate) failed: u64,
+    /// Those that were, and not at the first try.
+    pub(crate) repeated: u64,
 }
 
 impl WeChat {
@@ -109,17 +111,36 @@ impl WeChat {
 
     /// Sends one push on a connection of its own, and waits for its answer: whether that was 200.
     pub(crate) async fn push(&self, to: SocketAddr) -> io::Result<bool> {
-        let request = self.request(false);
+        self.attempt(to, &self.request(false)).await
+    }
+
+    async fn attempt(&self, to: SocketAddr, request: &[u8]) -> io::Result<bool> {
         let stream = TcpStream::connect(to).await?;
         match &self.tls {
-            None => exchange(stream, &request).await,
-            Some(tls) => exchange(tls.connect(localhost(), stream).await?, &request).await,
+            None => exchange(stream, request).await,
+            Some(tls) => exchange(tls.connect(localhost(), stream).await?, request).await,
         }
+    }
+
+    /// Sends one push, the same again if it is not answered 200, and gives the try that was.
+    async fn insist(&self, to: SocketAddr, tries: u32) -> Option<u32> {
+        let request = self.request(false);
+        for number in 1..=tries {
+            if self.attempt(to, &request).await.unwrap_or(false) {
+                return Some(number);
+            }
+        }
+        None
     }
 
     /// Sends so many pushes a second for that long, each on a connection of its own, whether the earlier ones are
     /// answered or not.
     pub(crate) async fn steady(self: &Arc<Self>, to: SocketAddr, rate: u64, span: Duration) -> Steady {
+        self.steady_with(to, rate, span, 1).await
+    }
+
+    /// The same, with so many tries for each; WeChat makes three.
+    pub(crate) async fn steady_with(self: &Arc<Self>, to: SocketAddr, rate: u64, span: Duration, tries: u32) -> Steady {
         let mut pushes = JoinSet::new();
         let mut tick = interval(Duration::from_secs(1) / u32::try_from(rate).expect("a moderate rate"));
         tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -129,14 +150,16 @@ impl WeChat {
             let wechat = Arc::clone(self);
             pushes.spawn(async move {
                 let begun = nanos();
-                let accepted = wechat.push(to).await.unwrap_or(false);
-                accepted.then(|| nanos() - begun)
+                wechat.insist(to, tries).await.map(|tried| (tried, nanos() - begun))
             });
         }
         let mut steady = Steady::default();
         while let Some(answered) = pushes.join_next().await {
             match answered.expect("no push panics") {
-                Some(took) => steady.answers.push(took),
+                Some((tried, took)) => {
+                    steady.answers.push(took);
+                    steady.repeated += u64::from(tried > 1);
+                }
                 None => steady.failed += 1,
             }
         }
