@@ -362,7 +362,7 @@ fn filled(value: &str, name: &'static str) -> Result<(), ReplyError> {
 fn seconds(create_time: u64) -> Option<u64> {
     match create_time {
         ..=99_999_999_999 => Some(create_time),
-        ..=99_999_999_999_999 => Some(create_time / 1000),
+        100_000_000_000..=99_999_999_999_999 => Some(create_time / 1000),
         _ => None,
     }
 }
