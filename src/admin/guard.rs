@@ -41,7 +41,8 @@ impl Guard {
 pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
     match guard.admits(request.headers()) {
         Ok(()) => next.run(request).await,
-        Err(Error::Token) => {
+        // Who sends none does not guess.
+        Err(Error::Token) if request.headers().contains_key(header::AUTHORIZATION) => {
             let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
             guard.failures.count(peer).await.map_or(Error::Token, Error::TooManyTokens).into_response()
         }

@@ -190,6 +190,11 @@ async fn wrong_tokens_are_slowed_down_by_source_and_the_right_one_never() {
     let left = answer.header("retry-after").and_then(|left| left.parse::<u64>().ok());
     assert!(left.is_some_and(|left| (1..=60).contains(&left)), "{left:?}");
     assert!(answer.body.contains("too many wrong tokens") && !answer.body.contains(TOKEN), "{}", answer.body);
+    assert_eq!(
+        ask(&relay.admin, &guesser, "GET", "/api/status", "").await.status,
+        401,
+        "who sends none does not guess"
+    );
     let other = ask(&relay.admin, &source(), "GET", "/api/status", guess).await;
     assert_eq!(other.status, 401, "another source is not meant");
 
