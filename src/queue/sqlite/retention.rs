@@ -53,6 +53,8 @@ pub(super) struct Retention {
     cursor: EventId,
     /// How many events this pass deleted.
     deleted: usize,
+    /// Whether pages were given back that the file still has.
+    is_uncut: bool,
 }
 
 /// What a step leaves to do.
@@ -80,6 +82,7 @@ impl Retention {
             size: *LOOK.start(),
             cursor: EventId(0),
             deleted: 0,
+            is_uncut: false,
         }
     }
 
@@ -132,6 +135,11 @@ impl Retention {
         self.cursor = EventId(0);
         let deleted = mem::take(&mut self.deleted);
         let goes_on = if shortage == Shortage::None { vacuum(store, SLACK, self.size)? } else { deleted > 0 };
+        self.is_uncut |= goes_on;
+        if !goes_on && mem::take(&mut self.is_uncut) {
+            // Only this makes the file shorter, and without pushes nothing else would write the log back.
+            store.checkpoint()?;
+        }
         Ok(if goes_on { Next::Step } else { Next::Pass })
     }
 }
@@ -355,6 +363,19 @@ mod tests {
         }
         assert_eq!(store.pragma("freelist_count").unwrap(), 0);
         assert!(size() < before / 4, "{} of {before} bytes", size());
+    }
+
+    #[test]
+    fn when_the_last_page_has_gone_back_the_file_is_shorter_though_no_push_comes() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut store = store(folder.path(), &[(6000, DAY * 8, State::Delivered)]);
+        let mut retention = retention(DAY * 7);
+        let size = || std::fs::metadata(folder.path().join(super::super::files::DATABASE)).unwrap().len();
+        store.checkpoint().unwrap();
+        let (before, kept) = (size(), 4096 * (SLACK.cast_unsigned() + 64));
+        assert!(before > kept, "{before} bytes are too few to show it");
+        while retention.work(&mut store, NOW, Shortage::None).unwrap() != Next::Pass {}
+        assert!(size() <= kept, "{} of {before} bytes", size());
     }
 
     #[test]
