@@ -6,13 +6,13 @@
 //! it from costing anything.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
+use crate::server::Peer;
 use crate::telemetry::Seldom;
 
 /// The failures of one source that are answered at once.
@@ -28,19 +28,10 @@ const SOURCES: usize = 1024;
 
 /// The failures of late.
 pub(super) struct Failures {
-    counts: Mutex<HashMap<Source, Count>>,
+    /// By source; `None` is all that came when the table was full.
+    counts: Mutex<HashMap<Option<Peer>, Count>>,
     pauses: Semaphore,
     told: Seldom,
-}
-
-/// Who is taken for one: an address, or the network that a single subscriber has in IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Source {
-    Unix,
-    V4(Ipv4Addr),
-    V6([u16; 4]),
-    /// All that came when the table was full.
-    Others,
 }
 
 struct Count {
@@ -54,10 +45,10 @@ impl Failures {
     }
 
     /// Counts one. If there were too many, says so after a pause: in how long they are forgotten.
-    pub(super) async fn count(&self, peer: Option<IpAddr>) -> Option<Duration> {
-        let left = self.note(Source::of(peer))?;
+    pub(super) async fn count(&self, peer: Peer) -> Option<Duration> {
+        let left = self.note(peer.subscriber())?;
         if let Some(held_back) = self.told.due() {
-            let peer = peer.map(tracing::field::display);
+            let peer = peer.0.map(tracing::field::display);
             tracing::warn!(
                 peer,
                 held_back,
@@ -71,13 +62,14 @@ impl Failures {
         Some(left)
     }
 
-    fn note(&self, mut source: Source) -> Option<Duration> {
+    fn note(&self, source: Peer) -> Option<Duration> {
         let now = Instant::now();
+        let mut source = Some(source);
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() >= SOURCES && !counts.contains_key(&source) {
             counts.retain(|_, count| now < count.since + PERIOD);
             if counts.len() >= SOURCES {
-                source = Source::Others;
+                source = None;
             }
         }
         let count = counts.entry(source).or_insert(Count { since: now, failures: 0 });
@@ -89,25 +81,12 @@ impl Failures {
     }
 }
 
-impl Source {
-    fn of(peer: Option<IpAddr>) -> Self {
-        match peer.map(|peer| peer.to_canonical()) {
-            None => Self::Unix,
-            Some(IpAddr::V4(address)) => Self::V4(address),
-            Some(IpAddr::V6(address)) => {
-                let [a, b, c, d, ..] = address.segments();
-                Self::V6([a, b, c, d])
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn noted(failures: &Failures, peer: &str) -> bool {
-        failures.note(Source::of(Some(peer.parse().unwrap()))).is_some()
+        failures.note(Peer(Some(peer.parse().unwrap())).subscriber()).is_some()
     }
 
     #[tokio::test(start_paused = true)]
@@ -120,7 +99,7 @@ mod tests {
         assert!(noted(&failures, "192.0.2.2") && noted(&failures, "2001:db8::ffff:1"), "the same in another form");
         assert!(!noted(&failures, "192.0.2.3") && !noted(&failures, "2001:db8:0:1::1"));
         let before = Instant::now();
-        assert_eq!(failures.count(Some("192.0.2.1".parse().unwrap())).await, Some(PERIOD));
+        assert_eq!(failures.count(Peer(Some("192.0.2.1".parse().unwrap()))).await, Some(PERIOD));
         assert_eq!(before.elapsed(), PAUSE);
         tokio::time::advance(PERIOD).await;
         assert!(!noted(&failures, "192.0.2.1"), "forgotten");
@@ -129,7 +108,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_table_is_bounded_and_what_overflows_it_is_counted_as_one() {
         let failures = Failures::new();
-        let peer = |number: u32| Source::V4(Ipv4Addr::from(number));
+        let peer = |number: u32| Peer(Some(std::net::Ipv4Addr::from(number).into()));
         assert_eq!(
             (0..100_000).filter(|number| failures.note(peer(*number)).is_none()).count(),
             SOURCES + ALLOWED as usize

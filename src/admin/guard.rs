@@ -43,7 +43,7 @@ pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Ne
         Ok(()) => next.run(request).await,
         // Who sends none does not guess.
         Err(Error::Token) if request.headers().contains_key(header::AUTHORIZATION) => {
-            let peer = request.extensions().get::<Peer>().and_then(|peer| peer.0);
+            let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer(None));
             guard.failures.count(peer).await.map_or(Error::Token, Error::TooManyTokens).into_response()
         }
         Err(error) => error.into_response(),

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 /// The address that a request comes from, in each request's extensions; `None` on a Unix socket without
 /// `X-Forwarded-For`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Peer(pub Option<IpAddr>);
 
 impl Peer {
@@ -29,6 +29,14 @@ impl Peer {
             }
         }
         peer
+    }
+
+    /// Who counts as one: an IPv4 address, or the /64 of an IPv6 one, which is what a single subscriber has.
+    pub fn subscriber(self) -> Self {
+        Self(self.0.map(|address| match address.to_canonical() {
+            IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+            IpAddr::V4(address) => IpAddr::V4(address),
+        }))
     }
 
     /// Whether what this peer says of others is believed.

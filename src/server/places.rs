@@ -6,7 +6,6 @@
 //! there is no limit that a reverse proxy or WeChat's few addresses could meet. What is kept is bounded by the places.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -37,14 +36,10 @@ struct Waiting {
 }
 
 struct Waiter {
-    source: Source,
+    source: Peer,
     known: bool,
     leave: Arc<Notify>,
 }
-
-/// Who counts as one: an IPv4 address, or the /64 of an IPv6 one, which is what a single customer has. `None` is a Unix
-/// socket.
-type Source = Option<IpAddr>;
 
 /// A connection's place, given back when it is dropped.
 pub(super) struct Place {
@@ -55,7 +50,7 @@ pub(super) struct Place {
 }
 
 struct State {
-    source: Source,
+    source: Peer,
     /// Where it stands among the waiting ones; `None` while a request is under way.
     waits: Option<u64>,
     /// Requests under way; several over HTTP/2.
@@ -82,7 +77,7 @@ impl Places {
                 }
             },
         };
-        let state = State { source: None, waits: None, busy: 0, known: false };
+        let state = State { source: peer.subscriber(), waits: None, busy: 0, known: false };
         let place = Place { places: self.clone(), leave: Arc::default(), state: Mutex::new(state), _permit: permit };
         place.is_of(peer);
         place
@@ -99,7 +94,7 @@ impl Places {
         }
         drop(waiting);
         if let Some(held_back) = self.refusals.due() {
-            let source = source.map(tracing::field::display);
+            let source = source.0.map(tracing::field::display);
             tracing::warn!(
                 places = self.all,
                 closed,
@@ -119,8 +114,8 @@ impl Waiting {
     }
 
     /// Whom to close, at most so many: all of one source.
-    fn dispensable(&self, most: usize) -> Option<(Source, Vec<u64>)> {
-        let mut strangers: HashMap<Source, Vec<u64>> = HashMap::new();
+    fn dispensable(&self, most: usize) -> Option<(Peer, Vec<u64>)> {
+        let mut strangers: HashMap<Peer, Vec<u64>> = HashMap::new();
         for (number, waiter) in self.connections.iter().filter(|(_, waiter)| !waiter.known) {
             strangers.entry(waiter.source).or_default().push(*number);
         }
@@ -141,7 +136,7 @@ impl Place {
     /// Says whom the connection is from, where a PROXY header tells better than the socket.
     pub(super) fn is_of(&self, peer: Peer) {
         let mut state = lock(&self.state);
-        state.source = peer.0.map(source);
+        state.source = peer.subscriber();
         self.wait(&mut state);
     }
 
@@ -216,13 +211,6 @@ impl Drop for Place {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn source(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
-    }
 }
 
 #[cfg(test)]
