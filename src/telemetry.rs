@@ -17,7 +17,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
-/// How far apart lines are that a stranger can cause.
+/// For how long lines are counted that a stranger can cause.
 const SELDOM: Duration = Duration::from_secs(10);
 
 /// `[log]` of the configuration.
@@ -114,26 +114,45 @@ pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
     }
 }
 
-/// Keeps a line that strangers can cause from filling the log: it is written at most every ten seconds.
-#[derive(Debug, Default)]
-pub struct Seldom(Mutex<Held>);
+/// Keeps a line that strangers can cause from filling the log: once every ten seconds, or as often as it was made for.
+#[derive(Debug)]
+pub struct Seldom {
+    /// The most lines in ten seconds.
+    most: u32,
+    held: Mutex<Held>,
+}
 
 #[derive(Debug, Default)]
 struct Held {
-    written: Option<Instant>,
-    count: u64,
+    since: Option<Instant>,
+    written: u32,
+    back: u64,
+}
+
+impl Default for Seldom {
+    fn default() -> Self {
+        Self::at_most(1)
+    }
 }
 
 impl Seldom {
+    /// For a line that may be written so many times in ten seconds.
+    pub fn at_most(most: u32) -> Self {
+        Self { most, held: Mutex::default() }
+    }
+
     /// Whether to write the line now: how many were held back since the last, or `None` for hold this one back too.
     pub fn due(&self) -> Option<u64> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.written.is_some_and(|written| written.elapsed() < SELDOM) {
-            held.count += 1;
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if held.since.is_none_or(|since| since.elapsed() >= SELDOM) {
+            (held.since, held.written) = (Some(Instant::now()), 0);
+        }
+        if held.written == self.most {
+            held.back += 1;
             return None;
         }
-        held.written = Some(Instant::now());
-        Some(std::mem::take(&mut held.count))
+        held.written += 1;
+        Some(std::mem::take(&mut held.back))
     }
 }
 
@@ -205,6 +224,14 @@ mod tests {
         tokio::time::advance(SELDOM).await;
         assert_eq!(seldom.due(), Some(1000));
         assert_eq!(seldom.due(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_line_may_be_written_some_times_before_it_is_held_back() {
+        let seldom = Seldom::at_most(3);
+        assert_eq!([(); 5].map(|()| seldom.due()), [Some(0), Some(0), Some(0), None, None]);
+        tokio::time::advance(SELDOM).await;
+        assert_eq!([(); 4].map(|()| seldom.due()), [Some(2), Some(0), Some(0), None]);
     }
 
     #[derive(Clone)]

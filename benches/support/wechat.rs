@@ -174,27 +174,40 @@ impl WeChat {
         connections: usize,
         go: impl Fn(u64) -> bool + Clone + Send + 'static,
     ) -> u64 {
-        let taken = Arc::new(AtomicU64::new(0));
-        let mut senders = JoinSet::new();
-        for _ in 0..connections {
-            let (wechat, go, taken) = (Arc::clone(self), go.clone(), Arc::clone(&taken));
-            senders.spawn(async move {
-                let mut stream = TcpStream::connect(to).await.expect("the relay listens");
-                stream.set_nodelay(true).expect("a TCP socket");
-                let mut answer = vec![0; 1024];
-                let mut accepted = 0;
-                while go(taken.fetch_add(1, Ordering::Relaxed)) {
-                    stream.write_all(&wechat.request(true)).await.expect("the relay reads");
-                    let length = read_answer(&mut stream, &mut answer).await.expect("the relay answers");
-                    let answer = &answer[..length];
-                    assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(answer));
-                    accepted += 1;
-                }
-                accepted
-            });
-        }
-        senders.join_all().await.into_iter().sum()
+        let wechat = Arc::clone(self);
+        exchanges(to, connections, go, move || wechat.request(true), "HTTP/1.1 200").await
     }
+}
+
+/// Sends requests over so many kept connections, each when the one before on its connection has the expected answer,
+/// while `go` lets them; gives their number.
+pub(crate) async fn exchanges(
+    to: SocketAddr,
+    connections: usize,
+    go: impl Fn(u64) -> bool + Clone + Send + 'static,
+    request: impl Fn() -> Vec<u8> + Clone + Send + 'static,
+    expected: &'static str,
+) -> u64 {
+    let taken = Arc::new(AtomicU64::new(0));
+    let mut senders = JoinSet::new();
+    for _ in 0..connections {
+        let (go, request, taken) = (go.clone(), request.clone(), Arc::clone(&taken));
+        senders.spawn(async move {
+            let mut stream = TcpStream::connect(to).await.expect("the relay listens");
+            stream.set_nodelay(true).expect("a TCP socket");
+            let mut answer = vec![0; 1024];
+            let mut answered = 0;
+            while go(taken.fetch_add(1, Ordering::Relaxed)) {
+                stream.write_all(&request()).await.expect("the relay reads");
+                let length = read_answer(&mut stream, &mut answer).await.expect("the relay answers");
+                let answer = &answer[..length];
+                assert!(answer.starts_with(expected.as_bytes()), "{}", String::from_utf8_lossy(answer));
+                answered += 1;
+            }
+            answered
+        });
+    }
+    senders.join_all().await.into_iter().sum()
 }
 
 /// Whether the answer to a request on a connection of its own is 200.

@@ -62,6 +62,10 @@ const UNDER_WAY: usize = 8192;
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=utf-8");
 
+/// Log lines in ten seconds, per account, about requests that were not opened: enough for all of WeChat's while an
+/// operator has the token wrong, and nothing to a disk.
+const REFUSALS: u32 = 100;
+
 /// How many bodies are waited for at a time whose senders have not shown that they know the token.
 const STRANGERS: usize = 64;
 
@@ -112,6 +116,8 @@ struct Entry {
     guard: Arc<Guard>,
     /// How often the log tells of requests from elsewhere.
     elsewhere: Seldom,
+    /// How often it tells of requests that were not opened.
+    refusals: Seldom,
 }
 
 /// What WeChat is told, before it is written as HTTP.
@@ -128,8 +134,8 @@ impl Accounts {
         let entry = |account: Account| {
             let metrics = metrics.account(&account.name);
             let guard = Guard::new(account.name.clone(), metrics.clone());
-            let elsewhere = Seldom::default();
-            (account.path.clone(), Arc::new(Entry { account, metrics, guard, elsewhere }))
+            let (elsewhere, refusals) = (Seldom::default(), Seldom::at_most(REFUSALS));
+            (account.path.clone(), Arc::new(Entry { account, metrics, guard, elsewhere, refusals }))
         };
         Self { by_path: accounts.into_iter().map(entry).collect(), openids }
     }

@@ -1,4 +1,6 @@
 //! One log line and one count for each request to an account, also when WeChat hangs up before its answer.
+//!
+//! Of what does not open, so many lines and no more: strangers could fill the disk.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -124,17 +126,21 @@ impl Drop for Record {
         }
         let (event, result, stamp, duration_ms) = (self.event, self.result, self.stamp, took.as_secs_f64() * 1e3);
         let openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid));
-        tracing::info!(
-            account = %entry.account.name,
-            kind,
-            result,
-            event = event.map(tracing::field::display),
-            peer = self.peer.map(tracing::field::display),
-            duration_ms,
-            openid = openid.as_deref(),
-            stamp,
-            "push"
-        );
+        let by_stranger = self.openid.is_none() && self.status != Some(StatusCode::OK);
+        if let Some(held_back) = if by_stranger { entry.refusals.due() } else { Some(0) } {
+            tracing::info!(
+                account = %entry.account.name,
+                kind,
+                result,
+                event = event.map(tracing::field::display),
+                peer = self.peer.map(tracing::field::display),
+                duration_ms,
+                openid = openid.as_deref(),
+                stamp,
+                held_back = Some(held_back).filter(|count| *count > 0),
+                "push"
+            );
+        }
         let news = || {
             let (account, openid) = (entry.account.name.clone(), openid.clone().map(Cow::into_owned));
             News::Push(Push { at: UnixMillis::now(), event, account, kind, result, duration_ms, openid, stamp })

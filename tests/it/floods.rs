@@ -40,6 +40,22 @@ async fn forged_pushes_take_up_nothing_that_lasts() {
     }
 }
 
+#[tokio::test]
+async fn forged_pushes_do_not_fill_the_log() {
+    let wechat = WeChat::secure();
+    let relay = Relay::start(wechat.account() + "[[accounts.shop.routes]]\notherwise = true\nto = []\n").await;
+    let forged = WeChat { token: "another".to_owned(), ..WeChat::secure() };
+    for _ in 0..300 {
+        assert_eq!(exchange(&relay.push, &forged.push(&text("o1", "x")).request(PATH)).await.status, 403);
+    }
+    relay.accept(&wechat, &text("o1", "told of all the same")).await;
+    relay.log("the good push", |line| line["result"] == "accepted").await;
+    let refused = relay.lines().iter().filter(|line| line.contains("\"signature\"")).count();
+    // A hundred in ten seconds, however slow this machine is.
+    assert!((100..=200).contains(&refused), "{refused} lines");
+    assert_eq!(relay.metric("wxrelay_pushes_total", &[("result", "signature")]).await, 300.0);
+}
+
 /// The head of a push whose body is still to come.
 fn announced(wechat: &WeChat) -> Vec<u8> {
     let request = wechat.push(&text("o1", "slow")).kept_alive(PATH);
