@@ -104,22 +104,17 @@ impl Relay {
         values.filter_map(|(_, value)| value.parse::<f64>().ok()).sum()
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn memory(&self) -> Memory {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("the relay runs on Linux");
-        let kibibytes = |field: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field of proc(5)");
-            line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
-        };
-        Memory { now: kibibytes("VmRSS:"), peak: kibibytes("VmHWM:") }
+        memory(self.id())
     }
 
     /// The processor time it has taken so far.
     pub(crate) fn processor(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("the relay runs on Linux");
-        let (_, fields) = stat.rsplit_once(')').expect("a line of proc(5)");
-        let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-        // Linux tells all programs 100 ticks a second.
-        Duration::from_millis(ticks * 10)
+        processor(self.id())
     }
 
     /// How many files and sockets it has open.
@@ -151,6 +146,24 @@ impl Drop for Relay {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+pub(crate) fn memory(process: u32) -> Memory {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs, on Linux");
+    let kibibytes = |field: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field of proc(5)");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    };
+    Memory { now: kibibytes("VmRSS:"), peak: kibibytes("VmHWM:") }
+}
+
+/// The processor time that a process has taken so far.
+pub(crate) fn processor(process: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs, on Linux");
+    let (_, fields) = stat.rsplit_once(')').expect("a line of proc(5)");
+    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    // Linux tells all programs 100 ticks a second.
+    Duration::from_millis(ticks * 10)
 }
 
 /// Whether `wxrelay audit` finds everything accounted for, and what it says.

@@ -19,6 +19,8 @@ use super::wechat::MARK;
 pub(crate) enum Manner {
     /// Answers 200 at once.
     Fast,
+    /// Answers 200 after so long.
+    Slow(Duration),
     /// Takes the delivery and never answers.
     Hangs,
     /// Answers one byte a second.
@@ -127,6 +129,10 @@ async fn serve(mut stream: TcpStream, manner: Manner, shared: &Shared) -> io::Re
         buffer.clear();
         match manner {
             Manner::Fast => stream.write_all(OK).await?,
+            Manner::Slow(pause) => {
+                sleep(pause).await;
+                stream.write_all(OK).await?;
+            }
             Manner::Hangs => std::future::pending().await,
             Manner::Drips => {
                 for byte in OK {
@@ -167,8 +173,9 @@ async fn read_delivery(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> io::Resu
     }
 }
 
-fn content_length(head: &[u8]) -> Option<usize> {
-    number(head, b"content-length: ").and_then(|length| usize::try_from(length).ok())
+pub(crate) fn content_length(head: &[u8]) -> Option<usize> {
+    let length = number(head, b"content-length: ").or_else(|| number(head, b"Content-Length: "));
+    length.and_then(|length| usize::try_from(length).ok())
 }
 
 fn sent_at(delivery: &[u8]) -> Option<u64> {
@@ -182,6 +189,6 @@ fn number(text: &[u8], mark: &[u8]) -> Option<u64> {
     str::from_utf8(&rest[..digits]).ok()?.parse().ok()
 }
 
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+pub(crate) fn find(text: &[u8], part: &[u8]) -> Option<usize> {
     text.windows(part.len()).position(|window| window == part)
 }

@@ -34,13 +34,27 @@ impl Certificate {
         format!("tls = {{ cert = \"{}\", key = \"{}\" }}\n", self.cert.display(), self.key.display())
     }
 
+    /// The files of its chain and key.
+    pub(crate) fn files(&self) -> (&Path, &Path) {
+        (&self.cert, &self.key)
+    }
+
     /// A client that trusts it alone, and resumes no session: each handshake is a full one.
     pub(crate) fn connector(&self) -> TlsConnector {
-        let mut roots = RootCertStore::empty();
-        roots.add(self.der.clone()).expect("a certificate");
-        let mut config = builder().with_root_certificates(roots).with_no_client_auth();
+        let mut config = self.client();
         config.resumption = rustls::client::Resumption::disabled();
         TlsConnector::from(Arc::new(config))
+    }
+
+    /// A client that trusts it alone, and resumes its sessions.
+    pub(crate) fn resuming_connector(&self) -> TlsConnector {
+        TlsConnector::from(Arc::new(self.client()))
+    }
+
+    fn client(&self) -> ClientConfig {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.der.clone()).expect("a certificate");
+        builder().with_root_certificates(roots).with_no_client_auth()
     }
 }
 

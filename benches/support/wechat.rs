@@ -18,12 +18,13 @@ use wxrelay::secret::Secret;
 use wxrelay::wechat::{AesKey, Credentials, Mode, Salt};
 
 use super::nanos;
+use super::target::{content_length, find};
 use super::tls::localhost;
 
 const PATH: &str = "/wechat/events";
 const APP_ID: &str = "wxb11529c136998cb6";
 const TOKEN: &str = "pamtest";
-const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
+pub(crate) const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
 /// What stands before the moment of sending in a push's EventKey.
 pub(crate) const MARK: &[u8] = b"sent-at-";
 
@@ -81,7 +82,7 @@ impl WeChat {
     }
 
     /// A push as WeChat writes it, HTTP/1.0 on a connection of its own, or for a connection that is kept.
-    fn request(&self, keep: bool) -> Vec<u8> {
+    pub(crate) fn request(&self, keep: bool) -> Vec<u8> {
         let number = self.sent.fetch_add(1, Ordering::Relaxed);
         let now = UnixMillis::now().seconds();
         let clear = format!(
@@ -229,8 +230,8 @@ pub(crate) fn forged(headers: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Reads an answer whose whole body is one word; gives its length.
-async fn read_answer(stream: &mut TcpStream, answer: &mut [u8]) -> io::Result<usize> {
+/// Reads an answer of a known length, which fits; gives its length with the head.
+pub(crate) async fn read_answer(stream: &mut TcpStream, answer: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     loop {
         let read = stream.read(&mut answer[length..]).await?;
@@ -238,8 +239,11 @@ async fn read_answer(stream: &mut TcpStream, answer: &mut [u8]) -> io::Result<us
         if read == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        if answer[..length].windows(4).rposition(|end| end == b"\r\n\r\n").is_some_and(|end| end + 4 < length) {
-            return Ok(length);
+        if let Some(head) = find(&answer[..length], b"\r\n\r\n") {
+            let body = content_length(&answer[..head]).ok_or(io::ErrorKind::InvalidData)?;
+            if length >= head + 4 + body {
+                return Ok(length);
+            }
         }
     }
 }

@@ -1,0 +1,134 @@
+//! The relay beside what else could stand at WeChat's server URL: answers a second, latency, processor time, memory.
+//!
+//! `cargo bench --bench compare [-- --seconds 3 --rounds 3 --only keep-64]`
+//!
+//! Peers: nginx and HAProxy, which pass pushes on to a handler and answer what it answers; a Node server in the manner
+//! of the identity provider's own sample (`mode2.mjs`), where `node` is installed; the relay, once for nobody and once
+//! with a delivery of each push to the handler. Only the relay stores anything: every push is on disk before its answer.
+//! Those whose program is missing are passed over with a visible line.
+//!
+//! In each setting the peers take turns, round by round, on the same number of fresh pushes, so that a busy machine is
+//! busy for all of them. Load, peer and handler share the machine. Ratios are to nginx in the same round. A connection
+//! of its own for every push is what WeChat does.
+
+#![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
+
+mod load;
+mod peers;
+// Each benchmark uses a part of it.
+#[allow(dead_code)]
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::time::Duration;
+
+use load::{Load, Manner as Connections, Measured};
+use peers::{Peer, World};
+use support::argument;
+use support::figures::{mebibytes, median};
+use support::target::{Down, Manner, Target};
+use support::wechat::WeChat;
+
+/// What a comparison is made under.
+struct Setting {
+    name: &'static str,
+    connections: Connections,
+    /// How many at a time.
+    at_a_time: usize,
+    /// `None`: nothing listens there.
+    handler: Option<Manner>,
+}
+
+const fn setting(name: &'static str, connections: Connections, at_a_time: usize) -> Setting {
+    Setting { name, connections, at_a_time, handler: Some(Manner::Fast) }
+}
+
+const SETTINGS: [Setting; 14] = [
+    setting("keep-1", Connections::Kept, 1),
+    setting("keep-64", Connections::Kept, 64),
+    setting("keep-512", Connections::Kept, 512),
+    setting("each-1", Connections::Each, 1),
+    setting("each-64", Connections::Each, 64),
+    setting("each-512", Connections::Each, 512),
+    setting("tls-full-1", Connections::TlsFull, 1),
+    setting("tls-full-64", Connections::TlsFull, 64),
+    setting("tls-full-512", Connections::TlsFull, 512),
+    setting("tls-resumed-1", Connections::TlsResumed, 1),
+    setting("tls-resumed-64", Connections::TlsResumed, 64),
+    setting("tls-resumed-512", Connections::TlsResumed, 512),
+    Setting {
+        handler: Some(Manner::Slow(Duration::from_millis(50))),
+        ..setting("each-64-handler-50ms", Connections::Each, 64)
+    },
+    Setting { handler: None, ..setting("each-64-handler-dead", Connections::Each, 64) },
+];
+
+#[tokio::main]
+async fn main() {
+    let (span, rounds) = (Duration::from_secs(argument("--seconds", 3)), argument("--rounds", 3));
+    let only = std::env::args().skip_while(|word| word != "--only").nth(1);
+    for setting in SETTINGS.iter().filter(|setting| only.as_ref().is_none_or(|only| setting.name == only)) {
+        compare(setting, span, rounds).await;
+    }
+}
+
+/// Runs the peers in turn, and prints what came of it.
+async fn compare(setting: &Setting, span: Duration, rounds: u64) {
+    println!("{} ({} at a time, {} s, {rounds} rounds)", setting.name, setting.at_a_time, span.as_secs());
+    let (down, handler) = match setting.handler {
+        Some(manner) => (None, Some(Target::start(manner).await)),
+        None => (Some(Down::new()), None),
+    };
+    let address = handler.as_ref().map(|handler| handler.address).or(down.as_ref().map(Down::address));
+    let world = World::new(address.expect("one of the two"));
+    let wechat = WeChat::new();
+    let mut results: Vec<(Peer, Vec<Measured>)> = Vec::new();
+    for round in 0..rounds {
+        for (place, peer) in Peer::ALL.into_iter().filter(|peer| world.has(*peer)).enumerate() {
+            if round == 0 {
+                results.push((peer, Vec::new()));
+            }
+            let running = world.start(peer, setting.connections.is_tls()).await;
+            let load = Load { connections: setting.connections, at_a_time: setting.at_a_time, span };
+            let expected = handler.as_ref().filter(|_| peer == Peer::RelayDelivers);
+            results[place].1.push(load.put_on(&wechat, &running, world.connector(setting.connections), expected).await);
+            running.stop().await;
+        }
+    }
+    for (peer, measured) in &results {
+        tell(*peer, measured, &results);
+    }
+}
+
+fn tell(peer: Peer, measured: &[Measured], all: &[(Peer, Vec<Measured>)]) {
+    let column = |pick: fn(&Measured) -> f64| median(measured.iter().map(pick));
+    let nginx = all.iter().find(|(peer, _)| *peer == Peer::Nginx).map(|(_, measured)| measured.as_slice());
+    let against = |pick: fn(&Measured) -> f64| -> String {
+        let answered = |runs: &&[Measured]| runs.iter().all(|run| run.rate > 0.0);
+        let Some(nginx) = nginx.filter(|_| peer != Peer::Nginx).filter(answered) else { return String::new() };
+        let mut ratios: Vec<_> = measured.iter().zip(nginx).map(|(mine, theirs)| pick(mine) / pick(theirs)).collect();
+        ratios.sort_unstable_by(f64::total_cmp);
+        let (least, most) = (ratios.first().copied().unwrap_or(f64::NAN), ratios.last().copied().unwrap_or(f64::NAN));
+        format!("{:.2}x [{least:.2} {most:.2}]", median(ratios.iter().copied()))
+    };
+    println!(
+        "  {:16} {:>7.0}/s {:18} p50 {:>7.2} ms  p99 {:>7.2} ms  {:>6.1} s CPU a million {:18} {:>6.1} MiB{}{}",
+        peer.name(),
+        column(|run| run.rate),
+        against(|run| run.rate),
+        column(|run| run.p50),
+        column(|run| run.p99),
+        column(|run| run.processor),
+        against(|run| run.processor),
+        mebibytes(measured.iter().map(|run| run.memory).max().unwrap_or_default()),
+        if peer == Peer::RelayDelivers {
+            format!("  delivered {:.0}/s", column(|run| run.delivered))
+        } else {
+            String::new()
+        },
+        match measured.iter().map(|run| run.failed).sum::<u64>() {
+            0 => String::new(),
+            failed => format!("  {failed} not answered 200"),
+        },
+    );
+}
