@@ -24,8 +24,8 @@ use support::target::{Manner, Target};
 use support::wechat::{WeChat, account, exchanges, forged};
 
 const CONNECTIONS: usize = 16;
-/// The sealed text of a scan, roughly.
-const SEALED: usize = 680;
+/// The sealed text of a scan, roughly: 512 bytes in base64, before the `=` at its end.
+const SEALED: usize = 683;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -39,7 +39,7 @@ async fn main() -> ExitCode {
     let relay = Relay::start(folder.path(), "", &config).await;
     let wechat = WeChat::new();
     let body = format!(
-        "<xml><ToUserName><![CDATA[gh_0]]></ToUserName><Encrypt><![CDATA[{}]]></Encrypt></xml>",
+        "<xml><ToUserName><![CDATA[gh_0]]></ToUserName><Encrypt><![CDATA[{}=]]></Encrypt></xml>",
         "A".repeat(SEALED)
     );
     let stranger = forged(&format!("Content-Length: {}\r\n", body.len()), body.as_bytes());
