@@ -157,6 +157,7 @@ impl App {
         let state = admin::State {
             queue: self.queue.clone(),
             store: config.queue.path.clone(),
+            encryption_keys: config.queue.encryption_keys.clone(),
             metrics: self.metrics.clone(),
             ready: self.ready.clone(),
             status: Arc::new(move || this.upgrade().map_or(json!({}), |app| app.status(started))),
@@ -336,6 +337,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         ("queue.path", old.queue.path == new.queue.path),
         ("queue.retention", old.queue.retention == new.queue.retention),
         ("queue.max_size", old.queue.max_size == new.queue.max_size),
+        ("queue.encryption_keys", old.queue.encryption_keys == new.queue.encryption_keys),
         ("accounts.*.dedup_window", old.queue.dedup_window == new.queue.dedup_window),
         ("log.format", old.log.format == new.log.format),
         ("telemetry.otlp", old.telemetry.url == new.telemetry.url),

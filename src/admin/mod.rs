@@ -56,7 +56,7 @@ use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::metrics::Metrics;
-use crate::queue::{self, Inspect, Obstacle, Queue};
+use crate::queue::{self, EncryptionKeys, Inspect, Obstacle, Queue};
 use crate::secret::Secret;
 use crate::server::Listen;
 use crate::tail::Tail;
@@ -87,6 +87,8 @@ pub struct State {
     pub queue: Queue,
     /// The folder of its store, which is looked into beside it.
     pub store: PathBuf,
+    /// What sealed payloads in it are opened by.
+    pub encryption_keys: EncryptionKeys,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// Whether pushes are taken.
@@ -165,8 +167,8 @@ impl Context {
         T: Send + 'static,
         F: FnOnce(&Inspect) -> Result<T, queue::Error> + Send + 'static,
     {
-        let store = self.state.store.clone();
-        let looking = tokio::task::spawn_blocking(move || look(&Inspect::open(&store)?));
+        let (store, keys) = (self.state.store.clone(), self.state.encryption_keys.clone());
+        let looking = tokio::task::spawn_blocking(move || look(&Inspect::open(&store)?.with_keys(&keys)));
         looking.await.map_err(|_| Error::Bug)?.map_err(Error::Store)
     }
 }

@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
-use crate::queue::{self, NewEvent, Settlement, Verdict};
+use crate::queue::{self, EncryptionKeys, NewEvent, Settlement, Verdict};
 use crate::wechat::{Message, Mode};
 
 /// A relay without listeners: the store, with what the app would hand over beside it.
@@ -28,12 +28,18 @@ impl Relay {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let retention = Duration::from_secs(3600);
-        let settings =
-            queue::Settings { path: folder.path().to_owned(), retention, dedup_window: retention, max_size: 1 << 30 };
+        let settings = queue::Settings {
+            path: folder.path().to_owned(),
+            retention,
+            dedup_window: retention,
+            max_size: 1 << 30,
+            encryption_keys: EncryptionKeys::default(),
+        };
         let (reload, reloads) = mpsc::channel(1);
         let state = State {
             queue: Queue::open(&settings, |_| {}).unwrap(),
             store: settings.path,
+            encryption_keys: settings.encryption_keys,
             metrics: Metrics::new(),
             ready: Ready::default(),
             status: Arc::new(|| json!({ "version": "1.2.3", "targets": [{ "name": "crm" }, { "name": "quiet" }] })),

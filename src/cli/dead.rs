@@ -91,7 +91,8 @@ fn list(
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     let mut out = io::stdout().lock();
-    let found = Inspect::open(&config.queue.path)?.dead(target, limit, before)?;
+    let store = Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys);
+    let found = store.dead(target, limit, before)?;
     for letter in &found {
         if json {
             writeln!(out, "{}", serde_json::to_string(letter)?)?;
@@ -100,7 +101,8 @@ fn list(
         let name = if letter.event.is_empty() { &letter.msg_type } else { &letter.event };
         let error = letter.error.as_deref().unwrap_or_default();
         let (at, id, target) = (letter.received_at, letter.id, &letter.target);
-        let answer = letter.answer.as_deref().map(excerpt).unwrap_or_default();
+        let sealed = letter.sealed.as_ref().map(|why| format!("  [answer left out: {why}]"));
+        let answer = letter.answer.as_deref().map(excerpt).or(sealed).unwrap_or_default();
         writeln!(out, "{at}  {id}  {target:16} {name:20} {} attempts  {error}{answer}", letter.attempts)?;
     }
     if found.is_empty() && !json {

@@ -30,6 +30,9 @@ pub(super) fn description(event: &Value, with_text: bool) -> String {
             }
         }
     }
+    if let Some(why) = event["sealed"].as_str() {
+        out += &format!("  sealed    {why}\n");
+    }
     if let Some(reply) = event["reply"].as_str().filter(|_| with_text) {
         out += &format!("  reply     {reply}\n");
     }

@@ -93,7 +93,8 @@ impl FilterArgs {
 /// and follows a relay that runs.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
-    let store = || Inspect::open(&config.queue.path);
+    let keys = &config.queue.encryption_keys;
+    let store = || Inspect::open(&config.queue.path).map(|store| store.with_keys(keys));
     match args.action {
         Action::Ls(ls) => list(&store()?, ls, args.json),
         Action::Show { id, text } => show(&store()?, id, text, args.json),

@@ -18,17 +18,19 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints a token, an EncodingAESKey and a webhook secret.
+/// Prints a token, an EncodingAESKey, a webhook secret and a key for the store.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (token, key, secret) = (token()?, encoding_aes_key()?, webhook_secret()?);
-    let (token, key, secret) = (token.expose(), key.expose(), secret.expose());
+    let (token, key, secret, store_key) = (token()?, encoding_aes_key()?, webhook_secret()?, encryption_key()?);
+    let (token, key, secret, store_key) = (token.expose(), key.expose(), secret.expose(), store_key.expose());
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{}", json!({ "token": token, "encoding_aes_key": key, "secret": secret }))?;
+        let keys = json!({ "token": token, "encoding_aes_key": key, "secret": secret, "encryption_key": store_key });
+        writeln!(out, "{keys}")?;
     } else {
         writeln!(out, "token             {token}")?;
         writeln!(out, "encoding_aes_key  {key}")?;
         writeln!(out, "secret            {secret}")?;
+        writeln!(out, "encryption_key    {store_key}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -48,6 +50,11 @@ pub fn webhook_secret() -> Result<Secret, getrandom::Error> {
     Ok(Secret::new(format!("whsec_{}", STANDARD.encode(random::<32>()?))))
 }
 
+/// A key for `queue.encryption_keys`: 32 bytes in base64.
+pub fn encryption_key() -> Result<Secret, getrandom::Error> {
+    Ok(Secret::new(STANDARD.encode(random::<32>()?)))
+}
+
 /// Bytes from the system's generator.
 pub(super) fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], getrandom::Error> {
     let mut bytes = [0; LENGTH];
@@ -58,6 +65,7 @@ pub(super) fn random<const LENGTH: usize>() -> Result<[u8; LENGTH], getrandom::E
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::EncryptionKey;
 
     #[test]
     fn secrets_have_the_form_that_wechat_and_handlers_take() {
@@ -66,6 +74,7 @@ mod tests {
         assert!(token.expose().chars().chain(key.expose().chars()).all(|c| c.is_ascii_alphanumeric()));
         let bytes = STANDARD.decode(secret.expose().strip_prefix("whsec_").unwrap()).unwrap();
         assert_eq!(bytes.len(), 32);
+        assert!(EncryptionKey::parse(encryption_key().unwrap().expose()).is_some());
     }
 
     #[test]

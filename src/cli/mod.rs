@@ -86,7 +86,7 @@ pub enum Command {
     Audit(audit::Args),
     /// Exit with 0 when the relay is ready
     Healthcheck(healthcheck::Args),
-    /// Print a fresh token, EncodingAESKey and webhook secret
+    /// Print a fresh token, EncodingAESKey, webhook secret and key for the store
     Keygen(keygen::Args),
     /// Print what a shell needs to complete these commands
     Completions(completions::Args),

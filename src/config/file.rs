@@ -75,6 +75,7 @@ pub(super) struct Queue {
     pub(super) path: Option<Scalar>,
     pub(super) retention: Option<Scalar>,
     pub(super) max_size: Option<Scalar>,
+    pub(super) encryption_keys: Option<SecretSources>,
 }
 
 /// `[log]`

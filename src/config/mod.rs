@@ -421,8 +421,9 @@ mod tests {
         let [admin, token, previous, own, header, id, collector, customer] = WORDS;
         let (old, legacy) = (KEY.replace("abc", "xyz"), KEY.replace("abc", "uvw"));
         let (new, second) = (SECRET, "whsec_YWJjZGVmZ2hpamtsbW5vcHFyc3R1dnd4eXowMTIzNDU=");
+        let store = "YSBrZXkgb2YgdGhpcnR5LXR3byBieXRlcywgbm8gbGU=";
         let (_folder, path) = written(&format!(
-            "[admin]\ntoken = \"{admin}{admin}\"\n[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"{token}\"\n\
+            "[admin]\ntoken = \"{admin}{admin}\"\n[queue]\nencryption_keys = [\"{store}\"]\n[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"{token}\"\n\
              previous_token = \"{previous}\"\nencoding_aes_key = \"{KEY}\"\nprevious_encoding_aes_key = \"{old}\"\n\
              [targets.legacy]\nurl = \"http://a\"\nformat = \"wechat\"\ntoken = \"{own}\"\nencoding_aes_key = \"{legacy}\"\n\
              secret = [\"{new}\", \"{second}\"]\nheaders = {{ x-api-key = \"{header}\" }}\n\
@@ -433,7 +434,7 @@ mod tests {
         let config = loaded(&path, &[]);
         let shown = format!("{:?} {config:#?} {}", layers.shape().file, table::text(&config));
         assert!(shown.contains("MASKED") && shown.contains("wx0") && !shown.contains(id));
-        for secret in WORDS.into_iter().chain([KEY, &old, &legacy, new, second]) {
+        for secret in WORDS.into_iter().chain([KEY, &old, &legacy, new, second, store]) {
             assert!(!shown.contains(secret), "{secret} in {shown}");
         }
     }

@@ -10,6 +10,7 @@ use super::error::Problem;
 use super::file;
 use super::scope::Scope;
 use super::{certificates, targets, value};
+use crate::queue::{EncryptionKey, EncryptionKeys};
 use crate::server::{self, Listen};
 use crate::telemetry::{LogFormat, OpenIds};
 use crate::{admin, otlp, queue, telemetry};
@@ -120,7 +121,17 @@ pub(super) fn queue(scope: &Scope<'_>, file: &file::Queue) -> queue::Settings {
             .unwrap_or(Duration::from_hours(7 * 24)),
         dedup_window: Duration::ZERO,
         max_size: scope.read("max_size", &file.max_size, value::max_size).unwrap_or(10 << 30),
+        encryption_keys: EncryptionKeys::new(scope.secrets_of(
+            "encryption_keys",
+            &file.encryption_keys,
+            encryption_key,
+        )),
     }
+}
+
+fn encryption_key(text: &str) -> Result<EncryptionKey, Problem> {
+    let expected = "the base64 of 32 bytes, as `wxrelay keygen` or `openssl rand -base64 32` makes it";
+    EncryptionKey::parse(text).ok_or(Problem::Hidden(expected))
 }
 
 /// `[log]`

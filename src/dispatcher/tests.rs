@@ -9,14 +9,16 @@ use crate::clock::{UnixMillis, simulated};
 use crate::deliver::scripted::{Answer, Script};
 use crate::deliver::{CredentialsOverride, Format, Role, TlsOptions};
 use crate::event::{ContentKey, Event};
-use crate::queue::{Awaited, Faults, NewEvent, Settings};
+use crate::queue::{Awaited, EncryptionKeys, Faults, NewEvent, Settings};
 use crate::wechat::{Message, Mode};
 
 const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn queue(path: &std::path::Path) -> Queue {
-    let settings = Settings { path: path.to_owned(), retention: 1000 * HOUR, dedup_window: HOUR, max_size: u64::MAX };
+    let (retention, encryption_keys) = (1000 * HOUR, EncryptionKeys::default());
+    let settings =
+        Settings { path: path.to_owned(), retention, dedup_window: HOUR, max_size: u64::MAX, encryption_keys };
     let faults = Faults { stall: Box::new(|| Duration::ZERO), fails: Box::new(|| false) };
     Queue::simulated(&settings, drop, faults).unwrap()
 }

@@ -85,8 +85,14 @@ impl Bench {
 }
 
 fn settings(path: &Path) -> Settings {
-    // The events here are of a fixed day; none is to be old.
-    Settings { path: path.to_owned(), retention: DAY * 365_000, dedup_window: DAY, max_size: 1 << 40 }
+    Settings {
+        path: path.to_owned(),
+        // The events here are of a fixed day; none is to be old.
+        retention: DAY * 365_000,
+        dedup_window: DAY,
+        max_size: 1 << 40,
+        encryption_keys: EncryptionKeys::default(),
+    }
 }
 
 pub(super) fn new_event(id: EventId, content: &str, targets: &[&str]) -> NewEvent {

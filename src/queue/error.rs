@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use rusqlite::ErrorCode;
 use rusqlite::ffi;
 
+use super::encryption::Fingerprint;
+
 /// Why the queue could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -74,6 +76,18 @@ pub enum Error {
         found: i64,
         /// The version that this release reads.
         known: i64,
+    },
+    /// Events are sealed by a key that is not given.
+    #[error(
+        "{} has events that are sealed by the key {key}, which queue.encryption_keys lacks: put it back there, behind \
+         the first one, until no event needs it (`wxrelay doctor` tells)",
+        path.display()
+    )]
+    KeyMissing {
+        /// The folder of the store.
+        path: PathBuf,
+        /// What the key is known by.
+        key: Fingerprint,
     },
     /// A setting that the store's promises rest on did not take.
     #[error("SQLite did not accept {pragma} = {wanted}, it stays {found}: the store was made by another program")]

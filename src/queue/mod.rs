@@ -16,6 +16,9 @@
 
 #[cfg(test)]
 mod conformance;
+mod encryption;
+#[cfg(test)]
+mod encryption_tests;
 mod error;
 mod holds;
 mod obstacle;
@@ -39,6 +42,7 @@ use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::wechat::ReplyError;
 
+pub use self::encryption::{EncryptionKey, EncryptionKeys, Fingerprint, Unopened};
 pub use self::error::Error;
 use self::holds::Hold;
 pub use self::obstacle::Obstacle;
@@ -47,6 +51,7 @@ pub(crate) use self::sqlite::Faults;
 pub use self::sqlite::Sqlite;
 pub use self::sqlite::deep::{Flaw, OpenDelivery, ReadBack};
 pub use self::sqlite::inspect::Inspect;
+pub use self::sqlite::seals::Sealing;
 pub use self::sqlite::survey::{Holder, SCHEMA, Survey, survey};
 pub use self::sweep::{Fate, Sweep, Swept};
 pub use self::view::{Audit, DeadLetter, Detail, Filter, Stats, Summary};
@@ -63,7 +68,7 @@ impl Queue {
     ///
     /// # Errors
     /// If the store is another process's, is on a network filesystem, was made by a newer release or by another
-    /// program, or cannot be opened.
+    /// program, holds events that are sealed by a key not given, or cannot be opened.
     pub fn open(settings: &Settings, on_commit: impl Fn(Duration) + Send + 'static) -> Result<Self, Error> {
         Sqlite::open(settings, Box::new(on_commit)).map(Self::Embedded)
     }
@@ -433,4 +438,6 @@ pub struct Settings {
     pub dedup_window: Duration,
     /// The most bytes the store may take: at this size new events are refused, and finished ones go a little before it.
     pub max_size: u64,
+    /// What payloads are sealed by, if they are to be.
+    pub encryption_keys: EncryptionKeys,
 }

@@ -30,13 +30,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::queue::{Error, Queue, Settings};
+    use crate::queue::{EncryptionKeys, Error, Queue, Settings};
 
     #[tokio::test]
     async fn a_closed_queue_takes_no_events() {
         let folder = tempfile::tempdir().unwrap();
         let (path, day) = (folder.path().to_owned(), Duration::from_secs(86_400));
-        let settings = Settings { path, retention: day, dedup_window: day, max_size: 1 << 30 };
+        let encryption_keys = EncryptionKeys::default();
+        let settings = Settings { path, retention: day, dedup_window: day, max_size: 1 << 30, encryption_keys };
         let queue = Queue::open(&settings, drop).unwrap();
         assert_eq!(queue.obstacle(), None);
         assert!(queue.ping().await.is_ok());

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::{Enqueued, Lease, NewEvent, Order, Queue, Settings, Settlement, State, Verdict};
+use super::{EncryptionKeys, Enqueued, Lease, NewEvent, Order, Queue, Settings, Settlement, State, Verdict};
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::wechat::{Message, Mode};
@@ -81,7 +81,8 @@ impl Bench {
 
 fn open(folder: &tempfile::TempDir) -> (Queue, Arc<str>) {
     let path = folder.path().to_owned();
-    let settings = Settings { path, retention: DAY * 365_000, dedup_window: DAY, max_size: 1 << 40 };
+    let encryption_keys = EncryptionKeys::default();
+    let settings = Settings { path, retention: DAY * 365_000, dedup_window: DAY, max_size: 1 << 40, encryption_keys };
     let (queue, target) = (Queue::open(&settings, drop).unwrap(), Arc::from("crm"));
     queue.keep_order(&target, Order::PerUser);
     (queue, target)

@@ -197,6 +197,9 @@ pub struct Detail {
     pub text: String,
     /// The clear passive reply it was answered with.
     pub reply: Option<String>,
+    /// Why its text, its reply or an answer is left out: it is sealed, and does not open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
     /// The trace it belongs to.
     pub traceparent: Option<String>,
     /// Where it goes, by name, with every attempt.
@@ -266,6 +269,9 @@ pub struct DeadLetter {
     pub error: Option<String>,
     /// The first 1 KiB of the last answer's body.
     pub answer: Option<String>,
+    /// Why the answer is left out: it is sealed, and does not open.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
 }
 
 fn text<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {

@@ -69,7 +69,8 @@ async fn keygen_gives_a_new_token_and_key_each_time() {
         let finished = run(wxrelay(["keygen"])).await;
         assert_eq!(finished.code, Some(0), "{finished:?}");
         let alphanumeric = |word: &&str| word.bytes().all(|byte| byte.is_ascii_alphanumeric());
-        let words = finished.stdout.split(|c: char| c.is_whitespace() || "\"=:".contains(c)).filter(alphanumeric);
+        let line = finished.stdout.lines().find(|line| line.starts_with("encoding_aes_key")).unwrap_or_default();
+        let words = line.split_whitespace().filter(alphanumeric);
         words.filter(|word| word.len() == 43).map(str::to_owned).collect::<Vec<_>>()
     };
     let (first, second) = (keys().await, keys().await);

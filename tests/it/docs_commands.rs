@@ -26,6 +26,8 @@ const URLS: [&str; 2] = ["https://relay.example.com", "https://your.domain"];
 const EVENT: &str = "evt_1a1fe9c9a6a00000";
 const AES_KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
+/// For `queue.encryption_keys`.
+const STORE_KEY: &str = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
 
 #[tokio::test]
 async fn every_command_is_run() {
@@ -270,6 +272,8 @@ async fn check(folder: &Path, block: &str, certificate: &Certificate) -> Finishe
             AES_KEY
         } else if kind.contains("secret") {
             SECRET
+        } else if kind.contains("store-key") {
+            STORE_KEY
         } else {
             "abcdefghijklmnopqrstuvwxyz123456"
         };

@@ -18,7 +18,7 @@ use crate::support::wechat::{PATH, WeChat};
 /// As entered in WeChat's console.
 const URL: &str = "https://localhost/wechat/events";
 /// In the order they are printed.
-const CHECKS: [&str; 17] = [
+const CHECKS: [&str; 18] = [
     "config",
     "key",
     "mode",
@@ -26,6 +26,7 @@ const CHECKS: [&str; 17] = [
     "disk",
     "space",
     "store",
+    "encryption",
     "files",
     "certificate",
     "listen",

@@ -23,6 +23,7 @@ mod docs;
 mod docs_commands;
 mod doctor;
 mod drain;
+mod encryption;
 mod floods;
 mod forgery;
 mod formats;

@@ -6,19 +6,19 @@ use std::path::Path;
 use crate::support::command::{free_address, run, wxrelay};
 use crate::support::relay::{Relay, Setup};
 use crate::support::target::Target;
-use crate::support::wechat::WeChat;
+use crate::support::wechat::{WeChat, text};
 
-/// A folder with the store of schema 1; `tests/data/store/README.md` says what is in it.
-fn version_1() -> tempfile::TempDir {
+/// A folder with the store of an earlier schema; `tests/data/store/README.md` says what is in it.
+fn version(schema: i64) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/store/v1.db");
+    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/store/v{schema}.db"));
     fs::copy(stored, folder.path().join("wxrelay.db")).expect("the store can be copied");
     folder
 }
 
 #[tokio::test]
 async fn what_a_store_of_schema_1_holds_is_delivered_in_order_and_retried() {
-    let (folder, wechat) = (version_1(), WeChat::secure());
+    let (folder, wechat) = (version(1), WeChat::secure());
     let (legacy, ordered) = (Target::start().await, Target::start().await);
     let body = wechat.account()
         + &legacy.config("legacy", "")
@@ -40,20 +40,50 @@ async fn what_a_store_of_schema_1_holds_is_delivered_in_order_and_retried() {
     let shown = relay.get(&format!("/api/events/{id}")).await.json();
     assert!(shown["reply"].as_str().is_some_and(|reply| reply.contains("stored by schema 1")), "{shown}");
     let text = shown["text"].as_str().expect("the opened text");
-    repeated(&relay, &wechat, text).await;
+    repeated(&relay, &wechat, text, "stored by schema 1").await;
+    assert_eq!(relay.audit().await["deliveries"], 7);
+}
+
+/// With a key from the same start on: what was stored stays in the clear and goes on, what comes now is sealed.
+#[tokio::test]
+async fn what_a_store_of_schema_2_holds_goes_on_in_the_clear_beside_what_is_sealed_from_now_on() {
+    let (folder, wechat) = (version(2), WeChat::secure());
+    let (crm, legacy, ordered) = (Target::start().await, Target::start().await, Target::start().await);
+    let targets =
+        crm.config("crm", "") + &legacy.config("legacy", "") + &ordered.config("ordered", "order = \"per_user\"");
+    let body = wechat.account() + &targets + &crm.config("later", "");
+    let key = "encryption_keys = \"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\"";
+    let relay = Setup::new(body).queue_at(folder.path()).queue(key).admin_at(free_address()).start().await;
+    relay.log("line about the migration", |line| line["schema"] == 3).await;
+
+    let deliveries = ordered.wait_for(3).await;
+    relay.audited("delivered", 6).await;
+    assert_eq!(relay.run(&["targets", "resume", "later"]).await.code, Some(0), "the pause is kept");
+    assert_eq!(relay.run(&["dead", "retry", "legacy"]).await.code, Some(0));
+    relay.audited("delivered", 12).await;
+    let id = deliveries[0].header("wxrelay-event-id");
+    let shown = relay.get(&format!("/api/events/{id}")).await.json();
+    repeated(&relay, &wechat, shown["text"].as_str().expect("the opened text"), "stored by schema 2").await;
+
+    relay.accept(&wechat, &text("o1", "sealed from now on")).await;
+    relay.audited("delivered", 16).await;
+    assert_eq!(relay.run(&["audit", "--deep"]).await.code, Some(0));
+    let store = rusqlite::Connection::open(folder.path().join("wxrelay.db")).expect("the store");
+    let mut find = store.prepare("SELECT text = 'sealed' FROM events ORDER BY id").expect("the view");
+    let sealed = find.query_map([], |row| row.get::<_, bool>(0)).expect("rows");
+    assert_eq!(sealed.collect::<Result<Vec<_>, _>>().expect("rows"), [false, false, false, true]);
 }
 
 /// WeChat's repeat of a push that the earlier release stored makes no second event, and has the same reply.
-async fn repeated(relay: &Relay, wechat: &WeChat, text: &str) {
+async fn repeated(relay: &Relay, wechat: &WeChat, text: &str, reply: &str) {
     let answer = relay.accept(wechat, text).await;
-    assert!(wechat.open_reply(answer.text()).contains("stored by schema 1"));
-    let audit = relay.audit().await;
-    assert_eq!((&audit["events"], &audit["deliveries"]), (&3.into(), &7.into()));
+    assert!(wechat.open_reply(answer.text()).contains(reply));
+    assert_eq!(relay.audit().await["events"], 3);
 }
 
 #[tokio::test]
 async fn a_store_of_schema_1_is_not_read_before_the_relay_has_started() {
-    let (folder, home) = (version_1(), tempfile::tempdir().expect("a temporary folder"));
+    let (folder, home) = (version(1), tempfile::tempdir().expect("a temporary folder"));
     let config = home.path().join("config.toml");
     fs::write(&config, format!("[queue]\npath = \"{}\"\n{}", folder.path().display(), WeChat::secure().account()))
         .expect("the config can be written");

@@ -17,7 +17,7 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::deliver::{Format, Upstream};
 use crate::event::{Event, EventId};
-use crate::queue::{Error, Flaw, Inspect, OpenDelivery, ReadBack};
+use crate::queue::{Error, Flaw, Inspect, OpenDelivery, ReadBack, Unopened};
 use crate::wechat::{Credentials, Mode, OpenError, Query};
 
 /// Findings that are told one by one; the rest is counted.
@@ -59,6 +59,8 @@ enum Kind {
     File,
     /// A row cannot be read.
     Unreadable,
+    /// An event is sealed by a key that is not given.
+    Key,
     /// The opened text does not parse.
     Text,
     /// A column, the content key or the number of deliveries is not what the text or the event says.
@@ -78,6 +80,7 @@ impl Kind {
         match self {
             Self::File => "file",
             Self::Unreadable => "unreadable",
+            Self::Key => "key",
             Self::Text => "text",
             Self::Row => "row",
             Self::Push => "push",
@@ -96,6 +99,9 @@ impl Kind {
             Self::Unreadable | Self::Text | Self::Row | Self::Push => {
                 "somebody wrote to the store, or the disk did: keep a copy, look at the disk, and report this; \
                  `wxrelay events show ID --text` shows what is left"
+            }
+            Self::Key => {
+                "put the key back into queue.encryption_keys, behind the first one; without it nobody reads these events"
             }
             Self::RawKeys => {
                 "the target can verify these only while it knows the old token and key; if it does, put them into \
@@ -187,7 +193,8 @@ impl Judge {
         deep.events += 1;
         for flaw in &read.flaws {
             let kind = match flaw {
-                Flaw::Unreadable(_) => Kind::Unreadable,
+                Flaw::Sealed(Unopened::KeyMissing(_)) => Kind::Key,
+                Flaw::Unreadable(_) | Flaw::Sealed(Unopened::KeyUnknown | Unopened::Damaged) => Kind::Unreadable,
                 Flaw::Text => Kind::Text,
                 Flaw::Column(_) | Flaw::ContentKey | Flaw::Deliveries { .. } => Kind::Row,
             };

@@ -37,7 +37,7 @@ struct Report<'a> {
 /// Prints the ledger; exit code 1 if one delivery is unaccounted for, or one event cannot be opened, parsed or delivered.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
-    let store = Inspect::open(&config.queue.path)?;
+    let store = Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys);
     let deep = args.deep.then(|| deep::walk(&store, &config)).transpose()?;
     let ledger = store.audit();
     // What was found is told even where the damage keeps the ledger from being counted.

@@ -1,4 +1,4 @@
-//! The machine: the store's folder and what is in it, its disk's speed and room, and how many files may be open.
+//! The machine: the store's folder, what is in it and whether that is sealed, its disk's speed and room, and how many files may be open.
 //!
 //! Nothing of a store is changed. The one thing written is a small file beside it, to time its flush, which is removed.
 
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::aside;
 use super::report::{Check, Findings, Line};
 use crate::config::Config;
-use crate::queue::{Error, Holder, Inspect, SCHEMA, Settings, survey};
+use crate::queue::{EncryptionKey, Error, Fingerprint, Holder, Inspect, SCHEMA, Settings, survey};
 use crate::server::Options;
 
 /// How long the disk may be waited for.
@@ -47,6 +47,7 @@ pub(super) async fn store(settings: Settings) -> Findings {
     };
     findings.lines.push(space(&settings, used));
     findings.lines.push(contents(&settings.path));
+    findings.lines.push(encryption(&settings));
     findings
 }
 
@@ -186,6 +187,33 @@ fn contents(path: &Path) -> Line {
             check.failed(text, remedy)
         }
     }
+}
+
+/// Whether payloads are sealed, and whether all that are can be opened.
+fn encryption(settings: &Settings) -> Line {
+    let check = Check::new("encryption", settings.path.display());
+    // Where the store cannot be read, another line says so.
+    let found = Inspect::open(&settings.path).and_then(|store| store.sealing()).unwrap_or_default();
+    let keys: Vec<Fingerprint> = settings.encryption_keys.iter().map(EncryptionKey::fingerprint).collect();
+    let missing: Vec<_> = found.keys.iter().filter(|key| !keys.contains(key)).map(ToString::to_string).collect();
+    if !missing.is_empty() {
+        return check.failed(
+            format!("events are sealed by {}, which queue.encryption_keys lacks", missing.join(", ")),
+            "put that key back, behind the first one: the relay does not start without it",
+        );
+    }
+    let Some((first, older)) = keys.split_first() else {
+        return check.ok("off: payloads are kept as they come, for whoever can read the folder");
+    };
+    let mut text = format!("payloads are sealed by {first}");
+    for key in older {
+        let use_of = if found.keys.contains(key) { "older ones by" } else { "and none any more by" };
+        text += &format!(", {use_of} {key}");
+    }
+    if found.in_clear {
+        text += "; events from before are still in the clear";
+    }
+    check.ok(text)
 }
 
 /// The process that uses the store.

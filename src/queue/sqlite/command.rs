@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::seals::Sealed;
 use super::sweep::Stepped;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
@@ -13,6 +14,8 @@ use crate::queue::{Enqueued, Error, Leases, NewEvent, Note, Settlement, Sweep};
 pub(super) enum Command {
     Enqueue {
         new: NewEvent,
+        /// What stands in its row instead of clear texts, where it is to be sealed.
+        sealed: Option<Sealed>,
         /// The targets whose delivery waits for an earlier one of the user.
         held: Vec<Arc<str>>,
         waiter: Waiter<Enqueued>,

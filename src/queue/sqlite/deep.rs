@@ -7,8 +7,10 @@
 use rusqlite::{Row, Transaction, params};
 
 use super::inspect::Inspect;
+use super::seals::Seals;
 use super::statements::read_event;
 use crate::event::{ContentKey, Event, EventId};
+use crate::queue::encryption::{Place, Unopened};
 use crate::queue::{Error, State};
 
 /// Events of one page: few enough not to hold back the log.
@@ -44,6 +46,9 @@ pub enum Flaw {
     /// SQLite cannot read the row, or a column is of another type.
     #[error("its row cannot be read: {0}")]
     Unreadable(String),
+    /// What is sealed cannot be opened.
+    #[error(transparent)]
+    Sealed(Unopened),
     /// The opened text does not parse.
     #[error("its stored text does not parse")]
     Text,
@@ -97,9 +102,10 @@ impl Inspect {
         mut take: impl FnMut(ReadBack),
     ) -> Result<Option<EventId>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
+        let seals = self.seals(&snapshot)?;
         let mut find = snapshot.prepare_cached(
-            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, \
-                    content_key, targets, msg_type, event, event_key, from_user \
+            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key, \
+                    content_key, targets, msg_type, event, event_key, from_user, reply \
                FROM event WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
         )?;
         let mut last = after;
@@ -110,7 +116,7 @@ impl Inspect {
                 Ok(Some(row)) => {
                     let id = row.get(0)?;
                     last = Some(id);
-                    take(read(&snapshot, id, row));
+                    take(read(&snapshot, id, row, &seals));
                 }
                 // Damage within a row: its id can still be had, and those behind it.
                 Err(error) => match Error::from(error) {
@@ -142,8 +148,13 @@ fn next_id(snapshot: &Transaction<'_>, after: Option<EventId>) -> rusqlite::Resu
     find.query_row([after.unwrap_or(BEFORE_ALL)], |row| row.get(0))
 }
 
-fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>) -> ReadBack {
-    let judged = judge(row).and_then(|(event, mut flaws)| {
+fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -> ReadBack {
+    let judged = judge(row, seals).and_then(|(event, mut flaws)| {
+        if event.is_some()
+            && let Some(unopened) = rest(snapshot, id, row, seals)?
+        {
+            flaws.push(Flaw::Sealed(unopened));
+        }
         let (found, open) = deliveries(snapshot, id)?;
         let stored = row.get("targets")?;
         if found != stored {
@@ -155,8 +166,11 @@ fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>) -> ReadBack {
 }
 
 /// The event, and how the rest of its row agrees with it.
-fn judge(row: &Row<'_>) -> rusqlite::Result<(Option<Event>, Vec<Flaw>)> {
-    let Some(event) = read_event(row)? else { return Ok((None, vec![Flaw::Text])) };
+fn judge(row: &Row<'_>, seals: &Seals) -> rusqlite::Result<(Option<Event>, Vec<Flaw>)> {
+    let event = match read_event(row, seals)? {
+        Ok(event) => event,
+        Err(flaw) => return Ok((None, vec![flaw])),
+    };
     let message = &event.message;
     let of_text = [
         ("msg_type", message.msg_type()),
@@ -178,7 +192,26 @@ fn judge(row: &Row<'_>) -> rusqlite::Result<(Option<Event>, Vec<Flaw>)> {
 }
 
 /// Where the columns begin that are read out of the text.
-const COLUMNS_OF_TEXT: usize = 11;
+const COLUMNS_OF_TEXT: usize = 12;
+
+/// Why the reply of a sealed event, or what a target answered to it, cannot be opened.
+fn rest(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -> rusqlite::Result<Option<Unopened>> {
+    let Some(key) = row.get("key")? else { return Ok(None) };
+    let reply: Option<Vec<u8>> = row.get("reply")?;
+    if let Some(Err(unopened)) = reply.map(|reply| seals.open_text(key, Place::Reply(id), &reply)) {
+        return Ok(Some(unopened));
+    }
+    let mut find = snapshot
+        .prepare_cached("SELECT target, number, answer FROM attempt WHERE event = ?1 AND answer IS NOT NULL")?;
+    let mut rows = find.query([id])?;
+    while let Some(row) = rows.next()? {
+        let (target, number, answer): (_, _, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        if let Err(unopened) = seals.open(key, Place::Answer(id, target, number), &answer) {
+            return Ok(Some(unopened));
+        }
+    }
+    Ok(None)
+}
 
 /// How many deliveries an event has, and which of them are open.
 fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<(i64, Vec<OpenDelivery>)> {

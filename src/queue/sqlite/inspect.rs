@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 
+use super::seals::{self, Sealing, Seals};
 use super::{files, schema};
 use crate::event::EventId;
+use crate::queue::encryption::{EncryptionKeys, Place, Unopened};
 use crate::queue::view::{
     AttemptDetail, Audit, Counts, DeadLetter, DeliveryDetail, DeliverySummary, Detail, Filter, Stats, Summary,
     TargetCounts, TargetStats,
@@ -22,6 +24,7 @@ use crate::wechat::Mode;
 pub struct Inspect {
     pub(super) connection: Connection,
     folder: PathBuf,
+    keys: EncryptionKeys,
 }
 
 impl Inspect {
@@ -41,7 +44,26 @@ impl Inspect {
             schema::VERSION => {}
             found => return Err(Error::Outdated { path, found, known: schema::VERSION }),
         }
-        Ok(Self { connection, folder: folder.to_owned() })
+        Ok(Self { connection, folder: folder.to_owned(), keys: EncryptionKeys::default() })
+    }
+
+    /// With the keys that sealed payloads are opened by. What needs another key, or is looked at without, is left out of
+    /// the answers, which then say why.
+    pub fn with_keys(self, keys: &EncryptionKeys) -> Self {
+        Self { keys: keys.clone(), ..self }
+    }
+
+    /// The keys of the store, as far as they are given.
+    pub(super) fn seals(&self, snapshot: &Connection) -> rusqlite::Result<Seals> {
+        Seals::read(snapshot, &self.keys)
+    }
+
+    /// By which keys events are sealed. May look at every event.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn sealing(&self) -> Result<Sealing, Error> {
+        Ok(seals::survey(&self.connection)?)
     }
 
     /// Events, deliveries and backlog by the running ledger: cheap whatever the store's size, but for a look at the
@@ -167,11 +189,17 @@ impl Inspect {
     /// If the store cannot be read.
     pub fn event(&self, id: EventId) -> Result<Option<Detail>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
+        let seals = self.seals(&snapshot)?;
         let detail = snapshot.query_row(
             "SELECT id, received_at, account, app_id, mode, msg_type, event, event_key, from_user, \
-                    coalesce(clear, body), reply, traceparent FROM event WHERE id = ?1",
+                    coalesce(clear, body), reply, traceparent, key, clear IS NULL FROM event WHERE id = ?1",
             [id],
             |row| {
+                let mut reader = Reader { seals: &seals, key: row.get(12)?, unopened: None };
+                let place = if row.get(13)? { Place::Body(id) } else { Place::Clear(id) };
+                let text = reader.text(row, 9, place)?.unwrap_or_default();
+                let reply = reader.text(row, 10, Place::Reply(id))?;
+                let deliveries = deliveries(&snapshot, id, &mut reader)?;
                 Ok(Detail {
                     id: row.get(0)?,
                     received_at: row.get(1)?,
@@ -182,10 +210,11 @@ impl Inspect {
                     event: row.get(6)?,
                     event_key: row.get(7)?,
                     from: row.get(8)?,
-                    text: String::from_utf8_lossy(&row.get::<_, Vec<u8>>(9)?).into_owned(),
-                    reply: row.get(10)?,
+                    text,
+                    reply,
+                    sealed: reader.trouble(),
                     traceparent: row.get(11)?,
-                    deliveries: deliveries(&snapshot, id)?,
+                    deliveries,
                 })
             },
         );
@@ -197,12 +226,14 @@ impl Inspect {
     /// # Errors
     /// If the store cannot be read.
     pub fn dead(&self, target: Option<&str>, limit: usize, before: Option<EventId>) -> Result<Vec<DeadLetter>, Error> {
-        let mut find = self.connection.prepare(
+        let snapshot = self.connection.unchecked_transaction()?;
+        let seals = self.seals(&snapshot)?;
+        let mut find = snapshot.prepare(
             "WITH letter AS (SELECT d.event, d.target, t.name, d.ended_at, d.attempts FROM delivery d \
                                LEFT JOIN target t ON t.no = d.target \
                               WHERE d.state = 2 AND d.event < ?1 AND (?2 IS NULL OR t.name = ?2)) \
              SELECT l.event, coalesce(l.name, ''), e.received_at, l.ended_at, e.account, e.msg_type, e.event, \
-                    l.attempts, a.status, a.error, a.answer \
+                    l.attempts, a.status, a.error, a.answer, e.key, l.target, a.number \
                FROM letter l JOIN event e ON e.id = l.event \
                LEFT JOIN attempt a ON a.event = l.event AND a.target = l.target AND a.number = l.attempts \
               WHERE l.event IN (SELECT DISTINCT event FROM letter ORDER BY event DESC LIMIT ?3) \
@@ -210,8 +241,13 @@ impl Inspect {
         )?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let found = find.query_map(params![before.unwrap_or(LAST_ID), target, limit], |row| {
+            let id = row.get(0)?;
+            let mut reader = Reader { seals: &seals, key: row.get(11)?, unopened: None };
+            let number: Option<i64> = row.get(13)?;
+            let place = Place::Answer(id, row.get(12)?, number.unwrap_or_default());
+            let answer = reader.text(row, 10, place)?;
             Ok(DeadLetter {
-                id: row.get(0)?,
+                id,
                 target: row.get(1)?,
                 received_at: row.get(2)?,
                 ended_at: row.get(3)?,
@@ -221,7 +257,8 @@ impl Inspect {
                 attempts: row.get(7)?,
                 status: row.get(8)?,
                 error: row.get(9)?,
-                answer: read_answer(row, 10)?,
+                answer,
+                sealed: reader.trouble(),
             })
         })?;
         Ok(found.collect::<rusqlite::Result<_>>()?)
@@ -259,7 +296,40 @@ impl Oldest {
 /// No event has it: the largest number that a column holds.
 pub(super) const LAST_ID: EventId = EventId(i64::MAX as u64);
 
-fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<Vec<DeliveryDetail>> {
+/// Reads what may be sealed of one event.
+struct Reader<'s> {
+    seals: &'s Seals,
+    /// The number of the event's key.
+    key: Option<i64>,
+    /// Why something could not be opened, the first time.
+    unopened: Option<Unopened>,
+}
+
+impl Reader<'_> {
+    /// A column, if it is there and opens.
+    fn text(&mut self, row: &Row<'_>, column: usize, place: Place) -> rusqlite::Result<Option<String>> {
+        let Some(bytes) = row.get_ref(column)?.as_bytes_or_null()? else { return Ok(None) };
+        let Some(key) = self.key else { return Ok(Some(String::from_utf8_lossy(bytes).into_owned())) };
+        Ok(match self.seals.open(key, place, bytes) {
+            Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
+            Err(unopened) => {
+                self.unopened.get_or_insert(unopened);
+                None
+            }
+        })
+    }
+
+    /// Why something is left out.
+    fn trouble(&self) -> Option<String> {
+        self.unopened.as_ref().map(Unopened::to_string)
+    }
+}
+
+fn deliveries(
+    snapshot: &Transaction<'_>,
+    event: EventId,
+    reader: &mut Reader<'_>,
+) -> rusqlite::Result<Vec<DeliveryDetail>> {
     let mut find = snapshot.prepare(
         "SELECT d.target, coalesce(t.name, ''), d.state, d.due, d.ended_at \
            FROM delivery d LEFT JOIN target t ON t.no = d.target WHERE d.event = ?1 ORDER BY 2",
@@ -270,7 +340,11 @@ fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<Ve
     )?;
     let found = find.query_map([event], |row| {
         let state: State = row.get(2)?;
-        let attempts = attempts.query_map(params![event, row.get::<_, i64>(0)?], read_attempt)?;
+        let target: i64 = row.get(0)?;
+        let attempts = attempts.query_map(params![event, target], |row| {
+            let answer = reader.text(row, 5, Place::Answer(event, target, row.get(0)?))?;
+            Ok(AttemptDetail { answer, ..read_attempt(row)? })
+        })?;
         Ok(DeliveryDetail {
             target: row.get(1)?,
             state,
@@ -289,13 +363,8 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptDetail> {
         duration_ms: row.get::<_, f64>(2)? / 1000.0,
         status: row.get(3)?,
         error: row.get(4)?,
-        answer: read_answer(row, 5)?,
+        answer: None,
     })
-}
-
-fn read_answer(row: &Row<'_>, column: usize) -> rusqlite::Result<Option<String>> {
-    let answer: Option<Vec<u8>> = row.get(column)?;
-    Ok(answer.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
 }
 
 fn target_names(snapshot: &Transaction<'_>) -> rusqlite::Result<Vec<(i64, String)>> {
@@ -362,7 +431,7 @@ mod tests {
             for event in events.clone().map(nth) {
                 match from {
                     None => {
-                        let event_row = "INSERT INTO event VALUES (?1, randomblob(9), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL)";
+                        let event_row = "INSERT INTO event VALUES (?1, randomblob(9), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL, NULL)";
                         store.connection.execute(event_row, [event])?;
                         let row = "INSERT INTO delivery VALUES (?1, ?2, ?3, 0, 0, 0, NULL, NULL)";
                         store.connection.execute(row, params![event, target, to])?;

@@ -13,6 +13,7 @@ pub(super) mod inspect;
 mod retention;
 mod room;
 mod schema;
+pub(super) mod seals;
 mod selection;
 #[cfg(test)]
 mod simulated;
@@ -38,6 +39,7 @@ use self::inboxes::Inboxes;
 use self::inspect::{Inspect, Oldest};
 use self::retention::Retention;
 use self::room::{Room, Told};
+use self::seals::Sealer;
 use self::selection::Found;
 #[cfg(test)]
 pub(crate) use self::simulated::Faults;
@@ -57,6 +59,8 @@ const WAITING_COMMANDS: usize = 1024;
 pub struct Sqlite {
     commands: mpsc::Sender<Command>,
     inboxes: Arc<Inboxes>,
+    /// What seals fresh events, if they are to be sealed.
+    sealer: Option<Sealer>,
     last_id: Arc<AtomicU64>,
     obstacle: Told,
     folder: Arc<PathBuf>,
@@ -86,11 +90,13 @@ impl Sqlite {
     ) -> Result<(Self, Writer, mpsc::Receiver<Command>), Error> {
         let lock = files::claim(&settings.path)?;
         let mut ballast = ballast(&settings.path);
-        let mut store = match Store::open(&settings.path) {
+        let open = || Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path);
+        let mut store = match open() {
             // What waits in the store is to be delivered, and that takes a little room.
-            Err(Error::Full) if ballast.let_go() => Store::open(&settings.path)?,
+            Err(Error::Full) if ballast.let_go() => open()?,
             opened => opened?,
         };
+        let sealer = store.seals.sealer(&settings.encryption_keys);
         store.keep_log_below(ballast.size());
         let last_id = store.last_id()?;
         let inboxes = Arc::new(Inboxes::default());
@@ -113,6 +119,7 @@ impl Sqlite {
         let sqlite = Self {
             commands,
             inboxes,
+            sealer,
             last_id: Arc::new(AtomicU64::new(last_id.0)),
             obstacle,
             folder: Arc::new(settings.path.clone()),
@@ -123,7 +130,9 @@ impl Sqlite {
     }
 
     pub(super) async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
-        self.ask(|waiter| Command::Enqueue { new, held: Vec::new(), waiter }).await
+        // Here and not at the writer, which is one for all.
+        let sealed = self.sealer.as_ref().map(|sealer| sealer.seal(&new)).transpose()?;
+        self.ask(|waiter| Command::Enqueue { new, sealed, held: Vec::new(), waiter }).await
     }
 
     pub(super) async fn lease(&self, target: &str, max: usize, now: UnixMillis) -> Result<Leases, Error> {

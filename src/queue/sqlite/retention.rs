@@ -240,7 +240,7 @@ fn vacuum(store: &Store, kept: i64, most: usize) -> rusqlite::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::Inspect;
+    use crate::queue::{EncryptionKeys, Inspect};
 
     const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
     const DAY: Duration = Duration::from_secs(86_400);
@@ -267,7 +267,7 @@ mod tests {
     fn insert(store: &Store, id: EventId, target: i64, state: State) -> rusqlite::Result<usize> {
         store.connection.execute(
             "INSERT INTO event VALUES \
-               (?1, randomblob(24), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', zeroblob(3000), NULL)",
+               (?1, randomblob(24), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', zeroblob(3000), NULL, NULL)",
             [id],
         )?;
         let delivery = "INSERT INTO delivery VALUES (?1, ?2, ?3, 1, 0, 0, 0, NULL)";
@@ -277,8 +277,8 @@ mod tests {
     }
 
     fn retention(retention: Duration) -> Retention {
-        let (dedup_window, max_size) = (Duration::from_secs(120), u64::MAX);
-        Retention::new(&Settings { path: "unused".into(), retention, dedup_window, max_size })
+        let (dedup_window, max_size, encryption_keys) = (Duration::from_secs(120), u64::MAX, EncryptionKeys::default());
+        Retention::new(&Settings { path: "unused".into(), retention, dedup_window, max_size, encryption_keys })
     }
 
     /// Makes steps to the end of a pass that finds nothing to do. Room is short while more than `limit` is used.

@@ -1,10 +1,14 @@
--- The stored form of the embedded engine, version 2 (`PRAGMA user_version`). `migrations/` brings earlier ones here.
+-- The stored form of the embedded engine, version 3 (`PRAGMA user_version`). `migrations/` brings earlier ones here.
 --
 -- event.id        43 bits of milliseconds, 20 bits of sequence; evt_ and 16 hex digits for people.
 -- event.mode      the account's mode: 0 plaintext, 1 compatible, 2 secure.
 -- event.clear     the opened text; NULL where it equals `body`.
 -- event.targets   how many deliveries were stored with it: what the audit counts against.
 -- event.reply     the clear passive reply it was answered with; a repeated push gets it again.
+-- event.key       the number of the key that its `query`, `body`, `clear` and `reply` and the `answer` of its attempts
+--                 are sealed by, each then as a BLOB (queue/encryption.rs); NULL: all of them are in the clear. The
+--                 other columns never are sealed: they are what events are found by.
+-- key.fingerprint the first 8 bytes of SHA-256 over `wxrelay queue.encryption_keys` and the key.
 -- delivery.state  0 pending, 1 delivered, 2 dead, 3 expired, 4 cancelled.
 -- delivery.failures  failed attempts since the retry schedule last started; `attempts` counts them all.
 -- delivery.user   for targets that keep order: the user's number, 8 bytes of a hash; NULL for the others. While one
@@ -37,7 +41,13 @@ CREATE TABLE event (
   reply       TEXT,
   query       TEXT    NOT NULL,
   body        BLOB    NOT NULL,
-  clear       BLOB
+  clear       BLOB,
+  key         INTEGER
+);
+
+CREATE TABLE key (
+  no          INTEGER PRIMARY KEY,
+  fingerprint BLOB    NOT NULL UNIQUE
 );
 
 CREATE TABLE target (
@@ -87,7 +97,8 @@ SELECT printf('evt_%016x', id) AS id,
          AS received_at,
        account, msg_type, event, event_key, from_user, targets,
        CASE mode WHEN 0 THEN 'plaintext' WHEN 1 THEN 'compatible' WHEN 2 THEN 'secure' END AS mode,
-       CAST(coalesce(clear, body) AS TEXT) AS text, reply
+       CASE WHEN key IS NULL THEN CAST(coalesce(clear, body) AS TEXT) ELSE 'sealed' END AS text,
+       CASE WHEN key IS NULL OR reply IS NULL THEN reply ELSE 'sealed' END AS reply
   FROM event;
 
 CREATE VIEW deliveries AS
@@ -103,5 +114,6 @@ SELECT printf('evt_%016x', d.event) AS event, t.name AS target,
 CREATE VIEW attempts AS
 SELECT printf('evt_%016x', a.event) AS event, t.name AS target, a.number,
        strftime('%Y-%m-%dT%H:%M:%S', a.at / 1000, 'unixepoch') || printf('.%03dZ', a.at % 1000) AS at,
-       a.duration_us / 1000.0 AS duration_ms, a.status, a.error, CAST(a.answer AS TEXT) AS answer
-  FROM attempt a LEFT JOIN target t ON t.no = a.target;
+       a.duration_us / 1000.0 AS duration_ms, a.status, a.error,
+       CASE WHEN e.key IS NULL OR a.answer IS NULL THEN CAST(a.answer AS TEXT) ELSE 'sealed' END AS answer
+  FROM attempt a LEFT JOIN target t ON t.no = a.target LEFT JOIN event e ON e.id = a.event;

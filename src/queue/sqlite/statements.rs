@@ -2,16 +2,20 @@
 //!
 //! All but the reads at the end run inside [`Store::transact`].
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use rusqlite::types::{Null, ToSql};
 use rusqlite::{OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 
+use super::seals::{Payload, Sealed, Seals};
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
-use crate::queue::{Enqueued, NewEvent, Note, Settlement, State, Verdict};
+use crate::queue::encryption::Place;
+use crate::queue::{Enqueued, Flaw, NewEvent, Note, Settlement, State, Verdict};
 use crate::wechat::Message;
 
 /// When a held delivery is due.
@@ -26,8 +30,8 @@ pub(super) struct Waiting {
 
 /// A stored event with the count of attempts at one of its deliveries.
 pub(super) struct Loaded {
-    /// The event; `None` if its text cannot be parsed any more.
-    pub(super) event: Option<Event>,
+    /// The event, or why it cannot be had any more.
+    pub(super) event: Result<Event, Flaw>,
     pub(super) attempts: u32,
     pub(super) failures: u32,
 }
@@ -38,11 +42,12 @@ impl Store {
     pub(super) fn enqueue(
         &mut self,
         new: &NewEvent,
+        sealed: Option<&Sealed>,
         in_order: impl Fn(&str) -> bool,
         held: &mut Vec<Arc<str>>,
     ) -> rusqlite::Result<Enqueued> {
         held.clear();
-        if !self.insert_event(new)? {
+        if !self.insert_event(new, sealed)? {
             return self.duplicate(new.key)?.ok_or(rusqlite::Error::QueryReturnedNoRows);
         }
         self.count_events(1, new.targets.len().cast_signed() as i64);
@@ -111,13 +116,16 @@ impl Store {
         Ok(())
     }
 
-    fn insert_event(&self, new: &NewEvent) -> rusqlite::Result<bool> {
+    fn insert_event(&self, new: &NewEvent, sealed: Option<&Sealed>) -> rusqlite::Result<bool> {
         let event = &*new.event;
+        let (body, clear) = (&*event.body, (event.clear != event.body).then_some(&*event.clear));
+        let in_clear: [&dyn ToSql; 5] = [&new.reply, &event.query, &body, &clear, &Null];
+        let [reply, query, body, clear, key] = sealed.map_or(in_clear, Sealed::columns);
         // Only the key may exist already: an id given twice is a bug, and must fail.
         let mut insert = self.connection.prepare_cached(
             "INSERT INTO event (id, content_key, targets, mode, received_at, account, app_id, msg_type, event, \
-                                event_key, from_user, traceparent, reply, query, body, clear) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16) \
+                                event_key, from_user, traceparent, reply, query, body, clear, key) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17) \
              ON CONFLICT (content_key) DO NOTHING",
         )?;
         let inserted = insert.execute(params![
@@ -133,18 +141,33 @@ impl Store {
             event.message.event_key(),
             event.message.from_user(),
             event.traceparent,
-            new.reply,
-            event.query,
-            &*event.body,
-            (event.clear != event.body).then_some(&*event.clear),
+            reply,
+            query,
+            body,
+            clear,
+            key,
         ])?;
         Ok(inserted == 1)
     }
 
     /// The event of that text, if it is stored.
     pub(super) fn duplicate(&self, key: ContentKey) -> rusqlite::Result<Option<Enqueued>> {
-        let mut find = self.connection.prepare_cached("SELECT id, reply FROM event WHERE content_key = ?1")?;
-        find.query_row([key.0], |row| Ok(Enqueued::Duplicate { id: row.get(0)?, reply: row.get(1)? })).optional()
+        let mut find = self.connection.prepare_cached("SELECT id, reply, key FROM event WHERE content_key = ?1")?;
+        find.query_row([key.0], |row| {
+            let id = row.get(0)?;
+            let reply = match row.get(2)? {
+                None => row.get(1)?,
+                Some(number) => self.open_reply(id, number, row.get(1)?),
+            };
+            Ok(Enqueued::Duplicate { id, reply })
+        })
+        .optional()
+    }
+
+    /// A reply that does not open is none: WeChat's repeat is answered all the same.
+    fn open_reply(&self, event: EventId, key: i64, sealed: Option<Vec<u8>>) -> Option<String> {
+        let opened = self.seals.open_text(key, Place::Reply(event), &sealed?);
+        opened.inspect_err(|error| tracing::error!(%event, %error, "a stored reply cannot be read")).ok()
     }
 
     /// Ends an attempt. Of a delivery that has ended already, nothing changes. Says whether another one, held behind it,
@@ -189,6 +212,9 @@ impl Store {
             "INSERT OR REPLACE INTO attempt (event, target, number, at, duration_us, status, error, answer) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?;
+        let place = Place::Answer(settlement.event, target, attempt.number.into());
+        let answer =
+            attempt.answer.as_deref().map(|answer| self.sealed_as(settlement.event, place, answer)).transpose()?;
         insert.execute(params![
             settlement.event,
             target,
@@ -197,7 +223,7 @@ impl Store {
             i64::try_from(attempt.duration.as_micros()).unwrap_or(i64::MAX),
             attempt.status,
             attempt.error,
-            attempt.answer,
+            answer,
         ])?;
         Ok(())
     }
@@ -205,7 +231,10 @@ impl Store {
     /// Stores the clear reply that an event was answered with.
     pub(super) fn record_reply(&self, event: EventId, reply: &str) -> rusqlite::Result<()> {
         let mut update = self.connection.prepare_cached("UPDATE event SET reply = ?2 WHERE id = ?1")?;
-        update.execute(params![event, reply])?;
+        match self.sealed_as(event, Place::Reply(event), reply.as_bytes())? {
+            Cow::Borrowed(_) => update.execute(params![event, reply])?,
+            Cow::Owned(sealed) => update.execute(params![event, sealed])?,
+        };
         Ok(())
     }
 
@@ -242,9 +271,9 @@ impl Store {
         // Not one statement for both: SQLite plans a join on a parameter anew for each value, which takes longer than
         // all else that is done for a lease.
         let mut read = self.connection.prepare_cached(
-            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent FROM event WHERE id = ?1",
+            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key FROM event WHERE id = ?1",
         )?;
-        let event = read.query_row([id], read_event)?;
+        let event = read.query_row([id], |row| read_event(row, &self.seals))?;
         let mut count = self
             .connection
             .prepare_cached("SELECT attempts, failures FROM delivery WHERE event = ?1 AND target = ?2")?;
@@ -260,18 +289,27 @@ pub(super) fn user_number(openid: &str) -> i64 {
     i64::from_be_bytes(number)
 }
 
-/// An event out of the first nine columns that [`Store::load`] asks for; `None` if its text cannot be parsed any more.
-pub(super) fn read_event(row: &Row<'_>) -> rusqlite::Result<Option<Event>> {
-    let body = Bytes::from(row.get::<_, Vec<u8>>(6)?);
-    let clear = row.get::<_, Option<Vec<u8>>>(7)?.map_or_else(|| body.clone(), Bytes::from);
-    let Ok(message) = Message::parse(&clear) else { return Ok(None) };
-    Ok(Some(Event {
-        id: row.get(0)?,
+/// An event out of the first ten columns that [`Store::load`] asks for, or why it cannot be had any more.
+pub(super) fn read_event(row: &Row<'_>, seals: &Seals) -> rusqlite::Result<Result<Event, Flaw>> {
+    let id = row.get(0)?;
+    let payload = match row.get(9)? {
+        None => Ok(Payload { query: row.get(5)?, body: row.get(6)?, clear: row.get(7)? }),
+        Some(key) => seals.payload(key, id, row, 5)?,
+    };
+    let Payload { query, body, clear } = match payload {
+        Ok(payload) => payload,
+        Err(unopened) => return Ok(Err(Flaw::Sealed(unopened))),
+    };
+    let body = Bytes::from(body);
+    let clear = clear.map_or_else(|| body.clone(), Bytes::from);
+    let Ok(message) = Message::parse(&clear) else { return Ok(Err(Flaw::Text)) };
+    Ok(Ok(Event {
+        id,
         account: row.get::<_, String>(1)?.into(),
         app_id: row.get::<_, String>(2)?.into(),
         mode: row.get(3)?,
         received_at: row.get(4)?,
-        query: row.get(5)?,
+        query,
         body,
         clear,
         message,

@@ -12,8 +12,10 @@ use std::time::Duration;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::seals::{self, Seals};
 use super::{files, schema};
 use crate::event::EventId;
+use crate::queue::encryption::EncryptionKeys;
 use crate::queue::error::is_full;
 use crate::queue::{Error, State};
 
@@ -45,6 +47,8 @@ pub(super) struct Store {
     log_pages: Arc<AtomicI32>,
     /// The pages in the log that make a checkpoint due, and about what one transaction of ours may write.
     pub(super) log_limit: i32,
+    /// The keys that events are sealed by.
+    pub(super) seals: Seals,
     /// The numbers of the target names met so far.
     numbers: HashMap<Arc<str>, i64>,
     /// What the open transaction changes in the running ledger.
@@ -63,6 +67,15 @@ impl Store {
             files::put_in_place(folder)?;
         }
         Self::at(&database, folder)
+    }
+
+    /// Takes the keys that payloads are sealed by.
+    ///
+    /// # Errors
+    /// [`Error::KeyMissing`] if an event is sealed by another one.
+    pub(super) fn with_keys(mut self, given: &EncryptionKeys, folder: &Path) -> Result<Self, Error> {
+        seals::adopt(&mut self, given, folder)?;
+        Ok(self)
     }
 
     /// Opens a file, and makes its tables if it is empty or brings them up to date.
@@ -87,8 +100,8 @@ impl Store {
             seen.store(pages, Ordering::Relaxed);
             Ok(())
         }))?;
-        let (numbers, changes) = (HashMap::new(), HashMap::new());
-        let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, numbers, changes };
+        let (seals, numbers, changes) = (Seals::default(), HashMap::new(), HashMap::new());
+        let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, seals, numbers, changes };
         // What a killed process left in the log may never have been flushed, and is answered for from now on.
         match store.checkpoint() {
             Err(error) if is_full(&error) => files::flush(&log)?,

@@ -25,7 +25,7 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::error::{is_busy, is_lost};
 use crate::queue::holds::Holds;
-use crate::queue::{Attempt, Enqueued, Error, Lease, Leases, NewEvent, Settlement, State, Verdict};
+use crate::queue::{Attempt, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement, State, Verdict};
 
 /// The most commands of one transaction: bounds how long the first of them waits for the last.
 const BATCH: usize = 256;
@@ -175,7 +175,7 @@ impl Writer {
     /// Tells the command's caller, and does what follows from a committed change.
     fn finish(&mut self, command: Command) {
         match command {
-            Command::Enqueue { new, held, waiter } => {
+            Command::Enqueue { new, held, waiter, .. } => {
                 if matches!(waiter.kept(), Some(Ok(Enqueued::Fresh))) {
                     self.hand_over(new, &held);
                 }
@@ -244,11 +244,14 @@ impl Writer {
             }
             let loaded = self.store.load(id, number)?;
             let attempt = loaded.attempts + 1;
-            let Some(event) = loaded.event else {
-                unread.push(unreadable(id, target, attempt, now));
-                // Nothing may come of this look though there is more behind it.
-                leases.next_due = Some(now);
-                continue;
+            let event = match loaded.event {
+                Ok(event) => event,
+                Err(flaw) => {
+                    unread.push(unreadable(id, target, attempt, now, &flaw));
+                    // Nothing may come of this look though there is more behind it.
+                    leases.next_due = Some(now);
+                    continue;
+                }
             };
             let hold = self.holds.grant(target, id);
             let (event, target) = (Arc::new(event), Arc::clone(target));
@@ -303,9 +306,9 @@ fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Com
         Command::Enqueue { new, waiter, .. } if *left == 0 => {
             waiter.keep(store.duplicate(new.key)?.ok_or(Error::Full));
         }
-        Command::Enqueue { new, held, waiter } => {
+        Command::Enqueue { new, sealed, held, waiter } => {
             *left = left.saturating_sub(new.event.body.len() as u64);
-            waiter.keep(Ok(store.enqueue(new, |target| inboxes.in_order(target), held)?));
+            waiter.keep(Ok(store.enqueue(new, sealed.as_ref(), |target| inboxes.in_order(target), held)?));
         }
         Command::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
         Command::Reply(event, reply, waiter) => waiter.keep(Ok(store.record_reply(*event, reply)?)),
@@ -319,9 +322,9 @@ fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Com
     Ok(())
 }
 
-/// A stored text that cannot be parsed any more must not stop its target: the delivery is put where people look.
-fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis) -> Settlement {
-    tracing::error!(%event, %target, "a stored event cannot be read; its delivery is dead");
+/// A stored text that cannot be opened or parsed any more must not stop its target: the delivery is put where people look.
+fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, flaw: &Flaw) -> Settlement {
+    tracing::error!(%event, %target, %flaw, "a stored event cannot be read; its delivery is dead");
     let error = Some("the stored event cannot be read".to_owned());
     let attempt = Attempt { number, at, duration: Duration::ZERO, status: None, error, answer: None };
     Settlement { event, target: Arc::clone(target), verdict: Verdict::End(State::Dead), attempt: Some(attempt) }

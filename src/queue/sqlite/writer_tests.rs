@@ -8,12 +8,17 @@ use super::super::command::Waiter;
 use super::super::room::Told;
 use super::*;
 use crate::event::{ContentKey, Event};
-use crate::queue::Settings;
+use crate::queue::{EncryptionKeys, Settings};
 use crate::wechat::{Message, Mode};
 
 fn writer(folder: &std::path::Path) -> Writer {
-    let settings =
-        Settings { path: folder.to_owned(), retention: Duration::MAX, dedup_window: Duration::MAX, max_size: u64::MAX };
+    let settings = Settings {
+        path: folder.to_owned(),
+        retention: Duration::MAX,
+        dedup_window: Duration::MAX,
+        max_size: u64::MAX,
+        encryption_keys: EncryptionKeys::default(),
+    };
     Writer {
         store: Store::open(folder).unwrap(),
         room: Room::new(Ballast::find(folder), settings.max_size, Told::default()),
@@ -46,7 +51,7 @@ fn enqueue(id: u64, body: Vec<u8>) -> (Command, Answer<Enqueued>) {
     };
     let new = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: Vec::new() };
     let (waiter, answer) = Waiter::new();
-    (Command::Enqueue { new, held: Vec::new(), waiter }, answer)
+    (Command::Enqueue { new, sealed: None, held: Vec::new(), waiter }, answer)
 }
 
 fn settle(id: u64) -> (Command, Answer<bool>) {

@@ -1,0 +1,263 @@
+//! The keys that stored payloads are sealed by, and the sealing: XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03).
+//!
+//! A sealed value is a nonce of 24 bytes, the ciphertext, and a tag of 16. Invariants: nonces are random and so long that
+//! none comes twice, also where a store goes on from a backup; a value opens in its own [`Place`] alone; of a key nothing
+//! is shown but its [`Fingerprint`]. Deliberately not here: which key an event is sealed by, which is the engine's.
+
+use std::fmt;
+use std::sync::Arc;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use chacha20poly1305::{AeadInOut as _, Key, KeyInit as _, Tag, XChaCha20Poly1305, XNonce};
+use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
+
+use crate::event::EventId;
+
+const KEY: usize = 32;
+const NONCE: usize = 24;
+const TAG: usize = 16;
+
+/// The keys of `queue.encryption_keys`: the first seals, every one opens. None: payloads are stored as they come.
+#[derive(Clone, Default)]
+pub struct EncryptionKeys(Vec<EncryptionKey>);
+
+impl EncryptionKeys {
+    /// Keys in the order of the configuration.
+    pub fn new(keys: Vec<EncryptionKey>) -> Self {
+        Self(keys)
+    }
+
+    /// The one that seals.
+    pub fn first(&self) -> Option<&EncryptionKey> {
+        self.0.first()
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &EncryptionKey> {
+        self.0.iter()
+    }
+
+    /// The one that is known by that fingerprint.
+    pub(super) fn find(&self, fingerprint: Fingerprint) -> Option<&EncryptionKey> {
+        self.0.iter().find(|key| key.fingerprint == fingerprint)
+    }
+}
+
+impl PartialEq for EncryptionKeys {
+    fn eq(&self, other: &Self) -> bool {
+        self.iter().map(|key| key.fingerprint).eq(other.iter().map(|key| key.fingerprint))
+    }
+}
+
+impl fmt::Debug for EncryptionKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+/// A key; cheap to clone, and in memory once.
+#[derive(Clone)]
+pub struct EncryptionKey {
+    bytes: Arc<Zeroizing<[u8; KEY]>>,
+    fingerprint: Fingerprint,
+}
+
+impl EncryptionKey {
+    /// Reads the base64 of 32 bytes.
+    pub fn parse(text: &str) -> Option<Self> {
+        // The decoder asks for as much room as a text of that length may need.
+        let mut decoded = Zeroizing::new([0; KEY + 1]);
+        let length = STANDARD.decode_slice(text, &mut decoded[..]).ok()?;
+        let mut bytes = Zeroizing::new([0; KEY]);
+        bytes.copy_from_slice(decoded.get(..length).filter(|bytes| bytes.len() == KEY)?);
+        let hash = Sha256::new().chain_update("wxrelay queue.encryption_keys").chain_update(&bytes[..]).finalize();
+        let mut fingerprint = [0; 8];
+        fingerprint.copy_from_slice(&hash[..8]);
+        Some(Self { bytes: Arc::new(bytes), fingerprint: Fingerprint(fingerprint) })
+    }
+
+    /// What it is known by.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// Seals a value for a place.
+    pub(super) fn seal(&self, place: Place, clear: &[u8]) -> Result<Vec<u8>, Unsealed> {
+        let mut nonce = [0; NONCE];
+        getrandom::fill(&mut nonce).map_err(Unsealed::Random)?;
+        let mut sealed = Vec::with_capacity(NONCE + clear.len() + TAG);
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(clear);
+        let text = (&mut sealed[NONCE..]).into();
+        let tag = self.cipher().encrypt_inout_detached(&XNonce::from(nonce), &place.bytes(), text);
+        sealed.extend_from_slice(&tag.map_err(|_| Unsealed::TooLong)?);
+        Ok(sealed)
+    }
+
+    /// Opens a value of a place, if it is one that was sealed for it by this key.
+    pub(super) fn open(&self, place: Place, sealed: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, rest) = sealed.split_first_chunk::<NONCE>()?;
+        let (text, tag) = rest.split_last_chunk::<TAG>()?;
+        let (nonce, tag) = (<&XNonce>::from(nonce), <&Tag>::from(tag));
+        let mut clear = text.to_vec();
+        let opened = self.cipher().decrypt_inout_detached(nonce, &place.bytes(), clear.as_mut_slice().into(), tag);
+        opened.ok().map(|()| clear)
+    }
+
+    /// Wipes its copy of the key when dropped.
+    fn cipher(&self) -> XChaCha20Poly1305 {
+        let bytes: &[u8; KEY] = &self.bytes;
+        XChaCha20Poly1305::new(<&Key>::from(bytes))
+    }
+}
+
+impl fmt::Debug for EncryptionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("MASKED")
+    }
+}
+
+/// What a key is known by, to people and in the store: 8 bytes of a hash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fingerprint(pub(super) [u8; 8]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", u64::from_be_bytes(self.0))
+    }
+}
+
+/// Where a sealed value stands. It is sealed in with it, so that no value passes for another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Query(EventId),
+    Body(EventId),
+    Clear(EventId),
+    Reply(EventId),
+    /// What a target, by its number in the store, answered to an attempt.
+    Answer(EventId, i64, i64),
+}
+
+impl Place {
+    fn bytes(self) -> [u8; 25] {
+        let (column, event, target, attempt) = match self {
+            Self::Query(event) => (0, event, 0, 0),
+            Self::Body(event) => (1, event, 0, 0),
+            Self::Clear(event) => (2, event, 0, 0),
+            Self::Reply(event) => (3, event, 0, 0),
+            Self::Answer(event, target, attempt) => (4, event, target, attempt),
+        };
+        let mut bytes = [column; 25];
+        bytes[1..9].copy_from_slice(&event.0.to_be_bytes());
+        bytes[9..17].copy_from_slice(&target.to_be_bytes());
+        bytes[17..].copy_from_slice(&attempt.to_be_bytes());
+        bytes
+    }
+}
+
+/// Why a value could not be sealed.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unsealed {
+    /// The system gives no random bytes.
+    #[error("the system's random generator failed: {0}")]
+    Random(#[source] getrandom::Error),
+    /// Far beyond any body that is taken.
+    #[error("the text is too long to be sealed")]
+    TooLong,
+}
+
+/// Why a stored value could not be opened. No text quotes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unopened {
+    /// Its key is not given.
+    #[error("it is sealed by the key {0}, which queue.encryption_keys lacks")]
+    KeyMissing(Fingerprint),
+    /// The store has no key of the number in its row.
+    #[error("it is sealed by a key that the store does not name")]
+    KeyUnknown,
+    /// It is not what was sealed for that place.
+    #[error("what is sealed does not open: it is not what was stored")]
+    Damaged,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(fill: u8) -> EncryptionKey {
+        EncryptionKey::parse(&STANDARD.encode([fill; KEY])).unwrap()
+    }
+
+    #[test]
+    fn a_key_is_the_base64_of_32_bytes() {
+        assert!(EncryptionKey::parse(&STANDARD.encode([7; 32])).is_some());
+        let (url_safe, hex) = ("_".repeat(43) + "=", "07".repeat(32));
+        for broken in [&STANDARD.encode([7; 31]), &STANDARD.encode([7; 33]), &hex, &url_safe, "", "secret"] {
+            assert!(EncryptionKey::parse(broken).is_none(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_shown_by_its_fingerprint_alone() {
+        assert_eq!(format!("{:?}", EncryptionKeys::new(vec![key(1), key(2)])), "[MASKED, MASKED]");
+        let shown = key(1).fingerprint().to_string();
+        assert_eq!(shown.len(), 16);
+        assert_ne!(shown, key(2).fingerprint().to_string());
+    }
+
+    /// By libsodium, `crypto_aead_xchacha20poly1305_ietf_encrypt` of PyNaCl 1.6.2.
+    #[test]
+    fn opens_what_another_implementation_sealed() {
+        const SEALED: &str = "000102030405060708090a0b0c0d0e0f1011121314151617eddcf082bfd5e7b49a07d066635691cab9bc799af3\
+                              dd25cada21ffa5e1be09922b09303075f626197d54762cb30da389cdb9";
+        let byte = |at| u8::from_str_radix(&SEALED[at..at + 2], 16).unwrap();
+        let sealed: Vec<u8> = (0..SEALED.len()).step_by(2).map(byte).collect();
+        let place = Place::Answer(EventId(0x0102_0304_0506_0708), 9, 10);
+        assert_eq!(key(0x42).open(place, &sealed).as_deref(), Some(&b"a text that another program sealed"[..]));
+    }
+
+    #[test]
+    fn no_two_values_look_alike() {
+        let place = Place::Body(EventId(1));
+        assert_ne!(key(1).seal(place, b"same").unwrap(), key(1).seal(place, b"same").unwrap());
+    }
+
+    fn place() -> impl Strategy<Value = Place> {
+        let event = || (0..3u64).prop_map(EventId);
+        prop_oneof![
+            event().prop_map(Place::Query),
+            event().prop_map(Place::Body),
+            event().prop_map(Place::Clear),
+            event().prop_map(Place::Reply),
+            (event(), 0..3i64, 0..3i64).prop_map(|(event, target, attempt)| Place::Answer(event, target, attempt)),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_opens_by_its_key_in_its_place_and_nowhere_else(
+            clear in prop::collection::vec(any::<u8>(), 0..300),
+            (at, elsewhere) in (place(), place()),
+            (flip, cut) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
+        ) {
+            let sealed = key(1).seal(at, &clear).unwrap();
+            prop_assert_eq!(sealed.len(), NONCE + clear.len() + TAG);
+            prop_assert_eq!(key(1).open(at, &sealed), Some(clear));
+            prop_assert_eq!(key(2).open(at, &sealed), None);
+            prop_assert!(at == elsewhere || key(1).open(elsewhere, &sealed).is_none());
+            let mut changed = sealed.clone();
+            changed[flip.index(sealed.len())] ^= 1;
+            prop_assert_eq!(key(1).open(at, &changed), None);
+            prop_assert_eq!(key(1).open(at, &sealed[..cut.index(sealed.len())]), None);
+        }
+
+        #[test]
+        fn no_text_makes_a_key_panic(text in "\\PC{0,60}") {
+            drop(EncryptionKey::parse(&text));
+        }
+    }
+}
