@@ -103,6 +103,19 @@ async fn what_was_sealed_comes_back_whole_after_a_restart() {
 }
 
 #[tokio::test]
+async fn a_store_that_was_sealed_by_an_earlier_build_opens() {
+    let folder = TempDir::new().unwrap();
+    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/store/v3-sealed.db");
+    std::fs::copy(stored, folder.path().join("wxrelay.db")).unwrap();
+    open(folder.path(), &[0x42]).unwrap().close().await;
+    let inspect = inspect(folder.path(), &[0x42]);
+    assert_eq!(flaws(&inspect), []);
+    let detail = inspect.event(inspect.newest().unwrap().unwrap()).unwrap().unwrap();
+    assert!(detail.text.contains("<Content><![CDATA[hello]]></Content>"), "{detail:?}");
+    assert!(detail.reply.is_some_and(|reply| reply.contains("stored by schema 3")));
+}
+
+#[tokio::test]
 async fn a_reply_that_is_known_at_once_is_sealed_too() {
     let folder = TempDir::new().unwrap();
     let queue = open(folder.path(), &[1]).unwrap();

@@ -6,6 +6,7 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rusqlite::Connection;
+use rustix::process::Signal;
 
 use crate::support::command::{free_address, run, wxrelay};
 use crate::support::relay::{Relay, Setup};
@@ -149,8 +150,10 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
     let mut relay = stage.setup(&keys(&[1])).start().await;
     stage.confess(&relay).await;
     let id = stage.bot.delivery(0).await.header("wxrelay-event-id").to_owned();
-    relay.stop().await;
     relay.configure_all(stage.setup(&keys(&[2, 1])));
+    relay.signal(Signal::HUP);
+    relay.log("line about the restart", |line| line["key"] == "queue.encryption_keys").await;
+    relay.stop().await;
     relay.restart().await;
     relay.accept(&stage.wechat, &text(OPENID, "by the second key")).await;
     relay.audited("delivered", 2).await;

@@ -47,7 +47,7 @@ pub(super) async fn store(settings: Settings) -> Findings {
     };
     findings.lines.push(space(&settings, used));
     findings.lines.push(contents(&settings.path));
-    findings.lines.push(encryption(&settings));
+    findings.lines.push(encryption(&settings).await);
     findings
 }
 
@@ -190,10 +190,15 @@ fn contents(path: &Path) -> Line {
 }
 
 /// Whether payloads are sealed, and whether all that are can be opened.
-fn encryption(settings: &Settings) -> Line {
+async fn encryption(settings: &Settings) -> Line {
     let check = Check::new("encryption", settings.path.display());
+    let folder = settings.path.clone();
+    let Some(found) = aside(PATIENCE, move || Inspect::open(&folder).and_then(|store| store.sealing())).await else {
+        return check
+            .warning(format!("not known: not all events were looked at within {PATIENCE:?}"), "ask again later");
+    };
     // Where the store cannot be read, another line says so.
-    let found = Inspect::open(&settings.path).and_then(|store| store.sealing()).unwrap_or_default();
+    let found = found.unwrap_or_default();
     let keys: Vec<Fingerprint> = settings.encryption_keys.iter().map(EncryptionKey::fingerprint).collect();
     let missing: Vec<_> = found.keys.iter().filter(|key| !keys.contains(key)).map(ToString::to_string).collect();
     if !missing.is_empty() {
