@@ -23,6 +23,7 @@ pub mod serve;
 mod service;
 pub mod simulate;
 pub mod sink;
+mod steps;
 mod store;
 mod tail;
 pub mod targets;

@@ -5,17 +5,19 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use tokio_util::sync::CancellationToken;
 
 use super::api::Api;
 use super::events::FilterArgs;
+use super::steps::{self, By, Done};
 use super::store;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::event::EventId;
-use crate::queue::{Fate, Inspect, Queue, Sweep, Swept};
+use crate::queue::{Fate, Inspect, Sweep, Swept};
+
+/// What the API's answers call the number of deliveries replayed.
+const COUNT: &str = "replayed";
 
 /// `wxrelay events replay`
 #[derive(clap::Args)]
@@ -58,21 +60,23 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     let until = filter.until;
     let fate = to.map_or(Fate::Replayed, |to| Fate::ReplayedTo(to.into()));
     let sweep = Arc::new(Sweep { filter, events: Some(ids).filter(|ids| !ids.is_empty()), fate });
-    let bar = bar(look.count(&sweep, after)?);
+    let bar = steps::bar(look.count(&sweep, after)?, "deliveries");
     drop(look);
-    let by = By::of(config, &sweep)?;
-    let (replayed, ended) = steps(&by, after, &bar).await;
-    bar.finish_and_clear();
+    let by = By::of(config)?;
+    let Done { changed: replayed, next, failed } = steps::make(after, &bar, async |after| match &by {
+        By::Us(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
+        By::Relay(api) => page(api, &sweep, after).await,
+    })
+    .await;
     by.close().await;
-    let go_on = |next: Option<EventId>| {
+    let go_on = || {
         let until = until.map(|until| format!(" --until {until}")).unwrap_or_default();
         let after = next.map(|next| format!(" --after {next}")).unwrap_or_default();
         format!("to go on, add{after}{until}")
     };
-    let next = match ended {
-        Ok(next) => next,
-        Err((next, error)) => return Err(error.context(format!("replayed {replayed}; {}", go_on(next)))),
-    };
+    if let Some(error) = failed {
+        return Err(error.context(format!("replayed {replayed}; {}", go_on())));
+    }
     if json {
         let next = next.map(|id| id.to_string());
         writeln!(io::stdout(), "{}", json!({ "replayed": replayed, "next": next }))?;
@@ -82,81 +86,15 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     if next.is_none() {
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(io::stderr(), "stopped; {}", go_on(next))?;
+    writeln!(io::stderr(), "stopped; {}", go_on())?;
     Ok(ExitCode::FAILURE)
 }
 
-/// All steps, until the end or Ctrl-C: how many deliveries were replayed, and behind which event there are more.
-async fn steps(
-    by: &By<'_>,
-    mut after: Option<EventId>,
-    bar: &ProgressBar,
-) -> (u64, Result<Option<EventId>, (Option<EventId>, anyhow::Error)>) {
-    let stop = CancellationToken::new();
-    let asked = stop.clone();
-    let listening = tokio::spawn(async move {
-        if tokio::signal::ctrl_c().await.is_ok() {
-            asked.cancel();
-        }
-    });
-    let mut replayed = 0;
-    let ended = loop {
-        match by.step(after).await {
-            Err(error) => break Err((after, error)),
-            Ok(Swept { changed, next }) => {
-                replayed += changed;
-                bar.inc(changed);
-                if next.is_none() || stop.is_cancelled() {
-                    break Ok(next);
-                }
-                after = next;
-            }
-        }
-    };
-    listening.abort();
-    (replayed, ended)
-}
-
-/// Shown on a terminal alone.
-fn bar(total: u64) -> ProgressBar {
-    let bar = ProgressBar::new(total);
-    match ProgressStyle::with_template("{bar:40} {pos}/{len} deliveries, {eta} left") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
-}
-
-/// Who makes the steps.
-enum By<'c> {
-    /// This process: no relay runs.
-    Us { queue: Queue, sweep: Arc<Sweep> },
-    /// The relay that has the store, a page of steps at a time.
-    Relay { api: Api<'c>, sweep: Arc<Sweep> },
-}
-
-impl<'c> By<'c> {
-    fn of(config: &'c Config, sweep: &Arc<Sweep>) -> anyhow::Result<Self> {
-        let sweep = Arc::clone(sweep);
-        Ok(match store::claim(config)? {
-            Some(queue) => Self::Us { queue, sweep },
-            None => Self::Relay { api: Api::of(config)?, sweep },
-        })
-    }
-
-    async fn step(&self, after: Option<EventId>) -> anyhow::Result<Swept> {
-        match self {
-            Self::Us { queue, sweep } => Ok(queue.sweep(sweep, after, UnixMillis::now()).await?),
-            Self::Relay { api, sweep } => match &sweep.events {
-                None => page(&api.post("/api/events/replay", Some(&filter(sweep, after))).await?),
-                Some(events) => one(api, sweep, events, after).await,
-            },
-        }
-    }
-
-    async fn close(self) {
-        if let Self::Us { queue, .. } = self {
-            queue.close().await;
-        }
+/// A page of steps, or one of the events that are named.
+async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Swept> {
+    match &sweep.events {
+        None => steps::told(&api.post("/api/events/replay", Some(&filter(sweep, after))).await?, COUNT),
+        Some(events) => one(api, sweep, events, after).await,
     }
 }
 
@@ -168,13 +106,9 @@ async fn one(api: &Api<'_>, sweep: &Sweep, events: &[EventId], after: Option<Eve
     let Some(id) = rest.first() else { return Ok(Swept { changed: 0, next: None }) };
     let (target, state) = (&sweep.filter.target, sweep.filter.state.map(|state| state.name()));
     let body = json!({ "target": target, "state": state, "to": to(sweep) });
-    let Swept { changed, .. } = page(&api.post(&format!("/api/events/{id}/replay"), Some(&body)).await?)?;
+    let answer = api.post(&format!("/api/events/{id}/replay"), Some(&body)).await?;
+    let Swept { changed, .. } = steps::told(&answer, COUNT)?;
     Ok(Swept { changed, next: Some(*id).filter(|_| rest.len() > 1) })
-}
-
-fn page(answer: &Value) -> anyhow::Result<Swept> {
-    let changed = answer["replayed"].as_u64().context("the relay's answer has no count")?;
-    Ok(Swept { changed, next: answer["next"].as_str().map(str::parse).transpose()? })
 }
 
 fn filter(sweep: &Sweep, after: Option<EventId>) -> Value {
