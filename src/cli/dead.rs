@@ -114,7 +114,7 @@ fn list(
 async fn change(config: &Config, target: &str, ids: &[EventId], fate: Fate) -> anyhow::Result<u64> {
     let (action, count) = match fate {
         Fate::Replayed => ("retry-dead", "revived"),
-        Fate::Dropped | Fate::ReplayedTo(_) | Fate::Redirected(_) => ("drop-dead", "cancelled"),
+        Fate::Dropped | Fate::ReplayedTo(_) | Fate::Redirected(_) | Fate::Forgotten => ("drop-dead", "cancelled"),
     };
     let listed = serde_json::json!({ "ids": ids.iter().map(ToString::to_string).collect::<Vec<_>>() });
     let body = Some(listed).filter(|_| !ids.is_empty());

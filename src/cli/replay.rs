@@ -129,6 +129,6 @@ fn filter(sweep: &Sweep, after: Option<EventId>) -> Value {
 fn to(sweep: &Sweep) -> Option<&str> {
     match &sweep.fate {
         Fate::ReplayedTo(to) => Some(to),
-        Fate::Replayed | Fate::Dropped | Fate::Redirected(_) => None,
+        Fate::Replayed | Fate::Dropped | Fate::Redirected(_) | Fate::Forgotten => None,
     }
 }

@@ -49,7 +49,7 @@ impl Bench {
     }
 
     /// The store as a crash at this moment would leave it, opened by another process.
-    fn crashed(&self) -> Self {
+    pub(super) fn crashed(&self) -> Self {
         let image = tempfile::tempdir().unwrap();
         for file in ["wxrelay.db", "wxrelay.db-wal"] {
             fs::copy(self.folder.path().join(file), image.path().join(file)).unwrap();
@@ -96,8 +96,12 @@ fn settings(path: &Path) -> Settings {
 }
 
 pub(super) fn new_event(id: EventId, content: &str, targets: &[&str]) -> NewEvent {
+    new_event_of(id, "o1", content, targets)
+}
+
+pub(super) fn new_event_of(id: EventId, user: &str, content: &str, targets: &[&str]) -> NewEvent {
     let clear = Bytes::from(format!(
-        "<xml><ToUserName>gh</ToUserName><FromUserName>o1</FromUserName><CreateTime>1</CreateTime>\
+        "<xml><ToUserName>gh</ToUserName><FromUserName>{user}</FromUserName><CreateTime>1</CreateTime>\
          <MsgType>text</MsgType><Content>{content}</Content></xml>"
     ));
     let message = Message::parse(&clear).unwrap();
@@ -108,7 +112,7 @@ pub(super) fn new_event(id: EventId, content: &str, targets: &[&str]) -> NewEven
         app_id: "wx1".into(),
         mode: Mode::Secure,
         received_at: NOW,
-        query: "timestamp=1".to_owned(),
+        query: format!("timestamp=1&openid={user}"),
         body: Bytes::from_static(b"sealed"),
         clear,
         message,

@@ -5,7 +5,8 @@
 //! - [`Queue::enqueue`] returns `Fresh` only when the event and all its deliveries are on stable storage, and
 //!   `Duplicate` when an event of the same [`ContentKey`] already is.
 //! - A delivery is `pending` until it is settled into one of the other states, or an operator's [`Sweep`] cancels it;
-//!   nothing else ends it. A sweep alone makes one that has ended pending again, or adds one to an event.
+//!   nothing else ends it. A sweep alone makes one that has ended pending again, or adds one to an event, or deletes one
+//!   that is pending or dead, with its event.
 //! - A [`Lease`] is the right to make one attempt. At most one lease of a delivery is out at a time; it ends with
 //!   [`Queue::settle`], or when it is dropped, or with the process that holds it. A fresh event's first leases go to
 //!   the [`Inbox`] of their target in memory, before [`Queue::enqueue`] returns; what does not fit there, and what a
@@ -20,6 +21,8 @@ mod encryption;
 #[cfg(test)]
 mod encryption_tests;
 mod error;
+#[cfg(test)]
+mod forget_tests;
 mod holds;
 mod obstacle;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What an operator does to many deliveries at once: which ones, and what becomes of them.
+//! What an operator does to many deliveries or events at once: which ones, and what becomes of them.
 //!
 //! A sweep goes forward by event id, in steps that are short for who pushes meanwhile. What it has passed it does not
 //! meet again, so it ends, whatever becomes of the deliveries behind it; and one that was interrupted goes on from the
@@ -35,12 +35,15 @@ pub enum Fate {
     /// Those that are pending become cancelled, and this target has one in their place, unless their event has one for
     /// it already.
     Redirected(Arc<str>),
+    /// Their events are deleted with all that belongs to them, whatever has become of it; what is pending is cancelled
+    /// first. If the filter names neither target nor state, events without any delivery are meant too.
+    Forgotten,
 }
 
 /// What one step of a [`Sweep`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Swept {
-    /// How many deliveries changed.
+    /// How many deliveries changed; of [`Fate::Forgotten`], how many events are gone.
     pub changed: u64,
     /// Where the next step goes on: behind this event. `None` at the end.
     pub next: Option<EventId>,
@@ -74,7 +77,17 @@ impl Queue {
         }
     }
 
-    /// Makes all steps of a sweep. Returns how many deliveries changed.
+    /// Makes the store's files hold nothing of what was forgotten before: neither in unused pages nor in the log.
+    ///
+    /// # Errors
+    /// If it could not be written; [`Error::Busy`] if somebody reads the store all the time. Trying again goes on.
+    pub async fn wipe(&self) -> Result<(), Error> {
+        match self {
+            Self::Embedded(engine) => engine.wipe().await,
+        }
+    }
+
+    /// Makes all steps of a sweep. Returns how much changed.
     ///
     /// # Errors
     /// As for [`Queue::sweep`].

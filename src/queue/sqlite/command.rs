@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::removal::Wiped;
 use super::seals::Sealed;
 use super::sweep::Stepped;
 use crate::clock::UnixMillis;
@@ -39,6 +40,8 @@ pub(super) enum Command {
         now: UnixMillis,
         waiter: Waiter<Leases>,
     },
+    /// A step toward files that hold nothing of what was deleted.
+    Wipe(Waiter<Wiped>),
     /// Answered when the store is closed and free for another process.
     Close(oneshot::Sender<()>),
 }
@@ -49,9 +52,9 @@ impl Command {
         matches!(self, Self::Settle(..) | Self::Annotate(..))
     }
 
-    /// Whether it changes the store.
+    /// Whether it shares a commit with others.
     pub(super) fn writes(&self) -> bool {
-        !matches!(self, Self::Lease { .. } | Self::Close(_))
+        !matches!(self, Self::Lease { .. } | Self::Wipe(_) | Self::Close(_))
     }
 
     /// Answers that it failed.
@@ -64,6 +67,7 @@ impl Command {
             }
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
             Self::Lease { waiter, .. } => waiter.answer(Err(error)),
+            Self::Wipe(waiter) => waiter.answer(Err(error)),
             Self::Close(done) => drop(done),
         }
     }

@@ -10,6 +10,7 @@ pub(super) mod deep;
 mod files;
 mod inboxes;
 pub(super) mod inspect;
+mod removal;
 mod retention;
 mod room;
 mod schema;
@@ -37,6 +38,7 @@ use self::ballast::Ballast;
 use self::command::{Command, Waiter};
 use self::inboxes::Inboxes;
 use self::inspect::{Inspect, Oldest};
+use self::removal::Wiped;
 use self::retention::Retention;
 use self::room::{Room, Told};
 use self::seals::Sealer;
@@ -50,6 +52,10 @@ use super::view::Stats;
 use super::{Enqueued, Error, Inbox, Leases, NewEvent, Note, Obstacle, Order, Settings, Settlement, Sweep, Swept};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+
+/// How often the log is tried to be emptied while somebody reads in it, and the pause in between.
+const WIPE_TRIES: usize = 100;
+const WIPE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Commands that may wait for the writer; whoever finds no room waits for it.
 const WAITING_COMMANDS: usize = 1024;
@@ -178,6 +184,22 @@ impl Sqlite {
         let sweep = Arc::clone(sweep);
         let stepped = self.ask(|waiter| Command::Sweep { events, sweep, now, waiter }).await?;
         Ok(Swept { changed: stepped.changed, next })
+    }
+
+    /// Step by step, with room for pushes in between.
+    pub(super) async fn wipe(&self) -> Result<(), Error> {
+        let mut held = 0;
+        while held < WIPE_TRIES {
+            match self.ask(Command::Wipe).await? {
+                Wiped::Whole => return Ok(()),
+                Wiped::Partly => {}
+                Wiped::Held => {
+                    held += 1;
+                    tokio::time::sleep(WIPE_PAUSE).await;
+                }
+            }
+        }
+        Err(Error::Busy)
     }
 
     pub(super) async fn pause(&self, target: Arc<str>, paused: bool) -> Result<(), Error> {

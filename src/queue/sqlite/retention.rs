@@ -2,7 +2,7 @@
 //!
 //! An event is finished when none of its deliveries is pending or dead: a dead letter waits for a person. It goes when
 //! it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk is full;
-//! never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted.
+//! never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted here.
 //!
 //! All in steps so short that a push hardly waits for one: a step does as much as fits into a few milliseconds here. The
 //! rests between them are so long that all together take a twentieth of a busy writer's time, a tenth when room is short,
@@ -19,15 +19,14 @@ use super::room::Shortage;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Settings, State};
+use crate::queue::Settings;
 
 /// How long a step is meant to take. The next one is made smaller if it took longer, larger if it took less than half.
 const STEP: Duration = Duration::from_millis(4);
 /// Events looked at in one step, and how many of them are deleted at most: looking is the cheaper by far.
 const LOOK: RangeInclusive<usize> = 16..=1024;
 const DELETE: usize = 256;
-/// The most pages given back to the filesystem in one step, and how many free ones are worth keeping for new events.
-const VACUUM: usize = 256;
+/// How many free pages are worth keeping for new events.
 const SLACK: i64 = 1024;
 /// Between two steps of a pass, at least.
 const BREATH: Duration = Duration::from_millis(20);
@@ -109,7 +108,7 @@ impl Retention {
     }
 
     fn work(&mut self, store: &mut Store, now: UnixMillis, shortage: Shortage) -> rusqlite::Result<Next> {
-        if matches!(shortage, Shortage::Disk(_)) && vacuum(store, 0, self.size)? {
+        if matches!(shortage, Shortage::Disk(_)) && store.give_back(0, self.size)? {
             // Only this makes the file shorter.
             store.checkpoint()?;
             return Ok(Next::StepAfterGivingBack);
@@ -120,7 +119,7 @@ impl Retention {
         };
         let before = EventId::first_at(UnixMillis(now.0.saturating_sub(millis(keep))));
         let seen = look(store, self.cursor, before, self.size)?;
-        let at_once = at_once(store, DELETE);
+        let at_once = store.at_once(DELETE);
         let finished: Vec<EventId> =
             seen.iter().filter(|(_, finished)| *finished).map(|(id, _)| *id).take(at_once).collect();
         let deleted = delete(store, &finished, enough)?;
@@ -134,7 +133,7 @@ impl Retention {
         }
         self.cursor = EventId(0);
         let deleted = mem::take(&mut self.deleted);
-        let goes_on = if shortage == Shortage::None { vacuum(store, SLACK, self.size)? } else { deleted > 0 };
+        let goes_on = if shortage == Shortage::None { store.give_back(SLACK, self.size)? } else { deleted > 0 };
         self.is_uncut |= goes_on;
         if !goes_on && mem::take(&mut self.is_uncut) {
             // Only this makes the file shorter, and without pushes nothing else would write the log back.
@@ -170,11 +169,6 @@ fn fit(size: usize, took: Duration) -> usize {
     size.clamp(*LOOK.start(), *LOOK.end())
 }
 
-/// How much of something one step may do, so that it fits into the log of a small disk too.
-fn at_once(store: &Store, most: usize) -> usize {
-    usize::try_from(store.log_limit / 4).unwrap_or(0).clamp(1, most)
-}
-
 fn millis(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
@@ -195,52 +189,21 @@ fn delete(store: &mut Store, events: &[EventId], enough: u64) -> rusqlite::Resul
     }
     let mut deleted: usize = 0;
     store.transact(|store| {
-        let mut accepted: i64 = 0;
         for event in events {
-            let mut ended: Vec<(i64, State)> = Vec::new();
-            {
-                let mut deliveries =
-                    store.connection.prepare_cached("DELETE FROM delivery WHERE event = ?1 RETURNING target, state")?;
-                let rows = deliveries.query_map([event], |row| Ok((row.get(0)?, row.get(1)?)))?;
-                for row in rows {
-                    ended.push(row?);
-                }
-            }
-            for (target, state) in ended {
-                store.count(target, state, -1);
-            }
-            store.connection.prepare_cached("DELETE FROM attempt WHERE event = ?1")?.execute([event])?;
-            let mut delete = store.connection.prepare_cached("DELETE FROM event WHERE id = ?1 RETURNING targets")?;
-            accepted += delete.query_row([event], |row| row.get::<_, i64>(0))?;
-            drop(delete);
-            deleted += 1;
+            deleted += usize::from(store.remove(*event)?);
             if store.used_bytes()? <= enough {
                 break;
             }
         }
-        store.count_events(-(deleted.cast_signed() as i64), -accepted);
         Ok(())
     })?;
     Ok(deleted)
 }
 
-/// Gives some free pages back; false if there are no more than are to be kept.
-fn vacuum(store: &Store, kept: i64, most: usize) -> rusqlite::Result<bool> {
-    if store.pragma("freelist_count")? <= kept {
-        return Ok(false);
-    }
-    let mut vacuum =
-        store.connection.prepare(&format!("PRAGMA incremental_vacuum({})", at_once(store, most.min(VACUUM))))?;
-    // Each page takes a step of the statement; a single one would free a single page.
-    let mut rows = vacuum.query([])?;
-    while rows.next()?.is_some() {}
-    Ok(true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::{EncryptionKeys, Inspect};
+    use crate::queue::{EncryptionKeys, Inspect, State};
 
     const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
     const DAY: Duration = Duration::from_secs(86_400);

@@ -3,11 +3,13 @@
 //! One look reads so many rows and no more, so that it is over soon where little is found among much.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::inspect::{Inspect, LAST_ID};
+use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{Error, Fate, Filter, State, Sweep};
 
@@ -78,7 +80,7 @@ impl Inspect {
         Ok(found)
     }
 
-    /// How many deliveries a sweep would change now, behind `after`.
+    /// How much a sweep would change now, behind `after`: see [`Swept::changed`](crate::queue::Swept::changed).
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -87,6 +89,16 @@ impl Inspect {
         let Some(events) = &sweep.events else { return self.count_in(sweep, after, LAST_ID) };
         let events: BTreeSet<_> = events.iter().filter(|event| **event > after && **event < LAST_ID).collect();
         events.into_iter().map(|event| self.count_in(sweep, EventId(event.0 - 1), EventId(event.0 + 1))).sum()
+    }
+
+    /// The first moment that is behind every stored event and now: until then, a sweep means all that is there. Ids may
+    /// lie ahead of a clock that was set back.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn end(&self) -> Result<UnixMillis, Error> {
+        let newest = self.newest()?.map_or(UnixMillis(0), EventId::moment);
+        Ok(newest.max(UnixMillis::now()).after(Duration::from_millis(1)))
     }
 
     fn count_in(&self, sweep: &Sweep, after: EventId, end: EventId) -> Result<u64, Error> {
@@ -101,6 +113,10 @@ impl Inspect {
                     terms.any_delivery()
                 )
             }
+            Fate::Forgotten => format!(
+                "SELECT count(*) FROM event e WHERE e.id > ?1 AND e.id < ?2 AND {EVENT} AND {}",
+                terms.any_delivery()
+            ),
             Fate::Replayed | Fate::Dropped | Fate::Redirected(_) => format!(
                 "SELECT count(*) FROM delivery d WHERE d.event > ?1 AND d.event < ?2 AND {} \
                     AND (?3 IS NULL AND ?4 IS NULL AND ?5 IS NULL OR \
@@ -150,7 +166,7 @@ impl<'s> Terms<'s> {
         };
         let state = match &sweep.fate {
             Fate::Replayed => "d.state <> 0".to_owned(),
-            Fate::ReplayedTo(_) => "d.state >= 0".to_owned(),
+            Fate::ReplayedTo(_) | Fate::Forgotten => "d.state >= 0".to_owned(),
             Fate::Dropped => "d.state IN (0, 2)".to_owned(),
             Fate::Redirected(to) => {
                 format!("d.state = 0 AND d.target <> {}", number(connection, to)?.unwrap_or_default())
@@ -158,7 +174,8 @@ impl<'s> Terms<'s> {
         };
         let delivery = format!("{state} AND (?6 IS NULL OR d.target = ?6) AND (?7 IS NULL OR d.state = ?7)");
         let of_event = filter.account.is_some() || filter.event.is_some() || filter.from.is_some();
-        let of_any = matches!(sweep.fate, Fate::ReplayedTo(_)) && target.is_none() && filter.state.is_none();
+        let of_any =
+            matches!(sweep.fate, Fate::ReplayedTo(_) | Fate::Forgotten) && target.is_none() && filter.state.is_none();
         let way = match (of_event || of_any, target, filter.state) {
             (true, ..) => Way::Events,
             (false, Some(_), Some(State::Dead)) => Way::Dead,
@@ -171,7 +188,7 @@ impl<'s> Terms<'s> {
     /// That an event has one of the deliveries that are meant, if any need be.
     fn any_delivery(&self) -> String {
         if self.delivery.is_empty() {
-            return "1".to_owned();
+            return "?6 IS NULL AND ?7 IS NULL".to_owned();
         }
         format!("EXISTS (SELECT 1 FROM delivery d WHERE d.event = e.id AND {})", self.delivery)
     }

@@ -23,12 +23,14 @@ use crate::queue::{Error, State};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What must hold before the first answer. `auto_vacuum` stands first: it is ignored once a table or the log exists.
-const PRAGMAS: [(&str, &str, &str); 9] = [
+const PRAGMAS: [(&str, &str, &str); 10] = [
     ("auto_vacuum", "INCREMENTAL", "2"),
     ("journal_mode", "WAL", "wal"),
     ("synchronous", "FULL", "2"),
     // SQLite's own checkpoint keeps a failed flush to itself; ours is `Store::checkpoint`.
     ("wal_autocheckpoint", "0", "0"),
+    // What is deleted is overwritten where that takes no further write; see `removal.rs`.
+    ("secure_delete", "FAST", "2"),
     ("journal_size_limit", "67108864", "67108864"),
     ("cell_size_check", "ON", "1"),
     ("trusted_schema", "OFF", "0"),

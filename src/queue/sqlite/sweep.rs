@@ -3,6 +3,7 @@
 //! What the step was found by may have changed meanwhile, so each delivery is looked at again here.
 
 use std::collections::{BTreeSet, HashMap};
+use std::slice;
 use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
@@ -16,11 +17,11 @@ use crate::queue::{Fate, State, Sweep};
 /// What a step did.
 #[derive(Debug, Default)]
 pub(super) struct Stepped {
-    /// How many deliveries changed.
+    /// How many deliveries changed; or, where they are forgotten, how many events.
     pub(super) changed: u64,
     /// The targets that may have something to lease now.
     pub(super) touched: BTreeSet<Arc<str>>,
-    /// The deliveries that were due and are cancelled or held now: a lease that is out for one is worth nothing any more.
+    /// The deliveries that were due and are cancelled, gone or held now: a lease that is out for one is worth nothing any more.
     pub(super) revoked: Vec<(Arc<str>, EventId)>,
 }
 
@@ -78,6 +79,7 @@ impl Store {
                     step.cancel(row)?;
                 }
             }
+            Fate::Forgotten => step.forget(events)?,
         }
         Ok(step.done)
     }
@@ -152,6 +154,19 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
             self.add(row.event, to)?;
             // It moved: one delivery changed, not two.
             self.done.changed = counted;
+        }
+        Ok(())
+    }
+
+    /// What waits is cancelled first: so its lease is worth nothing any more, and who is held behind it is released.
+    fn forget(&mut self, events: &[EventId]) -> rusqlite::Result<()> {
+        for event in events {
+            let counted = self.done.changed;
+            for row in self.rows(slice::from_ref(event), None, None)? {
+                self.cancel(row)?;
+            }
+            let gone = self.store.overwriting(|store| store.remove(*event))?;
+            self.done.changed = counted + u64::from(gone);
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::command::Command;
 use super::inboxes::Inboxes;
+use super::removal::Wiped;
 use super::retention::Retention;
 use super::room::Room;
 use super::statements::Waiting;
@@ -71,6 +72,7 @@ impl Writer {
             for command in others {
                 match command {
                     Command::Lease { target, max, now, waiter } => waiter.answer(self.lease(&target, max, now)),
+                    Command::Wipe(waiter) => waiter.answer(self.wipe()),
                     Command::Close(done) => {
                         commands.close();
                         closers.push(done);
@@ -201,7 +203,7 @@ impl Writer {
             Command::Reply(_, _, waiter) | Command::Annotate(_, waiter) | Command::Pause(_, _, waiter) => {
                 waiter.answer_kept()
             }
-            Command::Lease { .. } | Command::Close(_) => {}
+            Command::Lease { .. } | Command::Wipe(_) | Command::Close(_) => {}
         }
     }
 
@@ -293,6 +295,14 @@ impl Writer {
         }
     }
 
+    fn wipe(&mut self) -> Result<Wiped, Error> {
+        self.store.wipe().map_err(|error| {
+            stop_if_lost(&error);
+            self.room.failed(&error);
+            error.into()
+        })
+    }
+
     fn probe(&mut self) {
         if let Err(error) = self.room.probe(&self.store) {
             stop_if_lost(&error);
@@ -317,7 +327,7 @@ fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Com
         Command::Sweep { events, sweep, now, waiter } => {
             waiter.keep(Ok(store.sweep(events, sweep, |target| inboxes.in_order(target), *now)?));
         }
-        Command::Lease { .. } | Command::Close(_) => {}
+        Command::Lease { .. } | Command::Wipe(_) | Command::Close(_) => {}
     }
     Ok(())
 }

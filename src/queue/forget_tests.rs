@@ -1,0 +1,269 @@
+//! Forgetting a user, checked through nothing but [`Queue`], [`Inspect`] and the bytes of the store's files.
+
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+
+use super::conformance::{Bench, NOW, PATIENCE, concurrently, ids, new_event_of, settlement};
+use super::*;
+
+/// As long as WeChat's.
+const USER: &str = "oForgetMe6a8b7c6d5e4f3a2b1c0";
+const OTHER: &str = "oKeepMe0a1b2c3d4e5f6a7b8c9d0";
+/// In a text of the user, and in what targets answered to it.
+const PAGE: usize = 4096;
+const MARKER: &str = "meet me at nine by the fountain";
+
+impl Bench {
+    async fn store_of(&self, user: &str, content: &str, targets: &[&str]) -> EventId {
+        let new = new_event_of(self.queue.next_id(NOW), user, content, targets);
+        let id = new.event.id;
+        assert!(matches!(self.queue.enqueue(new).await.unwrap(), Enqueued::Fresh));
+        id
+    }
+
+    /// Forgets a user as far as the filter goes; how many events are gone.
+    async fn forget(&self, filter: Filter) -> u64 {
+        let sweep = Sweep { filter, events: None, fate: Fate::Forgotten };
+        let counted = self.look().count(&sweep, None).unwrap();
+        let forgotten = self.queue.sweep_all(sweep, NOW).await.unwrap();
+        assert_eq!(counted, forgotten, "counted before, forgotten then");
+        self.queue.wipe().await.unwrap();
+        forgotten
+    }
+
+    fn look(&self) -> Inspect {
+        Inspect::open(self.folder.path()).unwrap()
+    }
+
+    /// Whether any file of the store has those bytes.
+    fn holds(&self, bytes: impl AsRef<[u8]>) -> bool {
+        holds(self.folder.path(), bytes.as_ref())
+    }
+
+    /// A user's events, the newest first.
+    fn of(&self, user: &str) -> Vec<Summary> {
+        self.look().events(&Filter { limit: usize::MAX, ..of(user) }).unwrap()
+    }
+}
+
+fn holds(folder: &Path, bytes: &[u8]) -> bool {
+    fs::read_dir(folder).unwrap().any(|entry| {
+        let file = fs::read(entry.unwrap().path()).unwrap();
+        let pages = (0..file.len()).step_by(PAGE).map(|at| &file[at..file.len().min(at + PAGE + bytes.len())]);
+        // Most of the ballast is zeros: those are told fast.
+        let mut used = pages.filter(|page| page.get(..PAGE).is_none_or(|page| page != [0; PAGE]));
+        used.any(|page| page.windows(bytes.len()).any(|part| part == bytes))
+    })
+}
+
+fn of(user: &str) -> Filter {
+    Filter { from: Some(user.to_owned()), ..Filter::default() }
+}
+
+#[tokio::test]
+async fn everything_of_a_user_goes_whatever_has_become_of_it_and_nothing_of_others() {
+    let bench = Bench::open();
+    let verdicts = [Verdict::Retry(NOW), Verdict::End(State::Dead), Verdict::End(State::Delivered)];
+    for user in [USER, OTHER] {
+        bench.store_of(user, &format!("{user} unrouted"), &[]).await;
+        for (n, verdict) in verdicts.into_iter().enumerate() {
+            let id = bench.store_of(user, &format!("{user} {n} {MARKER}"), &["crm", "bot"]).await;
+            bench.queue.settle(settlement(id, "crm", verdict, 1)).await.unwrap();
+            bench.queue.record_reply(id, format!("<xml>to {user} {MARKER}</xml>")).await.unwrap();
+        }
+    }
+    let kept = bench.of(OTHER);
+    assert!(bench.holds(USER) && bench.holds(OTHER));
+    assert_eq!(bench.forget(of(USER)).await, 4);
+    assert!(bench.of(USER).is_empty() && !bench.holds(USER));
+    assert_eq!(bench.of(OTHER), kept);
+    let audit = bench.audit();
+    assert_eq!((audit.events, audit.deliveries, audit.counts.pending), (4, 6, 4));
+    assert_eq!(bench.queue.stats().await.unwrap().events, 4);
+    assert_eq!(bench.forget(of(USER)).await, 0, "again");
+    assert_eq!(bench.forget(of(OTHER)).await, 4);
+    assert!(!bench.holds(OTHER) && !bench.holds(MARKER));
+    assert_eq!(bench.audit().counts.total(), 0);
+}
+
+#[tokio::test]
+async fn a_lease_that_is_out_is_revoked_and_its_end_is_harmless() {
+    let bench = Bench::open();
+    let mut inbox = bench.queue.subscribe("crm".into(), 8);
+    let (a, other) = (bench.store_of(USER, "a", &["crm"]).await, bench.store_of(OTHER, "b", &["crm"]).await);
+    let (under_way, of_other) = (inbox.fresh.recv().await.unwrap(), inbox.fresh.recv().await.unwrap());
+    assert_eq!(bench.forget(of(USER)).await, 1);
+    assert!(under_way.is_revoked() && !of_other.is_revoked());
+    let note = Note { event: a, target: "crm".into(), attempt: 1, error: Some(MARKER.to_owned()) };
+    for verdict in [Verdict::Retry(NOW), Verdict::Postpone(NOW), Verdict::End(State::Delivered)] {
+        bench.queue.settle(settlement(a, "crm", verdict, 1)).await.unwrap();
+        bench.queue.annotate(note.clone()).await.unwrap();
+        bench.queue.record_reply(a, MARKER.to_owned()).await.unwrap();
+    }
+    drop(under_way);
+    bench.end(other, "crm", State::Delivered).await;
+    assert!(bench.lease("crm", 10, NOW).await.due.is_empty());
+    assert_eq!(bench.audit().counts.delivered, 1);
+    assert!(!bench.holds(USER) && !bench.holds(MARKER));
+}
+
+#[tokio::test]
+async fn where_order_is_kept_what_is_held_goes_too_and_what_is_not_meant_is_released() {
+    let bench = Bench::open();
+    bench.queue.keep_order(&"crm".into(), Order::PerUser);
+    for content in ["a", "b", "c"] {
+        bench.store_of(USER, content, &["crm"]).await;
+    }
+    let others = [bench.store_of(OTHER, "d", &["crm"]).await, bench.store_of(OTHER, "e", &["crm"]).await];
+    let until = bench.look().end().unwrap();
+    let since = bench.queue.next_id(until);
+    let late = new_event_of(since, USER, "late", &["crm"]);
+    bench.queue.enqueue(late).await.unwrap();
+    let leases = bench.lease("crm", 10, NOW).await;
+    let inbox = bench.queue.subscribe("crm".into(), 1);
+    while timeout(Duration::ZERO, inbox.wake.notified()).await.is_ok() {}
+    assert_eq!(bench.forget(Filter { until: Some(until), ..of(USER) }).await, 3);
+    timeout(PATIENCE, inbox.wake.notified()).await.unwrap();
+    assert_eq!(leases.due.iter().map(Lease::is_revoked).collect::<Vec<_>>(), [true, false]);
+    drop(leases);
+    assert_eq!(ids(&bench.lease("crm", 10, until).await), [others[0], since], "each user's first");
+    bench.end(others[0], "crm", State::Delivered).await;
+    assert_eq!(ids(&bench.lease("crm", 10, until).await), [others[1], since]);
+    bench.audit();
+    assert_eq!(bench.forget(of(USER)).await, 1);
+    // The user's number, by which order is kept, is a trace too.
+    let number = |user: &str| Sha256::digest(user)[..8].to_vec();
+    assert!(!bench.holds(USER));
+    assert!(!bench.holds(number(USER)));
+    assert!(bench.holds(number(OTHER)));
+}
+
+#[tokio::test]
+async fn only_what_one_account_got_is_forgotten_where_that_is_asked_for() {
+    let bench = Bench::open();
+    for account in ["shop", "club"] {
+        let mut new = new_event_of(bench.queue.next_id(NOW), USER, account, &["crm"]);
+        Arc::get_mut(&mut new.event).unwrap().account = account.into();
+        bench.queue.enqueue(new).await.unwrap();
+    }
+    let of_account = |account: &str| Filter { account: Some(account.to_owned()), ..of(USER) };
+    assert_eq!(bench.forget(of_account("nobody")).await, 0);
+    assert_eq!(bench.forget(of_account("shop")).await, 1);
+    assert_eq!(bench.of(USER).iter().map(|event| event.account.as_str()).collect::<Vec<_>>(), ["club"]);
+    bench.audit();
+}
+
+#[tokio::test]
+async fn a_forgotten_push_that_comes_again_is_a_new_event() {
+    let bench = Bench::open();
+    let first = bench.store_of(USER, "hello", &["crm"]).await;
+    assert_eq!(bench.forget(of(USER)).await, 1);
+    let again = bench.store_of(USER, "hello", &["crm"]).await;
+    assert!(again > first);
+    assert_eq!(ids(&bench.lease("crm", 10, NOW).await), [again]);
+    bench.audit();
+}
+
+#[tokio::test]
+async fn a_crash_in_the_middle_leaves_a_clean_ledger_and_forgetting_again_ends_it() {
+    let bench = Bench::open();
+    let stored = (0..600).map(|n| {
+        let user = if n % 3 == 0 { OTHER } else { USER };
+        let bench = &bench;
+        async move {
+            bench.store_of(user, &format!("{n} {MARKER}"), &["crm", "bot"]).await;
+        }
+    });
+    concurrently(stored).await;
+    let sweep = Arc::new(Sweep { filter: of(USER), events: None, fate: Fate::Forgotten });
+    let (mut after, mut steps) = (None, 0);
+    loop {
+        let step = bench.queue.sweep(&sweep, after, NOW).await.unwrap();
+        steps += 1;
+        after = step.next;
+        if after.is_none() {
+            break;
+        }
+        if steps % 20 != 1 {
+            continue;
+        }
+        let crashed = bench.crashed();
+        let left = crashed.of(USER).len() as u64;
+        assert_eq!(crashed.audit().events, left + 200);
+        assert_eq!(crashed.forget(of(USER)).await, left);
+        assert!(!crashed.holds(USER));
+        assert_eq!((crashed.audit().events, crashed.of(OTHER).len()), (200, 200));
+    }
+    assert!(steps > 40, "{steps} steps");
+}
+
+/// What one event of a history is: whose, for which targets, and what becomes of each delivery, if anything does.
+type Past = (bool, usize, Vec<Option<State>>, usize);
+
+const TARGETS: [&str; 3] = ["a", "b", "in-order"];
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_events_of_others_stay_as_they_are_and_are_delivered(
+        history in prop::collection::vec(
+            (
+                any::<bool>(),
+                0..8_usize,
+                prop::collection::vec(
+                    prop::option::of(prop::sample::select(vec![State::Delivered, State::Dead, State::Expired])),
+                    TARGETS.len(),
+                ),
+                prop::sample::select(vec![0_usize, 700, 2_000, 9_000]),
+            ),
+            1..40,
+        ),
+    ) {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(play(history))?;
+    }
+}
+
+async fn play(history: Vec<Past>) -> Result<(), TestCaseError> {
+    let bench = Bench::open();
+    bench.queue.keep_order(&TARGETS[2].into(), Order::PerUser);
+    for (n, (is_forgotten, targets, ends, size)) in history.into_iter().enumerate() {
+        let user = if is_forgotten { USER } else { OTHER };
+        let names: Vec<_> = TARGETS.into_iter().enumerate().filter(|(at, _)| targets >> at & 1 == 1).collect();
+        let content = format!("{n} of {user} {}", "x".repeat(size));
+        let id = bench.store_of(user, &content, &names.iter().map(|(_, name)| *name).collect::<Vec<_>>()).await;
+        for (at, name) in names {
+            if let Some(state) = ends[at] {
+                bench.end(id, name, state).await;
+            }
+        }
+        if n % 4 == 0 {
+            bench.queue.record_reply(id, format!("<xml>{user} {}</xml>", "y".repeat(size / 3))).await.unwrap();
+        }
+    }
+    let (meant, kept) = (bench.of(USER), bench.of(OTHER));
+    prop_assert_eq!(bench.forget(of(USER)).await, meant.len() as u64);
+    prop_assert!(bench.of(USER).is_empty());
+    prop_assert_eq!(bench.of(OTHER), kept);
+    let file = bench.look().check_file().unwrap();
+    prop_assert!(file.is_empty(), "{:?}", file);
+    // Nothing is held for ever.
+    for target in TARGETS {
+        loop {
+            let due = ids(&bench.lease(target, 100, NOW).await);
+            if due.is_empty() {
+                break;
+            }
+            for event in due {
+                bench.end(event, target, State::Delivered).await;
+            }
+        }
+    }
+    prop_assert_eq!(bench.audit().counts.pending, 0);
+    Ok(())
+}

@@ -1,0 +1,162 @@
+//! How an event goes: with all its rows and its part of the ledger; and how what was deleted leaves the bytes of the
+//! store's files.
+//!
+//! Whatever is deleted is overwritten within the pages that stay in use (`secure_delete = FAST`, set in `store.rs`). What
+//! a person wants forgotten is overwritten in the pages that go free as well, and [`Store::wipe`] then gives every free
+//! page back, as retention does not overwrite those, and empties the log.
+
+use std::time::Duration;
+
+use rusqlite::OptionalExtension;
+
+use super::store::Store;
+use crate::event::EventId;
+use crate::queue::State;
+
+/// The most pages given back to the filesystem in one step.
+const VACUUM: usize = 256;
+
+/// How far a step of wiping came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wiped {
+    /// There is more to do.
+    Partly,
+    /// Somebody who reads the store keeps the log from being emptied.
+    Held,
+    /// Nothing that was deleted is left.
+    Whole,
+}
+
+impl Store {
+    /// Deletes an event with its deliveries and attempts, whatever their states; false if it is gone already.
+    pub(super) fn remove(&mut self, event: EventId) -> rusqlite::Result<bool> {
+        let mut delete = self.connection.prepare_cached("DELETE FROM event WHERE id = ?1 RETURNING targets")?;
+        let accepted: Option<i64> = delete.query_row([event], |row| row.get(0)).optional()?;
+        drop(delete);
+        let Some(accepted) = accepted else { return Ok(false) };
+        let mut deliveries =
+            self.connection.prepare_cached("DELETE FROM delivery WHERE event = ?1 RETURNING target, state")?;
+        let ended = deliveries.query_map([event], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let ended: Vec<(i64, State)> = ended.collect::<rusqlite::Result<_>>()?;
+        drop(deliveries);
+        for (target, state) in ended {
+            self.count(target, state, -1);
+        }
+        self.connection.prepare_cached("DELETE FROM attempt WHERE event = ?1")?.execute([event])?;
+        self.count_events(-1, -accepted);
+        Ok(true)
+    }
+
+    /// Does the work with the pages that it frees overwritten too.
+    pub(super) fn overwriting<T>(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.connection.execute_batch("PRAGMA secure_delete = ON")?;
+        let done = work(self);
+        self.connection.execute_batch("PRAGMA secure_delete = FAST")?;
+        done
+    }
+
+    /// Makes a step toward files that hold nothing of what was deleted. Waits for nobody.
+    pub(super) fn wipe(&self) -> rusqlite::Result<Wiped> {
+        if self.give_back(0, VACUUM)? {
+            return Ok(Wiped::Partly);
+        }
+        self.checkpoint()?;
+        Ok(if self.empty_log()? { Wiped::Whole } else { Wiped::Held })
+    }
+
+    /// Writes the log back and makes it empty; false if somebody reads in it.
+    fn empty_log(&self) -> rusqlite::Result<bool> {
+        let patience = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
+        self.connection.busy_timeout(Duration::ZERO)?;
+        let busy = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
+        self.connection.busy_timeout(patience)?;
+        Ok(busy? == 0)
+    }
+
+    /// Gives some free pages back to the filesystem; false if there are no more than are to be kept.
+    pub(super) fn give_back(&self, kept: i64, most: usize) -> rusqlite::Result<bool> {
+        if self.pragma("freelist_count")? <= kept {
+            return Ok(false);
+        }
+        let most = self.at_once(most.min(VACUUM));
+        let mut vacuum = self.connection.prepare(&format!("PRAGMA incremental_vacuum({most})"))?;
+        // Each page takes a step of the statement; a single one would free a single page.
+        let mut rows = vacuum.query([])?;
+        while rows.next()?.is_some() {}
+        Ok(true)
+    }
+
+    /// How much of something one step may do, so that it fits into the log of a small disk too.
+    pub(super) fn at_once(&self, most: usize) -> usize {
+        usize::try_from(self.log_limit / 4).unwrap_or(0).clamp(1, most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use rusqlite::Connection;
+
+    use super::super::files;
+    use super::*;
+
+    const EVENT: EventId = EventId(1);
+    const MARKER: &[u8] = b"meet me at nine by the fountain";
+
+    /// A store with one event, whose body fills some pages of its own.
+    fn store(folder: &Path) -> Store {
+        let mut store = Store::open(folder).unwrap();
+        let body = MARKER.repeat(1000);
+        let fill = store.transact(|store| {
+            store.count_events(1, 0);
+            store.connection.execute(
+                "INSERT INTO event VALUES (?1, randomblob(24), 0, 0, 0, '', '', '', '', '', '', NULL, NULL, '', ?2, NULL)",
+                (EVENT, body),
+            )?;
+            Ok(())
+        });
+        fill.unwrap();
+        store
+    }
+
+    fn is_in_the_file(folder: &Path) -> bool {
+        fs::read(folder.join(files::DATABASE)).unwrap().windows(MARKER.len()).any(|part| part == MARKER)
+    }
+
+    #[test]
+    fn pages_that_go_free_are_overwritten_where_that_is_asked_for() {
+        for is_asked in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut store = store(folder.path());
+            store.checkpoint().unwrap();
+            assert!(is_in_the_file(folder.path()));
+            let remove = |store: &mut Store| store.remove(EVENT).map(|gone| assert!(gone));
+            store.transact(|store| if is_asked { store.overwriting(remove) } else { remove(store) }).unwrap();
+            store.checkpoint().unwrap();
+            assert!(store.pragma("freelist_count").unwrap() > 3);
+            assert_eq!(is_in_the_file(folder.path()), !is_asked);
+            while store.wipe().unwrap() != Wiped::Whole {}
+            assert!(!is_in_the_file(folder.path()), "nor in the pages that were free before");
+            assert!(!store.remove(EVENT).unwrap(), "gone already");
+        }
+    }
+
+    #[test]
+    fn the_log_is_emptied_when_nobody_reads_in_it_and_nobody_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path());
+        let log = || fs::metadata(files::log_of(&folder.path().join(files::DATABASE))).unwrap().len();
+        let reader = Connection::open(folder.path().join(files::DATABASE)).unwrap();
+        let reading = reader.unchecked_transaction().unwrap();
+        let count: i64 = reading.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).unwrap();
+        assert_eq!((count, store.wipe().unwrap()), (1, Wiped::Held));
+        assert!(log() > 0);
+        drop(reading);
+        assert_eq!((store.wipe().unwrap(), log()), (Wiped::Whole, 0));
+    }
+}
