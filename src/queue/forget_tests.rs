@@ -202,6 +202,53 @@ async fn a_crash_in_the_middle_leaves_a_clean_ledger_and_forgetting_again_ends_i
     assert!(steps > 40, "{steps} steps");
 }
 
+/// SQLite leaves old bytes of rows where it moves them within a page, as when a late reply makes one longer.
+#[tokio::test]
+async fn nothing_is_left_in_pages_where_rows_were_moved() {
+    let bench = Bench::open();
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        usize::try_from(state % below as u64).unwrap()
+    };
+    let (mut open, mut users) = (Vec::new(), [0; 2]);
+    for n in 0..500 {
+        let at = usize::from(random(3) == 0);
+        let user = [OTHER, USER][at];
+        users[at] += 1;
+        let content = format!("{n} {user} {}", "x".repeat([20, 300, 900, 1500][random(4)]));
+        open.push((bench.store_of(user, &content, &["crm", "bot"]).await, user));
+        while open.len() > 6 {
+            let (id, user) = open.swap_remove(random(6));
+            if random(2) == 0 {
+                let reply = format!("<xml>{user} {}</xml>", "y".repeat(random(500)));
+                bench.queue.record_reply(id, reply).await.unwrap();
+            }
+            for target in ["crm", "bot"] {
+                let mut end = settlement(id, target, Verdict::End(State::Delivered), 1);
+                let answer = format!("{user} {}", "z".repeat(random(700)));
+                end.attempt.as_mut().unwrap().answer = Some(answer.into_bytes());
+                bench.queue.settle(end).await.unwrap();
+            }
+        }
+    }
+    let kept = bench.of(OTHER);
+    assert_eq!(bench.forget(of(USER)).await, users[1]);
+    assert!(!bench.holds(USER));
+    assert_eq!(bench.of(OTHER), kept);
+    assert_eq!(bench.look().check_file().unwrap(), [""; 0]);
+    // The writer goes on with pages as they are now.
+    for (id, _) in open.iter().filter(|(_, user)| *user == OTHER) {
+        bench.queue.record_reply(*id, "y".repeat(3000)).await.unwrap();
+    }
+    let bench = bench.reopen().await;
+    assert!(!bench.holds(USER));
+    assert_eq!((bench.audit().events, bench.of(OTHER)), (users[0], kept));
+    assert_eq!(bench.look().check_file().unwrap(), [""; 0]);
+}
+
 /// What one event of a history is: whose, for which targets, and what becomes of each delivery, if anything does.
 type Past = (bool, usize, Vec<Option<State>>, usize);
 

@@ -14,6 +14,7 @@ mod removal;
 mod retention;
 mod room;
 mod schema;
+mod scrub;
 pub(super) mod seals;
 mod selection;
 #[cfg(test)]
@@ -41,6 +42,7 @@ use self::inspect::{Inspect, Oldest};
 use self::removal::Wiped;
 use self::retention::Retention;
 use self::room::{Room, Told};
+use self::scrub::Scrub;
 use self::seals::Sealer;
 use self::selection::Found;
 #[cfg(test)]
@@ -53,7 +55,7 @@ use super::{Enqueued, Error, Inbox, Leases, NewEvent, Note, Obstacle, Order, Set
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
-/// How often the log is tried to be emptied while somebody reads in it, and the pause in between.
+/// How often the log is tried to be emptied in a row while somebody reads in it, and the pause in between.
 const WIPE_TRIES: usize = 100;
 const WIPE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -116,6 +118,7 @@ impl Sqlite {
             store,
             room,
             retention,
+            scrub: Scrub::new(&settings.path),
             inboxes: Arc::clone(&inboxes),
             holds,
             revivals: Arc::clone(&revivals),
@@ -192,7 +195,7 @@ impl Sqlite {
         while held < WIPE_TRIES {
             match self.ask(Command::Wipe).await? {
                 Wiped::Whole => return Ok(()),
-                Wiped::Partly => {}
+                Wiped::Partly => held = 0,
                 Wiped::Held => {
                     held += 1;
                     tokio::time::sleep(WIPE_PAUSE).await;

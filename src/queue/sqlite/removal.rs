@@ -2,8 +2,8 @@
 //! store's files.
 //!
 //! Whatever is deleted is overwritten within the pages that stay in use (`secure_delete = FAST`, set in `store.rs`). What
-//! a person wants forgotten is overwritten in the pages that go free as well, and [`Store::wipe`] then gives every free
-//! page back, as retention does not overwrite those, and empties the log.
+//! a person wants forgotten is overwritten in the pages that go free as well. What is left then is `scrub.rs`'s: free
+//! pages that retention did not overwrite, the log, and what SQLite leaves in pages where it moves rows.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::queue::State;
 /// The most pages given back to the filesystem in one step.
 const VACUUM: usize = 256;
 
-/// How far a step of wiping came.
+/// How far a step of [`Scrub`](super::scrub::Scrub) came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wiped {
     /// There is more to do.
@@ -58,17 +58,9 @@ impl Store {
         done
     }
 
-    /// Makes a step toward files that hold nothing of what was deleted. Waits for nobody.
-    pub(super) fn wipe(&self) -> rusqlite::Result<Wiped> {
-        if self.give_back(0, VACUUM)? {
-            return Ok(Wiped::Partly);
-        }
-        self.checkpoint()?;
-        Ok(if self.empty_log()? { Wiped::Whole } else { Wiped::Held })
-    }
-
     /// Writes the log back and makes it empty; false if somebody reads in it.
-    fn empty_log(&self) -> rusqlite::Result<bool> {
+    pub(super) fn empty_log(&self) -> rusqlite::Result<bool> {
+        self.checkpoint()?;
         let patience = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
         self.connection.busy_timeout(Duration::ZERO)?;
         let busy = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
@@ -140,8 +132,8 @@ mod tests {
             store.checkpoint().unwrap();
             assert!(store.pragma("freelist_count").unwrap() > 3);
             assert_eq!(is_in_the_file(folder.path()), !is_asked);
-            while store.wipe().unwrap() != Wiped::Whole {}
-            assert!(!is_in_the_file(folder.path()), "nor in the pages that were free before");
+            while store.give_back(0, VACUUM).unwrap() {}
+            assert!(store.empty_log().unwrap() && !is_in_the_file(folder.path()), "nor in pages that were free before");
             assert!(!store.remove(EVENT).unwrap(), "gone already");
         }
     }
@@ -154,9 +146,9 @@ mod tests {
         let reader = Connection::open(folder.path().join(files::DATABASE)).unwrap();
         let reading = reader.unchecked_transaction().unwrap();
         let count: i64 = reading.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).unwrap();
-        assert_eq!((count, store.wipe().unwrap()), (1, Wiped::Held));
+        assert_eq!((count, store.empty_log().unwrap()), (1, false));
         assert!(log() > 0);
         drop(reading);
-        assert_eq!((store.wipe().unwrap(), log()), (Wiped::Whole, 0));
+        assert_eq!((store.empty_log().unwrap(), log()), (true, 0));
     }
 }

@@ -20,6 +20,7 @@ use super::inboxes::Inboxes;
 use super::removal::Wiped;
 use super::retention::Retention;
 use super::room::Room;
+use super::scrub::Scrub;
 use super::statements::Waiting;
 use super::store::Store;
 use crate::clock::UnixMillis;
@@ -43,6 +44,7 @@ pub(super) struct Writer {
     pub(super) store: Store,
     pub(super) room: Room,
     pub(super) retention: Retention,
+    pub(super) scrub: Scrub,
     pub(super) inboxes: Arc<Inboxes>,
     pub(super) holds: Holds,
     /// How often dead letters were revived, for statistics.
@@ -296,7 +298,7 @@ impl Writer {
     }
 
     fn wipe(&mut self) -> Result<Wiped, Error> {
-        self.store.wipe().map_err(|error| {
+        self.scrub.step(&mut self.store).map_err(|error| {
             stop_if_lost(&error);
             self.room.failed(&error);
             error.into()

@@ -23,6 +23,7 @@ fn writer(folder: &std::path::Path) -> Writer {
         store: Store::open(folder).unwrap(),
         room: Room::new(Ballast::find(folder), settings.max_size, Told::default()),
         retention: Retention::new(&settings),
+        scrub: Scrub::new(folder),
         inboxes: Arc::default(),
         holds: Holds::default(),
         revivals: Arc::default(),
