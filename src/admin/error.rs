@@ -54,7 +54,12 @@ pub(super) enum Error {
     #[error("the body: expected {0}")]
     BadBody(&'static str),
     #[error("{0}")]
-    Replay(#[source] serde_json::Error),
+    Json(#[source] serde_json::Error),
+    #[error("the OpenID belongs into the body: what stands in a query ends in logs")]
+    ForgetQuery,
+    /// The events themselves are gone.
+    #[error("the events are gone, but the store's files still hold unused bytes of them; ask again: {0}")]
+    NotWiped(#[source] queue::Error),
     #[error("which events? give one of account, event, from, target, state, since, until, or `all` as true")]
     NoFilter,
     #[error("{0} watch already, and no more can")]
@@ -82,12 +87,15 @@ impl Error {
             | Self::Limit(_)
             | Self::EventId(_)
             | Self::BadBody(_)
-            | Self::Replay(_)
+            | Self::Json(_)
+            | Self::ForgetQuery
             | Self::NoFilter
             | Self::ToItself
             | Self::NotConfigured => StatusCode::BAD_REQUEST,
             Self::Reload(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Store(_) | Self::NoStats | Self::NoReload | Self::TooManyWatch(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Store(_) | Self::NotWiped(_) | Self::NoStats | Self::NoReload | Self::TooManyWatch(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Bug => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

@@ -11,6 +11,7 @@
 //! | `GET /api/events/{id}` | events.rs | one event with every attempt |
 //! | `POST /api/events/replay` | replay.rs | a page of the events of a filter is delivered again |
 //! | `POST /api/events/{id}/replay` | replay.rs | one event is delivered again |
+//! | `POST /api/events/forget` | forget.rs | a page of the events of a user is deleted with all that belongs to them |
 //! | `GET /api/tail` | tail.rs | each push and each attempt as it happens, as server-sent events |
 //! | `GET /api/targets` | targets.rs | what waits for each target |
 //! | `POST /api/targets/{name}/pause`, `/resume` | targets.rs | it gets no attempts, or again |
@@ -29,6 +30,7 @@ mod audit;
 mod error;
 mod events;
 mod failures;
+mod forget;
 mod glance;
 mod guard;
 mod health;
@@ -55,8 +57,10 @@ use tokio::sync::mpsc;
 use tower::limit::GlobalConcurrencyLimitLayer;
 use tower_http::catch_panic::CatchPanicLayer;
 
+use crate::clock::UnixMillis;
+use crate::event::EventId;
 use crate::metrics::Metrics;
-use crate::queue::{self, EncryptionKeys, Inspect, Obstacle, Queue};
+use crate::queue::{self, EncryptionKeys, Inspect, Obstacle, Queue, Sweep, Swept};
 use crate::secret::Secret;
 use crate::server::Listen;
 use crate::tail::Tail;
@@ -103,6 +107,8 @@ pub struct State {
     pub reload: mpsc::Sender<Reload>,
 }
 
+/// Steps of one page of a sweep: some thousand deliveries.
+const STEPS: usize = 10;
 /// The most requests to the API worked on at a time; further ones wait. They read the disk that pushes are written to.
 const CONCURRENCY: usize = 8;
 
@@ -119,6 +125,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/events/{id}", get(events::show))
         .route("/api/events/replay", post(replay::page))
         .route("/api/events/{id}/replay", post(replay::one))
+        .route("/api/events/forget", post(forget::page))
         .route("/api/tail", get(tail::tail))
         .route("/api/targets", get(targets::list))
         .route("/api/targets/{name}/pause", post(targets::pause))
@@ -159,6 +166,24 @@ impl Context {
             None if self.glance.stats().await.is_err() => Some(Obstacle::Failing.word()),
             obstacle => obstacle,
         }
+    }
+
+    /// Makes a page's steps of a sweep, behind `after`.
+    async fn sweep(&self, sweep: Sweep, mut after: Option<EventId>) -> Result<Swept, Error> {
+        let (sweep, now) = (Arc::new(sweep), UnixMillis::now());
+        let mut page = Swept { changed: 0, next: None };
+        for _ in 0..STEPS {
+            let step = self.state.queue.sweep(&sweep, after, now).await;
+            // Also after a failure: the steps before it stand.
+            self.glance.forget().await;
+            let Swept { changed, next } = step.map_err(Error::Store)?;
+            page = Swept { changed: page.changed + changed, next };
+            after = next;
+            if next.is_none() {
+                break;
+            }
+        }
+        Ok(page)
     }
 
     /// Looks into the store, on a thread that may block.

@@ -3,8 +3,6 @@
 //! By filter it goes page by page, so that no request runs long: a page's `next` is the `cursor` that asks for the next
 //! one, and where a replay that was interrupted goes on.
 
-use std::sync::Arc;
-
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -17,9 +15,6 @@ use super::{Context, Error, object, targets};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{Fate, Filter, Sweep, Swept};
-
-/// Steps of one page: some thousand deliveries.
-const STEPS: usize = 10;
 
 /// Which events, and where to; as query or as JSON.
 #[derive(Default, Deserialize, PartialEq)]
@@ -57,7 +52,7 @@ pub(super) async fn page(
     let Query(query) = query?;
     let asked = match body.is_empty() {
         true => query,
-        false if query == Replay::default() => object(&body).map_err(Error::Replay)?,
+        false if query == Replay::default() => object(&body).map_err(Error::Json)?,
         false => return Err(Error::BadBody("none, as the query says what to replay")),
     };
     let Replay { account, event, from, target, state, since, until, to, all, cursor } = asked;
@@ -78,7 +73,7 @@ pub(super) async fn one(
 ) -> Result<Json<Value>, Error> {
     let id: EventId = id?.0.parse()?;
     let asked = if body.is_empty() { Ok(Whither::default()) } else { object(&body) };
-    let Whither { target, state, to } = asked.map_err(Error::Replay)?;
+    let Whither { target, state, to } = asked.map_err(Error::Json)?;
     if context.inspect(move |store| store.event(id)).await?.is_none() {
         return Err(Error::NoSuchEvent);
     }
@@ -87,15 +82,14 @@ pub(super) async fn one(
     Ok(Json(json!({ "replayed": swept.changed })))
 }
 
-/// Makes a page's steps.
+/// Replays a page.
 async fn replay(
     context: &Context,
     filter: Filter,
     events: Option<Vec<EventId>>,
     to: Option<String>,
-    mut after: Option<EventId>,
+    after: Option<EventId>,
 ) -> Result<Swept, Error> {
-    let now = UnixMillis::now();
     if let Some(target) = &filter.target {
         targets::known(context, target).await?;
     }
@@ -103,19 +97,7 @@ async fn replay(
         targets::configured(context, to)?;
     }
     let fate = to.as_deref().map_or(Fate::Replayed, |to| Fate::ReplayedTo(to.into()));
-    let sweep = Arc::new(Sweep { filter, events, fate });
-    let mut page = Swept { changed: 0, next: None };
-    for _ in 0..STEPS {
-        let step = context.state.queue.sweep(&sweep, after, now).await;
-        // Also after a failure: the steps before it stand.
-        context.glance.forget().await;
-        let Swept { changed, next } = step.map_err(Error::Store)?;
-        page = Swept { changed: page.changed + changed, next };
-        after = next;
-        if next.is_none() {
-            break;
-        }
-    }
+    let page = context.sweep(Sweep { filter, events, fate }, after).await?;
     tracing::info!(count = page.changed, to, "events replayed by hand");
     Ok(page)
 }

@@ -1,4 +1,4 @@
-//! `wxrelay events`: finds events, tells all about one, follows what happens, delivers them again.
+//! `wxrelay events`: finds events, tells all about one, follows what happens, delivers them again, forgets a user.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::Subcommand;
 
 use super::description::description;
-use super::{ConfigArgs, replay, tail};
+use super::{ConfigArgs, forget, replay, tail};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::view::Summary;
@@ -42,6 +42,11 @@ enum Action {
     Tail(tail::Args),
     /// Deliver events again, under the same ids: one, or those of a filter
     Replay(replay::Args),
+    /// Delete all that the store holds about a user, for good
+    ///
+    /// Every event of the user goes with its deliveries and attempts, whatever has become of them: what is pending is
+    /// cancelled first. What backups and logs hold, and what handlers were given, is not reached.
+    Forget(forget::Args),
 }
 
 #[derive(clap::Args)]
@@ -89,8 +94,8 @@ impl FilterArgs {
     }
 }
 
-/// Reads the store itself, so it works while a relay runs and while none does; replays through the relay while it runs,
-/// and follows a relay that runs.
+/// Reads the store itself, so it works while a relay runs and while none does; replays and forgets through the relay
+/// while it runs, and follows a relay that runs.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let keys = &config.queue.encryption_keys;
@@ -102,6 +107,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Action::Replay(replay) => {
             drop(store()?);
             replay::run(&config, replay, args.json).await
+        }
+        Action::Forget(forget) => {
+            drop(store()?);
+            forget::run(&config, forget, args.json).await
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod demo;
 mod description;
 pub mod doctor;
 pub mod events;
+mod forget;
 pub mod healthcheck;
 pub mod init;
 pub mod keygen;
@@ -73,7 +74,7 @@ pub enum Command {
     Simulate(simulate::Args),
     /// Act as a handler: verify and print deliveries; reply, fail or stall on request
     Sink(sink::Args),
-    /// Find events, tell all about one, follow what happens, deliver them again
+    /// Find events, tell all about one, follow what happens, deliver them again, forget a user
     Events(events::Args),
     /// Watch the relay on a live screen: accounts, targets, rates, what waits, what is dead
     Top(top::Args),

@@ -26,6 +26,7 @@ mod drain;
 mod encryption;
 mod floods;
 mod forgery;
+mod forget;
 mod formats;
 mod hostile_targets;
 mod http;

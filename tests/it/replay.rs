@@ -190,7 +190,7 @@ async fn twenty_thousand_events_are_replayed_page_by_page() {
 }
 
 /// Makes the one event of a store that no relay uses many, with all that belongs to each.
-fn multiply(folder: &Path, count: u64) {
+pub(crate) fn multiply(folder: &Path, count: u64) {
     let store = Connection::open(folder.join("wxrelay.db")).expect("the store opens");
     let copies = format!(
         "BEGIN;

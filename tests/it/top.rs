@@ -72,14 +72,14 @@ async fn relay() -> (Relay, WeChat, Target) {
 }
 
 /// A terminal of 80 columns and 24 lines; what is written to it is kept.
-struct Screen {
+pub(crate) struct Screen {
     ours: File,
     theirs: File,
     shown: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Screen {
-    fn open() -> Self {
+    pub(crate) fn open() -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
         grantpt(&ours).expect("it can be granted");
         unlockpt(&ours).expect("it can be unlocked");
@@ -99,7 +99,7 @@ impl Screen {
         Self { ours, theirs, shown }
     }
 
-    fn run(&self, mut command: Command) -> std::process::Child {
+    pub(crate) fn run(&self, mut command: Command) -> std::process::Child {
         let theirs = || Stdio::from(self.theirs.try_clone().expect("a second handle"));
         command.stdin(theirs()).stdout(theirs()).stderr(theirs()).spawn().expect("the binary starts")
     }
@@ -108,7 +108,7 @@ impl Screen {
         String::from_utf8_lossy(&self.shown.lock().expect("no reader panics")).into_owned()
     }
 
-    async fn shows(&self, what: &str) {
+    pub(crate) async fn shows(&self, what: &str) {
         eventually(&format!("`{what}` on the screen"), async || self.text().contains(what).then_some(())).await;
     }
 
@@ -116,7 +116,7 @@ impl Screen {
         !tcgetattr(&self.theirs).expect("it has settings").local_modes.contains(LocalModes::ICANON)
     }
 
-    fn press(&self, keys: &str) {
+    pub(crate) fn press(&self, keys: &str) {
         (&self.ours).write_all(keys.as_bytes()).expect("keys can be pressed");
     }
 }

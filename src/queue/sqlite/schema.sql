@@ -21,7 +21,7 @@
 --
 -- Times are milliseconds since 1970 UTC, durations microseconds. Texts and bodies stand last in their row, so that a
 -- scan over the columns before them does not read them. There are no foreign keys: an event goes with all its rows in
--- one transaction (retention.rs), and a check per row would slow every push.
+-- one transaction (removal.rs), and a check per row would slow every push.
 --
 -- The views `events`, `deliveries` and `attempts` are for people with the sqlite3 shell; read there, write never.
 

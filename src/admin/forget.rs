@@ -1,0 +1,55 @@
+//! Forgetting a user: all that the store holds about one goes, page by page, as a replay does.
+//!
+//! The OpenID comes in the body alone, and no line of the log has it in clear. With the last page what the events leave
+//! in the store's files is wiped too.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{RawQuery, State};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::events::Filters;
+use super::{Context, Error, object};
+use crate::clock::UnixMillis;
+use crate::queue::{Fate, Inspect, Sweep};
+use crate::telemetry::{self, OpenIds};
+
+/// Who is forgotten.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Whom {
+    openid: String,
+    account: Option<String>,
+    /// Only what was received before; without it all that is there.
+    until: Option<String>,
+    /// The `next` of the page before.
+    cursor: Option<String>,
+}
+
+pub(super) async fn page(
+    State(context): State<Context>,
+    RawQuery(query): RawQuery,
+    body: Bytes,
+) -> Result<Json<Value>, Error> {
+    if query.is_some_and(|query| !query.is_empty()) {
+        return Err(Error::ForgetQuery);
+    }
+    let Whom { openid, account, until, cursor } = object(&body).map_err(Error::Json)?;
+    if openid.is_empty() {
+        return Err(Error::BadBody("an `openid`"));
+    }
+    let after = cursor.map(|id| id.parse()).transpose()?;
+    let hash = telemetry::openid(OpenIds::Hash, &openid).into_owned();
+    let filters = Filters { from: Some(openid), account, until, ..Filters::default() };
+    let mut filter = filters.parse(UnixMillis::now())?;
+    if filter.until.is_none() {
+        filter.until = Some(context.inspect(Inspect::end).await?);
+    }
+    let page = context.sweep(Sweep { filter, events: None, fate: Fate::Forgotten }, after).await?;
+    tracing::info!(count = page.changed, openid = hash, "events of a user forgotten by hand");
+    if page.next.is_none() {
+        context.state.queue.wipe().await.map_err(Error::NotWiped)?;
+    }
+    Ok(Json(json!({ "forgotten": page.changed, "next": page.next.map(|id| id.to_string()) })))
+}
