@@ -40,8 +40,11 @@ pub(super) enum Command {
         now: UnixMillis,
         waiter: Waiter<Leases>,
     },
-    /// A step toward files that hold nothing of what was deleted.
-    Wipe(Waiter<Wiped>),
+    /// A step toward files that hold nothing of what was deleted; the first of a pass says so.
+    Wipe {
+        is_first: bool,
+        waiter: Waiter<Wiped>,
+    },
     /// Answered when the store is closed and free for another process.
     Close(oneshot::Sender<()>),
 }
@@ -54,7 +57,7 @@ impl Command {
 
     /// Whether it shares a commit with others.
     pub(super) fn writes(&self) -> bool {
-        !matches!(self, Self::Lease { .. } | Self::Wipe(_) | Self::Close(_))
+        !matches!(self, Self::Lease { .. } | Self::Wipe { .. } | Self::Close(_))
     }
 
     /// Answers that it failed.
@@ -67,7 +70,7 @@ impl Command {
             }
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
             Self::Lease { waiter, .. } => waiter.answer(Err(error)),
-            Self::Wipe(waiter) => waiter.answer(Err(error)),
+            Self::Wipe { waiter, .. } => waiter.answer(Err(error)),
             Self::Close(done) => drop(done),
         }
     }

@@ -191,9 +191,9 @@ impl Sqlite {
 
     /// Step by step, with room for pushes in between.
     pub(super) async fn wipe(&self) -> Result<(), Error> {
-        let mut held = 0;
+        let (mut held, mut is_first) = (0, true);
         while held < WIPE_TRIES {
-            match self.ask(Command::Wipe).await? {
+            match self.ask(|waiter| Command::Wipe { is_first, waiter }).await? {
                 Wiped::Whole => return Ok(()),
                 Wiped::Partly => held = 0,
                 Wiped::Held => {
@@ -201,6 +201,7 @@ impl Sqlite {
                     tokio::time::sleep(WIPE_PAUSE).await;
                 }
             }
+            is_first = false;
         }
         Err(Error::Busy)
     }

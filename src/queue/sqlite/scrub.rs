@@ -11,7 +11,7 @@
 //!
 //! A page that is not as the format says is left alone; `audit --deep` tells of it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::unix::fs::FileExt;
@@ -47,6 +47,11 @@ impl Scrub {
         Self { database: folder.join(files::DATABASE), file: None, done: 0, pages: 0 }
     }
 
+    /// Begins a pass, whether or not another is under way: that one ends with this one.
+    pub(super) fn begin(&mut self) {
+        self.done = 0;
+    }
+
     /// Makes a step toward files that hold nothing of what was deleted. Waits for nobody.
     pub(super) fn step(&mut self, store: &mut Store) -> rusqlite::Result<Wiped> {
         if store.give_back(0, usize::MAX)? {
@@ -55,22 +60,25 @@ impl Scrub {
         if !store.empty_log()? {
             return Ok(Wiped::Held);
         }
-        let mut scrubbed = Ok(());
-        // No other program writes meanwhile.
+        let mut scrubbed = Ok(true);
+        // No other program writes meanwhile, and with an empty log there is nothing to be written back.
         store.transact(|store| {
             scrubbed = self.scrub(store);
             Ok(())
         })?;
-        scrubbed?;
         store.connection.execute_batch("PRAGMA shrink_memory")?;
-        if self.done < self.pages {
-            return Ok(Wiped::Partly);
-        }
-        self.done = 0;
-        Ok(Wiped::Whole)
+        Ok(match scrubbed? {
+            false => Wiped::Held,
+            true if self.done < self.pages => Wiped::Partly,
+            true => Wiped::Whole,
+        })
     }
 
-    fn scrub(&mut self, store: &Store) -> rusqlite::Result<()> {
+    /// False if another program has written since the log was emptied.
+    fn scrub(&mut self, store: &Store) -> rusqlite::Result<bool> {
+        if fs::metadata(files::log_of(&self.database)).map_err(failed(ffi::SQLITE_IOERR_READ))?.len() > 0 {
+            return Ok(false);
+        }
         let file = match &self.file {
             Some(file) => file,
             None => {
@@ -91,7 +99,7 @@ impl Scrub {
             file.sync_data().map_err(failed(ffi::SQLITE_IOERR_FSYNC))?;
         }
         self.done = end;
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -245,6 +253,7 @@ mod tests {
         });
         let (number, from) = leaf.unwrap();
         file.write_all_at(&[0xee; 50], (number - 1) * size as u64 + from as u64 + 20).unwrap();
+        scrub.begin();
         while scrub.step(&mut store).unwrap() != Wiped::Whole {}
         assert!(!pass(file_of(&scrub), size, 0, pages).unwrap());
         file_of(&scrub).read_exact_at(&mut page, (number - 1) * size as u64).unwrap();

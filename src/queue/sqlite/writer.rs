@@ -74,7 +74,7 @@ impl Writer {
             for command in others {
                 match command {
                     Command::Lease { target, max, now, waiter } => waiter.answer(self.lease(&target, max, now)),
-                    Command::Wipe(waiter) => waiter.answer(self.wipe()),
+                    Command::Wipe { is_first, waiter } => waiter.answer(self.wipe(is_first)),
                     Command::Close(done) => {
                         commands.close();
                         closers.push(done);
@@ -205,7 +205,7 @@ impl Writer {
             Command::Reply(_, _, waiter) | Command::Annotate(_, waiter) | Command::Pause(_, _, waiter) => {
                 waiter.answer_kept()
             }
-            Command::Lease { .. } | Command::Wipe(_) | Command::Close(_) => {}
+            Command::Lease { .. } | Command::Wipe { .. } | Command::Close(_) => {}
         }
     }
 
@@ -297,7 +297,10 @@ impl Writer {
         }
     }
 
-    fn wipe(&mut self) -> Result<Wiped, Error> {
+    fn wipe(&mut self, is_first: bool) -> Result<Wiped, Error> {
+        if is_first {
+            self.scrub.begin();
+        }
         self.scrub.step(&mut self.store).map_err(|error| {
             stop_if_lost(&error);
             self.room.failed(&error);
@@ -329,7 +332,7 @@ fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Com
         Command::Sweep { events, sweep, now, waiter } => {
             waiter.keep(Ok(store.sweep(events, sweep, |target| inboxes.in_order(target), *now)?));
         }
-        Command::Lease { .. } | Command::Wipe(_) | Command::Close(_) => {}
+        Command::Lease { .. } | Command::Wipe { .. } | Command::Close(_) => {}
     }
     Ok(())
 }
