@@ -10,7 +10,7 @@
 //! | 3 | [`otlp`] | spans to a collector |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; news for who watches |
 //! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`trace`] | pure: protocol, event, routing, schedule, trace |
-//! | 0 | [`secret`], [`clock`], [`metrics`], [`telemetry`] | ground |
+//! | 0 | [`secret`], [`reading`], [`clock`], [`metrics`], [`telemetry`] | ground |
 //!
 //! To know the house, read [`push`], then [`dispatcher`], then [`app`].
 
@@ -27,6 +27,7 @@ pub mod metrics;
 pub mod otlp;
 pub mod push;
 pub mod queue;
+pub mod reading;
 pub mod route;
 pub mod secret;
 pub mod server;

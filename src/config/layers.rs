@@ -19,6 +19,7 @@ use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Problem, nearest};
 use super::file::File;
+use crate::reading;
 
 /// What the environment variables that override keys begin with.
 const PREFIX: &str = "WXRELAY__";
@@ -73,8 +74,7 @@ impl Layers {
         let mut lower = Dict::new();
         if let Some(path) = file {
             let fault = |problem| ConfigError { key: path.display().to_string(), problem, origin: None };
-            let text = std::fs::read_to_string(path).map(Zeroizing::new);
-            let text = text.map_err(|error| fault(Problem::File(error)))?;
+            let (text, _) = reading::text(path).map_err(|error| fault(Problem::File(error)))?;
             hash.update(text.as_bytes());
             let parsed = Toml::from_str(&text);
             lower = parsed.map_err(|error| fault(Problem::Syntax(toml_message(&error.to_string()))))?;

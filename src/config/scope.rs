@@ -7,16 +7,15 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File, Metadata};
-use std::io::{self, Read as _};
+use std::fs::{self, Metadata};
+use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-
-use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Problem};
 use super::file::{Elsewhere, Scalar, SecretSource, SecretSources};
 use super::layers::{Environment, Key, Layers};
+use crate::reading;
 use crate::secret::Secret;
 
 /// What systemd's `LoadCredential=` tells its services.
@@ -282,11 +281,6 @@ impl Scope<'_> {
 
 /// A file's text without the line end that editors and `echo` leave, and its rights.
 fn read(path: &Path) -> io::Result<(Secret, Metadata)> {
-    let mut file = File::open(path)?;
-    let metadata = file.metadata()?;
-    // With room for all of it: a text that grows leaves copies behind.
-    let room = usize::try_from(metadata.len()).unwrap_or(0).saturating_add(1);
-    let mut text = Zeroizing::new(String::with_capacity(room.min(64 * 1024)));
-    file.read_to_string(&mut text)?;
+    let (text, metadata) = reading::text(path)?;
     Ok((Secret::new(text.trim_end_matches(['\r', '\n'])), metadata))
 }

@@ -1,7 +1,7 @@
 //! The pooled HTTP client of one target (or collector), and the capped reading of what it answers.
 
 use std::error::Error as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +17,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::{Client as Pool, Error as PoolError};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::sync::Notify;
@@ -26,6 +26,7 @@ use tower::ServiceExt as _;
 
 use super::ANSWER_CAP;
 use super::resolver::Resolver;
+use crate::reading;
 
 /// What an attempt sends: whole, with a Content-Length.
 pub(super) type RequestBody = Full<Bytes>;
@@ -225,8 +226,9 @@ pub fn tls_config(options: &TlsOptions) -> Result<ClientConfig, ClientError> {
     match &options.client {
         None => Ok(builder.with_no_client_auth()),
         Some((cert, key)) => {
-            let key_der =
-                PrivateKeyDer::from_pem_file(key).map_err(|source| ClientError::Pem { path: key.clone(), source })?;
+            let fault = |source| ClientError::Pem { path: key.clone(), source };
+            let (pem, _) = reading::bytes(key).map_err(|error| fault(pem::Error::Io(error)))?;
+            let key_der = PrivateKeyDer::from_pem_slice(&pem).map_err(fault)?;
             Ok(builder.with_client_auth_cert(certificates(cert)?, key_der)?)
         }
     }
@@ -237,10 +239,8 @@ fn no_tls() -> ClientConfig {
     ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth()
 }
 
-fn certificates(path: &PathBuf) -> Result<Vec<CertificateDer<'static>>, ClientError> {
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|source| ClientError::Pem { path: path.clone(), source })
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
+    reading::certificates(path).map_err(|source| ClientError::Pem { path: path.to_owned(), source })
 }
 
 /// What was read of an answer's body.

@@ -7,7 +7,6 @@
 //! to load anew is the caller's to decide.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,10 +24,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use zeroize::Zeroizing;
 
 use super::Validity;
 use super::acme::{self, Challenges};
+use crate::reading;
 
 /// Where a certificate comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -319,7 +318,8 @@ fn load(files: &TlsFiles) -> Result<Loaded, Error> {
     // Before reading, so that a file written meanwhile counts as changed.
     let modified = modified(files);
     let read = |path: &Path| {
-        fs::read(path).map(Zeroizing::new).map_err(|source| Error::Read { path: path.to_owned(), source })
+        let read = reading::bytes(path).map(|(bytes, _)| bytes);
+        read.map_err(|source| Error::Read { path: path.to_owned(), source })
     };
     parse((&files.cert, &read(&files.cert)?), (&files.key, &read(&files.key)?), modified)
 }

@@ -38,6 +38,7 @@ mod order;
 mod pause;
 mod proxies;
 mod proxy_protocol;
+mod reading;
 mod regression;
 mod reload;
 mod replay;

@@ -14,7 +14,7 @@ const FLOORS: [(u8, &[&str]); 6] = [
     (3, &["server", "admin", "push", "dispatcher", "otlp"]),
     (2, &["queue", "deliver", "tail"]),
     (1, &["wechat", "route", "backoff", "event", "trace"]),
-    (0, &["secret", "clock", "metrics", "telemetry"]),
+    (0, &["secret", "reading", "clock", "metrics", "telemetry"]),
 ];
 
 /// Whether a part may name another one of its own floor: the lines and the stores do not know each other, nor does the

@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::pem;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
 use super::report::{Check, Line};
 use crate::clock::UnixMillis;
+use crate::reading;
 use crate::server::Validity;
 
 const DAY: i64 = 86_400;
@@ -47,7 +48,7 @@ fn load(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, Untrusting> {
         None => Vec::new(),
         Some(path) => {
             let file = |source| Untrusting::File { path: path.display().to_string(), source };
-            CertificateDer::pem_file_iter(path).and_then(Iterator::collect).map_err(file)?
+            reading::certificates(path).map_err(file)?
         }
     };
     Ok(Arc::new(Verifier::new_with_extra_roots(more, provider())?))

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use http::{Method, StatusCode};
 use rustls::client::danger::ServerCertVerifier;
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
@@ -19,6 +18,7 @@ use crate::cli::simulate::ServerUrl;
 use crate::config::Config;
 use crate::push::Account;
 use crate::queue::Holder;
+use crate::reading;
 use crate::server::{Certificate, Listen, bind, tls};
 
 /// A line for each certificate of `server.tls`: do the files parse, does the key fit, how long do they last, is the chain
@@ -86,7 +86,7 @@ fn owned(hosts: &[&str]) -> Vec<String> {
 
 /// Empty if it cannot be read, which the relay's own code tells better.
 fn chain(source: &Certificate) -> Vec<CertificateDer<'static>> {
-    CertificateDer::pem_file_iter(source.chain()).and_then(Iterator::collect).unwrap_or_default()
+    reading::certificates(source.chain()).unwrap_or_default()
 }
 
 fn trusted(chain: &[CertificateDer<'_>], host: &str, trust: &dyn ServerCertVerifier) -> Result<(), rustls::Error> {
