@@ -63,14 +63,15 @@ async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {
     };
     let route = "[[accounts.shop.routes]]\notherwise = true\nto = []\n";
     let relay = Relay::start_with(folder.path(), &server, "", &(account() + route)).await;
-    let wechat = match &certificate {
-        Some(certificate) => WeChat::over(certificate.connector()),
+    let tls = certificate.as_ref().map(Certificate::connector);
+    let wechat = match &tls {
+        Some(tls) => WeChat::over(tls.clone()),
         None => WeChat::new(),
     };
     assert!(wechat.push(relay.push).await.expect("the relay answers"), "the first push");
     let before = relay.descriptors();
 
-    let attack = Arc::new(Attack::new(flood, relay.push, Instant::now() + span));
+    let attack = Arc::new(Attack::new(flood, relay.push, Instant::now() + span, tls));
     let attackers = attack.begin();
     let steady = wechat.steady_with(relay.push, rate, span, 3).await;
     attackers.join_all().await;

@@ -13,7 +13,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout_at};
+use tokio_rustls::TlsConnector;
 
+use super::tls::localhost;
 use super::wechat::forged;
 
 /// What the relay listens with.
@@ -45,11 +47,11 @@ enum From {
 
 type Deed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What the attackers got done.
-#[derive(Default)]
+/// What the attackers got done, and what those need who shake hands.
 pub(crate) struct Counts {
     connections: AtomicU64,
     sent: AtomicU64,
+    tls: Option<TlsConnector>,
 }
 
 const fn flood(
@@ -155,9 +157,10 @@ pub(crate) struct Attack {
 }
 
 impl Attack {
-    pub(crate) fn new(flood: &Flood, target: SocketAddr, end: Instant) -> Self {
+    pub(crate) fn new(flood: &Flood, target: SocketAddr, end: Instant, tls: Option<TlsConnector>) -> Self {
         let Flood { connections, from, deed, .. } = *flood;
-        Self { target, end, connections, from, deed, counts: Arc::default() }
+        let counts = Counts { connections: AtomicU64::new(0), sent: AtomicU64::new(0), tls };
+        Self { target, end, connections, from, deed, counts: Arc::new(counts) }
     }
 
     /// Lets them loose; they end by themselves.
@@ -266,7 +269,8 @@ async fn unread(mut stream: TcpStream, counts: Arc<Counts>, requests: Vec<u8>) {
 }
 
 async fn handshake(stream: TcpStream, counts: Arc<Counts>) {
-    if super::tls::trusting_anybody(stream).await.is_ok() {
+    let tls = counts.tls.as_ref().expect("a relay that speaks TLS");
+    if tls.connect(localhost(), stream).await.is_ok() {
         counts.sent.fetch_add(1, Ordering::Relaxed);
     }
 }
