@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # deploy/debian/build.sh [cargo-deb's flags]: the Debian package of target/release/wxrelay, which is built already.
-# Needs cargo-deb (`cargo install cargo-deb`). The package is in target/debian/.
+# Needs cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`). The package is in target/debian/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,4 +12,6 @@ mkdir -p target/package/completions
 for shell in bash zsh fish; do
   "$binary" completions "$shell" >"target/package/completions/wxrelay.$shell"
 done
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
+deploy/sbom.sh
 exec "${CARGO_DEB:-cargo-deb}" --no-build "$@"

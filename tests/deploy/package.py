@@ -4,6 +4,7 @@ dpkg works on a root of its own, an empty folder: this machine's packages, files
 maintainer scripts run with DPKG_ROOT, and so leave systemd alone. Needs root, as dpkg does.
 """
 import gzip
+import json
 import os
 import re
 import shutil
@@ -33,6 +34,7 @@ class Package:
         yield "the binary runs, and the service starts it by a name that is found", self.runs
         yield "a manual page for each command, and completions that the shell can read", self.pages
         yield "the units of the repository are in it, and nothing of it can be written by others", self.files
+        yield "what it is made of is told in it, of its own version", self.made_of
         yield "an upgrade keeps configuration, secrets, edited conffiles and the store", self.upgraded
         yield "removing keeps configuration and store, and takes the binary", self.removed
         yield "installed again, it finds both", self.again
@@ -77,6 +79,13 @@ class Package:
         expect(foreign, [], "files of others, or that others may write")
         expect(oct((self.root / "etc/wxrelay/env").stat().st_mode)[-3:], "600", "mode of env, which may hold secrets")
         return f"{len(listed)} entries"
+
+    def made_of(self):
+        told = json.loads((self.root / "usr/share/doc/wxrelay/wxrelay.cdx.json").read_text())
+        version = subprocess.run(["dpkg-deb", "--field", self.deb, "Version"], capture_output=True, text=True, check=True).stdout
+        own = told["metadata"]["component"]
+        expect((told["bomFormat"], own["name"], own["version"]), ("CycloneDX", "wxrelay", version.split("-")[0]), "what it is of")
+        return f"{len(told['components'])} components"
 
     def upgraded(self):
         self.kept["etc/wxrelay/env"] = "# edited by an operator\n"
