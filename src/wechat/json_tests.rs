@@ -16,7 +16,8 @@ fn a_json_push_gives_the_tree_of_its_xml_twin() {
 
 #[test]
 fn numbers_keep_their_digits() {
-    for number in ["18446744073709551615", "-9223372036854775808", "340282366920938463463374607431768211456"] {
+    let large = "340282366920938463463374607431768211456";
+    for number in ["18446744073709551615", "-9223372036854775808", large, "17e3700013"] {
         let root = parse(format!(r#"{{"MsgId":{number}}}"#).as_bytes()).unwrap();
         assert_eq!(root.text_of("MsgId"), Some(number));
     }

@@ -197,8 +197,8 @@ impl Reply {
         let create_time = self.create_time.and_then(seconds).unwrap_or(u64::try_from(now_seconds).unwrap_or(0));
         let mut root = Element::new("xml");
         root.children = vec![
-            text("ToUserName", self.to_user.as_deref().unwrap_or(message.from_user())),
-            text("FromUserName", self.from_user.as_deref().unwrap_or(message.to_user())),
+            text("ToUserName", filled_in(&self.to_user).map_or(message.from_user(), String::as_str)),
+            text("FromUserName", filled_in(&self.from_user).map_or(message.to_user(), String::as_str)),
             text("CreateTime", &create_time.to_string()),
             text("MsgType", self.body.msg_type()),
         ];
@@ -372,9 +372,9 @@ fn required(element: &Element, name: &str) -> String {
     element.text_of(name).unwrap_or_default().to_owned()
 }
 
-/// What may be left out is, where it is empty.
+/// What may be left out is, where nothing of it would be sent.
 fn filled_in(text: &Option<String>) -> Option<&String> {
-    text.as_ref().filter(|text| !text.is_empty())
+    text.as_ref().filter(|text| !legal(text).is_empty())
 }
 
 fn optional(element: &Element, name: &str) -> Option<String> {

@@ -177,9 +177,14 @@ fn a_reply_that_is_rendered_and_read_again_is_the_same() {
         r#"{"reply":{"msg_type":"transfer_customer_service","kf_account":""}}"#,
         r#"{"reply":{"msg_type":"text","content":"hi","create_time":11144907877866187367}}"#,
         r#"{"reply":{"msg_type":"text","content":"hi","create_time":1795161600123}}"#,
+        r#"{"reply":{"msg_type":"text","content":"hi","to_user":"\u0001","from_user":""}}"#,
+        r#"{"reply":{"msg_type":"video","media_id":"m","title":"\u0001","description":"\u0008\u0002"}}"#,
+        "<xml><FromUserName><![CDATA[\u{2}\u{1}]]></FromUserName><MsgType>text</MsgType><Content>hi</Content></xml>",
     ] {
         let rendered = read(reply).unwrap().unwrap().render(&push, 1_795_161_600);
         let again = read(&rendered).unwrap().unwrap().render(&push, 1_795_161_600);
         assert_eq!(again, rendered, "{reply}");
+        assert!(rendered.contains("<ToUserName><![CDATA[o_1]]>"), "{rendered}");
+        assert!(rendered.contains("<FromUserName><![CDATA[gh_1]]>"), "{rendered}");
     }
 }

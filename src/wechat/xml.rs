@@ -230,7 +230,8 @@ impl<'a> Walker<'a> {
         if self.depth == 0 && self.elements > 0 {
             return Err(XmlError::Root);
         }
-        if !is_name(tag.name().into_inner()) {
+        // The parser does not mind a `<` in an attribute's value; XML forbids it, and other readers see a tag.
+        if !is_name(tag.name().into_inner()) || tag.attributes_raw().contains('<') {
             return Err(self.malformed());
         }
         self.begun = true;

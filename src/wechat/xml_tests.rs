@@ -155,6 +155,15 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![any::<String>(), "[\\x00-\\x20]{0,3}", "[0-9]{1,20}", "(\\]|>|<|&amp;|<!\\[CDATA\\[|\\]\\]>|x){0,8}",]
 }
 
+/// Found by fuzzing: a tag, even a DOCTYPE, stood in a value that we took and that others refuse.
+#[test]
+fn a_tag_in_the_value_of_an_attribute_is_refused() {
+    for text in ["<xml><a b=\"<!DOCTYPE>\"/></xml>", "<xml a='<b>'></xml>", "<xml><a b=\"1\" c=\"<\"></a></xml>"] {
+        assert!(matches!(parse(text), Err(XmlError::Malformed { .. })), "{text}: {:?}", parse(text));
+    }
+    assert_eq!(parse("<xml a=\"&lt;b>\"/>").unwrap().attributes, [("a".to_owned(), "<b>".to_owned())]);
+}
+
 fn element() -> impl Strategy<Value = Element> {
     let name = "[A-Za-z_\u{4e00}-\u{4e20}][A-Za-z0-9_.:-]{0,6}";
     let attributes = proptest::collection::btree_map("[a-z]{1,3}", text(), 0..3);
