@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# deploy/debian/build.sh [cargo-deb's flags]: the Debian package of target/release/wxrelay, which is built already.
+# deploy/debian/build.sh [cargo-deb's flags]: the Debian package of target/release/wxrelay, which deploy/build.sh has built.
 # Needs cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`). The package is in target/debian/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."

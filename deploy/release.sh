@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# deploy/release.sh: the files of a release, in target/dist: the binary, the Debian package, what both are made of (SBOM), and
+# SHA256SUMS. Needs cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+deploy/build.sh
+deploy/debian/build.sh
+rm -rf target/dist
+mkdir target/dist
+cp target/release/wxrelay target/package/wxrelay.cdx.json target/debian/wxrelay_*.deb target/dist
+cd target/dist
+sha256sum -- * >SHA256SUMS
+cat SHA256SUMS
