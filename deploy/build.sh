@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# deploy/build.sh [cargo build's flags]: the release's binary, target/release/wxrelay, without the paths of this machine.
+# deploy/build.sh [cargo build's flags]: the release's binary, target/release/wxrelay. With the same Rust, C compiler and linker it
+# is the same, byte for byte, wherever it is built: the paths of this machine do not get in. deploy/reproduce.sh shows it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
