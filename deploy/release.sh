@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # deploy/release.sh: the files of a release, in target/dist: the binary, the Debian package, what both are made of (SBOM), and
-# SHA256SUMS. Needs cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`).
+# SHA256SUMS. None is made of a binary that comes out otherwise when it is built again elsewhere. Needs
+# cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 deploy/build.sh
+deploy/reproduce.sh
 deploy/debian/build.sh
 rm -rf target/dist
 mkdir target/dist

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # deploy/reproduce.sh: builds the release a second time, from a copy of the source in another folder, with another CARGO_HOME, and
-# compares it with target/release/wxrelay as deploy/build.sh has made it. `--build` only builds, beside other work.
+# compares it with target/release/wxrelay as deploy/build.sh has made it. A part of deploy/release.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,10 +33,6 @@ compare() {
   echo "the same"
 }
 
-if [[ ${1:-} == --build ]]; then
-  build
-  exit
-fi
-if [[ ! -e $second ]]; then build; fi
+build
 compare
 rm -rf "$folder"
