@@ -53,7 +53,7 @@ pub fn bytes(path: &Path) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
 /// The same for a text.
 ///
 /// # Errors
-/// As for [`bytes`]; [`io::ErrorKind::InvalidData`] if it is not UTF-8.
+/// As for [`bytes()`]; [`io::ErrorKind::InvalidData`] if it is not UTF-8.
 pub fn text(path: &Path) -> io::Result<(Zeroizing<String>, Metadata)> {
     let (bytes, metadata) = bytes(path)?;
     let text = str::from_utf8(&bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
@@ -63,7 +63,7 @@ pub fn text(path: &Path) -> io::Result<(Zeroizing<String>, Metadata)> {
 /// The certificates in a PEM file, in its order.
 ///
 /// # Errors
-/// [`pem::Error::Io`] as for [`bytes`]; the others for what is no PEM.
+/// [`pem::Error::Io`] as for [`bytes()`]; the others for what is no PEM.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
     let (bytes, _) = bytes(path).map_err(pem::Error::Io)?;
     CertificateDer::pem_slice_iter(&bytes).collect()
