@@ -105,7 +105,7 @@ async fn what_was_sealed_comes_back_whole_after_a_restart() {
 #[tokio::test]
 async fn a_store_that_was_sealed_by_an_earlier_build_opens() {
     let folder = TempDir::new().unwrap();
-    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/store/v3-sealed.db");
+    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/store/v3.db");
     std::fs::copy(stored, folder.path().join("wxrelay.db")).unwrap();
     open(folder.path(), &[0x42]).unwrap().close().await;
     let inspect = inspect(folder.path(), &[0x42]);

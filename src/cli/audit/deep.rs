@@ -63,7 +63,7 @@ enum Kind {
     Key,
     /// The opened text does not parse.
     Text,
-    /// A column, the content key or the number of deliveries is not what the text or the event says.
+    /// A column, the content key, its place in the index of texts or the number of deliveries is not what the text or the event says.
     Row,
     /// The push as it came no longer opens to the stored text.
     Push,
@@ -196,7 +196,7 @@ impl Judge {
                 Flaw::Sealed(Unopened::KeyMissing(_)) => Kind::Key,
                 Flaw::Unreadable(_) | Flaw::Sealed(Unopened::KeyUnknown | Unopened::Damaged) => Kind::Unreadable,
                 Flaw::Text => Kind::Text,
-                Flaw::Column(_) | Flaw::ContentKey | Flaw::Deliveries { .. } => Kind::Row,
+                Flaw::Column(_) | Flaw::ContentKey | Flaw::Unknown | Flaw::Deliveries { .. } => Kind::Row,
             };
             deep.find(kind, Some(read.id), None, flaw);
         }

@@ -4,6 +4,7 @@
 //! its own: a reader that stays open keeps the log from being begun anew. Deliberately not here: whether the stored push
 //! still opens with its account's keys, and whether a target's format can be written; the queue knows neither.
 
+use rusqlite::types::Value;
 use rusqlite::{Row, Transaction, params};
 
 use super::inspect::Inspect;
@@ -58,6 +59,9 @@ pub enum Flaw {
     /// The content key is not that of the text, so that WeChat's retry would be a second event.
     #[error("its content key is not that of the stored text")]
     ContentKey,
+    /// The index of texts does not lead to it, so that WeChat's retry would be a second event.
+    #[error("its content key is not in the index of texts, or leads to another event")]
+    Unknown,
     /// A delivery has no row, or there is one too many.
     #[error("{stored} deliveries were stored with it, {found} are there")]
     Deliveries {
@@ -155,6 +159,9 @@ fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -
         {
             flaws.push(Flaw::Sealed(unopened));
         }
+        if event.is_some() && !is_known(snapshot, id, row)? {
+            flaws.push(Flaw::Unknown);
+        }
         let (found, open) = deliveries(snapshot, id)?;
         let stored = row.get("targets")?;
         if found != stored {
@@ -211,6 +218,14 @@ fn rest(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -
         }
     }
     Ok(None)
+}
+
+/// Whether the index of texts leads to the event, if it is old enough to be in there.
+fn is_known(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>) -> rusqlite::Result<bool> {
+    let mut find = snapshot.prepare_cached(
+        "SELECT ?1 > (SELECT event FROM known_until) OR ?1 IS (SELECT event FROM known WHERE content_key = ?2)",
+    )?;
+    find.query_row(params![id, row.get::<_, Value>("content_key")?], |row| row.get(0))
 }
 
 /// How many deliveries an event has, and which of them are open.

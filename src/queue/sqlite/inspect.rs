@@ -116,8 +116,16 @@ impl Inspect {
                 Err(_) => unaccounted += count(row, 2)?,
             }
         }
+        let known = snapshot.query_row(
+            "SELECT (SELECT count(*) FROM known) + (SELECT count(*) FROM event WHERE id > until.event) FROM known_until until",
+            [],
+            |row| count(row, 0),
+        )?;
         let tally = tally(&snapshot)?;
-        let drift = events.abs_diff(tally.events) + deliveries.abs_diff(tally.accepted) + drift(&found, &tally.targets);
+        let drift = events.abs_diff(tally.events)
+            + deliveries.abs_diff(tally.accepted)
+            + drift(&found, &tally.targets)
+            + events.abs_diff(known);
         let mut counts = Counts::default();
         for part in found.values() {
             State::ALL.into_iter().for_each(|state| *counts.of(state) += *part.clone().of(state));

@@ -10,6 +10,7 @@ pub(super) mod deep;
 mod files;
 mod inboxes;
 pub(super) mod inspect;
+mod known;
 mod removal;
 mod retention;
 mod room;
@@ -111,7 +112,7 @@ impl Sqlite {
         let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
         let obstacle = Told::default();
         let mut room = Room::new(ballast, settings.max_size, Arc::clone(&obstacle));
-        room.left(&store)?;
+        room.look(&store)?;
         let retention = Retention::new(settings);
         let (holds, revivals) = (Holds::default(), Arc::<AtomicU64>::default());
         let writer = Writer {

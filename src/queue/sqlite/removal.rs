@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::OptionalExtension;
 
 use super::store::Store;
-use crate::event::EventId;
+use crate::event::{ContentKey, EventId};
 use crate::queue::State;
 
 /// The most pages given back to the filesystem in one step.
@@ -30,10 +30,16 @@ pub(super) enum Wiped {
 impl Store {
     /// Deletes an event with its deliveries and attempts, whatever their states; false if it is gone already.
     pub(super) fn remove(&mut self, event: EventId) -> rusqlite::Result<bool> {
-        let mut delete = self.connection.prepare_cached("DELETE FROM event WHERE id = ?1 RETURNING targets")?;
-        let accepted: Option<i64> = delete.query_row([event], |row| row.get(0)).optional()?;
+        let mut delete =
+            self.connection.prepare_cached("DELETE FROM event WHERE id = ?1 RETURNING targets, content_key")?;
+        let deleted =
+            delete.query_row([event], |row| Ok((row.get::<_, i64>(0)?, row.get(1).map(ContentKey)))).optional()?;
         drop(delete);
-        let Some(accepted) = accepted else { return Ok(false) };
+        let Some((accepted, key)) = deleted else { return Ok(false) };
+        // Where the row is damaged, there is no key to find its text by.
+        if let Ok(key) = key {
+            self.unlearn(key, event)?;
+        }
         let mut deliveries =
             self.connection.prepare_cached("DELETE FROM delivery WHERE event = ?1 RETURNING target, state")?;
         let ended = deliveries.query_map([event], |row| Ok((row.get(0)?, row.get(1)?)))?;

@@ -26,6 +26,10 @@ const AT_MOST: Duration = Duration::from_secs(1);
 /// After so long without trouble, the next one is probed soon again.
 const CALM: Duration = Duration::from_secs(10);
 
+/// How old a look may be that found plenty of room, and what is plenty: more than comes in by then.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const PLENTY: u64 = 64 << 20;
+
 /// Where the queue tells what keeps new events out.
 pub(super) type Told = Arc<watch::Sender<Option<Obstacle>>>;
 
@@ -46,6 +50,9 @@ pub(super) struct Room {
     max_size: u64,
     /// As of the last look.
     used: u64,
+    /// What new events may take, as of the last look or of what was stored since; and when that look was.
+    left: u64,
+    looked: Option<Instant>,
     /// Whether the store holds `max_size`, and has not since fallen a little below.
     is_over: bool,
     trouble: Option<Trouble>,
@@ -64,7 +71,9 @@ struct Trouble {
 impl Room {
     /// Takes the ballast; without it, the disk counts as full.
     pub(super) fn new(ballast: Ballast, max_size: u64, told: Told) -> Self {
-        let mut room = Self { ballast, max_size, used: 0, is_over: false, trouble: None, ended: None, told };
+        let (used, left, looked) = (0, 0, None);
+        let (is_over, trouble, ended) = (false, None, None);
+        let mut room = Self { ballast, max_size, used, left, looked, is_over, trouble, ended, told };
         if let Err(error) = room.ballast.take() {
             let what = if is_no_room(&error) { Obstacle::DiskFull } else { Obstacle::Failing };
             room.begin(what, &error);
@@ -72,13 +81,29 @@ impl Room {
         room
     }
 
-    /// How many bytes new events may take, about. Looks at the store, and tells if that changes anything.
+    /// How many bytes new events may take, about. Looks at the store unless there was plenty of room just now.
     pub(super) fn left(&mut self, store: &Store) -> rusqlite::Result<u64> {
+        let is_recent = self.looked.is_some_and(|looked| looked.elapsed() < LOOK_AGAIN);
+        if !is_recent || self.left < PLENTY || self.trouble.is_some() {
+            self.look(store)?;
+        }
+        Ok(self.left)
+    }
+
+    /// Notes how many bytes are left after new events were stored.
+    pub(super) fn leaves(&mut self, left: u64) {
+        self.left = left;
+    }
+
+    /// Looks at the store, and tells if that changes anything.
+    pub(super) fn look(&mut self, store: &Store) -> rusqlite::Result<()> {
         self.used = store.used_bytes()?;
+        self.looked = Some(Instant::now());
         self.is_over = is_over(self.is_over, self.used, self.max_size);
         self.tell(None);
         let refused = self.is_over || self.has(Obstacle::DiskFull);
-        Ok(if refused { 0 } else { self.max_size.saturating_sub(self.used) })
+        self.left = if refused { 0 } else { self.max_size.saturating_sub(self.used) };
+        Ok(())
     }
 
     /// How badly finished events have to go, as of the last look.

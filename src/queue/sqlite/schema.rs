@@ -16,7 +16,8 @@ pub(super) const VERSION: i64 = 1 + MIGRATIONS.len().cast_signed() as i64;
 const SCHEMA: &str = include_str!("schema.sql");
 
 /// What leads from each version to the next, from version 1 on.
-const MIGRATIONS: [&str; 2] = [include_str!("migrations/2.sql"), include_str!("migrations/3.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("migrations/2.sql"), include_str!("migrations/3.sql"), include_str!("migrations/4.sql")];
 
 /// The version in the file, 0 if it is empty; refuses what is not ours, or newer than we are.
 pub(super) fn version(connection: &Connection, path: &Path) -> Result<i64, Error> {

@@ -1,8 +1,10 @@
--- The stored form of the embedded engine, version 3 (`PRAGMA user_version`). `migrations/` brings earlier ones here.
+-- The stored form of the embedded engine, version 4 (`PRAGMA user_version`). `migrations/` brings earlier ones here.
 --
 -- event.id        43 bits of milliseconds, 20 bits of sequence; evt_ and 16 hex digits for people.
 -- event.mode      the account's mode: 0 plaintext, 1 compatible, 2 secure.
 -- event.clear     the opened text; NULL where it equals `body`.
+-- known.event     the event of that `content_key`, for the events up to `known_until.event`: the later ones are few, and
+--                 looked for in memory (known.rs). What makes a second push of a text a duplicate.
 -- event.targets   how many deliveries were stored with it: what the audit counts against.
 -- event.reply     the clear passive reply it was answered with; a repeated push gets it again.
 -- event.key       the number of the key that its `query`, `body`, `clear` and `reply` and the `answer` of its attempts
@@ -27,7 +29,7 @@
 
 CREATE TABLE event (
   id          INTEGER PRIMARY KEY,
-  content_key BLOB    NOT NULL UNIQUE,
+  content_key BLOB    NOT NULL,
   targets     INTEGER NOT NULL,
   mode        INTEGER NOT NULL,
   received_at INTEGER NOT NULL,
@@ -44,6 +46,17 @@ CREATE TABLE event (
   clear       BLOB,
   key         INTEGER
 );
+
+CREATE TABLE known (
+  content_key BLOB    PRIMARY KEY,
+  event       INTEGER NOT NULL
+) WITHOUT ROWID;
+
+CREATE TABLE known_until (
+  event INTEGER NOT NULL
+);
+
+INSERT INTO known_until VALUES (0);
 
 CREATE TABLE key (
   no          INTEGER PRIMARY KEY,

@@ -47,9 +47,11 @@ impl Store {
         held: &mut Vec<Arc<str>>,
     ) -> rusqlite::Result<Enqueued> {
         held.clear();
-        if !self.insert_event(new, sealed)? {
-            return self.duplicate(new.key)?.ok_or(rusqlite::Error::QueryReturnedNoRows);
+        if let Some(duplicate) = self.duplicate(new.key)? {
+            return Ok(duplicate);
         }
+        self.insert_event(new, sealed)?;
+        self.learn(new.key, new.event.id)?;
         self.count_events(1, new.targets.len().cast_signed() as i64);
         for target in &new.targets {
             let user = in_order(target).then(|| user_number(new.event.message.from_user()));
@@ -116,19 +118,17 @@ impl Store {
         Ok(())
     }
 
-    fn insert_event(&self, new: &NewEvent, sealed: Option<&Sealed>) -> rusqlite::Result<bool> {
+    fn insert_event(&self, new: &NewEvent, sealed: Option<&Sealed>) -> rusqlite::Result<()> {
         let event = &*new.event;
         let (body, clear) = (&*event.body, (event.clear != event.body).then_some(&*event.clear));
         let in_clear: [&dyn ToSql; 5] = [&new.reply, &event.query, &body, &clear, &Null];
         let [reply, query, body, clear, key] = sealed.map_or(in_clear, Sealed::columns);
-        // Only the key may exist already: an id given twice is a bug, and must fail.
         let mut insert = self.connection.prepare_cached(
             "INSERT INTO event (id, content_key, targets, mode, received_at, account, app_id, msg_type, event, \
                                 event_key, from_user, traceparent, reply, query, body, clear, key) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17) \
-             ON CONFLICT (content_key) DO NOTHING",
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
         )?;
-        let inserted = insert.execute(params![
+        insert.execute(params![
             event.id,
             new.key.0,
             new.targets.len().cast_signed() as i64,
@@ -147,17 +147,17 @@ impl Store {
             clear,
             key,
         ])?;
-        Ok(inserted == 1)
+        Ok(())
     }
 
     /// The event of that text, if it is stored.
     pub(super) fn duplicate(&self, key: ContentKey) -> rusqlite::Result<Option<Enqueued>> {
-        let mut find = self.connection.prepare_cached("SELECT id, reply, key FROM event WHERE content_key = ?1")?;
-        find.query_row([key.0], |row| {
-            let id = row.get(0)?;
-            let reply = match row.get(2)? {
-                None => row.get(1)?,
-                Some(number) => self.open_reply(id, number, row.get(1)?),
+        let Some(id) = self.known(key)? else { return Ok(None) };
+        let mut find = self.connection.prepare_cached("SELECT reply, key FROM event WHERE id = ?1")?;
+        find.query_row([id], |row| {
+            let reply = match row.get(1)? {
+                None => row.get(0)?,
+                Some(number) => self.open_reply(id, number, row.get(0)?),
             };
             Ok(Enqueued::Duplicate { id, reply })
         })

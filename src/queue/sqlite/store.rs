@@ -12,6 +12,7 @@ use std::time::Duration;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use super::known::Known;
 use super::seals::{self, Seals};
 use super::{files, schema};
 use crate::event::EventId;
@@ -51,6 +52,8 @@ pub(super) struct Store {
     pub(super) log_limit: i32,
     /// The keys that events are sealed by.
     pub(super) seals: Seals,
+    /// Whose text is known already.
+    pub(super) known: Known,
     /// The numbers of the target names met so far.
     numbers: HashMap<Arc<str>, i64>,
     /// What the open transaction changes in the running ledger.
@@ -102,8 +105,9 @@ impl Store {
             seen.store(pages, Ordering::Relaxed);
             Ok(())
         }))?;
+        let known = Known::read(&connection)?;
         let (seals, numbers, changes) = (Seals::default(), HashMap::new(), HashMap::new());
-        let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, seals, numbers, changes };
+        let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, seals, known, numbers, changes };
         // What a killed process left in the log may never have been flushed, and is answered for from now on.
         match store.checkpoint() {
             Err(error) if is_full(&error) => files::flush(&log)?,
@@ -141,11 +145,15 @@ impl Store {
     /// Runs the work in one transaction; when it returns `Ok`, all of it is on stable storage.
     pub(super) fn transact(&mut self, work: impl FnOnce(&mut Self) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let done = work(self).and_then(|()| self.write_tally()).and_then(|()| {
+        let work = work(self).and_then(|()| self.write_tally()).and_then(|()| self.write_run());
+        let done = work.and_then(|()| {
             self.connection.prepare_cached("COMMIT")?.execute([])?;
             Ok(())
         });
-        if done.is_err() {
+        if done.is_ok() {
+            self.known.keep();
+        } else {
+            self.known.undo();
             self.changes.clear();
             self.numbers.clear();
             // Some failures, a full disk among them, have ended the transaction already.

@@ -34,6 +34,11 @@ const BATCH: usize = 256;
 /// How long settlements wait for company, and how many are company enough. A push ends the wait at once.
 const LINGER: Duration = Duration::from_millis(5);
 const COMPANY: usize = 64;
+/// When so many have come during one commit, more are sure to come soon: waiting that long for them, or until there are
+/// enough, halves the commits and costs nobody who is alone anything.
+const CROWD: usize = 8;
+const CROWD_LINGER: Duration = Duration::from_millis(1);
+const CROWD_ENOUGH: usize = 32;
 /// How long a lease that was dropped unsettled stays out at most, when nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
 /// `EX_IOERR` of sysexits.h.
@@ -115,9 +120,14 @@ impl Writer {
             Ok(0) => return false,
             Ok(_) => {}
         }
-        let deadline = Instant::now() + LINGER;
+        let is_patient = batch.iter().all(Command::is_patient);
+        let (linger, enough) = if is_patient { (LINGER, COMPANY) } else { (CROWD_LINGER, CROWD_ENOUGH) };
+        if !is_patient && batch.len() < CROWD {
+            return true;
+        }
+        let deadline = Instant::now() + linger;
         let mut seen = 0;
-        while batch.len() < COMPANY && batch[seen..].iter().all(Command::is_patient) {
+        while batch.len() < enough && (!is_patient || batch[seen..].iter().all(Command::is_patient)) {
             seen = batch.len();
             match timeout_at(deadline, commands.recv_many(batch, BATCH - seen)).await {
                 Err(_) | Ok(0) => break,
@@ -167,7 +177,9 @@ impl Writer {
             let work = |store: &mut Store| {
                 commands.iter_mut().try_for_each(|command| apply(store, inboxes, &mut left, command))
             };
-            self.store.transact(work)
+            self.store.transact(work)?;
+            self.room.leaves(left);
+            Ok(())
         });
         match &done {
             Ok(()) => (self.on_commit)(start.elapsed()),
@@ -286,7 +298,7 @@ impl Writer {
     fn keep_house(&mut self) {
         let shortage = self.room.shortage();
         let done = self.retention.step(&mut self.store, UnixMillis::now(), shortage);
-        match done.and_then(|gave_back| self.room.left(&self.store).map(|_| gave_back)) {
+        match done.and_then(|gave_back| self.room.look(&self.store).map(|()| gave_back)) {
             Ok(true) => self.room.probe_soon(),
             Ok(false) => {}
             Err(error) => {

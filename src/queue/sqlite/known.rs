@@ -1,0 +1,209 @@
+//! Which texts are known: the index by which a push that comes again is found.
+//!
+//! The keys of one second come in no order, so an index kept up event by event would write a page of its own for nearly
+//! every event. Here the keys of the newest events are held in memory, and go into the table `known` in sorted runs. A
+//! key is as durable as its event all the same: it stands in the event's row, and what is in no run yet is read from
+//! there when the store is opened.
+//!
+//! Invariant: every stored event up to `until` is in the table, every later one in memory.
+
+use std::collections::HashMap;
+use std::mem;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::store::Store;
+use crate::event::{ContentKey, EventId};
+
+/// How many keys make a run: enough to spread the pages that it writes over many events, few enough for a run to be
+/// written in a millisecond or two, as pushes wait meanwhile.
+const RUN: usize = 1024;
+
+/// The keys that are in no run yet.
+#[derive(Debug)]
+pub(super) struct Known {
+    until: EventId,
+    recent: HashMap<ContentKey, EventId>,
+    /// What the open transaction changed in `recent`, and what was there before.
+    undo: Vec<(ContentKey, Option<EventId>)>,
+    /// Up to which event the open transaction has written a run.
+    run: Option<EventId>,
+}
+
+impl Known {
+    /// Reads what is in no run yet.
+    pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        let until = connection.query_row("SELECT event FROM known_until", [], |row| row.get(0))?;
+        let mut find = connection.prepare("SELECT content_key, id FROM event WHERE id > ?1")?;
+        // A damaged row is no reason not to start: it has no key to be found by.
+        let recent = find.query_map([until], |row| Ok((row.get(0).map(ContentKey), row.get(1)?)))?;
+        let recent = recent.filter_map(|row| row.map(|(key, event)| Some((key.ok()?, event))).transpose());
+        Ok(Self { until, recent: recent.collect::<rusqlite::Result<_>>()?, undo: Vec::new(), run: None })
+    }
+
+    /// Takes what the transaction did for done.
+    pub(super) fn keep(&mut self) {
+        self.undo.clear();
+        if let Some(until) = self.run.take() {
+            self.until = until;
+            self.recent.clear();
+        }
+    }
+
+    /// Forgets what the transaction did.
+    pub(super) fn undo(&mut self) {
+        self.run = None;
+        for (key, before) in mem::take(&mut self.undo).into_iter().rev() {
+            match before {
+                Some(event) => self.recent.insert(key, event),
+                None => self.recent.remove(&key),
+            };
+        }
+    }
+}
+
+impl Store {
+    /// The event of that text.
+    pub(super) fn known(&self, key: ContentKey) -> rusqlite::Result<Option<EventId>> {
+        if let Some(event) = self.known.recent.get(&key) {
+            return Ok(Some(*event));
+        }
+        let mut find = self.connection.prepare_cached("SELECT event FROM known WHERE content_key = ?1")?;
+        find.query_row([key.0], |row| row.get(0)).optional()
+    }
+
+    /// Notes the text of an event that is stored in the open transaction.
+    pub(super) fn learn(&mut self, key: ContentKey, event: EventId) -> rusqlite::Result<()> {
+        // Ids are given before the events come here, so one may come after the run that its neighbours are in.
+        if event <= self.known.until {
+            let mut insert = self.connection.prepare_cached("INSERT OR REPLACE INTO known VALUES (?1, ?2)")?;
+            insert.execute(params![key.0, event])?;
+            return Ok(());
+        }
+        let before = self.known.recent.insert(key, event);
+        self.known.undo.push((key, before));
+        Ok(())
+    }
+
+    /// Forgets the text of an event that is deleted in the open transaction.
+    pub(super) fn unlearn(&mut self, key: ContentKey, event: EventId) -> rusqlite::Result<()> {
+        if event <= self.known.until {
+            let mut delete =
+                self.connection.prepare_cached("DELETE FROM known WHERE content_key = ?1 AND event = ?2")?;
+            delete.execute(params![key.0, event])?;
+        } else if let Some(event) = self.known.recent.remove(&key) {
+            self.known.undo.push((key, Some(event)));
+        }
+        Ok(())
+    }
+
+    /// Writes a run, if there are keys enough for one.
+    pub(super) fn write_run(&mut self) -> rusqlite::Result<()> {
+        if self.known.recent.len() < RUN {
+            return Ok(());
+        }
+        let mut run: Vec<_> = self.known.recent.iter().collect();
+        run.sort_unstable_by_key(|(key, _)| key.0);
+        let mut insert = self.connection.prepare_cached("INSERT OR REPLACE INTO known VALUES (?1, ?2)")?;
+        for (key, event) in &run {
+            insert.execute(params![key.0, event])?;
+        }
+        let until = run.iter().map(|(_, event)| **event).max();
+        self.connection.prepare_cached("UPDATE known_until SET event = ?1")?.execute([until])?;
+        self.known.run = until;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u64) -> ContentKey {
+        // As far from the order of the events as can be.
+        let mut key = [0; 24];
+        key[16..].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+        ContentKey(key)
+    }
+
+    fn store(store: &mut Store, numbers: impl Iterator<Item = u64>) -> rusqlite::Result<()> {
+        store.transact(|store| {
+            for number in numbers {
+                let insert = "INSERT INTO event VALUES \
+                              (?1, ?2, 0, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL, NULL)";
+                store.connection.prepare_cached(insert)?.execute(params![EventId(number), key(number).0])?;
+                store.learn(key(number), EventId(number))?;
+            }
+            Ok(())
+        })
+    }
+
+    fn in_runs(store: &Store) -> usize {
+        let count: i64 = store.connection.query_row("SELECT count(*) FROM known", [], |row| row.get(0)).unwrap();
+        count.try_into().unwrap()
+    }
+
+    fn unknown(store: &Store, numbers: impl Iterator<Item = u64>) -> Vec<u64> {
+        numbers.filter(|number| store.known(key(*number)).unwrap() != Some(EventId(*number))).collect()
+    }
+
+    #[test]
+    fn what_was_stored_is_known_in_a_run_before_one_and_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut open = Store::open(folder.path()).unwrap();
+        let last = 2 * RUN as u64 + 100;
+        // 7 was given before its neighbours were stored, and comes after the run that they are in.
+        for number in (1..=last).filter(|number| *number != 7).chain([7]) {
+            store(&mut open, [number].into_iter()).unwrap();
+        }
+        assert_eq!(in_runs(&open), 2 * RUN + 1);
+        assert_eq!(unknown(&open, 1..=last), [0; 0]);
+        assert_eq!(open.known(key(last + 1)).unwrap(), None);
+        drop(open);
+        let open = Store::open(folder.path()).unwrap();
+        assert_eq!(unknown(&open, 1..=last), [0; 0]);
+        assert_eq!(open.known.recent.len(), 99);
+    }
+
+    #[test]
+    fn what_was_deleted_is_not_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut open = Store::open(folder.path()).unwrap();
+        let last = RUN as u64 + 10;
+        store(&mut open, 1..=RUN as u64).unwrap();
+        store(&mut open, RUN as u64 + 1..=last).unwrap();
+        open.transact(|store| {
+            store.remove(EventId(3))?;
+            store.remove(EventId(last)).map(drop)
+        })
+        .unwrap();
+        assert_eq!(unknown(&open, 1..=last), [3, last]);
+        assert_eq!(in_runs(&open), RUN - 1);
+    }
+
+    #[test]
+    fn a_failed_transaction_changes_nothing_of_what_is_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut open = Store::open(folder.path()).unwrap();
+        store(&mut open, 1..RUN as u64).unwrap();
+        let failed = open.transact(|store| {
+            store.remove(EventId(1))?;
+            store.learn(key(9999), EventId(9999))?;
+            store.unlearn(key(9999), EventId(9999))?;
+            store.learn(key(8888), EventId(8888))?;
+            store.connection.execute_batch("not sql")
+        });
+        failed.unwrap_err();
+        assert_eq!(unknown(&open, 1..RUN as u64), [0; 0]);
+        assert_eq!((open.known(key(8888)).unwrap(), open.known(key(9999)).unwrap()), (None, None));
+
+        open.connection
+            .execute_batch("CREATE TEMP TRIGGER no BEFORE UPDATE ON known_until BEGIN SELECT raise(ABORT, ''); END")
+            .unwrap();
+        store(&mut open, RUN as u64..=RUN as u64).unwrap_err();
+        assert_eq!((in_runs(&open), open.known(key(RUN as u64)).unwrap()), (0, None));
+        open.connection.execute_batch("DROP TRIGGER no").unwrap();
+        store(&mut open, RUN as u64..=RUN as u64).unwrap();
+        assert_eq!((in_runs(&open), unknown(&open, 1..=RUN as u64)), (RUN, vec![]));
+    }
+}
