@@ -39,7 +39,7 @@ use crate::route;
 use crate::tail::Tail;
 use crate::telemetry::{OpenIds, Seldom};
 use crate::trace::Trace;
-use crate::wechat::{Credentials, Opened, Query, Salt};
+use crate::wechat::{Credentials, Manner, Message, Opened, Query, Salt};
 
 pub use error::PushError;
 pub use sources::AllowFrom;
@@ -244,9 +244,9 @@ impl Line {
         let body = read(body, self.max_body);
         let body = tokio::time::timeout_at(deadline, body).await.map_err(|_| PushError::Late)??;
         drop(stranger);
-        let opened = account.credentials.open(&query, &body)?;
+        let Opened { clear, message, manner } = account.credentials.open(&query, &body)?;
         self.check_skew(account, &query, now)?;
-        let event = Arc::new(self.event(account, &parts, body, &opened, now));
+        let event = Arc::new(self.event(account, &parts, body, (clear, message), now));
         let trace = Trace::of(&event);
         record.trace = Some(trace);
         record.kind = Some(event.message.kind());
@@ -276,7 +276,7 @@ impl Line {
             record.first.get_or_insert(Trace::new(relayed.event, None));
         }
         Ok(match relayed.reply {
-            Some(clear) => Answer::reply(&account.credentials, &opened, result, &clear, now)?,
+            Some(clear) => Answer::reply(&account.credentials, manner, result, &clear, now)?,
             None => Answer::plain(result, Bytes::from_static(b"success")),
         })
     }
@@ -411,7 +411,7 @@ impl Line {
         account: &Account,
         parts: &http::request::Parts,
         body: Bytes,
-        opened: &Opened,
+        (clear, message): (Bytes, Message),
         now: UnixMillis,
     ) -> Event {
         let traceparent = parts.headers.get("traceparent").and_then(|value| value.to_str().ok());
@@ -423,8 +423,8 @@ impl Line {
             received_at: now,
             query: parts.uri.query().unwrap_or_default().to_owned(),
             body,
-            clear: opened.clear.clone(),
-            message: opened.message.clone(),
+            clear,
+            message,
             traceparent: traceparent.map(ToOwned::to_owned),
         }
     }
@@ -463,7 +463,7 @@ impl Answer {
     /// Seals with the token and key that opened this very push.
     fn reply(
         credentials: &Credentials,
-        opened: &Opened,
+        manner: Manner,
         result: &'static str,
         clear: &str,
         now: UnixMillis,
@@ -471,7 +471,7 @@ impl Answer {
         let mut random = [0; 24];
         getrandom::fill(&mut random).map_err(|_| PushError::Internal)?;
         let salt = Salt::new(now.seconds(), random);
-        let sealed = credentials.seal_reply(clear, opened.key, opened.token, opened.syntax, &salt);
+        let sealed = credentials.seal_reply(clear, manner, &salt);
         Ok(Self { result, body: sealed.into(), content_type: XML })
     }
 

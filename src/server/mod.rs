@@ -387,9 +387,9 @@ where
         let under_way = self.place.begin();
         let peer = self.peer.behind_proxies(request.headers(), &self.trusted_proxies);
         request.extensions_mut().insert(peer);
-        let answer = self.service.clone().oneshot(request);
+        let service = self.service.clone();
         Box::pin(async move {
-            let answer = answer.await;
+            let answer = service.oneshot(request).await;
             under_way.answered(answer.as_ref().is_ok_and(|answer| answer.status().is_success()));
             answer
         })

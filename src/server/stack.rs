@@ -9,6 +9,7 @@ use http::{HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use tower::limit::GlobalConcurrencyLimitLayer;
+use tower::timeout::TimeoutLayer;
 use tower::{BoxError, Service, ServiceBuilder};
 use tower_http::body::UnsyncBoxBody;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -51,7 +52,7 @@ where
         ))
         // Around all that can go wrong: a bug costs one request, not its connection. The panic hook has told the log.
         .layer(CatchPanicLayer::custom(|_| word(StatusCode::INTERNAL_SERVER_ERROR, "error")))
-        // Above load-shed, because that refuses with an `Err`, and hyper would close on it without an answer.
+        // Above load-shed and the deadline, which refuse with an `Err`: hyper would close on it without an answer.
         .map_result(|answer: Result<_, BoxError>| {
             Ok(answer.unwrap_or_else(|_| word(StatusCode::SERVICE_UNAVAILABLE, "busy")))
         })
@@ -60,10 +61,7 @@ where
         // Global, as each connection has its own clone of the service.
         .layer(GlobalConcurrencyLimitLayer::new(concurrency))
         // Innermost, so that it gives the limit's place back: a body that trickles in must not hold it.
-        .map_future(move |answer| async move {
-            let late = |_| Ok(word(StatusCode::SERVICE_UNAVAILABLE, "busy"));
-            tokio::time::timeout(deadline, answer).await.unwrap_or_else(late)
-        })
+        .layer(TimeoutLayer::new(deadline))
         .service(service)
 }
 

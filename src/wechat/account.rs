@@ -99,19 +99,33 @@ pub struct Opened {
     pub clear: Bytes,
     /// The opened text, parsed.
     pub message: Message,
-    /// The notation of the body around it, in which WeChat expects the reply.
+    /// What its reply is made with.
+    pub manner: Manner,
+}
+
+/// How a push was written, sealed and signed; WeChat expects the same of its reply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Manner {
+    /// The notation of the body around it.
     pub syntax: Syntax,
-    /// The key that opened it, which seals the reply.
+    /// The key that opened it.
     pub key: Which,
-    /// The token that it was signed with, which signs the reply.
+    /// The token that it was signed with.
     pub token: Which,
+}
+
+impl Manner {
+    /// With the token and key in use.
+    pub fn current(syntax: Syntax) -> Self {
+        Self { syntax, key: Which::Current, token: Which::Current }
+    }
 }
 
 impl fmt::Debug for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { clear: _, message, syntax, key, token } = self;
+        let Self { clear: _, message, manner } = self;
         let mut debug = f.debug_struct("Opened");
-        debug.field("message", message).field("syntax", syntax).field("key", key).field("token", token);
+        debug.field("message", message).field("manner", manner);
         debug.finish_non_exhaustive()
     }
 }
@@ -228,7 +242,8 @@ impl Credentials {
         if message.root.child(Field::Encrypt.name()).is_some() {
             return Err(OpenError::ModeMismatch);
         }
-        Ok(Opened { clear: body.clone(), syntax: message.syntax, message, key: Which::Current, token })
+        let manner = Manner { syntax: message.syntax, key: Which::Current, token };
+        Ok(Opened { clear: body.clone(), message, manner })
     }
 
     fn open_sealed(&self, query: &Query<'_>, stamp: Stamp<'_>, body: &Bytes) -> Result<Opened, OpenError> {
@@ -248,7 +263,7 @@ impl Credentials {
         {
             return Err(OpenError::Addressee);
         }
-        Ok(Opened { clear, message, syntax, key, token })
+        Ok(Opened { clear, message, manner: Manner { syntax, key, token } })
     }
 
     /// Signature, then envelope. That `encrypt` is a whole number of envelope blocks is part of its pinned shape, so

@@ -53,7 +53,7 @@ fn what_an_account_pushes_it_opens_in_every_mode_and_notation() {
         for (clear, syntax) in [(CLEAR, Syntax::Xml), (JSON, Syntax::Json)] {
             let Push { query, body } = push(mode, clear);
             let opened = open(&credentials(mode), &query, &body).unwrap();
-            assert_eq!((&opened.clear[..], opened.syntax), (clear.as_bytes(), syntax), "{mode}");
+            assert_eq!((&opened.clear[..], opened.manner.syntax), (clear.as_bytes(), syntax), "{mode}");
             assert_eq!(opened.message, Message::parse(clear.as_bytes()).unwrap());
             assert_eq!(body.contains("Content"), mode != Mode::Secure && syntax == Syntax::Xml, "{mode}");
             assert!(open(&credentials(mode), &query, &format!("\u{feff}{body}")).is_ok());
@@ -312,12 +312,12 @@ fn the_previous_token_and_key_still_count_and_are_reported() {
     let Push { query, body } = old.push(CLEAR, "", &salt());
     assert!(open(&new, &query, &body).is_err());
     let opened = open(&both, &query, &body).unwrap();
-    assert_eq!((opened.token, opened.key), (Which::Previous, Which::Previous));
-    let reply = both.seal_reply("<xml/>", opened.key, opened.token, opened.syntax, &salt());
+    assert_eq!((opened.manner.token, opened.manner.key), (Which::Previous, Which::Previous));
+    let reply = both.seal_reply("<xml/>", opened.manner, &salt());
     assert_eq!(old.open_reply(reply.as_bytes()).unwrap(), "<xml/>");
     let Push { query, body } = new.push(CLEAR, "", &salt());
     let opened = open(&both, &query, &body).unwrap();
-    assert_eq!((opened.token, opened.key), (Which::Current, Which::Current));
+    assert_eq!((opened.manner.token, opened.manner.key), (Which::Current, Which::Current));
     let query = old.verification("123", &salt());
     assert_eq!(both.verify_url(&Query::parse(&query).unwrap()).unwrap(), "123");
 }
@@ -343,20 +343,20 @@ fn a_url_is_verified_by_its_signature_alone() {
 fn sealed_replies_open_and_changed_ones_do_not() {
     let account = credentials(Mode::Secure);
     for syntax in [Syntax::Xml, Syntax::Json] {
-        let reply = account.seal_reply(CLEAR, Which::Current, Which::Current, syntax, &salt());
+        let reply = account.seal_reply(CLEAR, Manner::current(syntax), &salt());
         assert_eq!(account.open_reply(reply.as_bytes()).unwrap(), CLEAR);
         let later = reply.replace("1795161600", "1795161601");
         assert!(matches!(account.open_reply(later.as_bytes()), Err(OpenError::Signature)));
     }
     let stamped = |timestamp| {
         let salt = Salt { timestamp, ..salt() };
-        account.seal_reply(CLEAR, Which::Current, Which::Current, Syntax::Xml, &salt)
+        account.seal_reply(CLEAR, Manner::current(Syntax::Xml), &salt)
     };
     let milliseconds = stamped(1_795_161_600_123);
     assert_eq!(account.open_reply(milliseconds.as_bytes()).unwrap(), CLEAR, "as co-wechat stamps them");
     let result = account.open_reply(stamped(17_951_616_001).as_bytes());
     assert!(matches!(result, Err(OpenError::Malformed("TimeStamp" | "timestamp"))), "{result:?}");
-    let clear = credentials(Mode::Plaintext).seal_reply(CLEAR, Which::Current, Which::Current, Syntax::Xml, &salt());
+    let clear = credentials(Mode::Plaintext).seal_reply(CLEAR, Manner::current(Syntax::Xml), &salt());
     assert_eq!(clear, CLEAR);
     assert!(matches!(account.open_reply(CLEAR.as_bytes()), Err(OpenError::Missing(_))));
 }

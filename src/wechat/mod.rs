@@ -22,7 +22,7 @@ mod timing_tests;
 #[cfg(test)]
 mod vector_tests;
 
-pub use account::{Credentials, Mode, OpenError, Opened, Which};
+pub use account::{Credentials, Manner, Mode, OpenError, Opened, Which};
 pub use envelope::AesKey;
 pub use message::{Element, Message, MessageError, Syntax};
 pub use query::{Query, QueryError};

@@ -7,7 +7,7 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
-use super::account::{Credentials, Mode, Which};
+use super::account::{Credentials, Manner, Mode, Which};
 use super::envelope::AesKey;
 use super::message::{Element, Syntax};
 use super::outer::{Field, Outer};
@@ -82,22 +82,22 @@ impl Credentials {
         self.signed_query(&salt.timestamp.to_string(), &salt.nonce, Some(echostr))
     }
 
-    /// A reply in the form that the mode asks for, with the token and key that the push came with.
+    /// A reply in the form that the mode asks for, in the manner of its push.
     ///
     /// Compatible mode takes clear replies as well, but nothing is gained by them.
-    pub fn seal_reply(&self, clear: &str, key: Which, token: Which, syntax: Syntax, salt: &Salt) -> String {
+    pub fn seal_reply(&self, clear: &str, manner: Manner, salt: &Salt) -> String {
         if self.mode == Mode::Plaintext {
             return clear.to_owned();
         }
-        let token = match (token, &self.previous_token) {
+        let token = match (manner.token, &self.previous_token) {
             (Which::Previous, Some(previous)) => previous,
             (Which::Previous, None) | (Which::Current, _) => &self.token,
         };
         let timestamp = salt.timestamp.to_string();
-        let encrypt = self.sealed(clear, key, salt);
+        let encrypt = self.sealed(clear, manner.key, salt);
         let signature = signature([token.expose(), &timestamp, &salt.nonce, &encrypt]);
         let nonce = &salt.nonce;
-        match syntax {
+        match manner.syntax {
             Syntax::Xml => format!(
                 "<xml><Encrypt><![CDATA[{encrypt}]]></Encrypt>\n<MsgSignature><![CDATA[{signature}]]></MsgSignature>\n\
                  <TimeStamp>{timestamp}</TimeStamp>\n<Nonce><![CDATA[{nonce}]]></Nonce>\n</xml>"

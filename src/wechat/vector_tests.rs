@@ -78,9 +78,9 @@ impl Vector {
         let query = Query::parse(&query).unwrap();
         let opened = self.credentials(mode).open(&query, &Bytes::copy_from_slice(body.as_bytes())).unwrap();
         assert_eq!(opened.clear, self.text("plaintext"));
-        assert_eq!((opened.key, opened.token), (Which::Current, Which::Current));
+        assert_eq!((opened.manner.key, opened.manner.token), (Which::Current, Which::Current));
         let first = if body.starts_with('{') { Syntax::Json } else { Syntax::Xml };
-        assert_eq!(opened.syntax, first);
+        assert_eq!(opened.manner.syntax, first);
         assert!(opened.message.create_time().is_some());
         assert_ne!(opened.message.kind(), "other");
     }
@@ -112,7 +112,7 @@ fn every_published_vector_holds() {
             "push_plain" => {
                 let (query, body) = (vector.query(), Bytes::from(vector.0["body_json"].to_string()));
                 let opened = vector.credentials(Mode::Plaintext).open(&Query::parse(&query).unwrap(), &body).unwrap();
-                assert_eq!((opened.clear, opened.syntax), (body, Syntax::Json));
+                assert_eq!((opened.clear, opened.manner.syntax), (body, Syntax::Json));
                 assert_eq!(opened.message.create_time(), Some(1_714_037_059));
                 assert!(opened.message.is_event("debug_demo"));
             }
@@ -148,13 +148,7 @@ fn every_published_vector_holds() {
                 let random = vector.text("random_16").as_bytes().try_into().unwrap();
                 let salt = Salt { timestamp: timestamp.parse().unwrap(), nonce: nonce.to_owned(), random };
                 let credentials = vector.credentials(Mode::Secure);
-                let reply = credentials.seal_reply(
-                    vector.text("plaintext"),
-                    Which::Current,
-                    Which::Current,
-                    Syntax::Json,
-                    &salt,
-                );
+                let reply = credentials.seal_reply(vector.text("plaintext"), Manner::current(Syntax::Json), &salt);
                 let fields: Value = serde_json::from_str(&reply).unwrap();
                 assert_eq!(fields["Encrypt"], vector.text("ciphertext"));
                 assert_eq!(fields["MsgSignature"], vector.text("expected_msg_signature"));

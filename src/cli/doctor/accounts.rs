@@ -114,7 +114,7 @@ fn exchange(own: &Credentials, wechat: &Credentials) -> Result<(), Fault> {
     if opened.clear != clear.as_bytes() {
         return Err(Fault::Changed("push"));
     }
-    let reply = own.seal_reply(REPLY, opened.key, opened.token, opened.syntax, &salt()?);
+    let reply = own.seal_reply(REPLY, opened.manner, &salt()?);
     let read = if own.mode == Mode::Plaintext { reply.into() } else { wechat.open_reply(reply.as_bytes())? };
     if read != REPLY.as_bytes() {
         return Err(Fault::Changed("reply"));

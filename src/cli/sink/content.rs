@@ -116,7 +116,7 @@ impl Content {
             Self::Clear(message) => Some(("text/xml", xml(message))),
             Self::Opened(opened) => {
                 let clear = xml(&opened.message);
-                let sealed = credentials?.seal_reply(&clear, opened.key, opened.token, opened.syntax, salt);
+                let sealed = credentials?.seal_reply(&clear, opened.manner, salt);
                 Some(("text/xml", sealed))
             }
             Self::Sealed | Self::Refused(_) | Self::Other => None,

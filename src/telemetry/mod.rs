@@ -4,6 +4,8 @@
 //! `target` too) is left out of JSON; the level can change while the relay runs. What may be logged is decided where it
 //! is logged; this file only says how an OpenID is shown.
 
+mod line;
+
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
@@ -162,14 +164,7 @@ where
     W: for<'w> fmt::MakeWriter<'w> + Send + Sync + 'static,
 {
     match format {
-        LogFormat::Json => fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .with_target(false)
-            .with_writer(writer)
-            .boxed(),
+        LogFormat::Json => fmt::layer().event_format(line::Json).with_writer(writer).boxed(),
         LogFormat::Text => fmt::layer().with_ansi(ansi).with_writer(writer).boxed(),
     }
 }
@@ -185,7 +180,17 @@ mod tests {
         let written = Arc::new(Mutex::new(Vec::new()));
         let subscriber = tracing_subscriber::registry().with(lines(LogFormat::Json, Shared(written.clone()), false));
         tracing::subscriber::with_default(subscriber, || {
-            tracing::info!(target = "crm", attempt = 2_u32, "attempt");
+            let (shown, absent) = (tracing::field::display("a \"b\"\n\u{1}c"), None::<u8>);
+            tracing::info!(
+                target = "crm",
+                attempt = 2_u32,
+                took = 0.25,
+                good = true,
+                ago = -3,
+                shown,
+                absent,
+                "attempt"
+            );
         });
         let line = String::from_utf8(written.lock().unwrap().clone()).unwrap();
         let json: serde_json::Value = serde_json::from_str(&line).unwrap();
@@ -193,7 +198,11 @@ mod tests {
         assert_eq!(json["level"], "INFO");
         assert_eq!(json["target"], "crm");
         assert_eq!(json["attempt"], 2);
-        assert!(json["timestamp"].is_string());
+        assert_eq!((&json["took"], &json["good"], &json["ago"]), (&0.25.into(), &true.into(), &(-3).into()));
+        assert_eq!(json["shown"], "a \"b\"\n\u{1}c");
+        assert_eq!(json.get("absent"), None);
+        assert!(json["timestamp"].as_str().is_some_and(|text| text.len() == 27 && text.ends_with('Z')), "{line}");
+        assert!(line.ends_with("}\n") && line.lines().count() == 1, "{line:?}");
         assert_eq!(line.matches("target").count(), 1, "{line}");
     }
 
