@@ -34,8 +34,8 @@ const BATCH: usize = 256;
 /// How long settlements wait for company, and how many are company enough. A push ends the wait at once.
 const LINGER: Duration = Duration::from_millis(5);
 const COMPANY: usize = 64;
-/// When so many have come during one commit, more are sure to come soon: waiting that long for them, or until there are
-/// enough, halves the commits and costs nobody who is alone anything.
+/// When so many pushes have come during one commit, more are sure to come soon: waiting that long for them, or until there
+/// are enough, halves the commits, and a push that comes alone waits for nobody.
 const CROWD: usize = 8;
 const CROWD_LINGER: Duration = Duration::from_millis(1);
 const CROWD_ENOUGH: usize = 32;
@@ -120,14 +120,15 @@ impl Writer {
             Ok(0) => return false,
             Ok(_) => {}
         }
-        let is_patient = batch.iter().all(Command::is_patient);
-        let (linger, enough) = if is_patient { (LINGER, COMPANY) } else { (CROWD_LINGER, CROWD_ENOUGH) };
-        if !is_patient && batch.len() < CROWD {
+        let pushes = urgent(batch);
+        if (1..CROWD).contains(&pushes) {
             return true;
         }
+        let is_crowd = pushes > 0;
+        let (linger, enough) = if is_crowd { (CROWD_LINGER, CROWD_ENOUGH) } else { (LINGER, COMPANY) };
         let deadline = Instant::now() + linger;
         let mut seen = 0;
-        while batch.len() < enough && (!is_patient || batch[seen..].iter().all(Command::is_patient)) {
+        while batch.len() < enough && (is_crowd || urgent(&batch[seen..]) == 0) {
             seen = batch.len();
             match timeout_at(deadline, commands.recv_many(batch, BATCH - seen)).await {
                 Err(_) | Ok(0) => break,
@@ -325,6 +326,11 @@ impl Writer {
             stop_if_lost(&error);
         }
     }
+}
+
+/// How many of the commands are waited for.
+fn urgent(commands: &[Command]) -> usize {
+    commands.iter().filter(|command| !command.is_patient()).count()
 }
 
 /// `left`: how many bytes new events may still take.
