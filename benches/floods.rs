@@ -17,15 +17,15 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
+use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
-use support::argument;
 use support::attack::{Attack, Door, FLOODS, Flood};
 use support::figures::{Latency, mebibytes};
 use support::relay::{Relay, audit};
 use support::tls::Certificate;
 use support::wechat::{WeChat, account};
+use support::{argument, raise_descriptors, word};
 
 /// What WeChat waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -37,7 +37,7 @@ const AFTERMATH: Duration = Duration::from_secs(20);
 #[tokio::main]
 async fn main() {
     let (seconds, rate) = (argument("--seconds", 5), argument("--rate", 50));
-    let only = std::env::args().skip_while(|word| word != "--only").nth(1);
+    let only = word("--only");
     raise_descriptors();
     println!("floods: {seconds} s each, beside {rate} pushes/s");
     let (mut passed, mut failed) = (0, 0);
@@ -46,12 +46,6 @@ async fn main() {
     }
     println!("{passed} passed, {failed} failed");
     std::process::exit(i32::from(failed > 0 || passed == 0));
-}
-
-/// The attackers' own connections need more than most shells give.
-fn raise_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the soft limit may be raised");
 }
 
 async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {

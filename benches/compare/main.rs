@@ -24,10 +24,10 @@ use std::time::Duration;
 
 use load::{Load, Manner as Connections, Measured};
 use peers::{Peer, World};
-use support::argument;
 use support::figures::{mebibytes, median};
 use support::target::{Down, Manner, Target};
 use support::wechat::WeChat;
+use support::{argument, word};
 
 /// What a comparison is made under.
 struct Setting {
@@ -66,7 +66,7 @@ const SETTINGS: [Setting; 14] = [
 #[tokio::main]
 async fn main() {
     let (span, rounds) = (Duration::from_secs(argument("--seconds", 3)), argument("--rounds", 3));
-    let only = std::env::args().skip_while(|word| word != "--only").nth(1);
+    let only = word("--only");
     for setting in SETTINGS.iter().filter(|setting| only.as_ref().is_none_or(|only| setting.name == only)) {
         compare(setting, span, rounds).await;
     }

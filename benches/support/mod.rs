@@ -13,6 +13,7 @@ pub(crate) mod wechat;
 
 use std::sync::OnceLock;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::time::Instant;
 
 /// Nanoseconds since this process first asked.
@@ -23,8 +24,18 @@ pub(crate) fn nanos() -> u64 {
 
 /// The number after `--name` on the command line, or the default. What `cargo bench` adds is passed over.
 pub(crate) fn argument(name: &str, default: u64) -> u64 {
-    let mut words = std::env::args().skip_while(|word| word != name).skip(1);
-    words.next().map_or(default, |word| {
+    word(name).map_or(default, |word| {
         word.replace('_', "").parse().unwrap_or_else(|_| panic!("{name} {word}: expected a number"))
     })
+}
+
+/// The word after `--name` on the command line.
+pub(crate) fn word(name: &str) -> Option<String> {
+    std::env::args().skip_while(|word| word != name).nth(1)
+}
+
+/// Raises how many files may be open, here and in the relay: a benchmark's connections need more than most shells give.
+pub(crate) fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the soft limit may be raised");
 }

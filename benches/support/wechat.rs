@@ -30,14 +30,20 @@ pub(crate) const MARK: &[u8] = b"sent-at-";
 
 /// Its `[accounts.shop]`, open for routes to be added.
 pub(crate) fn account() -> String {
+    account_marked("")
+}
+
+/// The same with a mark behind its name, path, AppID and token, to tell several accounts apart.
+pub(crate) fn account_marked(mark: &str) -> String {
     format!(
-        "[accounts.shop]\npath = \"{PATH}\"\napp_id = \"{APP_ID}\"\ntoken = \"{TOKEN}\"\nencoding_aes_key = \"{KEY}\"\n\
-         mode = \"secure\"\n"
+        "[accounts.shop{mark}]\npath = \"{PATH}{mark}\"\napp_id = \"{APP_ID}{mark}\"\ntoken = \"{TOKEN}{mark}\"\n\
+         encoding_aes_key = \"{KEY}\"\nmode = \"secure\"\n"
     )
 }
 
 /// One official account, as WeChat knows it.
 pub(crate) struct WeChat {
+    path: String,
     credentials: Credentials,
     tls: Option<TlsConnector>,
     sent: AtomicU64,
@@ -56,24 +62,29 @@ pub(crate) struct Steady {
 
 impl WeChat {
     pub(crate) fn new() -> Arc<Self> {
-        Self::made(None)
+        Self::made("", None)
+    }
+
+    /// That of the account with this mark.
+    pub(crate) fn marked(mark: &str) -> Arc<Self> {
+        Self::made(mark, None)
     }
 
     /// One that pushes over TLS, a full handshake for each.
     pub(crate) fn over(tls: TlsConnector) -> Arc<Self> {
-        Self::made(Some(tls))
+        Self::made("", Some(tls))
     }
 
-    fn made(tls: Option<TlsConnector>) -> Arc<Self> {
+    fn made(mark: &str, tls: Option<TlsConnector>) -> Arc<Self> {
         let credentials = Credentials {
-            app_id: APP_ID.into(),
-            token: Secret::new(TOKEN),
+            app_id: format!("{APP_ID}{mark}").into(),
+            token: Secret::new(format!("{TOKEN}{mark}")),
             previous_token: None,
             aes_key: Some(AesKey::parse(KEY).expect("a key of 43 characters")),
             previous_aes_key: None,
             mode: Mode::Secure,
         };
-        Arc::new(Self { credentials, tls, sent: AtomicU64::new(0) })
+        Arc::new(Self { path: format!("{PATH}{mark}"), credentials, tls, sent: AtomicU64::new(0) })
     }
 
     /// How many pushes were made.
@@ -102,8 +113,9 @@ impl WeChat {
         let push = self.credentials.push(&clear, &openid, &Salt::new(now, random));
         let (version, connection) = if keep { ("HTTP/1.1", "keep-alive") } else { ("HTTP/1.0", "close") };
         let head = format!(
-            "POST {PATH}?{} {version}\r\nUser-Agent: Mozilla/4.0\r\nAccept: */*\r\nHost: relay.test\r\n\
+            "POST {}?{} {version}\r\nUser-Agent: Mozilla/4.0\r\nAccept: */*\r\nHost: relay.test\r\n\
              Pragma: no-cache\r\nConnection: {connection}\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\r\n",
+            self.path,
             push.query,
             push.body.len()
         );
