@@ -78,7 +78,7 @@ async fn ask(upstream: Result<Upstream, ClientError>, check: &Check, account: &s
 pub(super) fn checks(config: &Config, target: &Target) -> Vec<(Check, Arc<str>)> {
     let names = |target: &Target| {
         let routed = config.accounts.iter().filter(|account| {
-            account.routes.routes.iter().any(|route| route.to.iter().any(|name| **name == *target.name))
+            account.routes.routes().iter().any(|route| route.to.iter().any(|name| **name == *target.name))
         });
         let routed: Vec<_> = routed.map(|account| Arc::clone(&account.name)).collect();
         let any = config.accounts.first().map(|account| Arc::clone(&account.name));

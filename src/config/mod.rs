@@ -119,7 +119,7 @@ fn config(scope: &Scope<'_>, file: &file::File, sha256: String) -> Option<Config
 fn check_together(scope: &Scope<'_>, accounts: &[Account], targets: &[TargetSettings]) {
     let named = |account: &Account, target: &str| {
         let in_route = |route: &Route| route.to.iter().any(|name| &**name == target);
-        account.routes.routes.iter().any(in_route)
+        account.routes.routes().iter().any(in_route)
     };
     if targets.is_empty() {
         scope.warn(format_args!("none, so every event ends in the store"));
@@ -139,7 +139,7 @@ fn check_together(scope: &Scope<'_>, accounts: &[Account], targets: &[TargetSett
         };
         for account in &routing {
             let asked = |route: &Route| route.reply.as_ref().is_some_and(|rule| rule.asked.contains(&target.name));
-            let replies = account.routes.routes.iter().any(asked);
+            let replies = account.routes.routes().iter().any(asked);
             if replies && account.reply_window.is_some_and(|window| target.timeout < window.length) {
                 scope.at("timeout").warn(format_args!(
                     "shorter than accounts.{}.reply_window: its replies are cut off before that ends",

@@ -27,7 +27,7 @@ pub(super) fn table(scope: &Scope<'_>, file: &[file::Route], known: &Known<'_>) 
     for (index, _) in otherwise {
         scope.nth(index).warn(format_args!("never used, since an `otherwise` above takes everything"));
     }
-    Table { routes }
+    Table::new(routes)
 }
 
 fn route(scope: &Scope<'_>, file: &file::Route, known: &Known<'_>) -> Option<Route> {

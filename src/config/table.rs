@@ -25,7 +25,7 @@ pub fn text(config: &Config) -> String {
             ("replies", replies(account)),
         ];
         block(&mut text, &format!("account {}", account.name), &facts);
-        routes(&mut text, &account.routes.routes);
+        routes(&mut text, account.routes.routes());
     }
     for settings in &config.targets {
         let target = &settings.target;
@@ -45,7 +45,7 @@ pub fn text(config: &Config) -> String {
 /// The same for scripts.
 pub fn json(config: &Config) -> Value {
     let accounts = config.accounts.iter().map(|account| {
-        let routes = account.routes.routes.iter().map(|route| {
+        let routes = account.routes.routes().iter().map(|route| {
             let reply = route.reply.as_ref().map(reply);
             json!({ "when": when(&route.when), "to": route.to.iter().map(|name| &**name).collect::<Vec<_>>(), "reply": reply })
         });

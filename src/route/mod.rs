@@ -4,6 +4,8 @@
 //! decides it; `otherwise` matches what no route before it did. Patterns are compiled here once, so that a table that
 //! exists can be followed without an error. Deliberately not here: whether the names are those of targets (`config`).
 
+mod index;
+
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +13,18 @@ use std::sync::Arc;
 use globset::{GlobBuilder, GlobMatcher};
 use regex::{Regex, RegexBuilder};
 
+use self::index::Index;
 use crate::wechat::{Message, ReplyBody};
+
+/// From so many patterns on routes are looked up, not tried one by one.
+const MANY: usize = 16;
 
 /// An account's routes, read top to bottom.
 #[derive(Clone, Debug)]
 pub struct Table {
-    /// The routes in order.
-    pub routes: Vec<Route>,
+    routes: Vec<Route>,
+    /// Where there are many patterns.
+    index: Option<Index>,
 }
 
 /// What a table says about one event.
@@ -59,16 +66,24 @@ pub struct ReplyRule {
 }
 
 impl Table {
+    /// A table of these routes, in this order.
+    pub fn new(routes: Vec<Route>) -> Self {
+        let patterns: usize = routes.iter().map(|route| route.when.patterns()).sum();
+        let index = (patterns >= MANY).then(|| Index::of(&routes));
+        Self { routes, index }
+    }
+
+    /// The routes in order.
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
     /// What becomes of a message.
     pub fn plan(&self, message: &Message) -> Plan<'_> {
         let mut plan = Plan { targets: Vec::new(), reply: None };
         let mut matched = false;
-        for route in &self.routes {
-            let holds = match &route.when {
-                When::Match(patterns) => patterns.holds(message),
-                When::Otherwise => !matched,
-            };
-            if !holds {
+        for route in self.candidates(&fields(message)).into_iter().map(|number| &self.routes[number]) {
+            if matched && matches!(route.when, When::Otherwise) {
                 continue;
             }
             matched = true;
@@ -82,6 +97,18 @@ impl Table {
         plan
     }
 
+    /// The numbers of the routes whose patterns hold, and of those that have none, in order.
+    fn candidates(&self, fields: &Fields<'_>) -> Vec<usize> {
+        if let Some(index) = &self.index {
+            return index.candidates(fields);
+        }
+        let holds = |(number, route): (usize, &Route)| match &route.when {
+            When::Match(patterns) => patterns.holds(fields).then_some(number),
+            When::Otherwise => Some(number),
+        };
+        self.routes.iter().enumerate().filter_map(holds).collect()
+    }
+
     /// The Mode 2 default of an account without routes: follows and scans to every identity provider, everything else
     /// to every handler. Without an identity provider the handlers get follows and scans too.
     pub fn mode2(identity: Vec<Arc<str>>, handlers: Vec<Arc<str>>) -> Self {
@@ -92,7 +119,19 @@ impl Table {
             routes.push(Route { when, to: identity, reply: None });
         }
         routes.push(Route { when: When::Otherwise, to: handlers, reply: None });
-        Self { routes }
+        Self::new(routes)
+    }
+}
+
+impl When {
+    /// How many patterns there are.
+    fn patterns(&self) -> usize {
+        match self {
+            Self::Match(patterns) => {
+                patterns.keys().iter().filter_map(|(_, patterns)| *patterns).map(|all| all.0.len()).sum()
+            }
+            Self::Otherwise => 0,
+        }
     }
 }
 
@@ -128,21 +167,25 @@ impl Match {
         ]
     }
 
-    fn holds(&self, message: &Message) -> bool {
-        let event = if message.msg_type().eq_ignore_ascii_case("event") { message.event() } else { "" };
-        let fields = [
-            message.msg_type(),
-            event,
-            message.event_key(),
-            message.scene().unwrap_or_default(),
-            message.content(),
-            message.from_user(),
-        ];
-        self.keys()
-            .iter()
-            .zip(fields)
-            .all(|((_, patterns), field)| patterns.is_none_or(|patterns| patterns.hold(field)))
+    fn holds(&self, fields: &Fields<'_>) -> bool {
+        let keys = self.keys();
+        keys.iter().zip(fields).all(|((_, patterns), field)| patterns.is_none_or(|patterns| patterns.hold(field)))
     }
+}
+
+/// What the keys of [`Match::keys`] look at in a message; empty where it has nothing.
+type Fields<'m> = [&'m str; 6];
+
+fn fields(message: &Message) -> Fields<'_> {
+    let event = if message.msg_type().eq_ignore_ascii_case("event") { message.event() } else { "" };
+    [
+        message.msg_type(),
+        event,
+        message.event_key(),
+        message.scene().unwrap_or_default(),
+        message.content(),
+        message.from_user(),
+    ]
 }
 
 /// One or more patterns, any of which is enough.
@@ -175,7 +218,7 @@ pub struct Pattern {
 enum Test {
     Exact { case_blind: bool },
     Glob(GlobMatcher),
-    Regex(Regex),
+    Regex { regex: Regex, case_blind: bool },
 }
 
 /// Why a text is no pattern.
@@ -197,7 +240,7 @@ impl Pattern {
     pub fn parse(text: &str, case_blind: bool) -> Result<Self, PatternError> {
         let test = if let Some(expression) = text.strip_prefix("re:") {
             let regex = RegexBuilder::new(expression).case_insensitive(case_blind).build();
-            Test::Regex(regex.map_err(PatternError::Regex)?)
+            Test::Regex { regex: regex.map_err(PatternError::Regex)?, case_blind }
         } else if text.contains('*') {
             Test::Glob(glob(text, case_blind).map_err(PatternError::Glob)?)
         } else if text.is_empty() {
@@ -217,7 +260,7 @@ impl Pattern {
             Test::Exact { case_blind: true } => self.text.eq_ignore_ascii_case(field),
             Test::Exact { case_blind: false } => self.text == field,
             Test::Glob(glob) => glob.is_match(Path::new(field)),
-            Test::Regex(regex) => regex.is_match(field),
+            Test::Regex { regex, .. } => regex.is_match(field),
         }
     }
 }
@@ -283,6 +326,24 @@ mod tests {
         Pattern::parse(pattern, case_blind).unwrap().holds(field)
     }
 
+    /// Texts that are like the messages' own, as an exact text, a glob or a regular expression.
+    fn pattern_text() -> impl Strategy<Value = String> {
+        prop_oneof![
+            "[a-cA-C]{1,3}|SCAN|scan|subscribe|click|好",
+            "[a-cA-C]{0,2}\\*[a-cA-C]{0,2}",
+            "re:(\\^?[a-cA-C]{1,2}\\$?|\\^[a-c]\\|[a-c]\\+\\$|\\\\b[a-c]|[a-c]\\\\B|\\(\\?x\\)a #|\\(\\?-i\\)A|\\^\\.\\.\\$|\\\\w)",
+        ]
+    }
+
+    #[test]
+    fn expressions_too_large_for_one_automaton_are_parted() {
+        let staff = |number| Match { event_key: patterns(&format!("re:^{number}_\\w+$"), false), ..Match::default() };
+        let table = Table::new((0..30).map(|number| route(staff(number), &[&number.to_string()], None)).collect());
+        assert_eq!(table.index.as_ref().unwrap().automata(), 2);
+        assert_eq!(targets(&table, &event("CLICK", "27_好")), ["27"]);
+        assert!(targets(&table, &event("CLICK", "27_")).is_empty());
+    }
+
     #[test]
     fn mode2_parts_logins_from_the_rest_whatever_the_case() {
         let table = Table::mode2(names(&["login"]), names(&["crm", "log"]));
@@ -303,14 +364,12 @@ mod tests {
     fn every_matching_route_counts_each_target_once_and_the_first_reply() {
         let login = Match { event: patterns("SCAN", true), ..Match::default() };
         let vip = Match { scene: patterns("vip*", false), ..Match::default() };
-        let table = Table {
-            routes: vec![
-                route(login, &["login", "log"], None),
-                route(vip.clone(), &["log", "crm"], Some("crm")),
-                route(vip, &["crm"], Some("log")),
-                Route { when: When::Otherwise, to: names(&["rest"]), reply: None },
-            ],
-        };
+        let table = Table::new(vec![
+            route(login, &["login", "log"], None),
+            route(vip.clone(), &["log", "crm"], Some("crm")),
+            route(vip, &["crm"], Some("log")),
+            Route { when: When::Otherwise, to: names(&["rest"]), reply: None },
+        ]);
         let scan = event("SCAN", "vip_7");
         assert_eq!(targets(&table, &scan), ["login", "log", "crm"]);
         assert_eq!(table.plan(&scan).reply.map(|rule| rule.asked.as_slice()), Some(&names(&["crm"])[..]));
@@ -321,14 +380,14 @@ mod tests {
     fn otherwise_looks_only_at_routes_before_it() {
         let any = Match { msg_type: patterns("*", true), ..Match::default() };
         let otherwise = Route { when: When::Otherwise, to: names(&["first"]), reply: None };
-        let table = Table { routes: vec![otherwise.clone(), route(any, &["second"], None), otherwise] };
+        let table = Table::new(vec![otherwise.clone(), route(any, &["second"], None), otherwise]);
         assert_eq!(targets(&table, &text("hi")), ["first", "second"]);
     }
 
     #[test]
     fn all_keys_of_a_match_must_hold() {
         let both = Match { event: patterns("CLICK", true), event_key: patterns("menu_*", false), ..Match::default() };
-        let table = Table { routes: vec![route(both, &["menu"], None)] };
+        let table = Table::new(vec![route(both, &["menu"], None)]);
         assert_eq!(targets(&table, &event("click", "menu_1")), ["menu"]);
         assert!(targets(&table, &event("click", "other")).is_empty());
         assert!(targets(&table, &event("VIEW", "menu_1")).is_empty());
@@ -338,10 +397,10 @@ mod tests {
     fn a_field_that_is_absent_or_empty_holds_no_pattern() {
         let any = |text| Match { event: patterns(text, true), ..Match::default() };
         for pattern in ["*", "re:.*", "re:^$"] {
-            let table = Table { routes: vec![route(any(pattern), &["x"], None)] };
+            let table = Table::new(vec![route(any(pattern), &["x"], None)]);
             assert!(targets(&table, &text("hi")).is_empty(), "{pattern}");
         }
-        let table = Table { routes: vec![route(any("*"), &["x"], None)] };
+        let table = Table::new(vec![route(any("*"), &["x"], None)]);
         let spoof = message(&[("MsgType", "text"), ("Event", "SCAN")]);
         assert!(targets(&table, &spoof).is_empty(), "a text has no event");
     }
@@ -349,7 +408,7 @@ mod tests {
     #[test]
     fn a_scene_is_that_of_a_scan_or_of_the_follow_it_led_to() {
         let scene = Match { scene: patterns("login_*", false), ..Match::default() };
-        let table = Table { routes: vec![route(scene, &["login"], None)] };
+        let table = Table::new(vec![route(scene, &["login"], None)]);
         assert_eq!(targets(&table, &event("SCAN", "login_7")), ["login"]);
         assert_eq!(targets(&table, &event("subscribe", "qrscene_login_7")), ["login"]);
         assert!(targets(&table, &event("CLICK", "login_7")).is_empty());
@@ -397,13 +456,40 @@ mod tests {
             let routes = to.iter().map(|to| Route {
                 when: When::Match(any()), to: to.iter().map(|name| name.as_str().into()).collect(), reply: None,
             });
-            let table = Table { routes: routes.collect() };
+            let table = Table::new(routes.collect());
             let mut planned = targets(&table, &text("hi"));
             let all = planned.len();
             planned.sort();
             planned.dedup();
             prop_assert_eq!(planned.len(), all);
             prop_assert!(to.iter().flatten().all(|name| planned.contains(name)));
+        }
+    }
+
+    proptest! {
+        // Compiling the patterns takes most of it.
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn many_routes_looked_up_are_those_that_hold_when_tried_one_by_one(
+            asked in proptest::collection::vec(proptest::collection::vec((0_usize..3, pattern_text(), any::<bool>()), 0..4), 0..80),
+            (name, key, content) in ("SCAN|subscribe|click", "[a-cA-C]{0,4}", "[a-cA-C好]{0,4}"),
+            is_text: bool,
+        ) {
+            let routes: Vec<_> = asked.iter().enumerate().map(|(number, keys)| {
+                let mut when = Match::default();
+                for (place, text, case_blind) in keys {
+                    let more = Pattern::parse(text, *case_blind).unwrap();
+                    let key = [&mut when.event, &mut when.event_key, &mut when.content].into_iter().nth(*place).unwrap();
+                    key.get_or_insert_with(|| Patterns(Vec::new())).0.push(more);
+                }
+                let when = if keys.is_empty() { When::Otherwise } else { When::Match(when) };
+                Route { when, to: names(&[&number.to_string()]), reply: None }
+            }).collect();
+            let message = if is_text { text(&content) } else { event(&name, &key) };
+            let tried = Table { routes: routes.clone(), index: None };
+            let looked_up = Table { index: Some(Index::of(&routes)), routes };
+            prop_assert_eq!(targets(&looked_up, &message), targets(&tried, &message));
         }
     }
 }

@@ -103,6 +103,31 @@ async fn the_first_matching_route_with_a_reply_decides_it() {
 }
 
 #[tokio::test]
+async fn one_of_very_many_routes_is_found() {
+    let patterns = |number| match number % 3 {
+        0 => format!("poster_{number}"),
+        1 => format!("shop{number}_*"),
+        _ => format!("re:^staff{number}_[0-9]+$"),
+    };
+    let table = "[[accounts.shop.routes]]\n";
+    let many = (0..300).map(|number| {
+        let (key, to) = (patterns(number), if number >= 297 { "a" } else { "b" });
+        format!("{table}match = {{ event = [\"subscribe\", \"SCAN\"], event_key = \"{key}\" }}\nto = [\"{to}\"]\n")
+    });
+    let (relay, wechat, [a, _, c]) =
+        relay(&(many.collect::<String>() + table + "otherwise = true\nto = [\"c\"]\n")).await;
+    for key in ["poster_297", "shop298_door", "staff299_7"] {
+        relay.accept(&wechat, &event("o1", "SCAN", key)).await;
+    }
+    for key in ["poster_1", "shop298", "staff299_x", "Poster_297"] {
+        relay.accept(&wechat, &event("o1", "SCAN", key)).await;
+    }
+    a.wait_for(3).await;
+    c.wait_for(4).await;
+    assert_eq!(relay.audited("delivered", 7).await["deliveries"], 7);
+}
+
+#[tokio::test]
 async fn an_event_that_no_route_matches_is_answered_and_kept() {
     let (relay, wechat, _targets) =
         relay("[[accounts.shop.routes]]\nmatch = { event = \"SCAN\" }\nto = [\"a\", \"b\", \"c\"]\n").await;
