@@ -36,14 +36,15 @@ const CLEAR: f64 = 9.0;
 
 /// Colours for light and dark grounds, a class each.
 const STYLE: &str = "\
-text{font:13px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif;fill:#57606a}.title{font-size:16px;font-weight:600;fill:#1f2328}\
+text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;font-size:13px;fill:#57606a}\
+text.title{font-size:16px;font-weight:600;fill:#1f2328}text.small{font-size:11.5px}\
 .ground{fill:#fff}.band{fill:#1a7f37;opacity:.1}.grid{stroke:#d0d7de}.one{stroke:#57606a;stroke-dasharray:4 3}\
-.line{fill:none;stroke-width:2.2;stroke-linejoin:round}.range{stroke-width:1.2;opacity:.55}.lead{stroke-width:.8;opacity:.6}\
-.label{font-weight:600}.small{font-size:11.5px}\
-.c0{--c:#0969da}.c1{--c:#bc4c00}.c2{--c:#1a7f37}.c3{--c:#8250df}.c4{--c:#cf222e}\
-@media(prefers-color-scheme:dark){text{fill:#9198a1}.title{fill:#f0f6fc}.ground{fill:#0d1117}.band{fill:#3fb950;opacity:.14}\
-.grid{stroke:#30363d}.one{stroke:#9198a1}.c0{--c:#58a6ff}.c1{--c:#f0883e}.c2{--c:#3fb950}.c3{--c:#bc8cff}.c4{--c:#ff7b72}}\
-.line,.range,.lead{stroke:var(--c)}.dot,text.label{fill:var(--c)}";
+.c0{color:#0969da}.c1{color:#bc4c00}.c2{color:#1a7f37}.c3{color:#8250df}.c4{color:#cf222e}\
+.line{fill:none;stroke:currentColor;stroke-width:2.2;stroke-linejoin:round}.range{stroke:currentColor;stroke-width:1.2;opacity:.55}\
+.lead{stroke:currentColor;stroke-width:.8;opacity:.6}.dot{fill:currentColor}text.label{fill:currentColor;font-weight:600}\
+@media(prefers-color-scheme:dark){text{fill:#9198a1}text.title{fill:#f0f6fc}.ground{fill:#0d1117}.band{fill:#3fb950;opacity:.14}\
+.grid{stroke:#30363d}.one{stroke:#9198a1}.c0{color:#58a6ff}.c1{color:#f0883e}.c2{color:#3fb950}.c3{color:#bc8cff}.c4{color:#ff7b72}\
+text.label{fill:currentColor}}";
 
 /// The scales.
 struct Field {
