@@ -29,9 +29,9 @@ pub(super) struct Index {
 struct Key {
     /// The routes that ask nothing of it.
     indifferent: Numbers,
-    exact: BTreeMap<String, Vec<usize>>,
+    exact: BTreeMap<String, Numbers>,
     /// The same in lower case, where case does not count.
-    case_blind: BTreeMap<String, Vec<usize>>,
+    case_blind: BTreeMap<String, Numbers>,
     tests: Vec<Tests>,
 }
 
@@ -78,6 +78,7 @@ impl Key {
             case_blind: BTreeMap::new(),
             tests: Vec::new(),
         };
+        let none = || Numbers::none(routes.len());
         let (mut together, mut each, mut is_asked) = (Vec::new(), Vec::new(), false);
         for (number, route) in routes.iter().enumerate() {
             let patterns = match &route.when {
@@ -91,8 +92,8 @@ impl Key {
             is_asked = true;
             for pattern in &patterns.0 {
                 match expression(pattern) {
-                    Expression::Exact(text) => key.exact.entry(text).or_default().push(number),
-                    Expression::CaseBlind(text) => key.case_blind.entry(text).or_default().push(number),
+                    Expression::Exact(text) => key.exact.entry(text).or_insert_with(none).insert(number),
+                    Expression::CaseBlind(text) => key.case_blind.entry(text).or_insert_with(none).insert(number),
                     Expression::Regex(_) if is_alone(pattern) => each.push((pattern.clone(), number)),
                     Expression::Regex(text) => together.push((text, pattern.clone(), number)),
                 }
@@ -112,9 +113,7 @@ impl Key {
         let exact = self.exact.get(field);
         let case_blind =
             if self.case_blind.is_empty() { None } else { self.case_blind.get(&field.to_ascii_lowercase()) };
-        for number in exact.into_iter().chain(case_blind).flatten() {
-            held.insert(*number);
-        }
+        exact.into_iter().chain(case_blind).for_each(|routes| held.add(routes));
         for tests in &self.tests {
             match tests {
                 Tests::Together(set, routes) => {
@@ -185,6 +184,10 @@ impl Numbers {
 
     fn insert(&mut self, number: usize) {
         self.0[number / 64] |= 1 << (number % 64);
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.0.iter_mut().zip(&other.0).for_each(|(mine, theirs)| *mine |= theirs);
     }
 
     /// Drops what is not in the other set.
