@@ -143,8 +143,8 @@ async fn scrape(relay: &Relay) {
         relay.get("/metrics").await.expect("the metrics are there");
         took.push(nanos() - begun);
     }
-    let longest = took.iter().copied().max().unwrap_or_default();
-    println!("scrape    {}, longest {:.2} ms", Latency::of(took), millis(Duration::from_nanos(longest)));
+    let took = Latency::of(took);
+    println!("scrape    {took}, longest {:.2} ms", millis(took.longest));
 }
 
 /// Waits until nothing is pending, while pushes go on.

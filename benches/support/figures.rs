@@ -3,12 +3,13 @@
 use std::fmt;
 use std::time::Duration;
 
-/// A latency's middle and its tail.
+/// A latency's middle, its tail, and the end of that.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
     pub(crate) count: usize,
     pub(crate) p50: Duration,
     pub(crate) p99: Duration,
+    pub(crate) longest: Duration,
 }
 
 impl Latency {
@@ -17,7 +18,7 @@ impl Latency {
         nanos.sort_unstable();
         let rank = |percent: usize| nanos.get((nanos.len() * percent / 100).min(nanos.len().saturating_sub(1)));
         let at = |percent| Duration::from_nanos(rank(percent).copied().unwrap_or_default());
-        Self { count: nanos.len(), p50: at(50), p99: at(99) }
+        Self { count: nanos.len(), p50: at(50), p99: at(99), longest: at(100) }
     }
 }
 

@@ -7,6 +7,7 @@
 pub(crate) mod attack;
 pub(crate) mod figures;
 pub(crate) mod relay;
+pub(crate) mod schedule;
 pub(crate) mod target;
 pub(crate) mod tls;
 pub(crate) mod wechat;

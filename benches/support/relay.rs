@@ -175,6 +175,6 @@ pub(crate) fn audit(folder: &Path) -> (bool, String) {
 }
 
 /// The binary of this build, or another one to compare it with.
-fn binary() -> OsString {
+pub(crate) fn binary() -> OsString {
     std::env::var_os("WXRELAY_BENCH_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_wxrelay").into())
 }

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,13 +38,15 @@ pub(crate) struct Target {
     task: JoinHandle<()>,
 }
 
+type Reading = fn(&[u8]) -> Option<u128>;
+
 #[derive(Default)]
 struct Shared {
     count: AtomicU64,
-    /// Whether latencies are kept.
-    keeps: AtomicBool,
-    /// From the sending of the push to the arrival of its delivery, in nanoseconds.
-    latencies: Mutex<Vec<u64>>,
+    /// How each delivery's push is read off it, once that is wanted.
+    reading: OnceLock<Reading>,
+    /// When deliveries came, in `nanos()`, and what was read off them.
+    arrivals: Mutex<Vec<(u64, u128)>>,
 }
 
 /// A port for a target that is down: nothing else gets it, and who connects is refused.
@@ -86,12 +88,23 @@ impl Target {
 
     /// Keeps the latency of every delivery from now on.
     pub(crate) fn keep_latencies(&self) {
-        self.shared.keeps.store(true, Ordering::Relaxed);
+        self.shared.reading.set(|delivery| sent_at(delivery).map(u128::from)).expect("only once");
     }
 
-    /// The latencies kept so far.
+    /// The latencies kept so far: from the making of the push to the arrival of its delivery, in nanoseconds.
     pub(crate) fn take_latencies(&self) -> Vec<u64> {
-        std::mem::take(&mut *self.shared.latencies.lock().expect("no connection panics"))
+        let sent = |read| u64::try_from(read).expect("as it was read");
+        self.take_arrivals().into_iter().map(|(at, read)| at.saturating_sub(sent(read))).collect()
+    }
+
+    /// Keeps the arrival of every delivery from now on that is still sealed.
+    pub(crate) fn keep_arrivals(&self) {
+        self.shared.reading.set(seal).expect("only once");
+    }
+
+    /// The arrivals kept so far: when, and of which [`seal`].
+    pub(crate) fn take_arrivals(&self) -> Vec<(u64, u128)> {
+        std::mem::take(&mut *self.shared.arrivals.lock().expect("no connection panics"))
     }
 }
 
@@ -121,10 +134,8 @@ async fn serve(mut stream: TcpStream, manner: Manner, shared: &Shared) -> io::Re
     while read_delivery(&mut stream, &mut buffer).await? {
         let now = nanos();
         shared.count.fetch_add(1, Ordering::Relaxed);
-        if shared.keeps.load(Ordering::Relaxed)
-            && let Some(sent) = sent_at(&buffer)
-        {
-            shared.latencies.lock().expect("no connection panics").push(now.saturating_sub(sent));
+        if let Some(read) = shared.reading.get().and_then(|reading| reading(&buffer)) {
+            shared.arrivals.lock().expect("no connection panics").push((now, read));
         }
         buffer.clear();
         match manner {
@@ -180,6 +191,14 @@ pub(crate) fn content_length(head: &[u8]) -> Option<usize> {
 
 fn sent_at(delivery: &[u8]) -> Option<u64> {
     number(delivery, MARK)
+}
+
+/// What tells a push from every other, in the push itself and in a delivery that passes it on as it is: the beginning
+/// of the sealed text, which is the random part.
+pub(crate) fn seal(text: &[u8]) -> Option<u128> {
+    let marks: [&[u8]; 2] = [b"<Encrypt><![CDATA[", b"\"encrypt\":[\""];
+    let behind = |mark: &[u8]| find(text, mark).map(|begin| &text[begin + mark.len()..]);
+    marks.into_iter().find_map(behind)?.first_chunk().copied().map(u128::from_be_bytes)
 }
 
 /// The number behind a mark.

@@ -1,0 +1,246 @@
+//! The relay's absolute figures, each beside what is wanted of it: rate, latencies, memory, start, size.
+//!
+//! `cargo bench --bench pace [-- --seconds 5 --rounds 3 --starts 10 --quiet 10]`
+//!
+//! - The peak: pushes over 64 kept connections, each when the one before on its connection is answered; every push is a
+//!   scan with one delivery to a handler.
+//! - An answer at half of the peak's median: the same connections and handler, pushes on a schedule (`support/schedule.rs`).
+//! - Identity: 1,000 scans a second for an identity provider in its default settings, each push on a connection of its
+//!   own as WeChat makes them. Forwarded: from just before the push's first byte is written until the provider has the
+//!   whole request, so that what the relay takes to get the push counts too.
+//! - Memory is what is resident, of the relay that then takes the peak; at the peak it is the most there ever was.
+//! - The start: from before the process is there until `/readyz` says 200, as seen by a look each millisecond or two;
+//!   once with a store that was made before and holds nothing, once with no store.
+//!
+//! Load, relay and targets share the machine: the figures are of all three together, and nothing else should run. What
+//! is over what is wanted is marked, and fails nothing.
+
+#![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
+// Each benchmark uses a part of it.
+#[allow(dead_code)]
+mod support;
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tokio::time::{Instant, sleep};
+
+use support::argument;
+use support::figures::{Latency, mebibytes, median, millis};
+use support::relay::{Relay, binary};
+use support::schedule::{Outcome, Schedule};
+use support::target::{Manner, Target};
+use support::wechat::{WeChat, account, exchanges};
+
+const CONNECTIONS: usize = 64;
+/// More than the relay answers in a second on such a machine. A round in which it has answered them all ends early.
+const PUSHES_A_SECOND: u64 = 40_000;
+/// Scans a second for the identity provider.
+const SCANS: f64 = 1000.0;
+/// Before what is measured on a schedule: connections are made.
+const WARM_UP: Duration = Duration::from_secs(1);
+
+#[tokio::main]
+async fn main() {
+    let (span, rounds) = (Duration::from_secs(argument("--seconds", 5)), argument("--rounds", 3));
+    let mut table = Table::begin();
+    let size = fs::metadata(binary()).expect("the binary is there").len();
+    table.tell("size of the binary, MiB", [mebibytes(size)], Wanted::Under(12.0));
+    starts(&mut table, argument("--starts", 10)).await;
+    handled(&mut table, span, rounds, Duration::from_secs(argument("--quiet", 10))).await;
+    identified(&mut table, span, rounds).await;
+    table.end();
+}
+
+async fn starts(table: &mut Table, count: u64) {
+    let target = Target::start(Manner::Fast).await;
+    let config = handler(&target);
+    let kept = tempfile::tempdir().expect("a temporary folder");
+    Relay::start(kept.path(), "", &config).await.end(Signal::TERM).await;
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    for _ in 0..count {
+        let fresh = tempfile::tempdir().expect("a temporary folder");
+        for (folder, took) in [(&kept, &mut with), (&fresh, &mut without)] {
+            let relay = Relay::start(folder.path(), "", &config).await;
+            took.push(millis(relay.ready_after));
+            relay.end(Signal::TERM).await;
+        }
+    }
+    table.tell("start to ready, an empty store, ms", with, Wanted::Under(50.0));
+    table.tell("start to ready, no store, ms", without, Wanted::Under(50.0));
+}
+
+/// Everything with a handler: idle, at the peak, at half of it.
+async fn handled(table: &mut Table, span: Duration, rounds: u64, quiet: Duration) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let target = Target::start(Manner::Fast).await;
+    let relay = Relay::start(folder.path(), "", &handler(&target)).await;
+    table.tell("memory when ready, MiB", [mebibytes(relay.memory().now)], Wanted::Under(20.0));
+    sleep(quiet).await;
+    let figure = format!("memory {} s later, MiB", quiet.as_secs());
+    table.tell(&figure, [mebibytes(relay.memory().now)], Wanted::Under(20.0));
+
+    let wechat = WeChat::new();
+    let (mut answered, mut delivered) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let peak = peak(&relay, &wechat, &target, span).await;
+        answered.push(peak.answered);
+        delivered.push(peak.delivered);
+    }
+    let half = median(answered.iter().copied()) / 2.0;
+    table.tell("peak, pushes answered a second", answered, Wanted::Nothing);
+    table.tell("peak, pushes answered and delivered a second", delivered, Wanted::Nothing);
+    table.tell("memory at the peak, MiB", [mebibytes(relay.memory().peak)], Wanted::Under(64.0));
+
+    let schedule = Schedule { rate: half, span, connections: CONNECTIONS, kept: true };
+    let (latencies, failed) = measured(schedule, &relay, &wechat, &target, rounds, |outcome, _| outcome.answers).await;
+    table.latency(&format!("answer at {half:.0} pushes/s"), &latencies, Wanted::Under(10.0));
+    table.tell("  not answered 200", [failed as f64], Wanted::None);
+    table.tell("memory after all that, MiB", [mebibytes(relay.memory().now)], Wanted::Nothing);
+    relay.end(Signal::TERM).await;
+}
+
+struct Peak {
+    /// Pushes a second, until the last answer.
+    answered: f64,
+    /// The same, until the last delivery.
+    delivered: f64,
+}
+
+async fn peak(relay: &Relay, wechat: &WeChat, target: &Target, span: Duration) -> Peak {
+    let limit = span.as_secs() * PUSHES_A_SECOND;
+    // Made before, so that they cost nothing while it is measured.
+    let pushes: Arc<[_]> = (0..limit).map(|_| wechat.request(true)).collect();
+    let next = Arc::new(AtomicUsize::new(0));
+    let push = move || pushes[next.fetch_add(1, Ordering::Relaxed)].clone();
+    let (before, begun) = (target.count(), Instant::now());
+    let go = move |taken| taken < limit && begun.elapsed() < span;
+    let count = exchanges(relay.push, CONNECTIONS, go, push, "HTTP/1.1 200").await;
+    let answered = count as f64 / begun.elapsed().as_secs_f64();
+    arrived(target, before + count).await;
+    Peak { answered, delivered: count as f64 / begun.elapsed().as_secs_f64() }
+}
+
+/// Identity in its default settings, routes included.
+async fn identified(table: &mut Table, span: Duration, rounds: u64) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let target = Target::start(Manner::Fast).await;
+    let config = format!(
+        "{}[targets.login]\nrole = \"identity\"\nprovider = \"authing\"\nidentifier = \"bench\"\n\
+         user_pool_id = \"0123456789abcdef\"\nbase_url = \"http://{}\"\n",
+        account(),
+        target.address
+    );
+    let relay = Relay::start(folder.path(), "", &config).await;
+    target.keep_arrivals();
+    let wechat = WeChat::new();
+    // At most as many as 200 ms bring.
+    let schedule = Schedule { rate: SCANS, span, connections: 200, kept: false };
+    let forwarded = |outcome: Outcome, target: &Target| {
+        let arrivals = target.take_arrivals().into_iter();
+        arrivals.filter_map(|(at, seal)| Some(at.saturating_sub(*outcome.written.get(&seal)?))).collect()
+    };
+    let (latencies, failed) = measured(schedule, &relay, &wechat, &target, rounds, forwarded).await;
+    table.latency(&format!("identity at {SCANS:.0} scans/s, forwarded"), &latencies, Wanted::Under(5.0));
+    table.tell("  not answered 200", [failed as f64], Wanted::None);
+    table.tell("memory after that, MiB", [mebibytes(relay.memory().now)], Wanted::Nothing);
+    relay.end(Signal::TERM).await;
+}
+
+/// A schedule round by round, each until all is delivered: the latencies that `pick` takes from it, and the failures.
+async fn measured(
+    schedule: Schedule,
+    relay: &Relay,
+    wechat: &WeChat,
+    target: &Target,
+    rounds: u64,
+    pick: impl Fn(Outcome, &Target) -> Vec<u64>,
+) -> (Vec<Latency>, u64) {
+    let warm_up = Schedule { span: WARM_UP, ..schedule };
+    let before = target.count();
+    let outcome = warm_up.keep(wechat, relay.push).await;
+    arrived(target, before + outcome.answers.len() as u64).await;
+    let (mut latencies, mut failed) = (Vec::new(), 0);
+    for _ in 0..rounds {
+        let before = target.count();
+        let outcome = schedule.keep(wechat, relay.push).await;
+        arrived(target, before + outcome.answers.len() as u64).await;
+        failed += outcome.failed;
+        latencies.push(Latency::of(pick(outcome, target)));
+    }
+    (latencies, failed)
+}
+
+async fn arrived(target: &Target, count: u64) {
+    while target.count() < count {
+        sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// An account whose scans all go to one handler, in its default settings but for the format.
+fn handler(target: &Target) -> String {
+    format!(
+        "{}[[accounts.shop.routes]]\notherwise = true\nto = [\"app\"]\n[targets.app]\nurl = \"http://{}/\"\nformat = \"json\"\n",
+        account(),
+        target.address
+    )
+}
+
+/// What is printed, a line as soon as its figure is there.
+struct Table {
+    missed: u32,
+    held: u32,
+}
+
+/// What a figure's median has to be.
+#[derive(Clone, Copy)]
+enum Wanted {
+    Under(f64),
+    /// Zero.
+    None,
+    /// It stands there to be known.
+    Nothing,
+}
+
+impl Table {
+    fn begin() -> Self {
+        println!("{:46} {:>10} {:>10} {:>10}  wanted", "", "median", "least", "most");
+        Self { missed: 0, held: 0 }
+    }
+
+    fn latency(&mut self, figure: &str, rounds: &[Latency], p99: Wanted) {
+        let column = |pick: fn(&Latency) -> Duration| rounds.iter().map(move |round| millis(pick(round)));
+        self.tell(&format!("{figure}, p50, ms"), column(|round| round.p50), Wanted::Nothing);
+        self.tell(&format!("{figure}, p99, ms"), column(|round| round.p99), p99);
+        self.tell(&format!("{figure}, longest, ms"), column(|round| round.longest), Wanted::Nothing);
+    }
+
+    fn tell(&mut self, figure: &str, values: impl IntoIterator<Item = f64>, wanted: Wanted) {
+        let values: Vec<f64> = values.into_iter().collect();
+        let middle = median(values.iter().copied());
+        let (held, wish) = match wanted {
+            Wanted::Under(limit) => (middle < limit, format!("< {limit}")),
+            Wanted::None => (middle == 0.0, "0".to_owned()),
+            Wanted::Nothing => (true, String::new()),
+        };
+        if !matches!(wanted, Wanted::Nothing) {
+            *if held { &mut self.held } else { &mut self.missed } += 1;
+        }
+        let spread = match values.as_slice() {
+            [_] => format!("{:21}", ""),
+            values => {
+                let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+                let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                format!("{least:>10.2} {most:>10.2}")
+            }
+        };
+        println!("{figure:46} {middle:>10.2} {spread}  {wish:8}{}", if held { "" } else { "MISSED" });
+    }
+
+    fn end(&self) {
+        println!("{} held, {} missed", self.held, self.missed);
+    }
+}
