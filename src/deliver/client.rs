@@ -2,27 +2,28 @@
 
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder};
+use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::{Client as Pool, Error as PoolError};
-use hyper_util::rt::{TokioExecutor, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tower::ServiceExt as _;
+use tower::{BoxError, Service, ServiceExt as _};
 
 use super::ANSWER_CAP;
 use super::resolver::Resolver;
@@ -93,7 +94,7 @@ pub enum ExchangeError {
 /// Why a connection can't be made, with the whole chain of causes in its text.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", causes("can't connect", Some(&*self.0)))]
-pub struct ConnectError(Box<dyn std::error::Error + Send + Sync>);
+pub struct ConnectError(BoxError);
 
 impl ExchangeError {
     /// The kind of failure in one word.
@@ -121,9 +122,11 @@ fn causes(what: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> 
     text
 }
 
-/// What makes the connections to one target.
+/// What makes the connections to one target. One type for both ways, since the pool's code is compiled anew for each.
+#[derive(Clone)]
 pub(super) enum Connector {
     Direct(HttpsConnector<HttpConnector<Resolver>>),
+    /// Through a proxy, by CONNECT for http too.
     Proxied(HttpsConnector<Tunnel<HttpConnector<Resolver>>>),
 }
 
@@ -146,43 +149,46 @@ impl Connector {
 
     /// Makes one connection, TLS included, and drops it.
     pub(super) async fn connect(self, url: Uri) -> Result<(), ConnectError> {
-        let connected = match self {
-            Self::Direct(connector) => connector.oneshot(url).await.map(drop),
-            Self::Proxied(connector) => connector.oneshot(url).await.map(drop),
-        };
-        connected.map_err(ConnectError)
+        self.oneshot(url).await.map(drop).map_err(ConnectError)
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        match self {
+            Self::Direct(connector) => connector.poll_ready(context),
+            Self::Proxied(connector) => connector.poll_ready(context),
+        }
+    }
+
+    fn call(&mut self, url: Uri) -> Self::Future {
+        match self {
+            Self::Direct(connector) => connector.call(url),
+            Self::Proxied(connector) => connector.call(url),
+        }
     }
 }
 
 /// The connections to one target. Each target has its own, so that none can use up another's.
 #[derive(Clone, Debug)]
-pub(super) enum Client {
-    Direct(Pool<HttpsConnector<HttpConnector<Resolver>>, RequestBody>),
-    /// Through a proxy, by CONNECT for http too.
-    Proxied(Pool<HttpsConnector<Tunnel<HttpConnector<Resolver>>>, RequestBody>),
-}
+pub(super) struct Client(Pool<Connector, RequestBody>);
 
 impl Client {
     pub(super) fn new(way: &Way<'_>) -> Result<Self, ClientError> {
         let mut pool = Pool::builder(TokioExecutor::new());
         pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
-        Ok(match Connector::new(way)? {
-            Connector::Direct(connector) => Self::Direct(pool.build(connector)),
-            Connector::Proxied(connector) => Self::Proxied(pool.build(connector)),
-        })
+        Ok(Self(pool.build(Connector::new(way)?)))
     }
 
     pub(super) async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
         let interim = interim(&mut request);
-        let answer = async {
-            match self {
-                Self::Direct(pool) => pool.request(request).await,
-                Self::Proxied(pool) => pool.request(request).await,
-            }
-        };
         tokio::select! {
             biased;
-            answer = answer => Ok(answer?),
+            answer = self.0.request(request) => Ok(answer?),
             () = interim.notified() => Err(ExchangeError::Interim),
         }
     }
