@@ -435,6 +435,22 @@ mod tests {
         assert!(matches!(Pattern::parse("", false), Err(PatternError::Empty)));
     }
 
+    /// Each by a table of its own, that could be left out of the build.
+    #[test]
+    fn a_regular_expression_knows_letters_digits_and_signs_of_all_scripts() {
+        for (pattern, text) in [
+            ("re:^\\p{Han}+$", "客服"),
+            ("re:^\\w+\\s\\d+$", "工单\u{3000}１２"),
+            ("re:^\\p{Lu}\\p{P}$", "Ａ。"),
+            ("re:^\\p{Emoji_Presentation}$", "🎁"),
+            ("re:(?i)^école$", "ÉCOLE"),
+        ] {
+            assert!(holds(pattern, false, text), "{pattern}");
+            assert!(!holds(pattern, false, "-"), "{pattern}");
+        }
+        assert!(holds("re:^ｖｉｐ", true, "ＶＩＰ"));
+    }
+
     proptest! {
         #[test]
         fn a_text_matches_itself_and_its_own_beginning(field in "[^*]{1,20}", rest in ".{0,20}") {
