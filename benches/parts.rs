@@ -43,7 +43,7 @@ mod part {
     use wxrelay::route::Table;
     use wxrelay::wechat::envelope::Sealed;
     use wxrelay::wechat::signature;
-    use wxrelay::wechat::{AesKey, Credentials, Message, Query, Salt, Syntax, Which};
+    use wxrelay::wechat::{AesKey, Credentials, Manner, Message, Query, Salt, Syntax};
 
     /// The signature over the sealed text.
     #[inline(never)]
@@ -90,7 +90,7 @@ mod part {
     /// The reply, signed and sealed.
     #[inline(never)]
     pub(super) fn seal(credentials: &Credentials, reply: &str, salt: &Salt) -> usize {
-        black_box(credentials.seal_reply(reply, Which::Current, Which::Current, Syntax::Xml, salt)).len()
+        black_box(credentials.seal_reply(reply, Manner::current(Syntax::Xml), salt)).len()
     }
 }
 
@@ -248,7 +248,7 @@ fn table(routes: usize) -> Table {
     routes.push(Match { scene: patterns("login_*", false), ..event("SCAN") });
     let route =
         |(number, when)| Route { when: When::Match(when), to: vec![format!("app{number}").into()], reply: None };
-    Table { routes: routes.into_iter().enumerate().map(route).collect() }
+    Table::new(routes.into_iter().enumerate().map(route).collect())
 }
 
 /// The push as a new event for one target.

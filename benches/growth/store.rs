@@ -66,10 +66,12 @@ fn fill(file: &Path, events: u64) -> rusqlite::Result<()> {
         let [begin, end, events] = [begin, end, events].map(u64::cast_signed);
         step.prepare_cached(EVENTS)?.execute(params![begin, end, first, span, events])?;
         let ids = [begin, end].map(|number| (first + number * span / events) << 20);
+        step.prepare_cached(KNOWN)?.execute(ids)?;
         step.prepare_cached(DELIVERIES)?.execute(params![target, ids[0], ids[1]])?;
         step.prepare_cached(ATTEMPTS)?.execute(params![target, ids[0], ids[1]])?;
         step.commit()?;
     }
+    store.execute("UPDATE known_until SET event = (SELECT max(id) FROM event)", [])?;
     // Events, accepted deliveries, delivered ones.
     for (number, state) in [(0, 0), (0, 1), (target, 1)] {
         store.execute("INSERT INTO tally VALUES (?1, ?2, ?3)", params![number, state, events.cast_signed()])?;
@@ -95,6 +97,9 @@ SELECT (at << 20) | (n & 1048575), unhex(printf('%016x', at / 1000) || hex(rando
          || '</Event><EventKey><![CDATA[login_%d]]></EventKey><Ticket><![CDATA[%s]]></Ticket></xml>',
          n, at / 1000, n, hex(randomblob(20))) AS BLOB)
   FROM moment";
+
+const KNOWN: &str = "
+INSERT INTO known SELECT content_key, id FROM event WHERE id >= ?1 AND id < ?2 ORDER BY content_key";
 
 const DELIVERIES: &str = "
 INSERT INTO delivery (event, target, state, attempts, failures, due, ended_at)
