@@ -17,7 +17,7 @@ use tower::Service as _;
 
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{ClientError, Upstream};
+use crate::deliver::{ClientError, Trust, Upstream};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
@@ -348,9 +348,10 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {
+    let trust = Trust::default();
     let build = |settings: &crate::dispatcher::TargetSettings| {
         let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
-        let upstream = Upstream::new(settings.target.clone(), accounts)
+        let upstream = Upstream::new(settings.target.clone(), accounts, &trust)
             .map_err(|source| StartError::Target { name: settings.target.name.clone(), source })?;
         Ok(Policy::new(settings, upstream, config.log.openid))
     };

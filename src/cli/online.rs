@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{ClientError, Format, Target, Unreached, Unverified, Upstream};
+use crate::deliver::{ClientError, Format, Target, Trust, Unreached, Unverified, Upstream};
 
 /// What came back from one target.
 #[derive(Debug)]
@@ -50,11 +50,11 @@ pub enum Trouble {
 
 /// Asks all targets, and tells what came back in the order of the configuration.
 pub async fn probe(config: &Config) -> Vec<Finding> {
-    let mut asked = JoinSet::new();
+    let (mut asked, trust) = (JoinSet::new(), Trust::default());
     for settings in &config.targets {
         for (check, account) in checks(config, &settings.target) {
             let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
-            let upstream = Upstream::new(settings.target.clone(), accounts);
+            let upstream = Upstream::new(settings.target.clone(), accounts, &trust);
             let (target, index) = (Arc::clone(&settings.target.name), asked.len());
             asked.spawn(
                 async move { (index, Finding { target, result: ask(upstream, &check, &account).await, check }) },

@@ -1,5 +1,6 @@
 //! The pooled HTTP client of one target (or collector), and the capped reading of what it answers.
 
+use std::cell::OnceCell;
 use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
@@ -12,14 +13,16 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper_rustls::{ConfigBuilderExt as _, HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::{Client as Pool, Error as PoolError};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+use rustls_platform_verifier::Verifier;
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -131,7 +134,7 @@ pub(super) enum Connector {
 }
 
 impl Connector {
-    pub(super) fn new(way: &Way<'_>) -> Result<Self, ClientError> {
+    pub(super) fn new(way: &Way<'_>, trust: &Trust) -> Result<Self, ClientError> {
         // Where a proxy stands is the operator's will, and it is the proxy that looks the target's name up.
         let mut tcp = HttpConnector::new_with_resolver(Resolver::new(way.deny_private && way.proxy.is_none()));
         tcp.enforce_http(false);
@@ -139,7 +142,7 @@ impl Connector {
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(way.timeout)));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
         let https = way.url.scheme_str() == Some("https");
-        let tls = if https { tls_config(way.tls)? } else { no_tls() };
+        let tls = if https { client_config(way.tls, trust)? } else { no_tls() };
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         Ok(match way.proxy {
             None => Self::Direct(connector.wrap_connector(tcp)),
@@ -178,10 +181,10 @@ impl Service<Uri> for Connector {
 pub(super) struct Client(Pool<Connector, RequestBody>);
 
 impl Client {
-    pub(super) fn new(way: &Way<'_>) -> Result<Self, ClientError> {
+    pub(super) fn new(way: &Way<'_>, trust: &Trust) -> Result<Self, ClientError> {
         let mut pool = Pool::builder(TokioExecutor::new());
         pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
-        Ok(Self(pool.build(Connector::new(way)?)))
+        Ok(Self(pool.build(Connector::new(way, trust)?)))
     }
 
     pub(super) async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
@@ -215,12 +218,31 @@ fn end_turn_soon() {
     let _either = taking.poll(&mut Context::from_waker(Waker::noop()));
 }
 
+/// The system's certificate authorities, read when they are first needed, for all targets that are made together: to
+/// read them takes milliseconds. A reload begins with new ones, so it finds what has changed.
+#[derive(Debug, Default)]
+pub struct Trust(OnceCell<Arc<Verifier>>);
+
+impl Trust {
+    fn verifier(&self, provider: &Arc<CryptoProvider>) -> Result<Arc<Verifier>, rustls::Error> {
+        if let Some(verifier) = self.0.get() {
+            return Ok(verifier.clone());
+        }
+        let verifier = Arc::new(Verifier::new(provider.clone())?);
+        Ok(self.0.get_or_init(|| verifier).clone())
+    }
+}
+
 /// TLS as a client.
 pub fn tls_config(options: &TlsOptions) -> Result<ClientConfig, ClientError> {
-    let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?;
+    client_config(options, &Trust::default())
+}
+
+fn client_config(options: &TlsOptions, trust: &Trust) -> Result<ClientConfig, ClientError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = match &options.ca {
-        None => builder.try_with_platform_verifier()?,
+        None => builder.dangerous().with_custom_certificate_verifier(trust.verifier(&provider)?),
         Some(path) => {
             let mut roots = RootCertStore::empty();
             for certificate in certificates(path)? {

@@ -30,7 +30,7 @@ use crate::trace::{SpanId, Trace};
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
 use client::{Body, BodyEnd, Client, Way, read};
-pub use client::{ClientError, ConnectError, ExchangeError, TlsOptions, tls_config};
+pub use client::{ClientError, ConnectError, ExchangeError, TlsOptions, Trust, tls_config};
 pub use outcome::Outcome;
 pub use post::{Post, PostError, Posted};
 pub use probe::{Answered, Asked, Greeting, Unreached, Unverified, Wrapping, date, judge};
@@ -182,12 +182,13 @@ pub struct Report {
 }
 
 impl Upstream {
-    /// Makes the connection pool of a target that gets events of `accounts`.
+    /// Makes the connection pool of a target that gets events of `accounts`; one `trust` serves all that are made together.
     pub fn new<'a>(
         target: Target,
         accounts: impl IntoIterator<Item = (&'a Arc<str>, &'a Credentials)>,
+        trust: &Trust,
     ) -> Result<Self, ClientError> {
-        let client = Client::new(&target.way())?;
+        let client = Client::new(&target.way(), trust)?;
         let credentials =
             accounts.into_iter().map(|(name, own)| (name.clone(), target.credentials.over(own))).collect();
         Ok(Self {

@@ -9,7 +9,7 @@ use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use tokio::time::Instant;
 
-use super::client::{Client, ClientError, ExchangeError, RequestBody, TlsOptions, Way, read};
+use super::client::{Client, ClientError, ExchangeError, RequestBody, TlsOptions, Trust, Way, read};
 use super::{AGENT, Outcome, outcome};
 use crate::clock::UnixMillis;
 
@@ -49,7 +49,8 @@ impl Post {
     /// certificate authorities.
     pub fn new(url: Uri, headers: HeaderMap, timeout: Duration) -> Result<Self, ClientError> {
         let tls = TlsOptions::default();
-        let client = Client::new(&Way { url: &url, timeout, tls: &tls, proxy: None, deny_private: false })?;
+        let client =
+            Client::new(&Way { url: &url, timeout, tls: &tls, proxy: None, deny_private: false }, &Trust::default())?;
         Ok(Self { client, url, headers, timeout })
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use super::client::{Body, BodyEnd};
+use super::client::{Body, BodyEnd, Trust};
 use super::{ClientError, Order, Outcome, Report, Target, Upstream, outcome};
 use crate::clock::UnixNanos;
 use crate::trace::SpanId;
@@ -38,7 +38,7 @@ impl fmt::Debug for Script {
 impl Upstream {
     /// A target that answers by the script.
     pub(crate) fn scripted(target: Target, script: Script) -> Result<Self, ClientError> {
-        Ok(Self { script: Some(script), ..Self::new(target, [])? })
+        Ok(Self { script: Some(script), ..Self::new(target, [], &Trust::default())? })
     }
 
     pub(super) async fn play(&self, script: &Script, order: &Order<'_>, started: Instant) -> Report {

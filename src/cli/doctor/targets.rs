@@ -12,15 +12,15 @@ use super::{LIMIT, all, aside};
 use crate::cli::online::{Check as Way, checks};
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{Answered, ClientError, Greeting, Role, Target, Upstream};
+use crate::deliver::{Answered, ClientError, Greeting, Role, Target, Trust, Upstream};
 
 /// A line for each target, and for each account that a `wechat` target may be asked for.
 pub(super) async fn check(config: Arc<Config>) -> Findings {
-    let mut asked = Vec::new();
+    let (mut asked, trust) = (Vec::new(), Trust::default());
     for settings in &config.targets {
         for (way, account) in checks(&config, &settings.target) {
             let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
-            let upstream = Upstream::new(settings.target.clone(), accounts);
+            let upstream = Upstream::new(settings.target.clone(), accounts, &trust);
             asked.push(one(settings.target.clone(), upstream, way, account));
         }
     }
