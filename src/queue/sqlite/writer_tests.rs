@@ -62,6 +62,30 @@ fn settle(id: u64) -> (Command, Answer<bool>) {
     (Command::Settle(settlement, waiter), answer)
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_crowd_of_pushes_waits_for_more_and_fewer_wait_for_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut writer = writer(folder.path());
+    let (commands, mut waiting) = mpsc::channel(2 * COMPANY);
+    for (pushes, settlements, waits) in [
+        (1, 0, false),
+        (CROWD - 1, 0, false),
+        (CROWD - 1, CROWD, false),
+        (CROWD, 0, true),
+        (CROWD_ENOUGH - 1, 0, true),
+        (CROWD_ENOUGH, 0, false),
+        (0, 1, true),
+        (0, COMPANY, false),
+    ] {
+        let asked = (0..pushes).map(|_| enqueue(1, Vec::new()).0).chain((0..settlements).map(|_| settle(1).0));
+        asked.for_each(|command| commands.try_send(command).ok().unwrap());
+        let (mut batch, begun) = (Vec::new(), Instant::now());
+        assert!(writer.fill(&mut batch, &mut waiting).await);
+        assert_eq!(batch.len(), pushes + settlements);
+        assert_eq!(begun.elapsed() > Duration::ZERO, waits, "{pushes} pushes, {settlements} settlements");
+    }
+}
+
 #[test]
 fn the_log_is_written_back_before_it_grows_large() {
     let folder = tempfile::tempdir().unwrap();
