@@ -80,33 +80,11 @@ impl Table {
 
     /// What becomes of a message.
     pub fn plan(&self, message: &Message) -> Plan<'_> {
-        let mut plan = Plan { targets: Vec::new(), reply: None };
-        let mut matched = false;
-        for route in self.candidates(&fields(message)).into_iter().map(|number| &self.routes[number]) {
-            if matched && matches!(route.when, When::Otherwise) {
-                continue;
-            }
-            matched = true;
-            plan.reply = plan.reply.or(route.reply.as_ref());
-            for target in &route.to {
-                if !plan.targets.contains(&target) {
-                    plan.targets.push(target);
-                }
-            }
+        let fields = fields(message);
+        match &self.index {
+            Some(index) => Plan::of(index.candidates(&fields).into_iter().map(|number| &self.routes[number])),
+            None => Plan::of(self.routes.iter().filter(|route| route.when.holds(&fields))),
         }
-        plan
-    }
-
-    /// The numbers of the routes whose patterns hold, and of those that have none, in order.
-    fn candidates(&self, fields: &Fields<'_>) -> Vec<usize> {
-        if let Some(index) = &self.index {
-            return index.candidates(fields);
-        }
-        let holds = |(number, route): (usize, &Route)| match &route.when {
-            When::Match(patterns) => patterns.holds(fields).then_some(number),
-            When::Otherwise => Some(number),
-        };
-        self.routes.iter().enumerate().filter_map(holds).collect()
     }
 
     /// The Mode 2 default of an account without routes: follows and scans to every identity provider, everything else
@@ -123,7 +101,35 @@ impl Table {
     }
 }
 
+impl<'t> Plan<'t> {
+    /// By the routes that hold, in order; `otherwise` counts where none holds before it.
+    fn of(routes: impl Iterator<Item = &'t Route>) -> Self {
+        let mut plan = Self { targets: Vec::new(), reply: None };
+        let mut matched = false;
+        for route in routes {
+            if matched && matches!(route.when, When::Otherwise) {
+                continue;
+            }
+            matched = true;
+            plan.reply = plan.reply.or(route.reply.as_ref());
+            for target in &route.to {
+                if !plan.targets.contains(&target) {
+                    plan.targets.push(target);
+                }
+            }
+        }
+        plan
+    }
+}
+
 impl When {
+    fn holds(&self, fields: &Fields<'_>) -> bool {
+        match self {
+            Self::Match(patterns) => patterns.holds(fields),
+            Self::Otherwise => true,
+        }
+    }
+
     /// How many patterns there are.
     fn patterns(&self) -> usize {
         match self {
