@@ -92,6 +92,8 @@ mod tests {
             let store = Store::open(folder.path()).unwrap();
             assert_eq!(schema(&store), fresh, "from version {version}");
             assert_eq!(store.pragma("user_version").unwrap(), VERSION);
+            let check: String = store.connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+            assert_eq!(check, "ok");
             drop(store);
             let audit = Inspect::open(folder.path()).unwrap().audit().unwrap();
             assert!(audit.is_clean() && audit.events > 0, "{audit:?}");
