@@ -29,7 +29,7 @@ use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
 use support::argument;
-use support::figures::{Latency, mebibytes, median, millis};
+use support::figures::{Latency, ends, mebibytes, median, millis};
 use support::relay::{Relay, binary};
 use support::schedule::{Outcome, Schedule};
 use support::target::{Manner, Target};
@@ -232,8 +232,7 @@ impl Table {
         let spread = match values.as_slice() {
             [_] => format!("{:21}", ""),
             values => {
-                let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-                let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let (least, most) = ends(values.iter().copied());
                 format!("{least:>10.2} {most:>10.2}")
             }
         };

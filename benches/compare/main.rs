@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use load::{Load, Manner as Connections, Measured};
 use peers::{Peer, World};
-use support::figures::{mebibytes, median};
+use support::figures::{ends, mebibytes, median};
 use support::target::{Down, Manner, Target};
 use support::wechat::WeChat;
 use support::{argument, word};
@@ -106,10 +106,9 @@ fn tell(peer: Peer, measured: &[Measured], all: &[(Peer, Vec<Measured>)]) {
     let against = |pick: fn(&Measured) -> f64| -> String {
         let answered = |runs: &&[Measured]| runs.iter().all(|run| run.rate > 0.0);
         let Some(nginx) = nginx.filter(|_| peer != Peer::Nginx).filter(answered) else { return String::new() };
-        let mut ratios: Vec<_> = measured.iter().zip(nginx).map(|(mine, theirs)| pick(mine) / pick(theirs)).collect();
-        ratios.sort_unstable_by(f64::total_cmp);
-        let (least, most) = (ratios.first().copied().unwrap_or(f64::NAN), ratios.last().copied().unwrap_or(f64::NAN));
-        format!("{:.2}x [{least:.2} {most:.2}]", median(ratios.iter().copied()))
+        let ratios = measured.iter().zip(nginx).map(|(mine, theirs)| pick(mine) / pick(theirs));
+        let (least, most) = ends(ratios.clone());
+        format!("{:.2}x [{least:.2} {most:.2}]", median(ratios))
     };
     println!(
         "  {:16} {:>7.0}/s {:18} p50 {:>7.2} ms  p99 {:>7.2} ms  {:>6.1} s CPU a million {:18} {:>6.1} MiB{}{}",

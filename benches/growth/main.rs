@@ -35,7 +35,7 @@ use tokio::time::Instant;
 use axis::Axis;
 use chart::{Curve, Point};
 use machine::Machine;
-use support::figures::{mebibytes, median, millis};
+use support::figures::{ends, mebibytes, median, millis};
 use support::relay::Relay;
 use support::{argument, raise_descriptors, word};
 use world::World;
@@ -151,10 +151,6 @@ fn tell(axis: Axis, sizes: &[u64], turns: &[Vec<Turn>]) -> Curve {
         points.push(point);
     }
     Curve { label: axis.label(), points }
-}
-
-fn ends(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
-    (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
 }
 
 /// Benchmarks are run in the package's folder, and files are named as from there.

@@ -81,7 +81,8 @@ pub struct Audit {
     pub counts: Counts,
     /// Deliveries that are in no known state, missing, or of no event. Anything but 0 is a bug or a damaged store.
     pub unaccounted: u64,
-    /// By how much the running ledger and the index of texts differ from this count. Anything but 0 is a bug, or someone wrote to the store.
+    /// By how much the running ledger and the index of content keys differ from this count. Anything but 0 is a bug, or
+    /// someone wrote to the store.
     pub drift: u64,
     /// Each target's part, by name.
     pub targets: Vec<TargetCounts>,

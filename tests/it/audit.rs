@@ -62,21 +62,21 @@ async fn damage_to_a_row_is_found_and_the_event_is_named() {
 }
 
 #[tokio::test]
-async fn an_index_of_texts_that_does_not_lead_to_its_events_is_found() {
+async fn an_index_of_content_keys_that_does_not_lead_to_its_events_is_found() {
     let store = Store::with(WeChat::secure()).await;
     let without = format!(
         "INSERT INTO known SELECT content_key, id FROM event WHERE id <> {SECOND}; \
          UPDATE known_until SET event = (SELECT max(id) FROM event)"
     );
     let report = store.damaged(&without).await;
-    assert_eq!(finding(&report, "row", "not in the index of texts")["event"], store.second);
+    assert_eq!(finding(&report, "row", "not in the index of them")["event"], store.second);
     assert_eq!(
         (&report["drift"], report["deep"]["findings"].as_array().map(Vec::len)),
         (&1.into(), Some(1)),
         "{report}"
     );
 
-    // It would make a push that was never stored pass for a repeat.
+    // One that leads to no event.
     let report = store.damaged("INSERT INTO known VALUES (x'77', 7)").await;
     assert_eq!(report["drift"], 1, "{report}");
 }

@@ -63,7 +63,8 @@ enum Kind {
     Key,
     /// The opened text does not parse.
     Text,
-    /// A column, the content key, its place in the index of texts or the number of deliveries is not what the text or the event says.
+    /// A column, the content key, its place in the index or the number of deliveries is not what the text or the event
+    /// says.
     Row,
     /// The push as it came no longer opens to the stored text.
     Push,

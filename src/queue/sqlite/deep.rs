@@ -59,8 +59,8 @@ pub enum Flaw {
     /// The content key is not that of the text, so that WeChat's retry would be a second event.
     #[error("its content key is not that of the stored text")]
     ContentKey,
-    /// The index of texts does not lead to it, so that WeChat's retry would be a second event.
-    #[error("its content key is not in the index of texts, or leads to another event")]
+    /// The index of content keys does not lead to it, so that WeChat's retry would be a second event.
+    #[error("its content key is not in the index of them, or leads to another event")]
     Unknown,
     /// A delivery has no row, or there is one too many.
     #[error("{stored} deliveries were stored with it, {found} are there")]
@@ -220,7 +220,7 @@ fn rest(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -
     Ok(None)
 }
 
-/// Whether the index of texts leads to the event, if it is old enough to be in there.
+/// Whether the index of content keys leads to the event, if it is old enough to be in there.
 fn is_known(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>) -> rusqlite::Result<bool> {
     let mut find = snapshot.prepare_cached(
         "SELECT ?1 > (SELECT event FROM known_until) OR ?1 IS (SELECT event FROM known WHERE content_key = ?2)",
