@@ -114,6 +114,32 @@ async fn a_retry_after_a_crash_makes_no_second_event_and_gets_the_same_reply() {
     assert_eq!(crm.deliveries().len(), 1);
 }
 
+/// More than the store holds in memory of what it knows: some keys have to come from its index, some from the events.
+#[tokio::test]
+async fn retries_are_known_after_a_crash_though_a_thousand_events_came_between() {
+    const EVENTS: usize = 1100;
+    let (mut relay, wechat, _crm) = relay(REPLY_BY_CRM).await;
+    let clear: Vec<String> = (0..EVENTS).map(|number| event("o1", "CLICK", &number.to_string())).collect();
+    let mut connection = Connection::open(&relay.push).await.expect("the relay listens");
+    for clear in &clear {
+        connection.write(&wechat.push(clear).kept_alive(PATH)).await.expect("the relay reads");
+        answer(&mut connection).await;
+    }
+    for crashes in 0..2 {
+        for clear in [&clear[0], &clear[EVENTS / 2], &clear[EVENTS - 1]] {
+            relay.accept(&wechat, clear).await;
+        }
+        let audit = relay.audit().await;
+        assert_eq!(
+            (&audit["events"], &audit["drift"]),
+            (&EVENTS.into(), &0.into()),
+            "after {crashes} crashes: {audit}"
+        );
+        relay.kill().await;
+        relay.restart().await;
+    }
+}
+
 /// A relay whose texts go to `crm`; everything does where there are no routes.
 async fn relay(routes: &str) -> (Relay, WeChat, Target) {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
