@@ -2,10 +2,11 @@
 //!
 //! Invariants: an accept loop does not wait while some connection has no request under way; a request under way is never
 //! given up for another connection. Among those that wait, connections that were never answered with success go first;
-//! of these, those of the address that has the most, the oldest first: whoever floods closes its own connections, and
-//! there is no limit that a reverse proxy or WeChat's few addresses could meet. What is kept is bounded by the places.
+//! of these, those of addresses that were not either; of these, those of the address that has the most, the oldest first:
+//! whoever floods closes its own connections, and there is no limit that a reverse proxy or WeChat's few addresses could
+//! meet. What is kept is bounded by the places, and by `ADDRESSES`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,6 +20,8 @@ use crate::telemetry::Seldom;
 const SHARE: usize = 64;
 /// How soon room is made again, when there was nobody to close.
 const AGAIN: Duration = Duration::from_millis(10);
+/// How many addresses are remembered to have been answered with success: WeChat has some hundreds.
+const ADDRESSES: usize = 4096;
 
 /// The places of a server.
 pub(super) struct Places {
@@ -33,6 +36,9 @@ pub(super) struct Places {
 struct Waiting {
     next: u64,
     connections: HashMap<u64, Waiter>,
+    /// The addresses of which a connection was answered with success: WeChat makes a new one for each push, and while a
+    /// flood takes the processor, more of them wait for their handshake than an address of the flood has.
+    known: HashSet<Peer>,
 }
 
 struct Waiter {
@@ -115,20 +121,34 @@ impl Waiting {
 
     /// Whom to close, at most so many: all of one source.
     fn dispensable(&self, most: usize) -> Option<(Peer, Vec<u64>)> {
-        let mut strangers: HashMap<Peer, Vec<u64>> = HashMap::new();
-        for (number, waiter) in self.connections.iter().filter(|(_, waiter)| !waiter.known) {
-            strangers.entry(waiter.source).or_default().push(*number);
-        }
-        // Of equals the one with the oldest, so that it does not depend on chance.
-        let worst =
-            strangers.into_iter().max_by_key(|(_, numbers)| (numbers.len(), numbers.iter().min().map(|at| !at)));
-        let (source, mut numbers) = worst.or_else(|| {
-            let (number, oldest) = self.connections.iter().min_by_key(|(number, _)| **number)?;
-            Some((oldest.source, vec![*number]))
-        })?;
+        let (source, mut numbers) = self
+            .largest_crowd(|waiter| !waiter.known && !self.known.contains(&waiter.source))
+            .or_else(|| self.largest_crowd(|waiter| !waiter.known))
+            .or_else(|| {
+                let (number, oldest) = self.connections.iter().min_by_key(|(number, _)| **number)?;
+                Some((oldest.source, vec![*number]))
+            })?;
         numbers.sort_unstable();
         numbers.truncate(most);
         Some((source, numbers))
+    }
+
+    /// Of the connections of which this is true: those of the source that has the most.
+    fn largest_crowd(&self, of: impl Fn(&Waiter) -> bool) -> Option<(Peer, Vec<u64>)> {
+        let mut crowds: HashMap<Peer, Vec<u64>> = HashMap::new();
+        for (number, waiter) in self.connections.iter().filter(|(_, waiter)| of(waiter)) {
+            crowds.entry(waiter.source).or_default().push(*number);
+        }
+        // Of equals the one with the oldest, so that it does not depend on chance.
+        crowds.into_iter().max_by_key(|(_, numbers)| (numbers.len(), numbers.iter().min().map(|at| !at)))
+    }
+
+    /// A connection of this source was answered with success.
+    fn greet(&mut self, source: Peer) {
+        if self.known.len() == ADDRESSES && !self.known.contains(&source) {
+            self.known.clear();
+        }
+        self.known.insert(source);
     }
 }
 
@@ -151,7 +171,10 @@ impl Place {
     fn end(&self, success: bool) {
         let mut state = lock(&self.state);
         state.busy -= 1;
-        state.known |= success;
+        if success && !state.known {
+            state.known = true;
+            lock(&self.places.waiting).greet(state.source);
+        }
         if state.busy == 0 {
             self.wait(&mut state);
         }
@@ -286,6 +309,31 @@ mod tests {
         drop(request);
         crowd(&places).await;
         assert_eq!(leaving(&[&known, &failed, &busy]).await, [2], "a request that was broken off is over too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_was_answered_with_success_goes_after_strangers_though_it_has_more_connections() {
+        let places = Places::new(4);
+        let known = taken(&places, "192.0.2.9").await;
+        known.begin().answered(true);
+        drop(known);
+        let [one, two, three] =
+            [taken(&places, "192.0.2.9").await, taken(&places, "192.0.2.9").await, taken(&places, "192.0.2.9").await];
+        let stranger = taken(&places, "192.0.2.1").await;
+        crowd(&places).await;
+        assert_eq!(leaving(&[&one, &two, &three, &stranger]).await, [3]);
+        crowd(&places).await;
+        assert_eq!(leaving(&[&one, &two, &three, &stranger]).await, [0], "where there is no stranger");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_remembered_of_addresses_is_bounded() {
+        let places = Places::new(1);
+        for number in 0..=ADDRESSES as u32 {
+            let address = std::net::Ipv4Addr::from_bits(number).to_string();
+            taken(&places, &address).await.begin().answered(true);
+        }
+        assert_eq!(lock(&places.waiting).known.len(), 1);
     }
 
     #[tokio::test(start_paused = true)]
