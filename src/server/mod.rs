@@ -6,6 +6,7 @@
 //! - `tls.rs`: [`tls::Acceptor`], certificates that can be loaded anew; `certificate.rs`: when they end;
 //!   `watch.rs`: taken up when renewed, told of when they end soon; `acme/`: ordered and renewed by ourselves
 //! - `places.rs`: how many connections there may be, and which are closed for others
+//! - `wire.rs`: what a connection is read from and written to
 //! - `peer.rs`: [`Peer`], whom a request comes from; `proxied.rs`: what the PROXY protocol says of that
 //!
 //! Invariants: nothing a client does or leaves undone holds up the accept loop: handshake and headers are read in the
@@ -23,6 +24,7 @@ mod socket;
 pub mod stack;
 pub mod tls;
 pub mod watch;
+mod wire;
 
 use std::fmt::{self, Display};
 use std::io;
@@ -32,21 +34,24 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{Request, Response};
 use http_body::Body;
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulConnection;
 use proxy_header::io::ProxiedStream;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::util::ServiceExt;
 use tower::{BoxError, Service};
+use tower_http::body::UnsyncBoxBody;
 
 pub use certificate::Validity;
 pub use peer::Peer;
@@ -56,6 +61,8 @@ pub use tls::{Certificate, TlsFiles};
 use places::{Place, Places};
 use proxied::Refused;
 use socket::Stream;
+use stack::Answer;
+use wire::Wire;
 
 use crate::telemetry::Seldom;
 
@@ -167,39 +174,36 @@ pub async fn serve<S, B>(
     shutdown: CancellationToken,
     drain: Duration,
 ) where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + Sync + 'static,
     S::Future: Send,
     S::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
+    B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let places = Places::new(options.max_connections);
     let refusals = Arc::new(Seldom::default());
-    let server = Server { service, tls, places, options: Arc::new(options), refusals };
+    let boxed = |answer: Response<B>| answer.map(|body| UnsyncBoxBody::new(body.map_err(Into::into)));
+    let service = service.map_response(boxed).map_err(Into::into);
+    let handler: Handler = Arc::new(move |request| Box::pin(service.clone().oneshot(request)));
+    let server = Server { handler, tls, places, options: Arc::new(options), refusals };
     let loops = bound.into_iter().map(|bound| server.clone().run(bound, shutdown.clone(), drain));
     loops.collect::<JoinSet<()>>().join_all().await;
 }
 
+/// A service. One type for all, since HTTP/1 and HTTP/2 are compiled anew for each.
+type Handler = Arc<dyn Fn(Request<Incoming>) -> Handling + Send + Sync>;
+type Handling = Pin<Box<dyn Future<Output = Result<Answer, BoxError>> + Send>>;
+
 /// What every accept loop shares.
 #[derive(Clone)]
-struct Server<S> {
-    service: S,
+struct Server {
+    handler: Handler,
     tls: Option<tls::Acceptor>,
     places: Arc<Places>,
     options: Arc<Options>,
     refusals: Arc<Seldom>,
 }
 
-impl<S, B> Server<S>
-where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send,
-    S::Error: Into<BoxError>,
-    B: Body + Send + 'static,
-    B::Data: Send,
-    B::Error: Into<BoxError>,
-{
+impl Server {
     async fn run(mut self, bound: Bound, shutdown: CancellationToken, drain: Duration) {
         if bound.is_clear() {
             self.tls = None;
@@ -248,52 +252,12 @@ where
     }
 
     async fn connection(self, stream: Stream, place: Arc<Place>, shutdown: CancellationToken) {
-        match stream {
-            Stream::Unix(stream) => self.plain(stream, Peer(None), None, place, shutdown).await,
-            Stream::Tcp(stream, peer) => {
-                let tls = self.tls.clone();
-                self.plain(stream, peer, tls, place, shutdown).await;
-            }
-        }
-    }
-
-    async fn plain<I>(
-        self,
-        io: I,
-        peer: Peer,
-        tls: Option<tls::Acceptor>,
-        place: Arc<Place>,
-        shutdown: CancellationToken,
-    ) where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Some((io, peer)) = announced(io, peer, &self.options, &self.refusals).await else { return };
-        if self.options.proxy_protocol {
-            place.is_of(peer);
-        }
-        let Some(tls) = tls else { return self.http(io, peer, place, shutdown).await };
-        let limit = self.options.handshake_timeout;
-        match timeout(limit, tls.accept(io)).await {
-            // The handshake was all that an ACME authority wanted to see (RFC 8737, 3).
-            Ok(Ok(mut io)) if acme::is_validation(io.get_ref().1.alpn_protocol()) => {
-                tracing::debug!("an ACME authority has looked");
-                timeout(limit, io.shutdown()).await.ok();
-            }
-            Ok(Ok(io)) => self.http(io, peer, place, shutdown).await,
-            Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
-            Err(_) => tracing::debug!("TLS handshake too slow"),
-        }
-    }
-
-    async fn http<I>(self, io: I, peer: Peer, place: Arc<Place>, shutdown: CancellationToken)
-    where
-        I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let Self { service, options, .. } = self;
-        let io = TokioIo::new(io);
+        let Self { handler, tls, options, refusals, .. } = self;
+        let Some((wire, peer)) = open(stream, tls.as_ref(), &options, &refusals, &place).await else { return };
+        let io = TokioIo::new(wire);
         let begun = Arc::new(Notify::new());
         let trusted_proxies = options.trusted_proxies.clone();
-        let service = Connected { service, peer, place, begun: begun.clone(), trusted_proxies };
+        let service = Connected { handler, peer, place, begun: begun.clone(), trusted_proxies };
         if options.http2 {
             let builder = http1_and_2(&options);
             let connection = builder.serve_connection(io, service);
@@ -303,6 +267,46 @@ where
             until_closed(connection, options.header_timeout, &begun, shutdown).await;
         }
     }
+}
+
+/// What comes before HTTP: the PROXY header and the TLS handshake, where there have to be any.
+async fn open(
+    stream: Stream,
+    tls: Option<&tls::Acceptor>,
+    options: &Options,
+    refusals: &Seldom,
+    place: &Place,
+) -> Option<(Wire, Peer)> {
+    let (wire, peer) = match stream {
+        Stream::Unix(stream) => {
+            let (io, peer) = announced(stream, Peer(None), options, refusals).await?;
+            (Wire::Unix(io), peer)
+        }
+        Stream::Tcp(stream, peer) => {
+            let (io, peer) = announced(stream, peer, options, refusals).await?;
+            (Wire::Tcp(io), peer)
+        }
+    };
+    if options.proxy_protocol {
+        place.is_of(peer);
+    }
+    let (io, tls) = match (wire, tls) {
+        (Wire::Tcp(io), Some(tls)) => (io, tls),
+        (wire, _) => return Some((wire, peer)),
+    };
+    let limit = options.handshake_timeout;
+    match timeout(limit, tls.accept(io)).await {
+        // The handshake was all that an ACME authority wanted to see (RFC 8737, 3).
+        Ok(Ok(mut io)) if acme::is_validation(io.get_ref().1.alpn_protocol()) => {
+            tracing::debug!("an ACME authority has looked");
+            timeout(limit, io.shutdown()).await.ok();
+            return None;
+        }
+        Ok(Ok(io)) => return Some((Wire::Tls(Box::new(io)), peer)),
+        Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
+        Err(_) => tracing::debug!("TLS handshake too slow"),
+    }
+    None
 }
 
 /// Takes the PROXY header off, where there has to be one. The log cannot be flooded by those who send none.
@@ -364,32 +368,27 @@ where
 }
 
 /// The service as one connection sees it: tells it the peer, and remembers that a request came and how it ended.
-struct Connected<S> {
-    service: S,
+struct Connected {
+    handler: Handler,
     peer: Peer,
     place: Arc<Place>,
     begun: Arc<Notify>,
     trusted_proxies: Arc<[ipnet::IpNet]>,
 }
 
-impl<S, B> hyper::service::Service<Request<Incoming>> for Connected<S>
-where
-    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
-    S::Future: Send,
-    S::Error: 'static,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+impl hyper::service::Service<Request<Incoming>> for Connected {
+    type Response = Answer;
+    type Error = BoxError;
+    type Future = Handling;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         self.begun.notify_one();
         let under_way = self.place.begin();
         let peer = self.peer.behind_proxies(request.headers(), &self.trusted_proxies);
         request.extensions_mut().insert(peer);
-        let service = self.service.clone();
+        let answer = (self.handler)(request);
         Box::pin(async move {
-            let answer = service.oneshot(request).await;
+            let answer = answer.await;
             under_way.answered(answer.as_ref().is_ok_and(|answer| answer.status().is_success()));
             answer
         })

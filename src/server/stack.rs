@@ -38,9 +38,9 @@ impl Limits {
 pub fn around<S>(
     service: S,
     limits: Limits,
-) -> impl Service<Request<Incoming>, Response = Answer, Error = BoxError, Future: Send> + Clone + Send + 'static
+) -> impl Service<Request<Incoming>, Response = Answer, Error = BoxError, Future: Send> + Clone + Send + Sync + 'static
 where
-    S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Clone + Send + 'static,
+    S: Service<Request<Incoming>, Response = Response<Full<Bytes>>, Error = Infallible> + Clone + Send + Sync + 'static,
     S::Future: Send,
 {
     let Limits { concurrency, deadline } = limits;

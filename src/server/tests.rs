@@ -61,7 +61,7 @@ type Work = Result<Response<Full<Bytes>>, Infallible>;
 
 /// Serves `work` with the layers around it.
 async fn run<F>(
-    work: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    work: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     limits: Limits,
     options: Options,
 ) -> Running
@@ -72,7 +72,7 @@ where
 }
 
 async fn start<F>(
-    work: impl Fn(Request<Incoming>) -> F + Clone + Send + 'static,
+    work: impl Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     limits: Limits,
     options: Options,
     tls: Option<Acceptor>,

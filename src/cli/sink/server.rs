@@ -15,18 +15,17 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 
 use super::content::Content;
 use super::delivery::{Check, Delivery};
 use super::webhook::{self, WebhookKey};
 use crate::cli::simulate;
 use crate::clock::UnixMillis;
+use crate::server::{self, Bound, Listen};
 use crate::wechat::{Credentials, Query};
 
 /// The largest body taken, in bytes.
@@ -77,7 +76,7 @@ pub struct Sink {
     pub received: mpsc::Receiver<Delivery>,
     state: Arc<State>,
     /// The accept loop, which owns the connections; aborted on drop.
-    _accepting: JoinSet<()>,
+    _serving: JoinSet<()>,
 }
 
 impl Sink {
@@ -101,11 +100,11 @@ struct State {
 
 /// Binds and serves. Errors: the address is taken or not ours.
 pub async fn start(options: Options) -> anyhow::Result<Sink> {
-    let listener = TcpListener::bind(options.listen).await;
-    let listener = listener.with_context(|| {
+    let bound = server::bind(&Listen::Tcp(options.listen)).await;
+    let bound = bound.with_context(|| {
         format!("can't listen on {}; is another sink running? Port 0 takes a free one", options.listen)
     })?;
-    let address = listener.local_addr()?;
+    let address = bound.iter().find_map(Bound::tcp_address).unwrap_or(options.listen);
     let (deliveries, received) = mpsc::channel(UNREAD);
     let state = Arc::new(State {
         status: AtomicU16::new(options.status.as_u16()),
@@ -113,32 +112,15 @@ pub async fn start(options: Options) -> anyhow::Result<Sink> {
         options,
         deliveries,
     });
-    let mut accepting = JoinSet::new();
-    accepting.spawn(accept(listener, Arc::clone(&state)));
-    Ok(Sink { address, received, state, _accepting: accepting })
-}
-
-async fn accept(listener: TcpListener, state: Arc<State>) {
-    let mut connections = JoinSet::new();
-    loop {
-        tokio::select! {
-            accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => drop(connections.spawn(connection(stream, Arc::clone(&state)))),
-                // Out of file descriptors, most likely: they come back as connections end.
-                Err(_) => sleep(Duration::from_millis(50)).await,
-            },
-            Some(_) = connections.join_next() => {}
-        }
-    }
-}
-
-async fn connection(stream: TcpStream, state: Arc<State>) {
-    let service = service_fn(move |request| {
-        let state = Arc::clone(&state);
+    let served = Arc::clone(&state);
+    let service = tower::service_fn(move |request| {
+        let state = Arc::clone(&served);
         async move { Ok::<_, Infallible>(handle(&state, request).await) }
     });
-    // A connection that breaks is the sender's affair: it will say so.
-    hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await.ok();
+    let mut serving = JoinSet::new();
+    let never = CancellationToken::new();
+    serving.spawn(server::serve(bound, None, service, server::Options::default(), never, Duration::ZERO));
+    Ok(Sink { address, received, state, _serving: serving })
 }
 
 async fn handle(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
