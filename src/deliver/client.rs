@@ -32,8 +32,8 @@ use super::ANSWER_CAP;
 use super::resolver::Resolver;
 use crate::reading;
 
-/// What an attempt sends: whole, with a Content-Length.
-pub(super) type RequestBody = Full<Bytes>;
+/// What is sent: whole, with a Content-Length.
+pub type RequestBody = Full<Bytes>;
 
 /// The longest that setting up a connection may take, within the target's own timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,14 +54,18 @@ pub struct TlsOptions {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// How somebody is reached: a target, or the collector of traces.
-pub(super) struct Way<'a> {
-    pub(super) url: &'a Uri,
-    pub(super) timeout: Duration,
-    pub(super) tls: &'a TlsOptions,
-    pub(super) proxy: Option<&'a Uri>,
+/// How somebody is reached: a target, the collector of traces, or an authority that gives certificates.
+pub struct Way<'a> {
+    /// Whether by TLS.
+    pub https: bool,
+    /// The most that setting up a connection may take, if it is less than [`CONNECT_TIMEOUT`].
+    pub timeout: Duration,
+    /// Whom to trust and who we are.
+    pub tls: &'a TlsOptions,
+    /// An HTTP proxy to go through.
+    pub proxy: Option<&'a Uri>,
     /// Whether names that lead to private addresses are refused.
-    pub(super) deny_private: bool,
+    pub deny_private: bool,
 }
 
 /// Why a target's connections can't be made.
@@ -141,8 +145,7 @@ impl Connector {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(way.timeout)));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let https = way.url.scheme_str() == Some("https");
-        let tls = if https { client_config(way.tls, trust)? } else { no_tls() };
+        let tls = if way.https { client_config(way.tls, trust)? } else { no_tls() };
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         Ok(match way.proxy {
             None => Self::Direct(connector.wrap_connector(tcp)),
@@ -176,18 +179,23 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// The connections to one target. Each target has its own, so that none can use up another's.
+/// The connections to one of them. Each target has its own, so that none can use up another's.
 #[derive(Clone, Debug)]
-pub(super) struct Client(Pool<Connector, RequestBody>);
+pub struct Client(Pool<Connector, RequestBody>);
 
 impl Client {
-    pub(super) fn new(way: &Way<'_>, trust: &Trust) -> Result<Self, ClientError> {
+    /// No connection is made yet.
+    ///
+    /// # Errors
+    /// Where a certificate cannot be read, or the system has none to trust.
+    pub fn new(way: &Way<'_>, trust: &Trust) -> Result<Self, ClientError> {
         let mut pool = Pool::builder(TokioExecutor::new());
         pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
         Ok(Self(pool.build(Connector::new(way, trust)?)))
     }
 
-    pub(super) async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
+    /// Sends a request; the answer's body is still to come.
+    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
         let interim = interim(&mut request);
         tokio::select! {
             biased;
@@ -231,11 +239,6 @@ impl Trust {
         let verifier = Arc::new(Verifier::new(provider.clone())?);
         Ok(self.0.get_or_init(|| verifier).clone())
     }
-}
-
-/// TLS as a client.
-pub fn tls_config(options: &TlsOptions) -> Result<ClientConfig, ClientError> {
-    client_config(options, &Trust::default())
 }
 
 fn client_config(options: &TlsOptions, trust: &Trust) -> Result<ClientConfig, ClientError> {

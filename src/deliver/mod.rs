@@ -29,8 +29,8 @@ use crate::secret::Secret;
 use crate::trace::{SpanId, Trace};
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
-use client::{Body, BodyEnd, Client, Way, read};
-pub use client::{ClientError, ConnectError, ExchangeError, TlsOptions, Trust, tls_config};
+use client::{Body, BodyEnd, read};
+pub use client::{Client, ClientError, ConnectError, ExchangeError, RequestBody, TlsOptions, Trust, Way};
 pub use outcome::Outcome;
 pub use post::{Post, PostError, Posted};
 pub use probe::{Answered, Asked, Greeting, Unreached, Unverified, Wrapping, date, judge};
@@ -79,7 +79,8 @@ pub struct Target {
 impl Target {
     fn way(&self) -> Way<'_> {
         let Self { url, timeout, tls, proxy, deny_private, .. } = self;
-        Way { url, timeout: *timeout, tls, proxy: proxy.as_ref(), deny_private: *deny_private }
+        let https = url.scheme_str() == Some("https");
+        Way { https, timeout: *timeout, tls, proxy: proxy.as_ref(), deny_private: *deny_private }
     }
 }
 
@@ -232,11 +233,11 @@ impl Upstream {
         self.request(&Order { event, attempt: 1, reply_until: None, now }, SpanId::new(event.id.0)).map(drop)
     }
 
-    fn request(&self, order: &Order<'_>, span: SpanId) -> Result<Request<client::RequestBody>, format::EncodeError> {
+    fn request(&self, order: &Order<'_>, span: SpanId) -> Result<Request<RequestBody>, format::EncodeError> {
         let event = order.event;
         let credentials = self.credentials.get(&event.account);
         let encoded = format::encode(self.target.format, event, credentials, order.now)?;
-        let mut request = Request::new(client::RequestBody::new(encoded.body.clone()));
+        let mut request = Request::new(RequestBody::new(encoded.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = with_query(&self.target.url, encoded.query.as_deref())?;
         let headers = request.headers_mut();

@@ -48,9 +48,9 @@ impl Post {
     /// Connections to `url`, which every request goes to with these headers. https is verified by the system's
     /// certificate authorities.
     pub fn new(url: Uri, headers: HeaderMap, timeout: Duration) -> Result<Self, ClientError> {
-        let tls = TlsOptions::default();
+        let (https, tls) = (url.scheme_str() == Some("https"), TlsOptions::default());
         let client =
-            Client::new(&Way { url: &url, timeout, tls: &tls, proxy: None, deny_private: false }, &Trust::default())?;
+            Client::new(&Way { https, timeout, tls: &tls, proxy: None, deny_private: false }, &Trust::default())?;
         Ok(Self { client, url, headers, timeout })
     }
 

@@ -5,39 +5,27 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use http_body_util::Limited;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client as Pool;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use http::uri::Scheme;
+use http_body_util::{BodyExt as _, Limited};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use tokio::time::timeout;
 
 use super::Settings;
-use crate::deliver::{ClientError, ExchangeError, TlsOptions, tls_config};
+use crate::deliver::{self, ClientError, RequestBody, TlsOptions, Trust, Way};
 
-/// The longest that setting up a connection may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest until an answer begins.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most bytes of an answer's head.
-const HEAD_CAP: usize = 32 << 10;
 /// The most bytes of an answer's body; a chain takes some thousand.
 const ANSWER_CAP: usize = 256 << 10;
 
 /// The connections to one authority.
-pub(super) struct Client(Pool<HttpsConnector<HttpConnector>, BodyWrapper<Bytes>>);
+pub(super) struct Client(deliver::Client);
 
 impl Client {
     pub(super) fn new(settings: &Settings) -> Result<Self, ClientError> {
-        let tls = tls_config(&TlsOptions { ca: settings.ca.clone(), client: None })?;
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-        let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_only().enable_http1();
-        let pool =
-            Pool::builder(TokioExecutor::new()).http1_max_buf_size(HEAD_CAP).build(connector.wrap_connector(tcp));
-        Ok(Self(pool))
+        let tls = TlsOptions { ca: settings.ca.clone(), client: None };
+        let way = Way { https: true, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
+        Ok(Self(deliver::Client::new(&way, &Trust::default())?))
     }
 }
 
@@ -46,13 +34,24 @@ impl HttpClient for Client {
         &self,
         request: Request<BodyWrapper<Bytes>>,
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
-        let answer = self.0.request(request);
+        let client = self.0.clone();
         Box::pin(async move {
-            match timeout(ANSWER_TIMEOUT, answer).await {
+            // The directory may name any URL.
+            if request.uri().scheme() != Some(&Scheme::HTTPS) {
+                return Err(Error::Str("the authority names a URL that is not https"));
+            }
+            match timeout(ANSWER_TIMEOUT, client.send(whole(request).await)).await {
                 Ok(Ok(answer)) => Ok(answer.map(|body| Limited::new(body, ANSWER_CAP)).into()),
-                Ok(Err(error)) => Err(Error::Other(Box::new(ExchangeError::from(error)))),
+                Ok(Err(error)) => Err(Error::Other(Box::new(error))),
                 Err(late) => Err(Error::Other(Box::new(late))),
             }
         })
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the body is our own")]
+async fn whole(request: Request<BodyWrapper<Bytes>>) -> Request<RequestBody> {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = body.collect().await;
+    Request::from_parts(parts, RequestBody::new(body.to_bytes()))
 }
