@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
-use tracing_subscriber::filter::{EnvFilter, LevelFilter, ParseError};
+use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
@@ -75,7 +75,7 @@ pub enum Error {
 
 /// The running logs.
 #[derive(Clone, Debug)]
-pub struct Handle(reload::Handle<EnvFilter, Registry>);
+pub struct Handle(reload::Handle<Targets, Registry>);
 
 /// Starts the logs of this process.
 pub fn init(settings: &Settings) -> Result<Handle, Error> {
@@ -93,13 +93,14 @@ impl Handle {
 }
 
 /// Parses `log.level`.
-pub fn filter(level: &str) -> Result<EnvFilter, Error> {
+pub fn filter(level: &str) -> Result<Targets, Error> {
     let bad = |source| Error::Level { level: level.to_owned(), source };
     // A filter may be a bare module path, so a misspelt level would pass for one and silence everything.
     if !level.contains(['=', ',', '[', ':']) && level.parse::<LevelFilter>().is_err() {
         return Err(bad(None));
     }
-    EnvFilter::builder().parse(level).map_err(|source| bad(Some(source)))
+    let parts: Vec<_> = level.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    parts.join(",").parse().map_err(|source| bad(Some(source)))
 }
 
 /// An OpenID as logs show it: itself, or the first 12 hex digits of its SHA-256.
@@ -208,7 +209,7 @@ mod tests {
 
     #[test]
     fn a_level_is_a_level_or_a_filter() {
-        for good in ["info", "INFO", "off", "info,wxrelay=debug"] {
+        for good in ["info", "INFO", "off", "info,wxrelay=debug", "warn, wxrelay=TRACE,"] {
             assert!(filter(good).is_ok(), "{good}");
         }
         for bad in ["wxrelay=loud", "inof"] {
