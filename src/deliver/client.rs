@@ -58,7 +58,7 @@ pub struct TlsOptions {
 pub struct Way<'a> {
     /// Whether by TLS.
     pub https: bool,
-    /// The most that setting up a connection may take, if it is less than [`CONNECT_TIMEOUT`].
+    /// The most that setting up a connection may take, if that is less than 5 s.
     pub timeout: Duration,
     /// Whom to trust and who we are.
     pub tls: &'a TlsOptions,

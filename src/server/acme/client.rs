@@ -55,3 +55,21 @@ async fn whole(request: Request<BodyWrapper<Bytes>>) -> Request<RequestBody> {
     let Ok(body) = body.collect().await;
     Request::from_parts(parts, RequestBody::new(body.to_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_url_that_is_not_https_is_not_asked() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let tls = TlsOptions::default();
+        let way = Way { https: false, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
+        let client = Client(deliver::Client::new(&way, &Trust::default()).unwrap());
+        let url = format!("http://{}/new-nonce", listener.local_addr().unwrap());
+        let answer = client.request(Request::get(url).body(BodyWrapper::default()).unwrap()).await;
+        assert!(answer.is_err_and(|error| error.to_string().contains("not https")));
+        listener.set_nonblocking(true).unwrap();
+        assert!(listener.accept().is_err(), "nobody has connected");
+    }
+}
