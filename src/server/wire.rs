@@ -1,6 +1,6 @@
 //! What a connection is read from and written to: TCP, a Unix socket, or TLS on TCP, each behind its PROXY header.
 //!
-//! One type for all, since hyper's HTTP/1 and HTTP/2 are compiled anew for each: as types of their own they took megabytes.
+//! One type for all, since hyper's HTTP/1 and HTTP/2 are compiled anew for each: as types of their own they took half a megabyte.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -100,6 +100,9 @@ pub fn filter(level: &str) -> Result<Targets, Error> {
         return Err(bad(None));
     }
     let parts: Vec<_> = level.split(',').map(str::trim).filter(|part| !part.is_empty()).collect();
+    if parts.is_empty() {
+        return Err(bad(None));
+    }
     parts.join(",").parse().map_err(|source| bad(Some(source)))
 }
 
@@ -212,7 +215,7 @@ mod tests {
         for good in ["info", "INFO", "off", "info,wxrelay=debug", "warn, wxrelay=TRACE,"] {
             assert!(filter(good).is_ok(), "{good}");
         }
-        for bad in ["wxrelay=loud", "inof"] {
+        for bad in ["wxrelay=loud", "inof", " , "] {
             let error = filter(bad).unwrap_err().to_string();
             assert!(error.contains(&format!("log.level is `{bad}`")), "{error}");
         }
