@@ -9,7 +9,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
@@ -280,6 +280,28 @@ async fn a_connection_without_a_request_makes_room_for_one_that_comes() {
     assert_eq!(rest(&mut silent).await, "");
     assert!(server.ask(LAST_GET).await.ends_with("hello"));
     assert_eq!(rest(&mut kept).await, "");
+}
+
+#[tokio::test]
+async fn an_address_that_was_answered_keeps_its_connections_while_strangers_have_some() {
+    let server = run(hello, LIMITS, Options { max_connections: 4, ..Options::default() }).await;
+    let mut kept = server.send(GET).await;
+    assert!(one(&mut kept, 5).await.ends_with("hello"));
+    let (begin, end) = LAST_GET.split_at(9);
+    // Of all addresses it has the most.
+    let half_sent = [server.send(begin).await, server.send(begin).await];
+    let from_elsewhere = async |source: [u8; 4]| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((source, 0).into()).unwrap();
+        socket.connect(server.address).await.unwrap()
+    };
+    let mut stranger = from_elsewhere([127, 0, 0, 2]).await;
+    let _next = from_elsewhere([127, 0, 0, 3]).await;
+    assert_eq!(rest(&mut stranger).await, "");
+    for mut stream in half_sent {
+        stream.write_all(end.as_bytes()).await.unwrap();
+        assert!(rest(&mut stream).await.ends_with("hello"));
+    }
 }
 
 #[tokio::test]
