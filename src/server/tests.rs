@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, HandshakeKind, RootCertStore};
+use rustls::{CipherSuite, ClientConfig, HandshakeKind, RootCertStore};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream, UnixStream};
 use tokio::sync::{Notify, mpsc};
@@ -366,6 +366,8 @@ async fn tls_is_spoken_sessions_resume_and_a_silent_client_holds_up_nobody() {
         let session = stream.get_ref().1;
         assert_eq!(session.handshake_kind(), Some(expected));
         assert_eq!(session.alpn_protocol(), Some(&b"http/1.1"[..]), "h2 is not even offered");
+        let suite = session.negotiated_cipher_suite().map(|suite| suite.suite());
+        assert_eq!(suite, Some(CipherSuite::TLS13_AES_128_GCM_SHA256), "the client would rather have SHA-384");
     }
 }
 

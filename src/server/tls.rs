@@ -13,13 +13,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
-use rustls::ServerConfig;
 use rustls::client::verify_server_name;
-use rustls::crypto::ring;
+use rustls::crypto::hash::HashAlgorithm;
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ParsedCertificate, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::{ServerConfig, SupportedCipherSuite};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tokio_rustls::TlsAcceptor;
@@ -135,6 +136,19 @@ pub enum Error {
     },
 }
 
+/// Suites with SHA-384 come last: a handshake hashes much, and processors have instructions for SHA-256 alone.
+fn provider() -> CryptoProvider {
+    let mut provider = ring::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| {
+        let common = match suite {
+            SupportedCipherSuite::Tls12(suite) => &suite.common,
+            SupportedCipherSuite::Tls13(suite) => &suite.common,
+        };
+        common.hash_provider.algorithm() == HashAlgorithm::SHA384
+    });
+    provider
+}
+
 impl Acceptor {
     /// Loads certificates and their keys, at least one; with `http2`, h2 is offered too. One that is ACME's to give may be
     /// missing, or no good: then it is told of, and for [`acme::keep`] to order.
@@ -151,13 +165,15 @@ impl Acceptor {
         };
         let served: Arc<[Served]> = certificates.iter().map(served).collect::<Result<_, Error>>()?;
         let challenges = Challenges::default();
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_safe_default_protocol_versions()
             .map_err(Error::Setup)?
             .with_no_client_auth()
             .with_cert_resolver(Arc::new(ByName { served: served.clone(), challenges: challenges.clone() }));
-        // WeChat opens a connection per push: tickets spare it the full handshake.
+        config.ignore_client_order = true;
+        // WeChat opens a connection per push: a ticket from each spares the next the full handshake.
         config.ticketer = ring::Ticketer::new().map_err(Error::Setup)?;
+        config.send_tls13_tickets = 1;
         config.alpn_protocols = if http2 { vec![b"h2".into(), b"http/1.1".into()] } else { vec![b"http/1.1".into()] };
         if certificates.iter().any(|source| matches!(source, Certificate::Acme(_))) {
             config.alpn_protocols.push(acme::PROTOCOL.into());
