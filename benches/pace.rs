@@ -5,6 +5,8 @@
 //! - The peak: pushes over 64 kept connections, each when the one before on its connection is answered; every push is a
 //!   scan with one delivery to a handler.
 //! - An answer at half of the peak's median: the same connections and handler, pushes on a schedule (`support/schedule.rs`).
+//!   The same schedule is kept with a target in the relay's place too: what that takes is the machine's own, and tells
+//!   whether it is quiet enough for these figures to say something.
 //! - Identity: 1,000 scans a second for an identity provider in its default settings, each push on a connection of its
 //!   own as WeChat makes them. Forwarded: from just before the push's first byte is written until the provider has the
 //!   whole request, so that what the relay takes to get the push counts too.
@@ -96,6 +98,11 @@ async fn handled(table: &mut Table, span: Duration, rounds: u64, quiet: Duration
     table.tell("memory at the peak, MiB", [mebibytes(relay.memory().peak)], Wanted::Under(64.0));
 
     let schedule = Schedule { rate: half, span, connections: CONNECTIONS, kept: true };
+    let mut alone = Vec::new();
+    for _ in 0..rounds {
+        alone.push(Latency::of(schedule.keep(&wechat, target.address).await.answers));
+    }
+    table.latency("  the same without a relay", &alone, Wanted::Nothing);
     let (latencies, failed) = measured(schedule, &relay, &wechat, &target, rounds, |outcome, _| outcome.answers).await;
     table.latency(&format!("answer at {half:.0} pushes/s"), &latencies, Wanted::Under(10.0));
     table.tell("  not answered 200", [failed as f64], Wanted::None);
