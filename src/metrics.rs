@@ -68,6 +68,8 @@ pub struct Metrics {
     pub unaccounted: IntGauge,
     /// The last verified push's timestamp minus our clock, in seconds.
     pub clock_skew: Gauge,
+    /// Log lines that whoever reads the log did not take in time.
+    pub log_lines_lost: IntCounter,
 }
 
 /// One account's metrics.
@@ -234,6 +236,10 @@ impl Metrics {
             clock_skew: registered(
                 at,
                 Gauge::new("wxrelay_clock_skew_seconds", "A verified push's timestamp minus our clock."),
+            ),
+            log_lines_lost: registered(
+                at,
+                IntCounter::new("wxrelay_log_lines_lost_total", "Log lines lost, as stderr's reader took none."),
             ),
             registry,
         };

@@ -5,6 +5,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 
 use super::Context;
+use crate::telemetry;
 
 pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse {
     // Puts the queue's gauges into the metrics. If the store does not answer, that is logged there, and the other
@@ -12,5 +13,6 @@ pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse 
     let is_ready = context.obstacle().await.is_none();
     context.state.metrics.ready.set(is_ready.into());
     context.glance.stats().await.ok();
+    context.state.metrics.log_lines_lost.inc_by(telemetry::take_lost());
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], context.state.metrics.render())
 }

@@ -1,13 +1,13 @@
-//! Logs: one line per thing that happened, on stderr.
+//! Logs: one line per thing that happened, on stderr. `line.rs`: how it is written; `outlet.rs`: how it leaves.
 //!
-//! Invariants: a line's fields lie flat beside `timestamp`, `level` and `message`, so the module path (which is called
+//! Invariants: nobody who logs waits for whoever reads; a line's fields lie flat beside `timestamp`, `level` and `message`, so the module path (which is called
 //! `target` too) is left out of JSON; the level can change while the relay runs. What may be logged is decided where it
 //! is logged; this file only says how an OpenID is shown.
 
 mod line;
+mod outlet;
 
 use std::borrow::Cow;
-use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +18,10 @@ use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+pub use outlet::{flush, take_lost};
+
+use outlet::Outlet;
 
 /// For how long lines are counted that a stranger can cause.
 const SELDOM: Duration = Duration::from_secs(10);
@@ -68,19 +72,23 @@ pub enum Error {
     /// Logs are set up once per process.
     #[error("logs are set up already")]
     Started(#[source] TryInitError),
+    /// The thread that writes the lines could not be started.
+    #[error("no thread for the log")]
+    Thread(#[source] io::Error),
     /// The subscriber is gone.
     #[error("the log level cannot change any more")]
     Gone(#[source] reload::Error),
 }
 
-/// The running logs.
-#[derive(Clone, Debug)]
+/// The running logs; dropped, it waits until what was logged is written.
+#[derive(Debug)]
 pub struct Handle(reload::Handle<Targets, Registry>);
 
 /// Starts the logs of this process.
 pub fn init(settings: &Settings) -> Result<Handle, Error> {
     let (filter, handle) = reload::Layer::new(filter(&settings.level)?);
-    let lines = lines(settings.format, io::stderr, io::stderr().is_terminal());
+    let outlet = Outlet::to_stderr().map_err(Error::Thread)?;
+    let lines = lines(settings.format, outlet, io::stderr().is_terminal());
     tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(Error::Started)?;
     Ok(Handle(handle))
 }
@@ -89,6 +97,12 @@ impl Handle {
     /// Changes what is logged; on an error everything stays as it is.
     pub fn set_level(&self, level: &str) -> Result<(), Error> {
         self.0.reload(filter(level)?).map_err(Error::Gone)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        flush();
     }
 }
 
@@ -112,11 +126,11 @@ pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
         // JSON leaves U+0080 to U+009F as they are, and terminals take some of them for commands.
         OpenIds::Clear if openid.contains(char::is_control) => Cow::Owned(openid.replace(char::is_control, "\u{fffd}")),
         OpenIds::Clear => Cow::Borrowed(openid),
-        OpenIds::Hash => Cow::Owned(Sha256::digest(openid).iter().take(6).fold(String::new(), |mut hex, byte| {
-            // Writing to a String cannot fail.
-            write!(hex, "{byte:02x}").ok();
-            hex
-        })),
+        OpenIds::Hash => {
+            let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or_default();
+            let shown = &Sha256::digest(openid)[..6];
+            Cow::Owned(shown.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(digit).collect())
+        }
     }
 }
 

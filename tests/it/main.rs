@@ -59,6 +59,7 @@ mod tidy;
 mod tls;
 mod top;
 mod traces;
+mod unread_log;
 mod vectors;
 mod verification;
 mod why;

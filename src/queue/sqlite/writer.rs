@@ -28,6 +28,7 @@ use crate::event::EventId;
 use crate::queue::error::{is_busy, is_lost};
 use crate::queue::holds::Holds;
 use crate::queue::{Attempt, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement, State, Verdict};
+use crate::telemetry;
 
 /// The most commands of one transaction: bounds how long the first of them waits for the last.
 const BATCH: usize = 256;
@@ -371,6 +372,7 @@ fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, fl
 fn stop_if_lost(error: &rusqlite::Error) {
     if is_lost(error) {
         tracing::error!(%error, "the disk failed or the store is damaged; ending before anything else is answered");
+        telemetry::flush();
         process::exit(EXIT_IO);
     }
 }

@@ -83,6 +83,11 @@ impl Running {
         self.lines.lock().expect("no reader panics").clone()
     }
 
+    /// Nobody reads what it says until this is dropped.
+    pub(crate) fn stop_reading(&self) -> impl Drop + '_ {
+        self.lines.lock().expect("no reader panics")
+    }
+
     /// What the first line with an answer gives; fails if the command ends without one.
     pub(crate) async fn find<T>(&self, what: &str, mut pick: impl FnMut(&str) -> Option<T>) -> T {
         let (mut news, mut seen) = (self.news.clone(), 0);

@@ -188,6 +188,11 @@ impl Relay {
         self.log("the line of a push", nth).await["peer"].as_str().unwrap_or_default().to_owned()
     }
 
+    /// Nobody reads its log until this is dropped.
+    pub(crate) fn stop_reading(&self) -> impl Drop + '_ {
+        self.running().stop_reading()
+    }
+
     /// Everything it wrote, as it is.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.running().lines()

@@ -1,0 +1,208 @@
+//! Where log lines leave the process: a thread of their own writes them, so that no push waits for whoever reads the log.
+//!
+//! Invariants: putting a line down never waits for its reader. Lines go out whole and in order; a line that comes after a
+//! pause goes out at once, a crowd of them together, [`PAUSE`] later at the most. What waits is bounded by [`ROOM`]: what
+//! finds no room is lost, counted, and told of as soon as there is room again.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+use std::{mem, thread};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// The bytes that may wait: the lines of some thousand pushes.
+const ROOM: usize = 1 << 20;
+/// After each write, so that lines that come in a crowd share one.
+const PAUSE: Duration = Duration::from_millis(10);
+/// How long the end of the process waits for a reader that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The lines of this process that found no room, and that nobody has asked for yet.
+static LOST: AtomicU64 = AtomicU64::new(0);
+/// The outlet of this process.
+static STDERR: OnceLock<Outlet> = OnceLock::new();
+
+/// Takes lines; cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Outlet(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// Told when there is something to write, or when it is to be written at once.
+    more: Condvar,
+    /// Told when everything is written.
+    done: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: Vec<u8>,
+    /// How many found no room since the last one that did.
+    lost: u64,
+    /// Whether the thread has taken lines that it has not written yet.
+    is_writing: bool,
+    /// Whether somebody waits for `done`.
+    is_hurried: bool,
+}
+
+impl Outlet {
+    /// The outlet of this process, to stderr.
+    pub(super) fn to_stderr() -> io::Result<Self> {
+        let outlet = Self::to(io::stderr())?;
+        Ok(STDERR.get_or_init(|| outlet).clone())
+    }
+
+    /// One whose thread writes there.
+    fn to(mut reader: impl Write + Send + 'static) -> io::Result<Self> {
+        let outlet = Self(Arc::default());
+        let shared = Arc::clone(&outlet.0);
+        thread::Builder::new().name("log-writer".to_owned()).spawn(move || shared.write_to(&mut reader))?;
+        Ok(outlet)
+    }
+
+    fn put(&self, line: &[u8]) {
+        let mut waiting = self.0.waiting();
+        if waiting.lines.len() + line.len() > ROOM {
+            waiting.lost += 1;
+            LOST.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        let is_first = waiting.lines.is_empty();
+        waiting.lines.extend_from_slice(line);
+        drop(waiting);
+        if is_first {
+            self.0.more.notify_one();
+        }
+    }
+
+    /// Waits until what was put down is written, but not for ever.
+    fn flush(&self) {
+        let mut waiting = self.0.waiting();
+        waiting.is_hurried = true;
+        self.0.more.notify_one();
+        let under_way = |waiting: &mut Waiting| waiting.is_writing || !waiting.lines.is_empty();
+        let ended = self.0.done.wait_timeout_while(waiting, PATIENCE, under_way);
+        ended.unwrap_or_else(PoisonError::into_inner).0.is_hurried = false;
+    }
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_to(&self, reader: &mut impl Write) {
+        let mut lines = Vec::new();
+        let mut waiting = self.waiting();
+        loop {
+            let is_idle = |waiting: &mut Waiting| waiting.lines.is_empty();
+            waiting = self.more.wait_while(waiting, is_idle).unwrap_or_else(PoisonError::into_inner);
+            mem::swap(&mut waiting.lines, &mut lines);
+            let lost = mem::take(&mut waiting.lost);
+            waiting.is_writing = true;
+            drop(waiting);
+            // Nobody could be told that it failed.
+            reader.write_all(&lines).ok();
+            lines.clear();
+            if lost > 0 {
+                tracing::warn!(lost, "log lines were lost: whoever reads stderr took none");
+            }
+            waiting = self.waiting();
+            waiting.is_writing = false;
+            self.done.notify_all();
+            let paused = self.more.wait_timeout_while(waiting, PAUSE, |waiting| !waiting.is_hurried);
+            waiting = paused.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Waits until this process's lines are written, a second at the most.
+pub fn flush() {
+    STDERR.get().into_iter().for_each(Outlet::flush);
+}
+
+/// How many lines of this process's log were lost since this was asked last, as their reader took none.
+pub fn take_lost() -> u64 {
+    LOST.swap(0, Ordering::Relaxed)
+}
+
+/// A whole line comes in one piece.
+impl Write for Outlet {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.put(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Outlet {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+    use super::*;
+
+    /// A reader that takes what it is given when it is allowed to.
+    struct Gate {
+        leave: Receiver<()>,
+        taken: Arc<Mutex<String>>,
+    }
+
+    impl Write for Gate {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.leave.recv().ok();
+            self.taken.lock().unwrap().push_str(std::str::from_utf8(bytes).unwrap());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn gated() -> (Outlet, SyncSender<()>, Arc<Mutex<String>>) {
+        let (open, leave) = sync_channel(100);
+        let taken = Arc::default();
+        (Outlet::to(Gate { leave, taken: Arc::clone(&taken) }).unwrap(), open, taken)
+    }
+
+    #[test]
+    fn lines_go_out_whole_and_in_order_and_the_end_waits_for_them() {
+        let (outlet, open, taken) = gated();
+        // The gate stays open.
+        drop(open);
+        let lines: Vec<String> = (0..1000).map(|number| format!("line {number}\n")).collect();
+        lines.iter().for_each(|line| outlet.put(line.as_bytes()));
+        outlet.flush();
+        assert_eq!(*taken.lock().unwrap(), lines.concat());
+    }
+
+    #[test]
+    fn who_logs_never_waits_for_a_reader_that_takes_nothing_and_what_is_lost_is_counted() {
+        let (outlet, open, taken) = gated();
+        let line = [b'x'; 1024];
+        // As many as fit, perhaps twice as the thread may have taken some, and at least seven more.
+        (0..2 * ROOM / 1024 + 7).for_each(|_| outlet.put(&line));
+        let lost = outlet.0.waiting().lost;
+        assert!(lost >= 7, "{lost}");
+        assert_eq!(take_lost(), lost);
+        assert!(outlet.0.waiting().lines.len() <= ROOM);
+        drop(open);
+        outlet.flush();
+        assert_eq!(taken.lock().unwrap().len() as u64, (2 * ROOM / 1024 + 7) as u64 * 1024 - lost * 1024);
+        assert_eq!(outlet.0.waiting().lost, 0);
+    }
+}
