@@ -69,6 +69,8 @@ pub enum Queue {
 impl Queue {
     /// Opens the queue, and makes it if there is none yet. `on_commit` is told how long each commit took.
     ///
+    /// To be called in the runtime that will ask it: who waits is answered there.
+    ///
     /// # Errors
     /// If the store is another process's, is on a network filesystem, was made by a newer release or by another
     /// program, holds events that are sealed by a key not given, or cannot be opened.

@@ -323,7 +323,9 @@ impl Model {
     /// In the order that WeChat sent them: whatever was stored before this was asked for has ended.
     fn out_of_turn(&self, reader: &Connection, spec: &Spec, event: EventId, push: &Push) -> Option<String> {
         let revived = |event| self.deliveries.get(&(event, Arc::clone(&spec.name))).is_some_and(|d| d.revived);
-        if !push.ordered.1.contains(&spec.name) || revived(event) {
+        // An attempt may come before the push is answered, and so before `answered` has looked whether this is known.
+        let unknown = self.applied > push.ordered.0;
+        if !push.ordered.1.contains(&spec.name) || unknown && push.answer == Answer::None || revived(event) {
             return None;
         }
         let mut earlier = reader

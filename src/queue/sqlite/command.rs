@@ -60,6 +60,17 @@ impl Command {
         !matches!(self, Self::Lease { .. } | Self::Wipe { .. } | Self::Close(_))
     }
 
+    /// Answers with what was kept.
+    pub(super) fn answer_kept(self) {
+        match self {
+            Self::Enqueue { waiter, .. } => waiter.answer_kept(),
+            Self::Settle(_, waiter) => waiter.answer_kept(),
+            Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) => waiter.answer_kept(),
+            Self::Sweep { waiter, .. } => waiter.answer_kept(),
+            Self::Lease { .. } | Self::Wipe { .. } | Self::Close(_) => {}
+        }
+    }
+
     /// Answers that it failed.
     pub(super) fn fail(self, error: Error) {
         match self {

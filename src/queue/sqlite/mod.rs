@@ -5,6 +5,7 @@
 //! is told at the head of `schema.sql`.
 
 mod ballast;
+mod channel;
 mod command;
 pub(super) mod deep;
 mod files;
@@ -34,7 +35,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
 use self::ballast::Ballast;
 use self::command::{Command, Waiter};
@@ -66,7 +68,7 @@ const WAITING_COMMANDS: usize = 1024;
 /// A handle to the embedded engine; cheap to clone.
 #[derive(Clone)]
 pub struct Sqlite {
-    commands: mpsc::Sender<Command>,
+    commands: channel::Sender,
     inboxes: Arc<Inboxes>,
     /// What seals fresh events, if they are to be sealed.
     sealer: Option<Sealer>,
@@ -96,7 +98,7 @@ impl Sqlite {
         settings: &Settings,
         ballast: fn(&Path) -> Ballast,
         on_commit: Box<dyn Fn(Duration) + Send>,
-    ) -> Result<(Self, Writer, mpsc::Receiver<Command>), Error> {
+    ) -> Result<(Self, Writer, channel::Receiver), Error> {
         let lock = files::claim(&settings.path)?;
         let mut ballast = ballast(&settings.path);
         let open = || Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path);
@@ -109,7 +111,7 @@ impl Sqlite {
         store.keep_log_below(ballast.size());
         let last_id = store.last_id()?;
         let inboxes = Arc::new(Inboxes::default());
-        let (commands, receiver) = mpsc::channel(WAITING_COMMANDS);
+        let (commands, receiver) = channel::channel(WAITING_COMMANDS);
         let obstacle = Told::default();
         let mut room = Room::new(ballast, settings.max_size, Arc::clone(&obstacle));
         room.look(&store)?;
@@ -123,6 +125,7 @@ impl Sqlite {
             inboxes: Arc::clone(&inboxes),
             holds,
             revivals: Arc::clone(&revivals),
+            callers: Handle::current(),
             on_commit,
             lock,
         };
@@ -267,7 +270,7 @@ impl Sqlite {
 
     async fn ask<T>(&self, command: impl FnOnce(Waiter<T>) -> Command) -> Result<T, Error> {
         let (waiter, answer) = Waiter::new();
-        self.commands.send(command(waiter)).await.map_err(|_| Error::Closed)?;
+        self.commands.send(command(waiter)).await?;
         answer.await.map_err(|_| Error::Closed)?
     }
 }

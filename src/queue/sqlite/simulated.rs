@@ -3,11 +3,9 @@
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use tokio::sync::mpsc;
 
 use super::ballast::Ballast;
-use super::command::Command;
-use super::{Sqlite, WAITING_COMMANDS};
+use super::{Sqlite, WAITING_COMMANDS, channel};
 use crate::queue::{Error, Settings};
 
 /// What goes wrong with the store; asked each time.
@@ -32,7 +30,7 @@ impl Sqlite {
         connection.execute_batch("PRAGMA synchronous = OFF")?;
         connection.busy_timeout(Duration::ZERO)?;
         connection.commit_hook(Some(faults.fails))?;
-        let (commands, asked) = mpsc::channel(WAITING_COMMANDS);
+        let (commands, asked) = channel::channel(WAITING_COMMANDS);
         let writers = std::mem::replace(&mut sqlite.commands, commands);
         tokio::spawn(stall(asked, writers, faults.stall));
         tokio::spawn(writer.run(receiver));
@@ -41,9 +39,9 @@ impl Sqlite {
 }
 
 /// Passes commands on to the writer, late.
-async fn stall(mut asked: mpsc::Receiver<Command>, writer: mpsc::Sender<Command>, mut late: impl FnMut() -> Duration) {
+async fn stall(mut asked: channel::Receiver, writer: channel::Sender, mut late: impl FnMut() -> Duration) {
     let mut batch = Vec::new();
-    while asked.recv_many(&mut batch, WAITING_COMMANDS).await > 0 {
+    while asked.take(&mut batch, WAITING_COMMANDS).await > 0 {
         let wait = late();
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;

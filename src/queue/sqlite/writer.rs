@@ -6,15 +6,17 @@
 //! - After a failed flush nothing is answered any more; the process ends.
 
 use std::fs::File;
+use std::mem;
 use std::process;
 use std::slice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
+use super::channel::Receiver;
 use super::command::Command;
 use super::inboxes::Inboxes;
 use super::removal::Wiped;
@@ -55,6 +57,8 @@ pub(super) struct Writer {
     pub(super) holds: Holds,
     /// How often dead letters were revived, for statistics.
     pub(super) revivals: Arc<AtomicU64>,
+    /// Where those who ask are.
+    pub(super) callers: Handle,
     /// Told how long each commit took.
     pub(super) on_commit: Box<dyn Fn(Duration) + Send>,
     /// Held for its lock; let go last.
@@ -65,7 +69,7 @@ impl Writer {
     /// Works until all senders are gone or it is told to close, and everything sent until then is committed.
     ///
     /// Blocks between its awaits: it is the only task of its runtime.
-    pub(super) async fn run(mut self, mut commands: mpsc::Receiver<Command>) {
+    pub(super) async fn run(mut self, mut commands: Receiver) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut closers = Vec::new();
         while self.fill(&mut batch, &mut commands).await {
@@ -113,10 +117,10 @@ impl Writer {
     }
 
     /// Waits for work, but not for long, as there may be housekeeping to do; false at the end.
-    async fn fill(&mut self, batch: &mut Vec<Command>, commands: &mut mpsc::Receiver<Command>) -> bool {
+    async fn fill(&mut self, batch: &mut Vec<Command>, commands: &mut Receiver) -> bool {
         let tick = Instant::now() + TICK;
         let end = self.retention.due(self.room.shortage()).min(self.room.probe_due().unwrap_or(tick)).min(tick);
-        match timeout_at(end, commands.recv_many(batch, BATCH)).await {
+        match timeout_at(end, commands.take(batch, BATCH)).await {
             Err(_) => return true,
             Ok(0) => return false,
             Ok(_) => {}
@@ -127,15 +131,7 @@ impl Writer {
         }
         let is_crowd = pushes > 0;
         let (linger, enough) = if is_crowd { (CROWD_LINGER, CROWD_ENOUGH) } else { (LINGER, COMPANY) };
-        let deadline = Instant::now() + linger;
-        let mut seen = 0;
-        while batch.len() < enough && (is_crowd || urgent(&batch[seen..]) == 0) {
-            seen = batch.len();
-            match timeout_at(deadline, commands.recv_many(batch, BATCH - seen)).await {
-                Err(_) | Ok(0) => break,
-                Ok(_) => {}
-            }
-        }
+        commands.gather(batch, enough, !is_crowd, Instant::now() + linger).await;
         true
     }
 
@@ -144,10 +140,7 @@ impl Writer {
         if commands.is_empty() {
             return;
         }
-        let Err(error) = self.transact(&mut commands) else {
-            commands.into_iter().for_each(|command| self.finish(command));
-            return;
-        };
+        let Err(error) = self.transact(&mut commands) else { return self.finish(commands) };
         let made_room = self.room.failed(&error);
         match error {
             // The room that was given up is for all but the events, which are refused from here on.
@@ -161,7 +154,7 @@ impl Writer {
             _ => {
                 for mut command in commands {
                     match self.transact(slice::from_mut(&mut command)) {
-                        Ok(()) => self.finish(command),
+                        Ok(()) => self.finish(vec![command]),
                         Err(error) => {
                             self.room.failed(&error);
                             command.fail(error.into());
@@ -190,20 +183,27 @@ impl Writer {
         done
     }
 
-    /// Tells the command's caller, and does what follows from a committed change.
-    fn finish(&mut self, command: Command) {
+    /// Does what follows from committed changes, and answers.
+    ///
+    /// All answers are one task for the callers' runtime: given one by one from here, each could wake a thread that takes
+    /// the processor from this one, to find a single answer.
+    fn finish(&mut self, mut commands: Vec<Command>) {
+        commands.iter_mut().for_each(|command| self.follow(command));
+        self.callers.spawn(async move { commands.into_iter().for_each(Command::answer_kept) });
+    }
+
+    /// Does what follows from a committed change.
+    fn follow(&mut self, command: &mut Command) {
         match command {
             Command::Enqueue { new, held, waiter, .. } => {
                 if matches!(waiter.kept(), Some(Ok(Enqueued::Fresh))) {
-                    self.hand_over(new, &held);
+                    self.hand_over(new, held);
                 }
-                waiter.answer_kept();
             }
             Command::Settle(settlement, waiter) => {
                 self.holds.end(&settlement.target, settlement.event);
                 // Also where the target keeps order no more: what was held before is released one by one all the same.
                 let released = matches!(waiter.kept(), Some(Ok(true)));
-                waiter.answer_kept();
                 if released || matches!(settlement.verdict, Verdict::Retry(_) | Verdict::Postpone(_)) {
                     self.inboxes.wake(&settlement.target);
                 }
@@ -214,18 +214,19 @@ impl Writer {
                     done.revoked.iter().for_each(|(target, event)| self.holds.revoke(target, *event));
                     done.touched.iter().for_each(|target| self.inboxes.wake(target));
                 }
-                waiter.answer_kept();
             }
-            Command::Reply(_, _, waiter) | Command::Annotate(_, waiter) | Command::Pause(_, _, waiter) => {
-                waiter.answer_kept()
-            }
-            Command::Lease { .. } | Command::Wipe { .. } | Command::Close(_) => {}
+            Command::Reply(..)
+            | Command::Annotate(..)
+            | Command::Pause(..)
+            | Command::Lease { .. }
+            | Command::Wipe { .. }
+            | Command::Close(_) => {}
         }
     }
 
     /// Gives the first leases of a fresh event to its targets; what finds no room waits in the store.
-    fn hand_over(&mut self, mut new: NewEvent, held: &[Arc<str>]) {
-        for target in new.targets.into_iter().filter(|target| !held.contains(target)) {
+    fn hand_over(&mut self, new: &mut NewEvent, held: &[Arc<str>]) {
+        for target in mem::take(&mut new.targets).into_iter().filter(|target| !held.contains(target)) {
             let awaited = new.awaited.iter().position(|(awaited, _)| *awaited == target);
             let reply = awaited.map(|place| new.awaited.swap_remove(place).1);
             let hold = self.holds.grant(&target, new.event.id);

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::super::ballast::Ballast;
+use super::super::channel::channel;
 use super::super::command::Waiter;
 use super::super::room::Told;
 use super::*;
@@ -27,6 +28,7 @@ fn writer(folder: &std::path::Path) -> Writer {
         inboxes: Arc::default(),
         holds: Holds::default(),
         revivals: Arc::default(),
+        callers: Handle::current(),
         on_commit: Box::new(drop),
         lock: File::open(folder).unwrap(),
     }
@@ -66,7 +68,7 @@ fn settle(id: u64) -> (Command, Answer<bool>) {
 async fn a_crowd_of_pushes_waits_for_more_and_fewer_wait_for_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
-    let (commands, mut waiting) = mpsc::channel(2 * COMPANY);
+    let (commands, mut waiting) = channel(2 * COMPANY);
     for (pushes, settlements, waits) in [
         (1, 0, false),
         (CROWD - 1, 0, false),
@@ -78,7 +80,9 @@ async fn a_crowd_of_pushes_waits_for_more_and_fewer_wait_for_nobody() {
         (0, COMPANY, false),
     ] {
         let asked = (0..pushes).map(|_| enqueue(1, Vec::new()).0).chain((0..settlements).map(|_| settle(1).0));
-        asked.for_each(|command| commands.try_send(command).ok().unwrap());
+        for command in asked {
+            commands.send(command).await.unwrap();
+        }
         let (mut batch, begun) = (Vec::new(), Instant::now());
         assert!(writer.fill(&mut batch, &mut waiting).await);
         assert_eq!(batch.len(), pushes + settlements);
@@ -86,8 +90,33 @@ async fn a_crowd_of_pushes_waits_for_more_and_fewer_wait_for_nobody() {
     }
 }
 
-#[test]
-fn the_log_is_written_back_before_it_grows_large() {
+#[tokio::test]
+async fn a_crowds_commit_begins_when_there_are_enough_and_a_push_ends_the_wait_of_settlements() {
+    let (commands, mut waiting) = channel(2 * COMPANY);
+    let never = Instant::now() + Duration::from_secs(3600);
+    let mut batch = Vec::new();
+    let more = async {
+        for id in 0..CROWD_ENOUGH as u64 {
+            commands.send(enqueue(id, Vec::new()).0).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::join!(waiting.gather(&mut batch, CROWD_ENOUGH, false, never), more);
+    assert_eq!(batch.len(), CROWD_ENOUGH);
+    batch.clear();
+    let push_after_settlements = async {
+        for id in 0..3 {
+            commands.send(settle(id).0).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        commands.send(enqueue(1, Vec::new()).0).await.unwrap();
+    };
+    tokio::join!(waiting.gather(&mut batch, COMPANY, true, never), push_after_settlements);
+    assert_eq!(batch.len(), 4);
+}
+
+#[tokio::test]
+async fn the_log_is_written_back_before_it_grows_large() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
     let log = || std::fs::metadata(folder.path().join("wxrelay.db-wal")).unwrap().len();
@@ -100,58 +129,58 @@ fn the_log_is_written_back_before_it_grows_large() {
     }
 }
 
-#[test]
-fn a_command_that_fails_does_not_fail_those_it_shares_a_commit_with() {
+#[tokio::test]
+async fn a_command_that_fails_does_not_fail_those_it_shares_a_commit_with() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
-    let (first, mut first_answer) = enqueue(1, vec![1]);
-    let (clash, mut clash_answer) = enqueue(1, vec![1; 2]);
-    let (third, mut third_answer) = enqueue(3, vec![1; 3]);
+    let (first, first_answer) = enqueue(1, vec![1]);
+    let (clash, clash_answer) = enqueue(1, vec![1; 2]);
+    let (third, third_answer) = enqueue(3, vec![1; 3]);
     writer.commit(vec![first, clash, third]);
-    assert!(matches!(first_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
-    assert!(matches!(clash_answer.try_recv().unwrap(), Err(Error::Engine(_))), "an id given twice");
-    assert!(matches!(third_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
+    assert!(matches!(first_answer.await.unwrap(), Ok(Enqueued::Fresh)));
+    assert!(matches!(clash_answer.await.unwrap(), Err(Error::Engine(_))), "an id given twice");
+    assert!(matches!(third_answer.await.unwrap(), Ok(Enqueued::Fresh)));
 }
 
-#[test]
-fn a_full_disk_refuses_pushes_lets_settlements_through_and_heals() {
+#[tokio::test]
+async fn a_full_disk_refuses_pushes_lets_settlements_through_and_heals() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
     writer.commit(vec![enqueue(1, vec![1]).0]);
     let pages = writer.store.pragma("page_count").unwrap();
     let limit = |writer: &Writer, pages| writer.store.pragma(&format!("max_page_count = {pages}")).unwrap();
     limit(&writer, pages);
-    let (push, mut push_answer) = enqueue(2, vec![1; 100_000]);
-    let (settle, mut settle_answer) = settle(1);
+    let (push, push_answer) = enqueue(2, vec![1; 100_000]);
+    let (settle, settle_answer) = settle(1);
     writer.commit(vec![push, settle]);
-    assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Full)));
-    assert!(matches!(settle_answer.try_recv().unwrap(), Ok(false)));
+    assert!(matches!(push_answer.await.unwrap(), Err(Error::Full)));
+    assert!(matches!(settle_answer.await.unwrap(), Ok(false)));
     limit(&writer, 1_000_000);
-    let (push, mut push_answer) = enqueue(2, vec![1; 10]);
+    let (push, push_answer) = enqueue(2, vec![1; 10]);
     writer.commit(vec![push]);
-    assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Full)), "without a look at the disk");
+    assert!(matches!(push_answer.await.unwrap(), Err(Error::Full)), "without a look at the disk");
     writer.probe();
-    let (push, mut push_answer) = enqueue(2, vec![1; 100_000]);
+    let (push, push_answer) = enqueue(2, vec![1; 100_000]);
     writer.commit(vec![push]);
-    assert!(matches!(push_answer.try_recv().unwrap(), Ok(Enqueued::Fresh)));
+    assert!(matches!(push_answer.await.unwrap(), Ok(Enqueued::Fresh)));
 }
 
-#[test]
-fn another_programs_lock_is_told_to_everybody_at_once() {
+#[tokio::test]
+async fn another_programs_lock_is_told_to_everybody_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
     writer.store.connection.busy_timeout(Duration::ZERO).unwrap();
     let shell = rusqlite::Connection::open(folder.path().join("wxrelay.db")).unwrap();
     shell.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let (push, mut push_answer) = enqueue(1, vec![1]);
-    let (settle, mut settle_answer) = settle(1);
+    let (push, push_answer) = enqueue(1, vec![1]);
+    let (settle, settle_answer) = settle(1);
     writer.commit(vec![push, settle]);
-    assert!(matches!(push_answer.try_recv().unwrap(), Err(Error::Busy)));
-    assert!(matches!(settle_answer.try_recv().unwrap(), Err(Error::Busy)));
+    assert!(matches!(push_answer.await.unwrap(), Err(Error::Busy)));
+    assert!(matches!(settle_answer.await.unwrap(), Err(Error::Busy)));
 }
 
-#[test]
-fn an_event_that_cannot_be_read_back_is_dead_and_does_not_stop_its_target() {
+#[tokio::test]
+async fn an_event_that_cannot_be_read_back_is_dead_and_does_not_stop_its_target() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
     writer.commit(vec![enqueue(1, vec![1]).0, enqueue(2, vec![1; 2]).0]);
@@ -163,8 +192,8 @@ fn an_event_that_cannot_be_read_back_is_dead_and_does_not_stop_its_target() {
     assert!(inspect.audit().unwrap().is_clean());
 }
 
-#[test]
-fn behind_events_that_cannot_be_read_there_is_more_to_lease() {
+#[tokio::test]
+async fn behind_events_that_cannot_be_read_there_is_more_to_lease() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
     writer.commit([1, 2, 3, 4].map(|id: u8| enqueue(id.into(), vec![1; id.into()]).0).into());
@@ -174,8 +203,8 @@ fn behind_events_that_cannot_be_read_there_is_more_to_lease() {
     assert_eq!(leases.next_due, Some(UnixMillis(1)), "the fourth is due and was not looked at");
 }
 
-#[test]
-fn no_statement_is_planned_anew_for_each_delivery() {
+#[tokio::test]
+async fn no_statement_is_planned_anew_for_each_delivery() {
     static PLANNED: AtomicU64 = AtomicU64::new(0);
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
