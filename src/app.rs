@@ -141,7 +141,8 @@ impl App {
         let line = self.line.clone();
         let pushes = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let peer = request.extensions().get::<server::Peer>().and_then(|peer| peer.0);
-            line.clone().handle(request, peer)
+            // Boxed here, or each layer would move all of it.
+            Box::pin(line.clone().handle(request, peer))
         });
         let pushes = stack::around(pushes, stack::Limits::PUSHES);
         let push_server = server::serve(
