@@ -8,6 +8,9 @@ use crate::support::relay::{Relay, Setup};
 use crate::support::target::Target;
 use crate::support::wechat::{WeChat, text};
 
+/// The stores were made once; what is finished in them is not to go for its age. Ten years are the most.
+const FOR_EVER: &str = "retention = \"3650d\"";
+
 /// A folder with the store of an earlier schema; `tests/data/store/README.md` says what is in it.
 fn version(schema: i64) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -24,7 +27,7 @@ async fn what_a_store_of_schema_1_holds_is_delivered_in_order_and_retried() {
         + &legacy.config("legacy", "")
         + &ordered.config("ordered", "order = \"per_user\"")
         + "[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n";
-    let relay = Setup::new(body).queue_at(folder.path()).admin_at(free_address()).start().await;
+    let relay = Setup::new(body).queue(FOR_EVER).queue_at(folder.path()).admin_at(free_address()).start().await;
     relay.log("line about the migration", |line| line["schema"] == 2).await;
 
     let deliveries = ordered.wait_for(2).await;
@@ -53,7 +56,8 @@ async fn what_a_store_of_schema_2_holds_goes_on_in_the_clear_beside_what_is_seal
         crm.config("crm", "") + &legacy.config("legacy", "") + &ordered.config("ordered", "order = \"per_user\"");
     let body = wechat.account() + &targets + &crm.config("later", "");
     let key = "encryption_keys = \"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\"";
-    let relay = Setup::new(body).queue_at(folder.path()).queue(key).admin_at(free_address()).start().await;
+    let queue = format!("{FOR_EVER}\n{key}");
+    let relay = Setup::new(body).queue(&queue).queue_at(folder.path()).admin_at(free_address()).start().await;
     relay.log("line about the migration", |line| line["schema"] == 3).await;
 
     let deliveries = ordered.wait_for(3).await;
