@@ -1,15 +1,16 @@
 //! One push, request side: THE LINE, top to bottom.
 //!
 //! [`Line::handle`] turns what `Line::answer` says into a response, once. A POST goes: path -> account, query, body,
-//! open, fresh enough, twin or first. The first is relayed in a task of its own (`Line::relay`: plan, enqueue, reply),
-//! because hyper drops the request's future when WeChat hangs up after 5 s. Each try waits for what that comes to
-//! (`Line::landed`): to the end of its budget, or longer in a reply window.
+//! open, fresh enough, twin or first. The first is relayed (`Line::relay`: plan, enqueue, reply), and that goes on in a
+//! task of its own when hyper drops the request's future, as WeChat hangs up after 5 s (`persistent.rs`). Each try waits
+//! for what the relaying comes to (`Line::landed`): to the end of its budget, or longer in a reply window.
 //!
 //! Invariants: the mode comes from the account, never from the request. 200 is said only after the queue has the event
 //! on disk. Nothing of a push's query or body gets into a log.
 
 mod error;
 mod flight;
+mod persistent;
 mod record;
 mod reply;
 mod sources;
@@ -46,6 +47,7 @@ pub use sources::AllowFrom;
 pub use window::ReplyWindow;
 
 use flight::{Flight, Flights, Landing, Seat};
+use persistent::Persistent;
 use record::Record;
 use reply::{Chosen, Replier};
 use window::Guard;
@@ -56,7 +58,8 @@ const REPLY_MARGIN: Duration = Duration::from_millis(100);
 /// How much of that storing the reply may take, where nothing else is left.
 const STORE_MARGIN: Duration = Duration::from_millis(50);
 
-/// Pushes under way, those that were answered "try again" while the disk stalls included; bounds the memory they take.
+/// Pushes under way that nobody waits for any more, as those that were answered "try again" while the disk stalls; bounds the
+/// memory they take.
 const UNDER_WAY: usize = 8192;
 
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
@@ -255,21 +258,27 @@ impl Line {
 
         let key = ContentKey::of(&event.app_id, &event.message, &event.clear);
         let window_ends = entry.guard.window().map(|length| started + length);
-        let (seat, twin) = match self.flights.board(key, trace, window_ends) {
+        let (relayed, twin) = match self.flights.board(key, trace, window_ends) {
             Flight::First(landing, seat) => {
                 if self.tasks.len() >= UNDER_WAY {
                     return Err(PushError::Unavailable);
                 }
-                self.tasks.spawn(self.clone().relay(entry.clone(), event, landing, seat.clone(), deadline));
-                (seat, false)
+                let relay = self.clone().relay(entry.clone(), event, landing, seat.clone(), deadline);
+                let mut relay = Persistent::new(relay, &self.tasks);
+                let mut landed = std::pin::pin!(self.landed(entry, seat, deadline, record));
+                let landed = tokio::select! {
+                    biased;
+                    () = &mut relay => landed.await,
+                    landed = &mut landed => landed,
+                };
+                (landed?, false)
             }
             Flight::Twin(seat) => {
                 record.first = Some(seat.trace);
                 entry.metrics.duplicates.inc();
-                (seat, true)
+                (self.landed(entry, seat, deadline, record).await?, true)
             }
         };
-        let relayed = self.landed(entry, seat, deadline, record).await?;
         let result = if twin { "duplicate" } else { relayed.result };
         record.event = Some(relayed.event);
         if relayed.event != trace.event {
