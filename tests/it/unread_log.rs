@@ -1,5 +1,7 @@
 //! Who reads the log, or does not, is nothing to a push.
 
+use rustix::process::Signal;
+
 use crate::support::relay::{Relay, Setup};
 use crate::support::wechat::{WeChat, event};
 
@@ -7,7 +9,7 @@ use crate::support::wechat::{WeChat, event};
 async fn pushes_are_answered_while_nobody_reads_the_log_and_what_is_lost_of_it_is_told() {
     let wechat = WeChat::secure();
     let mut relay = Setup::new(wechat.account()).log("openid = \"clear\"").start().await;
-    // Lines of 16 KiB: the pipe's reader and the relay have room for some ninety of them.
+    // Lines of 16 KiB: there is room for 64 of them, as many again if a load of them is on its way, and a few in the pipe.
     let openid = "o".repeat(16 << 10);
     let unread = relay.stop_reading();
     for number in 0..150 {
@@ -20,7 +22,9 @@ async fn pushes_are_answered_while_nobody_reads_the_log_and_what_is_lost_of_it_i
     assert_eq!(pushes + told["lost"].as_u64().unwrap(), 150);
     relay.accept(&wechat, &event("oUser", "CLICK", "after")).await;
     relay.log("what comes after", |line| line["message"] == "push" && line["openid"] == "oUser").await;
-    relay.stop().await;
+    relay.signal(Signal::TERM);
+    relay.log("its last word", |line| line["message"] == "stopped").await;
+    assert_eq!(relay.end().await, Some(0));
 }
 
 async fn lost(relay: &Relay) -> u64 {
