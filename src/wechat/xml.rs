@@ -207,6 +207,8 @@ impl<'a> Walker<'a> {
                     let text = resolve(&reference).ok_or(XmlError::Entity { at: self.at() })?;
                     return Ok(Some(Token::Reference(text)));
                 }
+                // Nor may a `<` stand in the declaration: others could see a DOCTYPE in it.
+                Event::Decl(declaration) if declaration.contains('<') => return Err(self.malformed()),
                 Event::Decl(_) if !self.begun => self.begun = true,
                 Event::Decl(_) | Event::PI(_) | Event::DocType(_) => {
                     return Err(XmlError::Instruction { at: self.at() });

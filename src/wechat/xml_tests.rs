@@ -164,6 +164,14 @@ fn a_tag_in_the_value_of_an_attribute_is_refused() {
     assert_eq!(parse("<xml a=\"&lt;b>\"/>").unwrap().attributes, [("a".to_owned(), "<b>".to_owned())]);
 }
 
+/// Found by fuzzing: a DOCTYPE stood in the declaration.
+#[test]
+fn a_tag_in_the_declaration_is_refused() {
+    let text = "<?xml version=\"1.0\" <!DOCTYPE encoding=\"UTF-8\"?><MsgId>25</MsgId>";
+    assert!(matches!(parse(text), Err(XmlError::Malformed { .. })), "{text}");
+    assert!(parse("<?xml version=\"1.0\" encoding=\"UTF-8\"?><MsgId>25</MsgId>").is_ok());
+}
+
 fn element() -> impl Strategy<Value = Element> {
     let name = "[A-Za-z_\u{4e00}-\u{4e20}][A-Za-z0-9_.:-]{0,6}";
     let attributes = proptest::collection::btree_map("[a-z]{1,3}", text(), 0..3);
