@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use rustls::HandshakeKind;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -28,15 +29,17 @@ pub(crate) enum Manner {
     Kept,
     /// One for each push, as WeChat does.
     Each,
-    /// The same over TLS, a full handshake each.
+    /// The same over TLS 1.3, a full handshake each.
     TlsFull,
     /// The same, and the session is resumed.
     TlsResumed,
+    /// The same by TLS 1.2, where a resumed session needs no new exchange of keys.
+    Tls12Resumed,
 }
 
 impl Manner {
     pub(crate) fn is_tls(self) -> bool {
-        matches!(self, Self::TlsFull | Self::TlsResumed)
+        matches!(self, Self::TlsFull | Self::TlsResumed | Self::Tls12Resumed)
     }
 }
 
@@ -60,6 +63,8 @@ pub(crate) struct Measured {
     /// Resident bytes of all its processes, at the end.
     pub(crate) memory: u64,
     pub(crate) failed: u64,
+    /// The part of the answers whose TLS session was one that had been before.
+    pub(crate) resumed: f64,
 }
 
 /// What one connection after the other came to.
@@ -67,6 +72,8 @@ pub(crate) struct Measured {
 struct Answers {
     nanos: Vec<u64>,
     failed: u64,
+    /// Whose TLS session was one that had been before.
+    resumed: u64,
 }
 
 impl Load {
@@ -75,7 +82,7 @@ impl Load {
         &self,
         wechat: &WeChat,
         peer: &Running,
-        tls: Option<TlsConnector>,
+        connector: impl Fn() -> Option<TlsConnector>,
         handler: Option<&Target>,
     ) -> Measured {
         let count = usize::try_from(self.span.as_secs()).expect("some seconds") * PUSHES_A_SECOND;
@@ -85,7 +92,7 @@ impl Load {
         let end = begun + self.span;
         let mut senders = JoinSet::new();
         for _ in 0..self.at_a_time {
-            let (pushes, next, tls) = (Arc::clone(&pushes), Arc::clone(&next), tls.clone());
+            let (pushes, next, tls) = (Arc::clone(&pushes), Arc::clone(&next), connector());
             let (to, manner) = (peer.address, self.connections);
             senders.spawn(async move {
                 let mut answers = Answers::default();
@@ -93,7 +100,7 @@ impl Load {
                     // A kept connection that breaks is made anew.
                     let ended = match manner {
                         Manner::Kept => keep(to, &pushes, &next, end, &mut answers).await,
-                        Manner::Each | Manner::TlsFull | Manner::TlsResumed => {
+                        Manner::Each | Manner::TlsFull | Manner::TlsResumed | Manner::Tls12Resumed => {
                             one(
                                 to,
                                 tls.as_ref(),
@@ -111,6 +118,7 @@ impl Load {
         let all = senders.join_all().await;
         let answered = begun.elapsed();
         let failed = all.iter().map(|answers| answers.failed).sum();
+        let resumed: u64 = all.iter().map(|answers| answers.resumed).sum();
         let latency = Latency::of(all.into_iter().flat_map(|answers| answers.nanos).collect());
         let count = latency.count as u64;
         while handler.is_some_and(|handler| handler.count() - before < count) {
@@ -125,6 +133,7 @@ impl Load {
             processor: (peer.processor() - processor).as_secs_f64() / count as f64 * 1e6,
             memory: peer.memory(),
             failed,
+            resumed: resumed as f64 / count as f64,
         }
     }
 }
@@ -159,7 +168,11 @@ async fn one(
     stream.set_nodelay(true)?;
     let answer = match tls {
         None => whole(stream, push).await?,
-        Some(tls) => whole(tls.connect(localhost(), stream).await?, push).await?,
+        Some(tls) => {
+            let stream = tls.connect(localhost(), stream).await?;
+            answers.resumed += u64::from(stream.get_ref().1.handshake_kind() == Some(HandshakeKind::Resumed));
+            whole(stream, push).await?
+        }
     };
     answers.take(&answer, begun);
     Ok(())

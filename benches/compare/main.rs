@@ -43,7 +43,7 @@ const fn setting(name: &'static str, connections: Connections, at_a_time: usize)
     Setting { name, connections, at_a_time, handler: Some(Manner::Fast) }
 }
 
-const SETTINGS: [Setting; 14] = [
+const SETTINGS: [Setting; 17] = [
     setting("keep-1", Connections::Kept, 1),
     setting("keep-64", Connections::Kept, 64),
     setting("keep-512", Connections::Kept, 512),
@@ -56,6 +56,9 @@ const SETTINGS: [Setting; 14] = [
     setting("tls-resumed-1", Connections::TlsResumed, 1),
     setting("tls-resumed-64", Connections::TlsResumed, 64),
     setting("tls-resumed-512", Connections::TlsResumed, 512),
+    setting("tls12-resumed-1", Connections::Tls12Resumed, 1),
+    setting("tls12-resumed-64", Connections::Tls12Resumed, 64),
+    setting("tls12-resumed-512", Connections::Tls12Resumed, 512),
     Setting {
         handler: Some(Manner::Slow(Duration::from_millis(50))),
         ..setting("each-64-handler-50ms", Connections::Each, 64)
@@ -91,7 +94,9 @@ async fn compare(setting: &Setting, span: Duration, rounds: u64) {
             let running = world.start(peer, setting.connections.is_tls()).await;
             let load = Load { connections: setting.connections, at_a_time: setting.at_a_time, span };
             let expected = handler.as_ref().filter(|_| peer == Peer::RelayDelivers);
-            results[place].1.push(load.put_on(&wechat, &running, world.connector(setting.connections), expected).await);
+            results[place]
+                .1
+                .push(load.put_on(&wechat, &running, || world.connector(setting.connections), expected).await);
             running.stop().await;
         }
     }
@@ -111,7 +116,7 @@ fn tell(peer: Peer, measured: &[Measured], all: &[(Peer, Vec<Measured>)]) {
         format!("{:.2}x [{least:.2} {most:.2}]", median(ratios))
     };
     println!(
-        "  {:16} {:>7.0}/s {:18} p50 {:>7.2} ms  p99 {:>7.2} ms  {:>6.1} s CPU a million {:18} {:>6.1} MiB{}{}",
+        "  {:16} {:>7.0}/s {:18} p50 {:>7.2} ms  p99 {:>7.2} ms  {:>6.1} s CPU a million {:18} {:>6.1} MiB{}{}{}",
         peer.name(),
         column(|run| run.rate),
         against(|run| run.rate),
@@ -124,6 +129,10 @@ fn tell(peer: Peer, measured: &[Measured], all: &[(Peer, Vec<Measured>)]) {
             format!("  delivered {:.0}/s", column(|run| run.delivered))
         } else {
             String::new()
+        },
+        match column(|run| run.resumed) {
+            0.0 => String::new(),
+            resumed => format!("  {:.0} % resumed", resumed * 100.0),
         },
         match measured.iter().map(|run| run.failed).sum::<u64>() {
             0 => String::new(),

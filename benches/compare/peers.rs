@@ -94,11 +94,13 @@ impl World {
         peer.program().is_some()
     }
 
+    /// Whoever has one of his own resumes his own sessions: one shared keeps eight tickets, and loses some in a crowd.
     pub(crate) fn connector(&self, manner: Manner) -> Option<TlsConnector> {
         match manner {
             Manner::Kept | Manner::Each => None,
             Manner::TlsFull => Some(self.certificate.connector()),
             Manner::TlsResumed => Some(self.certificate.resuming_connector()),
+            Manner::Tls12Resumed => Some(self.certificate.resuming_connector_of_old()),
         }
     }
 
@@ -144,7 +146,7 @@ impl World {
     fn nginx(&self, folder: &Path, address: SocketAddr, tls: bool) -> PathBuf {
         let (cert, key) = self.certificate.files();
         let ssl = format!(
-            "ssl_certificate {}; ssl_certificate_key {}; ssl_session_cache shared:s:8m;",
+            "ssl_certificate {}; ssl_certificate_key {}; ssl_session_cache shared:s:8m; ssl_protocols TLSv1.2 TLSv1.3;",
             cert.display(),
             key.display()
         );

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio_rustls::TlsConnector;
 
 /// Self-signed, for `localhost`.
@@ -37,21 +37,26 @@ impl Certificate {
 
     /// A client that trusts it alone, and resumes no session: each handshake is a full one.
     pub(crate) fn connector(&self) -> TlsConnector {
-        let mut config = self.client();
+        let mut config = self.client(rustls::ALL_VERSIONS);
         config.resumption = rustls::client::Resumption::disabled();
         TlsConnector::from(Arc::new(config))
     }
 
     /// A client that trusts it alone, and resumes its sessions.
     pub(crate) fn resuming_connector(&self) -> TlsConnector {
-        TlsConnector::from(Arc::new(self.client()))
+        TlsConnector::from(Arc::new(self.client(rustls::ALL_VERSIONS)))
     }
 
-    fn client(&self) -> ClientConfig {
+    /// The same, and speaks nothing newer than TLS 1.2.
+    pub(crate) fn resuming_connector_of_old(&self) -> TlsConnector {
+        TlsConnector::from(Arc::new(self.client(&[&rustls::version::TLS12])))
+    }
+
+    fn client(&self, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
         let mut roots = RootCertStore::empty();
         roots.add(self.der.clone()).expect("a certificate");
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-        let builder = builder.with_safe_default_protocol_versions().expect("the default versions");
+        let builder = builder.with_protocol_versions(versions).expect("versions that ring has");
         builder.with_root_certificates(roots).with_no_client_auth()
     }
 }
