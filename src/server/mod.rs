@@ -29,8 +29,9 @@ mod wire;
 use std::fmt::{self, Display};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::DerefMut;
 use std::path::PathBuf;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -260,10 +261,11 @@ impl Server {
         let service = Connected { handler, peer, place, begun: begun.clone(), trusted_proxies };
         if options.http2 {
             let builder = http1_and_2(&options);
-            let connection = builder.serve_connection(io, service);
+            // On the heap, as the handshake is: each connection's task would have room for what few need.
+            let connection = Box::pin(builder.serve_connection(io, service));
             until_closed(connection, options.header_timeout, &begun, shutdown).await;
         } else {
-            let connection = http1_only(&options).serve_connection(io, service);
+            let connection = pin!(http1_only(&options).serve_connection(io, service));
             until_closed(connection, options.header_timeout, &begun, shutdown).await;
         }
     }
@@ -295,7 +297,7 @@ async fn open(
         (wire, _) => return Some((wire, peer)),
     };
     let limit = options.handshake_timeout;
-    match timeout(limit, tls.accept(io)).await {
+    match timeout(limit, Box::pin(tls.accept(io))).await {
         // The handshake was all that an ACME authority wanted to see (RFC 8737, 3).
         Ok(Ok(mut io)) if acme::is_validation(io.get_ref().1.alpn_protocol()) => {
             tracing::debug!("an ACME authority has looked");
@@ -339,12 +341,16 @@ async fn announced<I: AsyncRead + Unpin>(
 /// hyper has one limit for a first request's headers and for the pause before a further request; this adds the shorter
 /// one for the first. And a connection that is told to end before its first request was read would be closed without an
 /// answer; so it is told after that.
-async fn until_closed<C>(connection: C, header_timeout: Duration, begun: &Notify, shutdown: CancellationToken)
-where
+async fn until_closed<P, C>(
+    mut connection: Pin<P>,
+    header_timeout: Duration,
+    begun: &Notify,
+    shutdown: CancellationToken,
+) where
+    P: DerefMut<Target = C>,
     C: GracefulConnection,
     C::Error: Display,
 {
-    let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
         begun = timeout(header_timeout, begun.notified()) => match begun {
