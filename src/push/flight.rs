@@ -94,8 +94,8 @@ impl Drop for Landing {
 }
 
 impl Seat {
-    /// What the push comes to.
-    pub(super) async fn landed(&mut self) -> Result<Relayed, PushError> {
+    /// What the push comes to, as another try sees it.
+    pub(super) async fn landed(mut self) -> Result<Relayed, PushError> {
         let has_landed = |progress: &Progress| matches!(progress, Progress::Landed(_));
         let progress = self.progress.wait_for(has_landed).await.map_err(|_| PushError::Internal)?;
         match &*progress {
@@ -129,7 +129,7 @@ mod tests {
     async fn a_twin_gets_what_the_first_got_and_the_next_flies_alone() {
         let flights = Flights::default();
         let Flight::First(landing, _) = flights.board(KEY, trace(), None) else { panic!("nobody is under way") };
-        let Flight::Twin(mut twin) = flights.board(KEY, trace(), None) else { panic!("the first is under way") };
+        let Flight::Twin(twin) = flights.board(KEY, trace(), None) else { panic!("the first is under way") };
         landing.land(Some(relayed()));
         assert_eq!(twin.landed().await.unwrap().reply.as_deref(), Some("hello"));
         assert!(matches!(flights.board(KEY, trace(), None), Flight::First(..)));
@@ -139,7 +139,7 @@ mod tests {
     async fn a_first_that_vanishes_leaves_no_twin_waiting() {
         let flights = Flights::default();
         let Flight::First(landing, _) = flights.board(KEY, trace(), None) else { panic!("nobody is under way") };
-        let Flight::Twin(mut twin) = flights.board(KEY, trace(), None) else { panic!("the first is under way") };
+        let Flight::Twin(twin) = flights.board(KEY, trace(), None) else { panic!("the first is under way") };
         drop(landing);
         assert!(matches!(twin.landed().await, Err(PushError::Internal)));
     }

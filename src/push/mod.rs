@@ -19,6 +19,7 @@ mod window;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -264,19 +265,13 @@ impl Line {
                     return Err(PushError::Unavailable);
                 }
                 let relay = self.clone().relay(entry.clone(), event, landing, seat.clone(), deadline);
-                let mut relay = Persistent::new(relay, &self.tasks);
-                let mut landed = std::pin::pin!(self.landed(entry, seat, deadline, record));
-                let landed = tokio::select! {
-                    biased;
-                    () = &mut relay => landed.await,
-                    landed = &mut landed => landed,
-                };
-                (landed?, false)
+                let relay = pin!(Persistent::new(relay, &self.tasks));
+                (self.landed(entry, &seat, relay, deadline, record).await?, false)
             }
             Flight::Twin(seat) => {
                 record.first = Some(seat.trace);
                 entry.metrics.duplicates.inc();
-                (self.landed(entry, seat, deadline, record).await?, true)
+                (self.landed(entry, &seat, pin!(seat.clone().landed()), deadline, record).await?, true)
             }
         };
         let result = if twin { "duplicate" } else { relayed.result };
@@ -302,19 +297,20 @@ impl Line {
         if known { Ok(None) } else { self.strangers.try_acquire().map(Some).map_err(|_| PushError::Busy) }
     }
 
-    /// Waits for what a push comes to, until `deadline`, where this try's budget ends. In a reply window a try is held
+    /// What a push comes to, waited for until `deadline`, where this try's budget ends. In a reply window a try is held
     /// beyond it if WeChat's next one can still bring the reply: WeChat gives this one up.
     async fn landed(
         &self,
         entry: &Entry,
-        mut seat: Seat,
+        seat: &Seat,
+        mut relayed: Pin<&mut (dyn Future<Output = Result<Relayed, PushError>> + Send)>,
         mut deadline: Instant,
         record: &mut Record,
     ) -> Result<Relayed, PushError> {
         if let Some(window_ends) = seat.window_ends {
             let decision = deadline - REPLY_MARGIN;
-            if let Ok(landed) = tokio::time::timeout_at(decision, seat.landed()).await {
-                return landed;
+            if let Ok(relayed) = tokio::time::timeout_at(decision, relayed.as_mut()).await {
+                return relayed;
             }
             // What is not stored yet is not WeChat's to wait for: it is told to try again.
             if seat.awaits_reply() {
@@ -323,7 +319,7 @@ impl Line {
                 record.spent = next_try < window_ends && !self.stop.is_cancelled() && entry.guard.spend();
                 if record.spent {
                     tokio::select! {
-                        landed = tokio::time::timeout_at(window_ends, seat.landed()) => if let Ok(landed) = landed { return landed },
+                        relayed = tokio::time::timeout_at(window_ends, relayed.as_mut()) => if let Ok(relayed) = relayed { return relayed },
                         () = self.stop.cancelled() => {}
                     }
                     deadline = Instant::now() + REPLY_MARGIN;
@@ -332,7 +328,7 @@ impl Line {
             }
         }
         // The relaying goes on if the deadline passes first: WeChat's next try then finds its result.
-        tokio::time::timeout_at(deadline, seat.landed()).await.map_err(|_| PushError::Late)?
+        tokio::time::timeout_at(deadline, relayed).await.map_err(|_| PushError::Late)?
     }
 
     /// From here on the push is WeChat's word: what is lost now is lost for good.
@@ -343,7 +339,7 @@ impl Line {
         landing: Landing,
         seat: Seat,
         deadline: Instant,
-    ) {
+    ) -> Result<Relayed, PushError> {
         let plan = entry.account.routes.plan(&event.message);
         let reply_deadline = seat.window_ends.unwrap_or(deadline) - REPLY_MARGIN;
         let (replier, awaited) = Replier::new(plan.reply, &event, reply_deadline);
@@ -358,18 +354,19 @@ impl Line {
             Ok(Enqueued::Fresh) => {
                 landing.ask();
                 let reply = self.reply(replier, &event, &entry, &seat, reply_deadline).await;
-                Some(Relayed { event: event.id, result: "accepted", reply })
+                Ok(Relayed { event: event.id, result: "accepted", reply })
             }
             Ok(Enqueued::Duplicate { id, reply }) => {
                 entry.metrics.duplicates.inc();
-                Some(Relayed { event: id, result: "duplicate", reply: reply.map(Into::into) })
+                Ok(Relayed { event: id, result: "duplicate", reply: reply.map(Into::into) })
             }
             Err(error) => {
                 tracing::error!(account = %entry.account.name, %error, "can't store the push; WeChat is told to try again");
-                None
+                Err(PushError::Unavailable)
             }
         };
-        landing.land(relayed);
+        landing.land(relayed.as_ref().ok().cloned());
+        relayed
     }
 
     /// The clear reply. A target's is stored before WeChat sees it, so that a retry, even after a restart, is answered

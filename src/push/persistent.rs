@@ -10,22 +10,23 @@ use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 /// A future that is driven where it is awaited, and in a task of the tracker's from where it is dropped unfinished.
-pub(super) struct Persistent {
-    work: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+pub(super) struct Persistent<T: Send + 'static> {
+    /// `None` when it has ended.
+    work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     tasks: TaskTracker,
 }
 
-impl Persistent {
-    pub(super) fn new(work: impl Future<Output = ()> + Send + 'static, tasks: &TaskTracker) -> Self {
+impl<T: Send> Persistent<T> {
+    pub(super) fn new(work: impl Future<Output = T> + Send + 'static, tasks: &TaskTracker) -> Self {
         Self { work: Some(Box::pin(work)), tasks: tasks.clone() }
     }
 }
 
-impl Future for Persistent {
-    type Output = ();
+impl<T: Send> Future for Persistent<T> {
+    type Output = T;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let Some(work) = &mut self.work else { return Poll::Ready(()) };
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(work) = &mut self.work else { return Poll::Pending };
         let polled = work.as_mut().poll(context);
         if polled.is_ready() {
             self.work = None;
@@ -34,7 +35,7 @@ impl Future for Persistent {
     }
 }
 
-impl Drop for Persistent {
+impl<T: Send + 'static> Drop for Persistent<T> {
     fn drop(&mut self) {
         // Work that has panicked cannot go on, and at the end of the process there is no runtime for it.
         if let Some(work) = self.work.take()
@@ -82,7 +83,7 @@ mod tests {
         assert!(tasks.is_empty());
     }
 
-    fn polled(work: &mut Persistent) -> Poll<()> {
+    fn polled(work: &mut Persistent<()>) -> Poll<()> {
         Pin::new(work).poll(&mut Context::from_waker(std::task::Waker::noop()))
     }
 }
