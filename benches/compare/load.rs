@@ -133,7 +133,7 @@ impl Load {
             processor: (peer.processor() - processor).as_secs_f64() / count as f64 * 1e6,
             memory: peer.memory(),
             failed,
-            resumed: resumed as f64 / count as f64,
+            resumed: resumed as f64 / count.max(1) as f64,
         }
     }
 }

@@ -455,7 +455,8 @@ where
         return Err(PushError::TooLarge);
     }
     match Limited::new(body, max).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
+        // Copied: it is kept for longer than the connection's buffer, which it would hold on to, eight times its size.
+        Ok(collected) => Ok(Bytes::copy_from_slice(&collected.to_bytes())),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(PushError::TooLarge),
         Err(_) => Err(PushError::BrokenBody),
     }
