@@ -37,17 +37,6 @@ pub(crate) struct Flood {
     deed: fn(TcpStream, Arc<Counts>) -> Deed,
 }
 
-impl Flood {
-    /// How many of so many pushes may be lost beside it. None, but where nothing tells WeChat's connections from those of
-    /// the flood: there it is chance which are closed for others before their request is read, at all three tries too.
-    pub(crate) fn tolerable(&self, pushes: u64) -> u64 {
-        match self.from {
-            From::Everywhere => 0,
-            From::WeChat => pushes / 20,
-        }
-    }
-}
-
 /// Whence the attackers come.
 #[derive(Clone, Copy)]
 enum From {

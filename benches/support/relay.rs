@@ -174,14 +174,7 @@ pub(crate) fn audit(folder: &Path) -> (bool, String) {
     (output.status.success(), text)
 }
 
-const NAMED: &str = "WXRELAY_BENCH_BINARY";
-
 /// The binary of this build, or another one to compare it with.
 pub(crate) fn binary() -> OsString {
-    std::env::var_os(NAMED).unwrap_or_else(|| env!("CARGO_BIN_EXE_wxrelay").into())
-}
-
-/// Whether the binary is not the one of this build.
-pub(crate) fn is_named() -> bool {
-    std::env::var_os(NAMED).is_some()
+    std::env::var_os("WXRELAY_BENCH_BINARY").unwrap_or_else(|| env!("CARGO_BIN_EXE_wxrelay").into())
 }
