@@ -5,7 +5,6 @@
 //! finds no room is lost, counted, and told of as soon as there is room again.
 
 use std::io::{self, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use std::{mem, thread};
@@ -19,8 +18,6 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// How long the end of the process waits for a reader that takes nothing.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The lines of this process that found no room, and that nobody has asked for yet.
-static LOST: AtomicU64 = AtomicU64::new(0);
 /// The outlet of this process.
 static STDERR: OnceLock<Outlet> = OnceLock::new();
 
@@ -42,6 +39,8 @@ struct Waiting {
     lines: Vec<u8>,
     /// How many found no room since the last one that did.
     lost: u64,
+    /// How many found no room since somebody asked for their number.
+    uncounted: u64,
     /// Whether the thread has taken lines that it has not written yet.
     is_writing: bool,
     /// Whether somebody waits for `done`.
@@ -67,7 +66,7 @@ impl Outlet {
         let mut waiting = self.0.waiting();
         if waiting.lines.len() + line.len() > ROOM {
             waiting.lost += 1;
-            LOST.fetch_add(1, Ordering::Relaxed);
+            waiting.uncounted += 1;
             return;
         }
         let is_first = waiting.lines.is_empty();
@@ -76,6 +75,10 @@ impl Outlet {
         if is_first {
             self.0.more.notify_one();
         }
+    }
+
+    fn take_lost(&self) -> u64 {
+        mem::take(&mut self.0.waiting().uncounted)
     }
 
     /// Waits until what was put down is written, but not for ever.
@@ -126,7 +129,7 @@ pub fn flush() {
 
 /// How many lines of this process's log were lost since this was asked last, as their reader took none.
 pub fn take_lost() -> u64 {
-    LOST.swap(0, Ordering::Relaxed)
+    STDERR.get().map_or(0, Outlet::take_lost)
 }
 
 /// A whole line comes in one piece.
@@ -151,18 +154,20 @@ impl MakeWriter<'_> for Outlet {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::sync::mpsc::{Receiver, Sender, channel};
 
     use super::*;
 
-    /// A reader that takes what it is given when it is allowed to.
+    /// A reader that says when it is given something, and takes it once `leave` has no sender any more.
     struct Gate {
+        reached: Sender<()>,
         leave: Receiver<()>,
         taken: Arc<Mutex<String>>,
     }
 
     impl Write for Gate {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.reached.send(()).ok();
             self.leave.recv().ok();
             self.taken.lock().unwrap().push_str(std::str::from_utf8(bytes).unwrap());
             Ok(bytes.len())
@@ -173,17 +178,26 @@ mod tests {
         }
     }
 
-    fn gated() -> (Outlet, SyncSender<()>, Arc<Mutex<String>>) {
-        let (open, leave) = sync_channel(100);
+    struct Gated {
+        outlet: Outlet,
+        reached: Receiver<()>,
+        /// Dropped to open the gate.
+        closed: Sender<()>,
+        taken: Arc<Mutex<String>>,
+    }
+
+    fn gated() -> Gated {
+        let (reach, reached) = channel();
+        let (closed, leave) = channel();
         let taken = Arc::default();
-        (Outlet::to(Gate { leave, taken: Arc::clone(&taken) }).unwrap(), open, taken)
+        let outlet = Outlet::to(Gate { reached: reach, leave, taken: Arc::clone(&taken) }).unwrap();
+        Gated { outlet, reached, closed, taken }
     }
 
     #[test]
     fn lines_go_out_whole_and_in_order_and_the_end_waits_for_them() {
-        let (outlet, open, taken) = gated();
-        // The gate stays open.
-        drop(open);
+        let Gated { outlet, closed, taken, .. } = gated();
+        drop(closed);
         let lines: Vec<String> = (0..1000).map(|number| format!("line {number}\n")).collect();
         lines.iter().for_each(|line| outlet.put(line.as_bytes()));
         outlet.flush();
@@ -192,17 +206,17 @@ mod tests {
 
     #[test]
     fn who_logs_never_waits_for_a_reader_that_takes_nothing_and_what_is_lost_is_counted() {
-        let (outlet, open, taken) = gated();
+        let Gated { outlet, reached, closed, taken } = gated();
         let line = [b'x'; 1024];
-        // As many as fit, perhaps twice as the thread may have taken some, and at least seven more.
-        (0..2 * ROOM / 1024 + 7).for_each(|_| outlet.put(&line));
-        let lost = outlet.0.waiting().lost;
-        assert!(lost >= 7, "{lost}");
-        assert_eq!(take_lost(), lost);
-        assert!(outlet.0.waiting().lines.len() <= ROOM);
-        drop(open);
+        outlet.put(&line);
+        // From here on the thread takes no lines, so it is known how many find room.
+        reached.recv().unwrap();
+        (0..ROOM / 1024 + 7).for_each(|_| outlet.put(&line));
+        assert_eq!(outlet.0.waiting().lines.len(), ROOM);
+        assert_eq!((outlet.take_lost(), outlet.take_lost()), (7, 0));
+        drop(closed);
         outlet.flush();
-        assert_eq!(taken.lock().unwrap().len() as u64, (2 * ROOM / 1024 + 7) as u64 * 1024 - lost * 1024);
-        assert_eq!(outlet.0.waiting().lost, 0);
+        assert_eq!(taken.lock().unwrap().len(), ROOM + 1024);
+        assert_eq!(outlet.0.waiting().lost, 0, "told of");
     }
 }
