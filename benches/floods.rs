@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::runtime::Builder;
-use tokio::sync::oneshot;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
 use support::attack::{Attack, Door, FLOODS, Flood};
@@ -103,11 +103,9 @@ async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {
 /// The pushes from a thread of their own: between ten thousand attackers a push's own turn would come so late that a
 /// connection is made, found silent and closed before the push is written.
 async fn apart(wechat: Arc<WeChat>, to: SocketAddr, rate: u64, span: Duration) -> Steady {
-    let (tell, told) = oneshot::channel();
     let push = move || {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
-        tell.send(runtime.block_on(wechat.steady_with(to, rate, span, 3))).ok();
+        runtime.block_on(wechat.steady_with(to, rate, span, 3))
     };
-    std::thread::spawn(push);
-    told.await.expect("no push panics")
+    spawn_blocking(push).await.expect("no push panics")
 }
