@@ -41,9 +41,9 @@ mod part {
     use bytes::Bytes;
     use wxrelay::event::ContentKey;
     use wxrelay::route::Table;
-    use wxrelay::wechat::envelope::Sealed;
+    use wxrelay::wechat::envelope::Ciphertext;
     use wxrelay::wechat::signature;
-    use wxrelay::wechat::{AesKey, Credentials, Manner, Message, Query, Salt, Syntax};
+    use wxrelay::wechat::{AesKey, Credentials, Message, Query, ReplySealing, Salt, Syntax};
 
     /// The signature over the sealed text.
     #[inline(never)]
@@ -54,7 +54,7 @@ mod part {
     /// From base64 to the clear text.
     #[inline(never)]
     pub(super) fn unseal(key: &AesKey, app_id: &str, encrypt: &str) -> bool {
-        Sealed::decode(encrypt).is_ok_and(|sealed| black_box(key.open(sealed, app_id)).is_ok())
+        Ciphertext::decode(encrypt).is_ok_and(|sealed| black_box(key.open(sealed, app_id)).is_ok())
     }
 
     /// From the clear text to a tree.
@@ -90,7 +90,7 @@ mod part {
     /// The reply, signed and sealed.
     #[inline(never)]
     pub(super) fn seal(credentials: &Credentials, reply: &str, salt: &Salt) -> usize {
-        black_box(credentials.seal_reply(reply, Manner::current(Syntax::Xml), salt)).len()
+        black_box(credentials.seal_reply(reply, ReplySealing::current(Syntax::Xml), salt)).len()
     }
 }
 

@@ -17,11 +17,11 @@ use tower::Service as _;
 
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{ClientError, Trust, Upstream};
+use crate::deliver::{ClientError, SystemRoots, Upstream};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
-use crate::push::{Accounts, Line};
+use crate::push::{Accounts, Pipeline};
 use crate::queue::Queue;
 use crate::server::{Bound, acme, stack, tls, watch};
 use crate::tail::Tail;
@@ -54,7 +54,7 @@ pub enum StartError {
 
 /// A running relay.
 pub struct App {
-    line: Arc<Line>,
+    line: Arc<Pipeline>,
     dispatcher: Arc<Dispatcher>,
     queue: Queue,
     metrics: Arc<Metrics>,
@@ -88,7 +88,7 @@ impl App {
         let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), tail.clone(), paused));
         let policies = policies(&config)?;
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
-        let line = Line::new(accounts, queue.clone(), metrics.clone(), tail.clone(), config.server.max_body);
+        let line = Pipeline::new(accounts, queue.clone(), metrics.clone(), tail.clone(), config.server.max_body);
 
         let certificates = &config.server.tls;
         let load = || tls::Acceptor::load(certificates, config.server.http2);
@@ -349,7 +349,7 @@ fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 }
 
 fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {
-    let trust = Trust::default();
+    let trust = SystemRoots::default();
     let build = |settings: &crate::dispatcher::TargetSettings| {
         let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
         let upstream = Upstream::new(settings.target.clone(), accounts, &trust)

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::{UnixMillis, UnixNanos};
 use crate::event::EventId;
 use crate::metrics::SpanMetrics;
-use crate::trace::Place;
+use crate::trace::SpanContext;
 
 /// How many news a reader may be behind before it misses some.
 const BEHIND: usize = 1024;
@@ -27,16 +27,16 @@ pub const WATCHERS: usize = 16;
 /// Something that happened.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "what", rename_all = "lowercase")]
-pub enum News {
+pub enum Activity {
     /// A request to an account got its answer, or went without one.
-    Push(Push),
+    Push(PushActivity),
     /// An attempt was made, or its delivery had expired before it.
-    Attempt(Attempt),
+    Attempt(AttemptActivity),
 }
 
 /// A request to an account, as its log line tells it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Push {
+pub struct PushActivity {
     /// When it was over.
     #[serde(serialize_with = "text")]
     pub at: UnixMillis,
@@ -60,7 +60,7 @@ pub struct Push {
 
 /// An attempt, as its log line tells it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Attempt {
+pub struct AttemptActivity {
     /// When it was over.
     #[serde(serialize_with = "text")]
     pub at: UnixMillis,
@@ -93,7 +93,7 @@ pub struct Attempt {
 
 /// What a span is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum What {
+pub enum TracedKind {
     /// A try of a push.
     Push,
     /// An attempt.
@@ -106,9 +106,9 @@ pub enum What {
 #[derive(Clone, Debug)]
 pub struct Span {
     /// What it is of.
-    pub what: What,
+    pub what: TracedKind,
     /// Where it hangs.
-    pub place: Place,
+    pub place: SpanContext,
     /// The event, also where the news does not know it yet.
     pub event: EventId,
     /// When it began.
@@ -120,13 +120,13 @@ pub struct Span {
     /// In one word why it failed, if it did.
     pub failure: Option<Cow<'static, str>>,
     /// What the log says of it.
-    pub news: News,
+    pub news: Activity,
 }
 
 /// Where news is told, and watched. Clones are the same one.
 #[derive(Clone, Debug)]
 pub struct Tail {
-    news: broadcast::Sender<Arc<News>>,
+    news: broadcast::Sender<Arc<Activity>>,
     places: Arc<Semaphore>,
     end: CancellationToken,
     spans: Option<(mpsc::Sender<Span>, SpanMetrics)>,
@@ -148,7 +148,7 @@ impl Tail {
 
     /// Hands a span to the exporter, if there is one and the trace is recorded; where there is no room, it is counted
     /// and lost.
-    pub fn trace(&self, place: impl FnOnce() -> Place, span: impl FnOnce(Place) -> Span) {
+    pub fn trace(&self, place: impl FnOnce() -> SpanContext, span: impl FnOnce(SpanContext) -> Span) {
         let Some((sender, metrics)) = &self.spans else { return };
         let place = place();
         // After its end the exporter takes none, and there is nobody left to miss them.
@@ -160,7 +160,7 @@ impl Tail {
     }
 
     /// Tells whoever watches; nobody is waited for.
-    pub fn tell(&self, news: impl FnOnce() -> News) {
+    pub fn tell(&self, news: impl FnOnce() -> Activity) {
         if self.news.receiver_count() > 0 {
             // Fails when the last watcher has just gone.
             self.news.send(Arc::new(news())).ok();
@@ -182,28 +182,28 @@ impl Tail {
 /// One who watches.
 #[derive(Debug)]
 pub struct Watch {
-    news: broadcast::Receiver<Arc<News>>,
+    news: broadcast::Receiver<Arc<Activity>>,
     end: CancellationToken,
     _place: OwnedSemaphorePermit,
 }
 
 /// What a watch sees.
 #[derive(Clone, Debug)]
-pub enum Seen {
+pub enum WatchItem {
     /// Something that happened.
-    News(Arc<News>),
+    Activity(Arc<Activity>),
     /// So many news were missed, as they were read too slowly.
     Lagged(u64),
 }
 
 impl Watch {
     /// What comes next; `None` once the tail is closed.
-    pub async fn next(&mut self) -> Option<Seen> {
+    pub async fn next(&mut self) -> Option<WatchItem> {
         tokio::select! {
             biased;
             news = self.news.recv() => match news {
-                Ok(news) => Some(Seen::News(news)),
-                Err(broadcast::error::RecvError::Lagged(missed)) => Some(Seen::Lagged(missed)),
+                Ok(news) => Some(WatchItem::Activity(news)),
+                Err(broadcast::error::RecvError::Lagged(missed)) => Some(WatchItem::Lagged(missed)),
                 Err(broadcast::error::RecvError::Closed) => None,
             },
             () = self.end.cancelled() => None,
@@ -227,8 +227,8 @@ mod tests {
     use super::*;
     use crate::trace::Trace;
 
-    fn push() -> News {
-        News::Push(Push {
+    fn push() -> Activity {
+        Activity::Push(PushActivity {
             at: UnixMillis(0),
             event: None,
             account: "shop".into(),
@@ -246,9 +246,9 @@ mod tests {
         let mut watch = tail.watch().unwrap();
         (0..BEHIND + 3).for_each(|_| tail.tell(push));
         tail.close();
-        assert!(matches!(watch.next().await, Some(Seen::Lagged(3))));
+        assert!(matches!(watch.next().await, Some(WatchItem::Lagged(3))));
         for _ in 0..BEHIND {
-            assert!(matches!(watch.next().await, Some(Seen::News(_))));
+            assert!(matches!(watch.next().await, Some(WatchItem::Activity(_))));
         }
         assert!(watch.next().await.is_none(), "closed, and all is read");
     }
@@ -260,11 +260,11 @@ mod tests {
         let recorded = Trace::new(EventId(1), None).push();
         let span = |place| {
             let (begun, ended) = (UnixNanos(1), UnixNanos(2));
-            let (what, event) = (What::Push, EventId(1));
+            let (what, event) = (TracedKind::Push, EventId(1));
             Span { what, place, event, begun, ended, status: Some(200), failure: None, news: push() }
         };
         (0..SPANS + 3).for_each(|_| tail.trace(|| recorded, span));
-        tail.trace(|| Place { recorded: false, ..recorded }, |_| panic!("nobody wants it recorded"));
+        tail.trace(|| SpanContext { recorded: false, ..recorded }, |_| panic!("nobody wants it recorded"));
         Tail::default().trace(|| panic!("nobody exports"), span);
         assert_eq!(metrics.spans().dropped.get(), 3);
         spans.close();

@@ -63,7 +63,7 @@ pub struct Trace {
 
 /// Where a span hangs in its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct SpanContext {
     /// The trace.
     pub trace: u128,
     /// The span.
@@ -89,17 +89,17 @@ impl Trace {
 
     /// The `traceparent` that goes out with a span of it.
     pub fn traceparent(&self, span: SpanId) -> String {
-        let Place { trace, recorded, .. } = self.push();
+        let SpanContext { trace, recorded, .. } = self.push();
         format!("00-{trace:032x}-{:016x}-{:02x}", span.0, u8::from(recorded))
     }
 
     /// Of the event's push.
-    pub fn push(&self) -> Place {
+    pub fn push(&self) -> SpanContext {
         let (mut trace, mut span) = ([0; 16], [0; 8]);
         let hash = Sha256::digest(self.event.0.to_be_bytes());
         trace.copy_from_slice(&hash[..16]);
         span.copy_from_slice(&hash[16..24]);
-        Place {
+        SpanContext {
             trace: self.caller.map_or(u128::from_be_bytes(trace), |caller| caller.trace),
             span: SpanId::new(u64::from_be_bytes(span)),
             parent: self.caller.map(|caller| caller.span),
@@ -109,17 +109,17 @@ impl Trace {
     }
 
     /// Of a further try of the same push: in the trace that it came with, if it came with one, else under the first try.
-    pub fn repeat(&self, span: SpanId, caller: Option<Caller>) -> Place {
+    pub fn repeat(&self, span: SpanId, caller: Option<Caller>) -> SpanContext {
         match caller {
-            Some(caller) => Place { span, ..Self::new(self.event, Some(caller)).push() },
+            Some(caller) => SpanContext { span, ..Self::new(self.event, Some(caller)).push() },
             None => self.attempt(span),
         }
     }
 
     /// Of an attempt: a part of the push.
-    pub fn attempt(&self, span: SpanId) -> Place {
+    pub fn attempt(&self, span: SpanId) -> SpanContext {
         let push = self.push();
-        Place { span, parent: Some(push.span), remote: false, ..push }
+        SpanContext { span, parent: Some(push.span), remote: false, ..push }
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{Context, Error};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{self, Detail, Filter, Summary};
+use crate::queue::{self, EventDetail, EventFilter, EventSummary};
 
 const LIMIT: usize = 50;
 const MOST: usize = 500;
@@ -32,7 +32,7 @@ pub(super) struct Filters {
 /// One page, the newest events first.
 #[derive(Serialize)]
 pub(super) struct Page {
-    events: Vec<Summary>,
+    events: Vec<EventSummary>,
     /// What asks for the next page; `null` on the last one.
     cursor: Option<String>,
 }
@@ -55,18 +55,18 @@ pub(super) async fn list(
 pub(super) async fn show(
     State(context): State<Context>,
     id: Result<Path<String>, PathRejection>,
-) -> Result<Json<Detail>, Error> {
+) -> Result<Json<EventDetail>, Error> {
     let id: EventId = id?.0.parse()?;
     context.inspect(move |store| store.event(id)).await?.map(Json).ok_or(Error::NoSuchEvent)
 }
 
 impl Filters {
-    pub(super) fn parse(self, now: UnixMillis) -> Result<Filter, Error> {
+    pub(super) fn parse(self, now: UnixMillis) -> Result<EventFilter, Error> {
         let limit = self.limit.unwrap_or(LIMIT);
         if !(1..=MOST).contains(&limit) {
             return Err(Error::Limit(MOST));
         }
-        Ok(Filter {
+        Ok(EventFilter {
             account: self.account,
             event: self.event,
             from: self.from,
@@ -80,8 +80,8 @@ impl Filters {
     }
 }
 
-fn state(name: &str) -> Option<queue::State> {
-    queue::State::ALL.into_iter().find(|state| state.name() == name)
+fn state(name: &str) -> Option<queue::DeliveryState> {
+    queue::DeliveryState::ALL.into_iter().find(|state| state.name() == name)
 }
 
 /// A time in RFC 3339, or how long ago.

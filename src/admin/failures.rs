@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 use crate::server::Peer;
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// The failures of one source that are answered at once.
 const ALLOWED: u32 = 10;
@@ -31,7 +31,7 @@ pub(super) struct Failures {
     /// By source; `None` is all that came when the table was full.
     counts: Mutex<HashMap<Option<Peer>, Count>>,
     pauses: Semaphore,
-    told: Seldom,
+    told: LogThrottle,
 }
 
 struct Count {
@@ -41,7 +41,7 @@ struct Count {
 
 impl Failures {
     pub(super) fn new() -> Self {
-        Self { counts: Mutex::default(), pauses: Semaphore::new(PAUSES), told: Seldom::default() }
+        Self { counts: Mutex::default(), pauses: Semaphore::new(PAUSES), told: LogThrottle::default() }
     }
 
     /// Counts one. If there were too many, says so after a pause: in how long they are forgotten.

@@ -14,7 +14,7 @@ use super::events::Filters;
 use super::{Context, Error, object, targets};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Fate, Filter, Sweep, Swept};
+use crate::queue::{EventFilter, Fate, Sweep, Swept};
 
 /// Which events, and where to; as query or as JSON.
 #[derive(Default, Deserialize, PartialEq)]
@@ -85,7 +85,7 @@ pub(super) async fn one(
 /// Replays a page.
 async fn replay(
     context: &Context,
-    filter: Filter,
+    filter: EventFilter,
     events: Option<Vec<EventId>>,
     to: Option<String>,
     after: Option<EventId>,

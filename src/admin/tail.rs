@@ -19,7 +19,7 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{Context, Error};
-use crate::tail::{News, Seen, WATCHERS, Watch};
+use crate::tail::{Activity, WATCHERS, Watch, WatchItem};
 use crate::telemetry::{self, OpenIds};
 
 /// How long nothing is said before a comment shows that the connection lives.
@@ -71,10 +71,12 @@ impl Wanted {
 }
 
 impl Filter {
-    fn lets_through(&self, news: &News) -> bool {
+    fn lets_through(&self, news: &Activity) -> bool {
         let (account, kind, openid, target) = match news {
-            News::Push(push) => (&push.account, push.kind, push.openid.as_deref(), None),
-            News::Attempt(attempt) => (&attempt.account, attempt.kind, Some(&*attempt.openid), Some(&*attempt.target)),
+            Activity::Push(push) => (&push.account, push.kind, push.openid.as_deref(), None),
+            Activity::Attempt(attempt) => {
+                (&attempt.account, attempt.kind, Some(&*attempt.openid), Some(&*attempt.target))
+            }
         };
         let Wanted { account: wanted_account, event, from, target: wanted_target } = &self.wanted;
         wanted_account.as_ref().is_none_or(|wanted| **wanted == **account)
@@ -91,12 +93,12 @@ impl Reader {
             let said = match tokio::time::timeout(KEEP_ALIVE, self.watch.next()).await {
                 Err(_) => ": still here\n\n".to_owned(),
                 Ok(None) => return None,
-                Ok(Some(Seen::Lagged(missed))) => said("lagged", &json!({ "what": "lagged", "missed": missed })),
-                Ok(Some(Seen::News(news))) if self.wanted.lets_through(&news) => match *news {
-                    News::Push(_) => said("push", &*news),
-                    News::Attempt(_) => said("attempt", &*news),
+                Ok(Some(WatchItem::Lagged(missed))) => said("lagged", &json!({ "what": "lagged", "missed": missed })),
+                Ok(Some(WatchItem::Activity(news))) if self.wanted.lets_through(&news) => match *news {
+                    Activity::Push(_) => said("push", &*news),
+                    Activity::Attempt(_) => said("attempt", &*news),
                 },
-                Ok(Some(Seen::News(_))) => continue,
+                Ok(Some(WatchItem::Activity(_))) => continue,
             };
             return Some((said.into(), self));
         }

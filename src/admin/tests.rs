@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
-use crate::queue::{self, EncryptionKeys, NewEvent, Settlement, Verdict};
+use crate::queue::{self, Disposition, EncryptionKeys, NewEvent, Settlement};
 use crate::wechat::{Message, Mode};
 
 /// A relay without listeners: the store, with what the app would hand over beside it.
@@ -80,7 +80,7 @@ impl Relay {
     }
 
     async fn die(&self, event: EventId) {
-        let verdict = Verdict::End(queue::State::Dead);
+        let verdict = Disposition::End(queue::DeliveryState::Dead);
         let settlement = Settlement { event, target: "crm".into(), verdict, attempt: None };
         self.state.queue.settle(settlement).await.unwrap();
     }

@@ -11,8 +11,8 @@ use super::description::description;
 use super::{ConfigArgs, forget, replay, tail};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::view::Summary;
-use crate::queue::{Filter, Inspect, State};
+use crate::queue::view::EventSummary;
+use crate::queue::{DeliveryState, EventFilter, Inspect};
 
 /// `wxrelay events`
 #[derive(clap::Args)]
@@ -78,7 +78,7 @@ pub(super) struct FilterArgs {
     target: Option<String>,
     /// Those with a delivery in this state: pending, delivered, dead, expired or cancelled
     #[arg(long, value_parser = state)]
-    state: Option<State>,
+    state: Option<DeliveryState>,
     /// Those received since then: RFC 3339, or an age as in 2h
     #[arg(long, value_parser = moment)]
     since: Option<UnixMillis>,
@@ -88,9 +88,9 @@ pub(super) struct FilterArgs {
 }
 
 impl FilterArgs {
-    pub(super) fn filter(self) -> Filter {
+    pub(super) fn filter(self) -> EventFilter {
         let Self { account, event, from, target, state, since, until } = self;
-        Filter { account, event, from, target, state, since, until, ..Filter::default() }
+        EventFilter { account, event, from, target, state, since, until, ..EventFilter::default() }
     }
 }
 
@@ -117,7 +117,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn list(store: &Inspect, ls: Ls, json: bool) -> anyhow::Result<ExitCode> {
     let Ls { filter, before, limit } = ls;
-    let found = store.events(&Filter { before, limit, ..filter.filter() })?;
+    let found = store.events(&EventFilter { before, limit, ..filter.filter() })?;
     let mut out = io::stdout().lock();
     for event in &found {
         if json {
@@ -135,7 +135,7 @@ fn list(store: &Inspect, ls: Ls, json: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn line(event: &Summary) -> String {
+fn line(event: &EventSummary) -> String {
     let name = if event.event.is_empty() { &event.msg_type } else { &event.event };
     let deliveries: Vec<_> = event.deliveries.iter().map(|d| format!("{} {}", d.target, d.state.name())).collect();
     let deliveries = if deliveries.is_empty() { "no target".to_owned() } else { deliveries.join(", ") };
@@ -154,8 +154,8 @@ fn show(store: &Inspect, id: EventId, text: bool, json: bool) -> anyhow::Result<
     Ok(ExitCode::SUCCESS)
 }
 
-fn state(text: &str) -> anyhow::Result<State> {
-    let known = State::ALL.into_iter().find(|state| state.name() == text);
+fn state(text: &str) -> anyhow::Result<DeliveryState> {
+    let known = DeliveryState::ALL.into_iter().find(|state| state.name() == text);
     known.context("expected pending, delivered, dead, expired or cancelled")
 }
 

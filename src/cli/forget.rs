@@ -15,7 +15,7 @@ use super::steps::{self, By, Done};
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::event::EventId;
-use crate::queue::{Fate, Filter, Inspect, State, Sweep, Swept};
+use crate::queue::{DeliveryState, EventFilter, Fate, Inspect, Sweep, Swept};
 
 /// `wxrelay events forget`
 #[derive(clap::Args)]
@@ -39,7 +39,7 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     }
     let look = Inspect::open(&config.queue.path)?;
     // What comes in from now on is not meant.
-    let filter = Filter { from: Some(openid), account, until: Some(look.end()?), ..Filter::default() };
+    let filter = EventFilter { from: Some(openid), account, until: Some(look.end()?), ..EventFilter::default() };
     let sweep = Arc::new(Sweep { filter, events: None, fate: Fate::Forgotten });
     let count = look.count(&sweep, None)?;
     if !yes && count > 0 && !is_meant(&look, &sweep, count)? {
@@ -85,7 +85,7 @@ fn tell(forgotten: u64, json: bool) -> io::Result<()> {
 
 /// Asks on the terminal.
 fn is_meant(look: &Inspect, sweep: &Sweep, count: u64) -> anyhow::Result<bool> {
-    let filter = Filter { state: Some(State::Pending), ..sweep.filter.clone() };
+    let filter = EventFilter { state: Some(DeliveryState::Pending), ..sweep.filter.clone() };
     let pending = look.count(&Sweep { filter, ..sweep.clone() }, None)?;
     let shown: String = sweep.filter.from.iter().flat_map(|openid| openid.chars()).take(4).collect();
     let waiting = match pending {
@@ -102,7 +102,7 @@ fn is_meant(look: &Inspect, sweep: &Sweep, count: u64) -> anyhow::Result<bool> {
 
 /// A page of steps, made by the relay.
 async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Swept> {
-    let Filter { from, account, until, .. } = &sweep.filter;
+    let EventFilter { from, account, until, .. } = &sweep.filter;
     let body = json!({
         "openid": from,
         "account": account,

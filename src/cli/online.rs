@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{ClientError, Format, Target, Trust, Unreached, Unverified, Upstream};
+use crate::deliver::{ClientError, Format, SystemRoots, Target, Unreached, Unverified, Upstream};
 
 /// What came back from one target.
 #[derive(Debug)]
@@ -50,7 +50,7 @@ pub enum Trouble {
 
 /// Asks all targets, and tells what came back in the order of the configuration.
 pub async fn probe(config: &Config) -> Vec<Finding> {
-    let (mut asked, trust) = (JoinSet::new(), Trust::default());
+    let (mut asked, trust) = (JoinSet::new(), SystemRoots::default());
     for settings in &config.targets {
         for (check, account) in checks(config, &settings.target) {
             let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));

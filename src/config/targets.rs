@@ -13,7 +13,7 @@ use super::{accounts, provider};
 use crate::backoff::Schedule;
 use crate::deliver::{CredentialsOverride, Format, Role, SigningKey, Target, TlsOptions, address};
 use crate::dispatcher::TargetSettings;
-use crate::queue::Order;
+use crate::queue::DeliveryOrder;
 
 /// An identity provider's schedule; its last wait repeats.
 const IDENTITY_RETRY: [&str; 8] = ["200ms", "500ms", "1s", "2s", "4s", "8s", "15s", "30s"];
@@ -64,7 +64,7 @@ fn target(scope: &Scope<'_>, name: &str, file: &file::Target) -> Option<TargetSe
     let expire_after = expire_after(scope, file, role);
     let concurrency = scope.read("concurrency", &file.concurrency, value::concurrency).unwrap_or(32);
     let rate = scope.read("rate", &file.rate, value::rate);
-    let order = scope.read("order", &file.order, order).unwrap_or(Order::None);
+    let order = scope.read("order", &file.order, order).unwrap_or(DeliveryOrder::None);
     let (url, _) = endpoint?;
     let deny_private = deny_private(scope, file, &url);
     let name = name.into();
@@ -94,10 +94,10 @@ pub(super) fn format_word(format: Format) -> &'static str {
     FORMATS.iter().find(|(_, known)| *known == format).map_or("", |(word, _)| word)
 }
 
-fn order(text: &str) -> Parsed<Order> {
+fn order(text: &str) -> Parsed<DeliveryOrder> {
     match text {
-        "none" => Ok(Order::None),
-        "per_user" => Ok(Order::PerUser),
+        "none" => Ok(DeliveryOrder::None),
+        "per_user" => Ok(DeliveryOrder::PerUser),
         _ => Err("\"none\" or \"per_user\""),
     }
 }

@@ -55,7 +55,7 @@ pub struct TlsOptions {
 }
 
 /// How somebody is reached: a target, the collector of traces, or an authority that gives certificates.
-pub struct Way<'a> {
+pub struct ConnectOptions<'a> {
     /// Whether by TLS.
     pub https: bool,
     /// The most that setting up a connection may take, if that is less than 5 s.
@@ -138,7 +138,7 @@ pub(super) enum Connector {
 }
 
 impl Connector {
-    pub(super) fn new(way: &Way<'_>, trust: &Trust) -> Result<Self, ClientError> {
+    pub(super) fn new(way: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
         // Where a proxy stands is the operator's will, and it is the proxy that looks the target's name up.
         let mut tcp = HttpConnector::new_with_resolver(Resolver::new(way.deny_private && way.proxy.is_none()));
         tcp.enforce_http(false);
@@ -188,7 +188,7 @@ impl Client {
     ///
     /// # Errors
     /// Where a certificate cannot be read, or the system has none to trust.
-    pub fn new(way: &Way<'_>, trust: &Trust) -> Result<Self, ClientError> {
+    pub fn new(way: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
         let mut pool = Pool::builder(TokioExecutor::new());
         pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
         Ok(Self(pool.build(Connector::new(way, trust)?)))
@@ -229,9 +229,9 @@ fn end_turn_soon() {
 /// The system's certificate authorities, read when they are first needed, for all targets that are made together: to
 /// read them takes milliseconds. A reload begins with new ones, so it finds what has changed.
 #[derive(Debug, Default)]
-pub struct Trust(OnceCell<Arc<Verifier>>);
+pub struct SystemRoots(OnceCell<Arc<Verifier>>);
 
-impl Trust {
+impl SystemRoots {
     fn verifier(&self, provider: &Arc<CryptoProvider>) -> Result<Arc<Verifier>, rustls::Error> {
         if let Some(verifier) = self.0.get() {
             return Ok(verifier.clone());
@@ -241,7 +241,7 @@ impl Trust {
     }
 }
 
-fn client_config(options: &TlsOptions, trust: &Trust) -> Result<ClientConfig, ClientError> {
+fn client_config(options: &TlsOptions, trust: &SystemRoots) -> Result<ClientConfig, ClientError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions()?;
     let builder = match &options.ca {

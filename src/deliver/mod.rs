@@ -30,7 +30,9 @@ use crate::trace::{SpanId, Trace};
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
 use client::{Body, BodyEnd, read};
-pub use client::{Client, ClientError, ConnectError, ExchangeError, RequestBody, TlsOptions, Trust, Way};
+pub use client::{
+    Client, ClientError, ConnectError, ConnectOptions, ExchangeError, RequestBody, SystemRoots, TlsOptions,
+};
 pub use outcome::Outcome;
 pub use post::{Post, PostError, Posted};
 pub use probe::{Answered, Asked, Greeting, Unreached, Unverified, Wrapping, date, judge};
@@ -77,10 +79,10 @@ pub struct Target {
 }
 
 impl Target {
-    fn way(&self) -> Way<'_> {
+    fn way(&self) -> ConnectOptions<'_> {
         let Self { url, timeout, tls, proxy, deny_private, .. } = self;
         let https = url.scheme_str() == Some("https");
-        Way { https, timeout: *timeout, tls, proxy: proxy.as_ref(), deny_private: *deny_private }
+        ConnectOptions { https, timeout: *timeout, tls, proxy: proxy.as_ref(), deny_private: *deny_private }
     }
 }
 
@@ -148,7 +150,7 @@ pub struct Upstream {
 
 /// One attempt, as the dispatcher asks for it.
 #[derive(Debug)]
-pub struct Order<'e> {
+pub struct AttemptRequest<'e> {
     /// The event.
     pub event: &'e Event,
     /// The number of the attempt, from 1.
@@ -161,7 +163,7 @@ pub struct Order<'e> {
 
 /// How an attempt went.
 #[derive(Debug)]
-pub struct Report {
+pub struct AttemptReport {
     /// What to do with the delivery.
     pub outcome: Outcome,
     /// The status, if there was an answer.
@@ -187,7 +189,7 @@ impl Upstream {
     pub fn new<'a>(
         target: Target,
         accounts: impl IntoIterator<Item = (&'a Arc<str>, &'a Credentials)>,
-        trust: &Trust,
+        trust: &SystemRoots,
     ) -> Result<Self, ClientError> {
         let client = Client::new(&target.way(), trust)?;
         let credentials =
@@ -207,7 +209,7 @@ impl Upstream {
     }
 
     /// Makes one attempt. Never fails: what went wrong is in the report.
-    pub async fn deliver(&self, order: Order<'_>) -> Report {
+    pub async fn deliver(&self, order: AttemptRequest<'_>) -> AttemptReport {
         let started = Instant::now();
         #[cfg(test)]
         if let Some(script) = &self.script {
@@ -216,11 +218,13 @@ impl Upstream {
         let span = SpanId::random(order.event.id);
         let request = match self.request(&order, span) {
             Ok(request) => request,
-            Err(error) => return Report::failed("unwritten", error.to_string(), started, span),
+            Err(error) => return AttemptReport::failed("unwritten", error.to_string(), started, span),
         };
         match tokio::time::timeout_at(started + self.target.timeout, self.client.send(request)).await {
-            Err(_) => Report::failed("timeout", format!("no answer within {:?}", self.target.timeout), started, span),
-            Ok(Err(error)) => Report::failed(error.word(), error.to_string(), started, span),
+            Err(_) => {
+                AttemptReport::failed("timeout", format!("no answer within {:?}", self.target.timeout), started, span)
+            }
+            Ok(Err(error)) => AttemptReport::failed(error.word(), error.to_string(), started, span),
             Ok(Ok(response)) => self.judge(response, &order, started, span).await,
         }
     }
@@ -230,10 +234,10 @@ impl Upstream {
     /// # Errors
     /// What [`Upstream::deliver`] would report before it connects.
     pub fn rehearse(&self, event: &Event, now: UnixMillis) -> Result<(), format::EncodeError> {
-        self.request(&Order { event, attempt: 1, reply_until: None, now }, SpanId::new(event.id.0)).map(drop)
+        self.request(&AttemptRequest { event, attempt: 1, reply_until: None, now }, SpanId::new(event.id.0)).map(drop)
     }
 
-    fn request(&self, order: &Order<'_>, span: SpanId) -> Result<Request<RequestBody>, format::EncodeError> {
+    fn request(&self, order: &AttemptRequest<'_>, span: SpanId) -> Result<Request<RequestBody>, format::EncodeError> {
         let event = order.event;
         let credentials = self.credentials.get(&event.account);
         let encoded = format::encode(self.target.format, event, credentials, order.now)?;
@@ -262,10 +266,10 @@ impl Upstream {
     async fn judge(
         &self,
         response: http::Response<hyper::body::Incoming>,
-        order: &Order<'_>,
+        order: &AttemptRequest<'_>,
         started: Instant,
         span: SpanId,
-    ) -> Report {
+    ) -> AttemptReport {
         let status = response.status();
         let outcome = outcome::judge(status, response.headers(), order.now);
         let body = read(response.into_body(), started + self.target.timeout).await;
@@ -273,7 +277,7 @@ impl Upstream {
         let asked = order.reply_until.is_some() && !failed;
         let reply = asked.then(|| self.reply(&body, order.event));
         let telling = failed || matches!(reply, Some(Err(_)));
-        Report {
+        AttemptReport {
             outcome,
             status: Some(status),
             error: failed.then(|| format!("answered {}", status.as_u16())),
@@ -304,7 +308,7 @@ pub fn beginning(body: &[u8]) -> Vec<u8> {
     body[..body.len().min(KEPT)].to_vec()
 }
 
-impl Report {
+impl AttemptReport {
     fn failed(word: &'static str, error: String, started: Instant, span: SpanId) -> Self {
         Self {
             outcome: Outcome::Retry { after: None },

@@ -9,7 +9,7 @@ use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use tokio::time::Instant;
 
-use super::client::{Client, ClientError, ExchangeError, RequestBody, TlsOptions, Trust, Way, read};
+use super::client::{Client, ClientError, ConnectOptions, ExchangeError, RequestBody, SystemRoots, TlsOptions, read};
 use super::{AGENT, Outcome, outcome};
 use crate::clock::UnixMillis;
 
@@ -49,8 +49,10 @@ impl Post {
     /// certificate authorities.
     pub fn new(url: Uri, headers: HeaderMap, timeout: Duration) -> Result<Self, ClientError> {
         let (https, tls) = (url.scheme_str() == Some("https"), TlsOptions::default());
-        let client =
-            Client::new(&Way { https, timeout, tls: &tls, proxy: None, deny_private: false }, &Trust::default())?;
+        let client = Client::new(
+            &ConnectOptions { https, timeout, tls: &tls, proxy: None, deny_private: false },
+            &SystemRoots::default(),
+        )?;
         Ok(Self { client, url, headers, timeout })
     }
 

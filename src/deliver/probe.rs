@@ -11,7 +11,7 @@ use http::header::{CONTENT_ENCODING, DATE, LOCATION, USER_AGENT};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio::time::{Instant, timeout};
 
-use super::client::{Body, BodyEnd, ConnectError, Connector, ExchangeError, RequestBody, Trust, read};
+use super::client::{Body, BodyEnd, ConnectError, Connector, ExchangeError, RequestBody, SystemRoots, read};
 use super::{AGENT, Upstream, with_query};
 use crate::clock::UnixMillis;
 use crate::wechat::Salt;
@@ -195,7 +195,7 @@ impl Upstream {
     /// Connects as for a delivery, TLS and proxy included, and sends nothing. The time it took.
     pub async fn reach(&self) -> Result<Duration, Unreached> {
         let (started, limit) = (Instant::now(), LIMIT.min(self.target.timeout));
-        let connect = Connector::new(&self.target.way(), &Trust::default())?.connect(self.target.url.clone());
+        let connect = Connector::new(&self.target.way(), &SystemRoots::default())?.connect(self.target.url.clone());
         timeout(limit, connect).await.map_err(|_| Unreached::Late(limit))??;
         Ok(started.elapsed())
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use super::client::{Body, BodyEnd, Trust};
-use super::{ClientError, Order, Outcome, Report, Target, Upstream, outcome};
+use super::client::{Body, BodyEnd, SystemRoots};
+use super::{AttemptReport, AttemptRequest, ClientError, Outcome, Target, Upstream, outcome};
 use crate::clock::UnixNanos;
 use crate::trace::SpanId;
 
@@ -27,7 +27,7 @@ pub(crate) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
 
 /// What a target does with an attempt.
 #[derive(Clone)]
-pub(crate) struct Script(pub(crate) Arc<dyn Fn(&Order<'_>) -> Answering + Send + Sync>);
+pub(crate) struct Script(pub(crate) Arc<dyn Fn(&AttemptRequest<'_>) -> Answering + Send + Sync>);
 
 impl fmt::Debug for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -38,19 +38,19 @@ impl fmt::Debug for Script {
 impl Upstream {
     /// A target that answers by the script.
     pub(crate) fn scripted(target: Target, script: Script) -> Result<Self, ClientError> {
-        Ok(Self { script: Some(script), ..Self::new(target, [], &Trust::default())? })
+        Ok(Self { script: Some(script), ..Self::new(target, [], &SystemRoots::default())? })
     }
 
-    pub(super) async fn play(&self, script: &Script, order: &Order<'_>, started: Instant) -> Report {
+    pub(super) async fn play(&self, script: &Script, order: &AttemptRequest<'_>, started: Instant) -> AttemptReport {
         let span = SpanId::new(order.event.id.0);
         match tokio::time::timeout_at(started + self.target.timeout, (script.0)(order)).await {
-            Err(_) => Report::failed("timeout", "no answer".to_owned(), started, span),
-            Ok(Answer::Broken) => Report::failed("broken", "connection broken".to_owned(), started, span),
+            Err(_) => AttemptReport::failed("timeout", "no answer".to_owned(), started, span),
+            Ok(Answer::Broken) => AttemptReport::failed("broken", "connection broken".to_owned(), started, span),
             Ok(Answer::Status(status, headers)) => {
                 let outcome = outcome::judge(status, &headers, order.now);
                 let delivered = outcome == Outcome::Delivered;
                 let body = Body { bytes: Vec::new(), end: BodyEnd::Whole };
-                Report {
+                AttemptReport {
                     outcome,
                     status: Some(status),
                     error: (!delivered).then(|| format!("answered {}", status.as_u16())),

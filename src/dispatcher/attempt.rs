@@ -11,11 +11,11 @@ use tokio_util::task::TaskTracker;
 
 use super::{Policy, offer};
 use crate::clock::{UnixMillis, UnixNanos};
-use crate::deliver::{Order, Outcome, Report, Role};
+use crate::deliver::{AttemptReport, AttemptRequest, Outcome, Role};
 use crate::event::{Event, EventId};
 use crate::metrics::TargetMetrics;
-use crate::queue::{Attempt, Choice, Lease, Note, Queue, Settlement, State, Verdict};
-use crate::tail::{self, News, Span, Tail, What};
+use crate::queue::{AttemptNote, AttemptRecord, DeliveryState, Disposition, Lease, Queue, ReplyChoice, Settlement};
+use crate::tail::{self, Activity, Span, Tail, TracedKind};
 use crate::telemetry;
 use crate::trace::{SpanId, Trace};
 
@@ -47,7 +47,7 @@ pub(super) enum End {
 pub(super) struct Unsettled {
     settlement: Settlement,
     /// For a reply in reserve: the note on it, and where it shows what became of it.
-    reserve: Option<(Note, oneshot::Receiver<Choice>)>,
+    reserve: Option<(AttemptNote, oneshot::Receiver<ReplyChoice>)>,
     /// Out until the store knows, so that nobody else makes the same attempt.
     lease: Lease,
 }
@@ -83,13 +83,13 @@ impl Bench {
         let expiry = policy.expire_after.map(|span| event.received_at.after(span));
         if expiry.is_some_and(|expiry| now >= expiry) {
             self.tell(&policy, event, *attempt, "expired", None);
-            let settlement = settlement(Verdict::End(State::Expired), None);
+            let settlement = settlement(Disposition::End(DeliveryState::Expired), None);
             return (End::NotMade, Some(Unsettled { settlement, reserve: None, lease }));
         }
         let reply_until = reply.as_ref().map(|reply| reply.until);
         #[cfg(test)]
         super::simulated::attempting(probe);
-        let mut report = policy.upstream.deliver(Order { event, attempt: *attempt, reply_until, now }).await;
+        let mut report = policy.upstream.deliver(AttemptRequest { event, attempt: *attempt, reply_until, now }).await;
         let verdict = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
         let choice = match reply {
             Some(awaited) => offer::offer(awaited, event, &mut report).await,
@@ -100,7 +100,7 @@ impl Bench {
             Outcome::Delivered | Outcome::Reject => End::Answered,
             Outcome::Retry { .. } => End::Failed(event.id),
         };
-        let record = Attempt {
+        let record = AttemptRecord {
             number: *attempt,
             at: now,
             duration: report.duration,
@@ -108,7 +108,7 @@ impl Bench {
             error: report.error,
             answer: report.answer,
         };
-        let note = Note { event: event.id, target: target.clone(), attempt: *attempt, error: None };
+        let note = AttemptNote { event: event.id, target: target.clone(), attempt: *attempt, error: None };
         let reserve = choice.map(|choice| (note, choice));
         let settlement = settlement(verdict, Some(record));
         (end, Some(Unsettled { settlement, reserve, lease }))
@@ -130,21 +130,28 @@ impl Bench {
         }
     }
 
-    fn observe(&self, policy: &Policy, event: &Event, attempt: u32, verdict: Verdict, report: &Report) {
+    fn observe(&self, policy: &Policy, event: &Event, attempt: u32, verdict: Disposition, report: &AttemptReport) {
         let outcome = match verdict {
-            Verdict::Retry(_) | Verdict::Postpone(_) => "retry",
-            Verdict::End(state) => state.name(),
+            Disposition::Retry(_) | Disposition::Postpone(_) => "retry",
+            Disposition::End(state) => state.name(),
         };
         self.metrics.delivery(outcome);
         self.metrics.delivery_duration.observe(report.duration.as_secs_f64());
-        if verdict == Verdict::End(State::Delivered) && policy.upstream.target().role == Role::Identity {
+        if verdict == Disposition::End(DeliveryState::Delivered) && policy.upstream.target().role == Role::Identity {
             let latency = UnixMillis::now().since(event.received_at);
             self.metrics.identity_latency.observe(latency.as_secs_f64());
         }
         self.tell(policy, event, attempt, outcome, Some(report));
     }
 
-    fn tell(&self, policy: &Policy, event: &Event, attempt: u32, outcome: &'static str, report: Option<&Report>) {
+    fn tell(
+        &self,
+        policy: &Policy,
+        event: &Event,
+        attempt: u32,
+        outcome: &'static str,
+        report: Option<&AttemptReport>,
+    ) {
         let (status, took, error) = match report {
             Some(report) => (report.status, report.duration, report.error.as_deref()),
             None => {
@@ -172,7 +179,7 @@ impl Bench {
             "attempt"
         );
         let news = || {
-            News::Attempt(tail::Attempt {
+            Activity::Attempt(tail::AttemptActivity {
                 at: UnixMillis::now(),
                 event: event.id,
                 account: event.account.clone(),
@@ -192,8 +199,8 @@ impl Bench {
             || Trace::of(event).attempt(report.map_or_else(|| SpanId::random(event.id), |report| report.span)),
             |place| {
                 let ended = report.map_or_else(UnixNanos::now, |report| report.ended);
-                let failure = (outcome != State::Delivered.name()).then(|| failure(report));
-                let what = if report.is_some() { What::Attempt } else { What::Expiry };
+                let failure = (outcome != DeliveryState::Delivered.name()).then(|| failure(report));
+                let what = if report.is_some() { TracedKind::Attempt } else { TracedKind::Expiry };
                 let begun = ended.before(took);
                 Span { what, place, event: event.id, begun, ended, status, failure, news: news() }
             },
@@ -202,9 +209,9 @@ impl Bench {
 }
 
 /// Why an attempt failed, or was not made, in one word.
-fn failure(report: Option<&Report>) -> Cow<'static, str> {
+fn failure(report: Option<&AttemptReport>) -> Cow<'static, str> {
     match report {
-        None => Cow::Borrowed(State::Expired.name()),
+        None => Cow::Borrowed(DeliveryState::Expired.name()),
         Some(report) => match (report.status, report.no_answer) {
             (Some(status), _) => Cow::Owned(status.as_u16().to_string()),
             (None, word) => Cow::Borrowed(word.unwrap_or("unknown")),
@@ -216,25 +223,27 @@ fn failure(report: Option<&Report>) -> Cow<'static, str> {
 /// leaves the delivery as it was.
 fn decide(
     policy: &Policy,
-    report: &Report,
+    report: &AttemptReport,
     failures: u32,
     probe: bool,
     expiry: Option<UnixMillis>,
     now: UnixMillis,
-) -> Verdict {
+) -> Disposition {
     let after = match report.outcome {
-        Outcome::Delivered => return Verdict::End(State::Delivered),
-        Outcome::Reject => return Verdict::End(State::Dead),
+        Outcome::Delivered => return Disposition::End(DeliveryState::Delivered),
+        Outcome::Reject => return Disposition::End(DeliveryState::Dead),
         Outcome::Retry { after } => after,
     };
     if probe {
-        return Verdict::Postpone(now);
+        return Disposition::Postpone(now);
     }
-    let Some(wait) = policy.retry.wait(failures + 1, jitter(), after) else { return Verdict::End(State::Dead) };
+    let Some(wait) = policy.retry.wait(failures + 1, jitter(), after) else {
+        return Disposition::End(DeliveryState::Dead);
+    };
     let due = now.after(wait);
     match expiry {
-        Some(expiry) if due >= expiry => Verdict::End(State::Expired),
-        _ => Verdict::Retry(due),
+        Some(expiry) if due >= expiry => Disposition::End(DeliveryState::Expired),
+        _ => Disposition::Retry(due),
     }
 }
 

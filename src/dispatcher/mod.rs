@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use crate::backoff::Schedule;
 use crate::deliver::{Target, Upstream};
 use crate::metrics::{Metrics, TargetMetrics};
-use crate::queue::{self, Order, Queue};
+use crate::queue::{self, DeliveryOrder, Queue};
 use crate::tail::Tail;
 use crate::telemetry::OpenIds;
 
@@ -48,7 +48,7 @@ pub struct TargetSettings {
     /// The most attempts a second; `None` = no limit.
     pub rate: Option<NonZeroU32>,
     /// In what order events go out.
-    pub order: Order,
+    pub order: DeliveryOrder,
 }
 
 /// A target as its lane serves it: replaced as a whole when the configuration changes.
@@ -65,7 +65,7 @@ pub struct Policy {
     /// Holds attempts back to the target's rate.
     pub rate: Option<RateLimiter>,
     /// In what order events go out.
-    pub order: Order,
+    pub order: DeliveryOrder,
     /// How OpenIDs are shown in logs.
     pub openids: OpenIds,
 }

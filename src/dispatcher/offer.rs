@@ -9,16 +9,20 @@ use std::error::Error;
 use tokio::sync::oneshot;
 
 use crate::clock::UnixMillis;
-use crate::deliver::{self, Report};
+use crate::deliver::{self, AttemptReport};
 use crate::event::Event;
-use crate::queue::{Awaited, Choice, Note, Offer, Queue};
+use crate::queue::{AttemptNote, AwaitedReply, Queue, ReplyChoice, ReplyOffer};
 
 const RESERVE: &str = "reply in reserve: another target's comes first";
 const OUTDONE: &str = "reply not used: another target's was";
 const LATE: &str = "reply too late";
 
 /// Offers the reply in `report`, and notes there what became of it. `Some` where that shows later.
-pub(super) async fn offer(awaited: Awaited, event: &Event, report: &mut Report) -> Option<oneshot::Receiver<Choice>> {
+pub(super) async fn offer(
+    awaited: AwaitedReply,
+    event: &Event,
+    report: &mut AttemptReport,
+) -> Option<oneshot::Receiver<ReplyChoice>> {
     // Without an answer that counts, dropping `awaited` says that there will be no reply.
     let reply = report.reply.take()?;
     let reply = reply.map(|reply| reply.map(|reply| reply.render(&event.message, event.received_at.seconds())));
@@ -27,10 +31,10 @@ pub(super) async fn offer(awaited: Awaited, event: &Event, report: &mut Report) 
         Ok(None) => {}
         Err(error) => report.error = Some(format!("reply breaks WeChat's rules: {}", causes(error))),
     }
-    let Awaited { until, first, sender } = awaited;
+    let AwaitedReply { until, first, sender } = awaited;
     let is_reply = matches!(reply, Ok(Some(_)));
     let (choice, told) = oneshot::channel();
-    let waited_for = sender.send(Offer { reply, choice }).is_ok();
+    let waited_for = sender.send(ReplyOffer { reply, choice }).is_ok();
     if !is_reply {
         return None;
     }
@@ -47,7 +51,7 @@ pub(super) async fn offer(awaited: Awaited, event: &Event, report: &mut Report) 
 }
 
 /// Notes what became of a reply in reserve. Should that fail, the record goes on to say that it was one.
-pub(super) async fn note(queue: Queue, mut note: Note, choice: oneshot::Receiver<Choice>) {
+pub(super) async fn note(queue: Queue, mut note: AttemptNote, choice: oneshot::Receiver<ReplyChoice>) {
     note.error = remark(choice.await.ok());
     let (event, target) = (note.event, note.target.clone());
     if let Err(error) = queue.annotate(note).await {
@@ -55,10 +59,10 @@ pub(super) async fn note(queue: Queue, mut note: Note, choice: oneshot::Receiver
     }
 }
 
-fn remark(choice: Option<Choice>) -> Option<String> {
+fn remark(choice: Option<ReplyChoice>) -> Option<String> {
     match choice {
-        Some(Choice::Used) => None,
-        Some(Choice::Outdone) => Some(OUTDONE.to_owned()),
+        Some(ReplyChoice::Used) => None,
+        Some(ReplyChoice::Outdone) => Some(OUTDONE.to_owned()),
         None => Some(LATE.to_owned()),
     }
 }

@@ -9,7 +9,7 @@ use crate::clock::{UnixMillis, simulated};
 use crate::deliver::scripted::{Answer, Script};
 use crate::deliver::{CredentialsOverride, Format, Role, TlsOptions};
 use crate::event::{ContentKey, Event};
-use crate::queue::{Awaited, EncryptionKeys, Faults, NewEvent, Settings};
+use crate::queue::{AwaitedReply, EncryptionKeys, Faults, NewEvent, Settings};
 use crate::wechat::{Message, Mode};
 
 const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
@@ -50,7 +50,8 @@ fn policy(concurrency: usize) -> Policy {
     }));
     let upstream = Upstream::scripted(target.clone(), script).unwrap();
     let retry = Schedule::ending(vec![HOUR]);
-    let settings = TargetSettings { target, retry, expire_after: None, concurrency, rate: None, order: Order::None };
+    let settings =
+        TargetSettings { target, retry, expire_after: None, concurrency, rate: None, order: DeliveryOrder::None };
     Policy::new(&settings, upstream, OpenIds::Hash)
 }
 
@@ -106,7 +107,7 @@ async fn a_lane_that_ends_settles_an_awaited_attempt_though_another_is_still_und
     dispatcher.apply(vec![policy(2)]);
     push(&queue, UnixMillis::now(), "mute").await;
     let (sender, reply) = oneshot::channel();
-    let awaited = Awaited { until: UnixMillis::now().after(HOUR), first: true, sender };
+    let awaited = AwaitedReply { until: UnixMillis::now().after(HOUR), first: true, sender };
     let new = event(&queue, UnixMillis::now(), "slow");
     queue.enqueue(NewEvent { awaited: vec![("crm".into(), awaited)], ..new }).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;

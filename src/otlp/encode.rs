@@ -11,7 +11,7 @@ use opentelemetry_proto::tonic::trace::v1 as proto;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
 
-use crate::tail::{Attempt, News, Push, Span, What};
+use crate::tail::{Activity, AttemptActivity, PushActivity, Span, TracedKind};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -39,13 +39,13 @@ fn span(span: Span) -> proto::Span {
     let mut attributes = Attributes::default();
     attributes.text("wxrelay.event_id", span.event.to_string());
     let (name, kind) = match span.what {
-        What::Push => ("push", SpanKind::Server),
-        What::Attempt => ("attempt", SpanKind::Client),
-        What::Expiry => ("expiry", SpanKind::Internal),
+        TracedKind::Push => ("push", SpanKind::Server),
+        TracedKind::Attempt => ("attempt", SpanKind::Client),
+        TracedKind::Expiry => ("expiry", SpanKind::Internal),
     };
     let error = match span.news {
-        News::Push(push) => describe_push(&mut attributes, push),
-        News::Attempt(attempt) => describe_attempt(&mut attributes, attempt),
+        Activity::Push(push) => describe_push(&mut attributes, push),
+        Activity::Attempt(attempt) => describe_attempt(&mut attributes, attempt),
     };
     if kind != SpanKind::Internal {
         attributes.text("http.request.method", "POST");
@@ -75,7 +75,7 @@ fn span(span: Span) -> proto::Span {
 }
 
 /// Why it failed, in words, is known of attempts only.
-fn describe_push(attributes: &mut Attributes, push: Push) -> Option<String> {
+fn describe_push(attributes: &mut Attributes, push: PushActivity) -> Option<String> {
     attributes.text("wxrelay.account", &*push.account);
     attributes.text("wxrelay.kind", push.kind);
     attributes.text("wxrelay.result", push.result);
@@ -84,7 +84,7 @@ fn describe_push(attributes: &mut Attributes, push: Push) -> Option<String> {
     None
 }
 
-fn describe_attempt(attributes: &mut Attributes, attempt: Attempt) -> Option<String> {
+fn describe_attempt(attributes: &mut Attributes, attempt: AttemptActivity) -> Option<String> {
     attributes.text("wxrelay.account", &*attempt.account);
     attributes.text("wxrelay.kind", attempt.kind);
     attributes.text("wxrelay.target", &*attempt.target);

@@ -23,7 +23,7 @@ use crate::backoff::Schedule;
 use crate::deliver::{ClientError, Post, PostError};
 use crate::metrics::{Metrics, SpanMetrics};
 use crate::tail::{Span, Tail};
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// The most spans of one request.
 const BATCH: usize = 512;
@@ -79,7 +79,7 @@ impl Exporter {
         let (metrics, stop) = (metrics.spans(), CancellationToken::new());
         let (tail, spans) = Tail::traced(metrics.clone());
         let service_name = settings.service_name.clone();
-        let sender = Sender { post, spans, metrics, stop: stop.clone(), service_name, trouble: Seldom::default() };
+        let sender = Sender { post, spans, metrics, stop: stop.clone(), service_name, trouble: LogThrottle::default() };
         Ok((Some(Self { task: tokio::spawn(sender.run()), stop }), tail))
     }
 
@@ -101,7 +101,7 @@ struct Sender {
     stop: CancellationToken,
     service_name: Arc<str>,
     /// How often the log tells of a collector that takes nothing.
-    trouble: Seldom,
+    trouble: LogThrottle,
 }
 
 /// Why a batch was not taken.

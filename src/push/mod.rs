@@ -1,9 +1,9 @@
 //! One push, request side: THE LINE, top to bottom.
 //!
-//! [`Line::handle`] turns what `Line::answer` says into a response, once. A POST goes: path -> account, query, body,
-//! open, fresh enough, twin or first. The first is relayed (`Line::relay`: plan, enqueue, reply), and that goes on in a
+//! [`Pipeline::handle`] turns what `Pipeline::answer` says into a response, once. A POST goes: path -> account, query, body,
+//! open, fresh enough, twin or first. The first is relayed (`Pipeline::relay`: plan, enqueue, reply), and that goes on in a
 //! task of its own when hyper drops the request's future, as WeChat hangs up after 5 s (`persistent.rs`). Each try waits
-//! for what the relaying comes to (`Line::landed`): to the end of its budget, or longer in a reply window.
+//! for what the relaying comes to (`Pipeline::landed`): to the end of its budget, or longer in a reply window.
 //!
 //! Invariants: the mode comes from the account, never from the request. 200 is said only after the queue has the event
 //! on disk. Nothing of a push's query or body gets into a log.
@@ -39,9 +39,9 @@ use crate::metrics::{AccountMetrics, Metrics};
 use crate::queue::{Enqueued, NewEvent, Queue};
 use crate::route;
 use crate::tail::Tail;
-use crate::telemetry::{OpenIds, Seldom};
+use crate::telemetry::{LogThrottle, OpenIds};
 use crate::trace::Trace;
-use crate::wechat::{Credentials, Manner, Message, Opened, Query, Salt};
+use crate::wechat::{Credentials, Message, Opened, Query, ReplySealing, Salt};
 
 pub use error::PushError;
 pub use sources::AllowFrom;
@@ -95,7 +95,7 @@ pub struct Account {
 }
 
 /// The line that every push goes along.
-pub struct Line {
+pub struct Pipeline {
     accounts: ArcSwap<Accounts>,
     queue: Queue,
     flights: Flights,
@@ -119,9 +119,9 @@ struct Entry {
     metrics: AccountMetrics,
     guard: Arc<Guard>,
     /// How often the log tells of requests from elsewhere.
-    elsewhere: Seldom,
+    elsewhere: LogThrottle,
     /// How often it tells of requests that were not opened.
-    refusals: Seldom,
+    refusals: LogThrottle,
 }
 
 /// What WeChat is told, before it is written as HTTP.
@@ -138,7 +138,7 @@ impl Accounts {
         let entry = |account: Account| {
             let metrics = metrics.account(&account.name);
             let guard = Guard::new(account.name.clone(), metrics.clone());
-            let (elsewhere, refusals) = (Seldom::default(), Seldom::at_most(REFUSALS));
+            let (elsewhere, refusals) = (LogThrottle::default(), LogThrottle::at_most(REFUSALS));
             (account.path.clone(), Arc::new(Entry { account, metrics, guard, elsewhere, refusals }))
         };
         Self { by_path: accounts.into_iter().map(entry).collect(), openids }
@@ -167,7 +167,7 @@ impl Accounts {
     }
 }
 
-impl Line {
+impl Pipeline {
     /// A line into `queue`. Bodies over `max_body` bytes are refused.
     pub fn new(accounts: Accounts, queue: Queue, metrics: Arc<Metrics>, tail: Tail, max_body: usize) -> Self {
         let accounts = ArcSwap::from_pointee(accounts.with_guards_of(None));
@@ -470,7 +470,7 @@ impl Answer {
     /// Seals with the token and key that opened this very push.
     fn reply(
         credentials: &Credentials,
-        manner: Manner,
+        manner: ReplySealing,
         result: &'static str,
         clear: &str,
         now: UnixMillis,

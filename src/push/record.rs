@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::Entry;
 use crate::clock::{UnixMillis, UnixNanos};
 use crate::event::EventId;
-use crate::tail::{News, Push, Span, Tail, What};
+use crate::tail::{Activity, PushActivity, Span, Tail, TracedKind};
 use crate::telemetry::{self, OpenIds};
 use crate::trace::{SpanId, Trace};
 
@@ -94,7 +94,7 @@ impl Record {
     }
 
     /// Only what was opened is traced: what is refused is no event, and strangers can send any number of it.
-    fn trace(&self, news: impl FnOnce() -> News) {
+    fn trace(&self, news: impl FnOnce() -> Activity) {
         let Some(trace) = self.trace else { return };
         let (event, took) = (self.first.unwrap_or(trace).event, self.started.elapsed());
         let place = || match self.first {
@@ -104,7 +104,7 @@ impl Record {
         self.tail.trace(place, |place| {
             let (ended, status) = (UnixNanos::now(), self.status.map(|status| status.as_u16()));
             let failure = self.failed().then_some(Cow::Borrowed(self.result));
-            let (what, begun) = (What::Push, ended.before(took));
+            let (what, begun) = (TracedKind::Push, ended.before(took));
             Span { what, place, event, begun, ended, status, failure, news: news() }
         });
     }
@@ -143,7 +143,16 @@ impl Drop for Record {
         }
         let news = || {
             let (account, openid) = (entry.account.name.clone(), openid.clone().map(Cow::into_owned));
-            News::Push(Push { at: UnixMillis::now(), event, account, kind, result, duration_ms, openid, stamp })
+            Activity::Push(PushActivity {
+                at: UnixMillis::now(),
+                event,
+                account,
+                kind,
+                result,
+                duration_ms,
+                openid,
+                stamp,
+            })
         };
         self.tail.tell(news);
         self.trace(news);

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::clock::UnixMillis;
 use crate::event::Event;
 use crate::metrics::AccountMetrics;
-use crate::queue::{Awaited, Choice, Offer};
+use crate::queue::{AwaitedReply, ReplyChoice, ReplyOffer};
 use crate::route::ReplyRule;
 use crate::wechat::Reply;
 
@@ -26,7 +26,7 @@ pub(super) struct Replier {
 /// A target that was asked for a reply.
 struct Asked {
     target: Arc<str>,
-    offer: oneshot::Receiver<Offer>,
+    offer: oneshot::Receiver<ReplyOffer>,
 }
 
 /// A push's clear reply.
@@ -50,13 +50,17 @@ enum Miss {
 impl Replier {
     /// The replier that `rule` names, and what the queue hands to the targets it asks. Their replies are of use until
     /// `deadline`.
-    pub(super) fn new(rule: Option<&ReplyRule>, event: &Event, deadline: Instant) -> (Self, Vec<(Arc<str>, Awaited)>) {
+    pub(super) fn new(
+        rule: Option<&ReplyRule>,
+        event: &Event,
+        deadline: Instant,
+    ) -> (Self, Vec<(Arc<str>, AwaitedReply)>) {
         let Some(rule) = rule else { return (Self { asked: Vec::new(), fixed: None }, Vec::new()) };
         let render = |body: &_| Reply::new(Clone::clone(body)).render(&event.message, event.received_at.seconds());
         let until = UnixMillis::now().after(deadline.saturating_duration_since(Instant::now()));
         let ask = |(place, target): (usize, &Arc<str>)| {
             let (sender, offer) = oneshot::channel();
-            let awaited = Awaited { until, first: place == 0, sender };
+            let awaited = AwaitedReply { until, first: place == 0, sender };
             (Asked { target: target.clone(), offer }, (target.clone(), awaited))
         };
         let (asked, awaited) = rule.asked.iter().enumerate().map(ask).unzip();
@@ -88,14 +92,14 @@ impl Replier {
                 }
             };
             let missed = match offered {
-                Ok(Offer { reply: Ok(Some(clear)), choice }) => {
+                Ok(ReplyOffer { reply: Ok(Some(clear)), choice }) => {
                     // Not heard if the attempt was cut off meanwhile.
-                    choice.send(if given.is_none() { Choice::Used } else { Choice::Outdone }).ok();
+                    choice.send(if given.is_none() { ReplyChoice::Used } else { ReplyChoice::Outdone }).ok();
                     given.get_or_insert(clear);
                     continue;
                 }
-                Ok(Offer { reply: Ok(None), .. }) => Miss::None,
-                Ok(Offer { reply: Err(error), .. }) => {
+                Ok(ReplyOffer { reply: Ok(None), .. }) => Miss::None,
+                Ok(ReplyOffer { reply: Err(error), .. }) => {
                     tracing::warn!(event = %event.id, %target, %error, "the target's reply breaks WeChat's rules; it is not used");
                     metrics.reply("illegal");
                     Miss::Illegal

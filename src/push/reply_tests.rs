@@ -40,7 +40,7 @@ async fn chosen(
     targets: &[Does],
     fixed: bool,
     is_over: bool,
-) -> (Option<String>, Option<&'static str>, Vec<Option<Choice>>) {
+) -> (Option<String>, Option<&'static str>, Vec<Option<ReplyChoice>>) {
     let fixed = fixed.then(|| ReplyBody::Text { content: "fixed".to_owned() });
     let asked = (0..targets.len()).map(|index| Arc::from(index.to_string())).collect();
     let rule = ReplyRule { asked, fixed };
@@ -59,7 +59,7 @@ async fn chosen(
             }
         };
         let (choice, fated) = oneshot::channel();
-        assert!(awaited.sender.send(Offer { reply, choice }).is_ok());
+        assert!(awaited.sender.send(ReplyOffer { reply, choice }).is_ok());
         if matches!(does, Does::Reply) {
             told.push(fated);
         }
@@ -77,7 +77,7 @@ async fn chosen(
 #[tokio::test]
 async fn the_first_in_the_list_that_replies_wins() {
     use Does::{Fail, Hang, Illegal, Nothing, Reply};
-    let (used, outdone) = (Some(Choice::Used), Some(Choice::Outdone));
+    let (used, outdone) = (Some(ReplyChoice::Used), Some(ReplyChoice::Outdone));
     for (targets, is_over, winner, told) in [
         (&[Reply][..], false, "0", vec![used]),
         (&[Reply, Reply], false, "0", vec![used, outdone]),

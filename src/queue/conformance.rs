@@ -68,8 +68,8 @@ impl Bench {
         id
     }
 
-    pub(super) async fn end(&self, event: EventId, target: &str, state: State) {
-        self.queue.settle(settlement(event, target, Verdict::End(state), 1)).await.unwrap();
+    pub(super) async fn end(&self, event: EventId, target: &str, state: DeliveryState) {
+        self.queue.settle(settlement(event, target, Disposition::End(state), 1)).await.unwrap();
     }
 
     pub(super) async fn lease(&self, target: &str, max: usize, now: UnixMillis) -> Leases {
@@ -122,9 +122,9 @@ pub(super) fn new_event_of(id: EventId, user: &str, content: &str, targets: &[&s
     NewEvent { event: Arc::new(event), key, targets, reply: None, awaited: Vec::new() }
 }
 
-pub(super) fn settlement(event: EventId, target: &str, verdict: Verdict, number: u32) -> Settlement {
+pub(super) fn settlement(event: EventId, target: &str, verdict: Disposition, number: u32) -> Settlement {
     let (status, error, answer) = (Some(503), Some("503".to_owned()), Some(b"busy".to_vec()));
-    let attempt = Attempt { number, at: NOW, duration: Duration::from_millis(7), status, error, answer };
+    let attempt = AttemptRecord { number, at: NOW, duration: Duration::from_millis(7), status, error, answer };
     Settlement { event, target: target.into(), verdict, attempt: Some(attempt) }
 }
 
@@ -164,7 +164,7 @@ async fn a_fresh_event_goes_to_each_inbox_and_the_awaited_one_can_reply() {
     let mut bot = bench.queue.subscribe("bot".into(), 8);
     let (reply, mut answer) = oneshot::channel();
     let new = NewEvent {
-        awaited: vec![("bot".into(), Awaited { until: NOW, first: true, sender: reply })],
+        awaited: vec![("bot".into(), AwaitedReply { until: NOW, first: true, sender: reply })],
         ..bench.event("hi", &["crm", "bot"])
     };
     let id = new.event.id;
@@ -203,7 +203,7 @@ async fn leases_come_oldest_first_and_name_the_next_moment() {
     let bench = Bench::open();
     let (a, b, c) =
         (bench.store("a", &["crm"]).await, bench.store("b", &["crm"]).await, bench.store("c", &["crm"]).await);
-    bench.queue.settle(settlement(a, "crm", Verdict::Retry(NOW.after(DAY)), 1)).await.unwrap();
+    bench.queue.settle(settlement(a, "crm", Disposition::Retry(NOW.after(DAY)), 1)).await.unwrap();
     let first = bench.lease("crm", 1, NOW).await;
     assert_eq!((ids(&first), first.next_due), (vec![b], Some(NOW)), "c is due as well");
     let second = bench.lease("crm", 1, NOW).await;
@@ -222,7 +222,7 @@ async fn a_retry_wakes_the_consumer_and_frees_the_delivery() {
     let id = bench.store("a", &["crm"]).await;
     let lease = inbox.fresh.recv().await.unwrap();
     let due = NOW.after(Duration::from_secs(5));
-    bench.queue.settle(settlement(id, "crm", Verdict::Retry(due), 1)).await.unwrap();
+    bench.queue.settle(settlement(id, "crm", Disposition::Retry(due), 1)).await.unwrap();
     timeout(PATIENCE, inbox.wake.notified()).await.unwrap();
     assert_eq!(bench.lease("crm", 1, NOW).await.next_due, Some(due));
     let again = bench.lease("crm", 1, due).await;
@@ -261,11 +261,11 @@ async fn a_consumer_is_told_of_leases_that_were_dropped() {
 async fn a_delivery_ends_once() {
     let bench = Bench::open();
     let id = bench.store("a", &["crm", "bot"]).await;
-    bench.end(id, "crm", State::Delivered).await;
-    bench.end(id, "crm", State::Dead).await;
-    bench.queue.settle(settlement(id, "crm", Verdict::Retry(NOW), 2)).await.unwrap();
-    bench.end(id, "nobody", State::Dead).await;
-    bench.end(EventId(7), "crm", State::Dead).await;
+    bench.end(id, "crm", DeliveryState::Delivered).await;
+    bench.end(id, "crm", DeliveryState::Dead).await;
+    bench.queue.settle(settlement(id, "crm", Disposition::Retry(NOW), 2)).await.unwrap();
+    bench.end(id, "nobody", DeliveryState::Dead).await;
+    bench.end(EventId(7), "crm", DeliveryState::Dead).await;
     let counts = bench.audit().counts;
     assert_eq!((counts.delivered, counts.pending, counts.total()), (1, 1, 2));
     let detail = Inspect::open(bench.folder.path()).unwrap().event(id).unwrap().unwrap();
@@ -275,11 +275,11 @@ async fn a_delivery_ends_once() {
 #[tokio::test]
 async fn every_state_is_accounted_for() {
     let bench = Bench::open();
-    for (place, state) in State::ALL.into_iter().enumerate() {
+    for (place, state) in DeliveryState::ALL.into_iter().enumerate() {
         let id = bench.store(&place.to_string(), &["crm", "bot"]).await;
         bench.audit();
-        if state != State::Pending {
-            let end = Settlement { attempt: None, ..settlement(id, "crm", Verdict::End(state), 1) };
+        if state != DeliveryState::Pending {
+            let end = Settlement { attempt: None, ..settlement(id, "crm", Disposition::End(state), 1) };
             bench.queue.settle(end).await.unwrap();
         }
         bench.audit();
@@ -314,7 +314,7 @@ async fn a_crash_loses_nothing_that_was_answered_and_frees_all_leases() {
     let mut inbox = bench.queue.subscribe("crm".into(), 8);
     let (a, b) = (bench.store("a", &["crm"]).await, bench.store("b", &["crm"]).await);
     let _leases = (inbox.fresh.recv().await.unwrap(), inbox.fresh.recv().await.unwrap());
-    bench.end(a, "crm", State::Delivered).await;
+    bench.end(a, "crm", DeliveryState::Delivered).await;
     let after = bench.crashed();
     assert_eq!(after.audit(), bench.audit());
     assert_eq!(ids(&after.lease("crm", 10, NOW).await), [b]);
@@ -377,32 +377,35 @@ async fn a_full_store_refuses_what_is_new_and_knows_what_is_not() {
     assert!(matches!(refused, Err(Error::Full)), "{refused:?}");
     let known = queue.enqueue(new_event(EventId(last + 1), "1", &["crm"])).await.unwrap();
     assert!(matches!(known, Enqueued::Duplicate { id: EventId(1), .. }));
-    queue.settle(settlement(EventId(1), "crm", Verdict::End(State::Delivered), 1)).await.unwrap();
+    queue.settle(settlement(EventId(1), "crm", Disposition::End(DeliveryState::Delivered), 1)).await.unwrap();
 }
 
 #[tokio::test]
 async fn lists_are_filtered_and_paged() {
     let bench = Bench::open();
     let (a, b) = (bench.store("a", &["crm"]).await, bench.store("b", &["crm", "bot"]).await);
-    bench.end(a, "crm", State::Dead).await;
-    bench.end(b, "bot", State::Dead).await;
+    bench.end(a, "crm", DeliveryState::Dead).await;
+    bench.end(b, "bot", DeliveryState::Dead).await;
     let inspect = Inspect::open(bench.folder.path()).unwrap();
-    let found = |filter: Filter| -> Vec<EventId> {
-        inspect.events(&Filter { limit: 10, ..filter }).unwrap().iter().map(|summary| summary.id).collect()
+    let found = |filter: EventFilter| -> Vec<EventId> {
+        inspect.events(&EventFilter { limit: 10, ..filter }).unwrap().iter().map(|summary| summary.id).collect()
     };
     let some = |text: &str| Some(text.to_owned());
-    assert_eq!(found(Filter::default()), [b, a]);
-    assert_eq!(found(Filter { before: Some(b), ..Filter::default() }), [a]);
-    assert_eq!(found(Filter { since: Some(NOW), until: Some(NOW.after(DAY)), ..Filter::default() }), [b, a]);
-    assert!(found(Filter { until: Some(NOW), ..Filter::default() }).is_empty());
-    assert_eq!(found(Filter { target: some("bot"), ..Filter::default() }), [b]);
-    assert_eq!(found(Filter { state: Some(State::Pending), ..Filter::default() }), [b]);
-    assert_eq!(found(Filter { target: some("crm"), state: Some(State::Dead), ..Filter::default() }), [a]);
+    assert_eq!(found(EventFilter::default()), [b, a]);
+    assert_eq!(found(EventFilter { before: Some(b), ..EventFilter::default() }), [a]);
+    assert_eq!(found(EventFilter { since: Some(NOW), until: Some(NOW.after(DAY)), ..EventFilter::default() }), [b, a]);
+    assert!(found(EventFilter { until: Some(NOW), ..EventFilter::default() }).is_empty());
+    assert_eq!(found(EventFilter { target: some("bot"), ..EventFilter::default() }), [b]);
+    assert_eq!(found(EventFilter { state: Some(DeliveryState::Pending), ..EventFilter::default() }), [b]);
     assert_eq!(
-        found(Filter { event: some("TEXT"), from: some("o1"), account: some("shop"), ..Filter::default() }),
+        found(EventFilter { target: some("crm"), state: Some(DeliveryState::Dead), ..EventFilter::default() }),
+        [a]
+    );
+    assert_eq!(
+        found(EventFilter { event: some("TEXT"), from: some("o1"), account: some("shop"), ..EventFilter::default() }),
         [b, a]
     );
-    assert!(found(Filter { from: some("o2"), ..Filter::default() }).is_empty());
+    assert!(found(EventFilter { from: some("o2"), ..EventFilter::default() }).is_empty());
     let dead = |target, before| -> Vec<(EventId, String)> {
         inspect.dead(target, 1, before).unwrap().into_iter().map(|letter| (letter.id, letter.target)).collect()
     };
@@ -415,9 +418,9 @@ async fn lists_are_filtered_and_paged() {
 async fn an_event_is_shown_with_every_attempt_and_without_its_signature() {
     let bench = Bench::open();
     let id = bench.store("a", &["crm"]).await;
-    bench.queue.settle(settlement(id, "crm", Verdict::Retry(NOW), 1)).await.unwrap();
-    bench.queue.settle(settlement(id, "crm", Verdict::End(State::Dead), 2)).await.unwrap();
-    let note = Note { event: id, target: "crm".into(), attempt: 1, error: Some("noted later".to_owned()) };
+    bench.queue.settle(settlement(id, "crm", Disposition::Retry(NOW), 1)).await.unwrap();
+    bench.queue.settle(settlement(id, "crm", Disposition::End(DeliveryState::Dead), 2)).await.unwrap();
+    let note = AttemptNote { event: id, target: "crm".into(), attempt: 1, error: Some("noted later".to_owned()) };
     bench.queue.annotate(note).await.unwrap();
     let inspect = Inspect::open(bench.folder.path()).unwrap();
     let shown = serde_json::to_value(inspect.event(id).unwrap().unwrap()).unwrap();

@@ -52,7 +52,7 @@ async fn store(queue: &Queue, content: &str) -> NewEvent {
 
 /// A failed attempt, which leaves the delivery dead; the target answered `busy`.
 async fn kill(queue: &Queue, event: EventId) {
-    queue.settle(settlement(event, "crm", Verdict::End(State::Dead), 1)).await.unwrap();
+    queue.settle(settlement(event, "crm", Disposition::End(DeliveryState::Dead), 1)).await.unwrap();
 }
 
 async fn leased(queue: &Queue) -> Vec<Arc<Event>> {
@@ -237,7 +237,7 @@ async fn without_the_key_lists_and_the_ledger_are_there_and_the_rest_says_which_
     for others in [&[][..], &[2]] {
         let inspect = inspect(folder.path(), others);
         assert!(inspect.audit().unwrap().is_clean());
-        let filter = Filter { from: Some("o1".to_owned()), limit: 10, ..Filter::default() };
+        let filter = EventFilter { from: Some("o1".to_owned()), limit: 10, ..EventFilter::default() };
         assert_eq!(inspect.events(&filter).unwrap()[0].id, id);
         let detail = inspect.event(id).unwrap().unwrap();
         let missing = Unopened::KeyMissing(fingerprint(1));

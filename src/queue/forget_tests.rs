@@ -27,7 +27,7 @@ impl Bench {
     }
 
     /// Forgets a user as far as the filter goes; how many events are gone.
-    async fn forget(&self, filter: Filter) -> u64 {
+    async fn forget(&self, filter: EventFilter) -> u64 {
         let sweep = Sweep { filter, events: None, fate: Fate::Forgotten };
         let counted = self.look().count(&sweep, None).unwrap();
         let forgotten = self.queue.sweep_all(sweep, NOW).await.unwrap();
@@ -46,8 +46,8 @@ impl Bench {
     }
 
     /// A user's events, the newest first.
-    fn of(&self, user: &str) -> Vec<Summary> {
-        self.look().events(&Filter { limit: usize::MAX, ..of(user) }).unwrap()
+    fn of(&self, user: &str) -> Vec<EventSummary> {
+        self.look().events(&EventFilter { limit: usize::MAX, ..of(user) }).unwrap()
     }
 }
 
@@ -61,14 +61,15 @@ fn holds(folder: &Path, bytes: &[u8]) -> bool {
     })
 }
 
-fn of(user: &str) -> Filter {
-    Filter { from: Some(user.to_owned()), ..Filter::default() }
+fn of(user: &str) -> EventFilter {
+    EventFilter { from: Some(user.to_owned()), ..EventFilter::default() }
 }
 
 #[tokio::test]
 async fn everything_of_a_user_goes_whatever_has_become_of_it_and_nothing_of_others() {
     let bench = Bench::open();
-    let verdicts = [Verdict::Retry(NOW), Verdict::End(State::Dead), Verdict::End(State::Delivered)];
+    let verdicts =
+        [Disposition::Retry(NOW), Disposition::End(DeliveryState::Dead), Disposition::End(DeliveryState::Delivered)];
     for user in [USER, OTHER] {
         bench.store_of(user, &format!("{user} unrouted"), &[]).await;
         for (n, verdict) in verdicts.into_iter().enumerate() {
@@ -99,14 +100,14 @@ async fn a_lease_that_is_out_is_revoked_and_its_end_is_harmless() {
     let (under_way, of_other) = (inbox.fresh.recv().await.unwrap(), inbox.fresh.recv().await.unwrap());
     assert_eq!(bench.forget(of(USER)).await, 1);
     assert!(under_way.is_revoked() && !of_other.is_revoked());
-    let note = Note { event: a, target: "crm".into(), attempt: 1, error: Some(MARKER.to_owned()) };
-    for verdict in [Verdict::Retry(NOW), Verdict::Postpone(NOW), Verdict::End(State::Delivered)] {
+    let note = AttemptNote { event: a, target: "crm".into(), attempt: 1, error: Some(MARKER.to_owned()) };
+    for verdict in [Disposition::Retry(NOW), Disposition::Postpone(NOW), Disposition::End(DeliveryState::Delivered)] {
         bench.queue.settle(settlement(a, "crm", verdict, 1)).await.unwrap();
         bench.queue.annotate(note.clone()).await.unwrap();
         bench.queue.record_reply(a, MARKER.to_owned()).await.unwrap();
     }
     drop(under_way);
-    bench.end(other, "crm", State::Delivered).await;
+    bench.end(other, "crm", DeliveryState::Delivered).await;
     assert!(bench.lease("crm", 10, NOW).await.due.is_empty());
     assert_eq!(bench.audit().counts.delivered, 1);
     assert!(!bench.holds(USER) && !bench.holds(MARKER));
@@ -115,7 +116,7 @@ async fn a_lease_that_is_out_is_revoked_and_its_end_is_harmless() {
 #[tokio::test]
 async fn where_order_is_kept_what_is_held_goes_too_and_what_is_not_meant_is_released() {
     let bench = Bench::open();
-    bench.queue.keep_order(&"crm".into(), Order::PerUser);
+    bench.queue.keep_order(&"crm".into(), DeliveryOrder::PerUser);
     for content in ["a", "b", "c"] {
         bench.store_of(USER, content, &["crm"]).await;
     }
@@ -127,12 +128,12 @@ async fn where_order_is_kept_what_is_held_goes_too_and_what_is_not_meant_is_rele
     let leases = bench.lease("crm", 10, NOW).await;
     let inbox = bench.queue.subscribe("crm".into(), 1);
     while timeout(Duration::ZERO, inbox.wake.notified()).await.is_ok() {}
-    assert_eq!(bench.forget(Filter { until: Some(until), ..of(USER) }).await, 3);
+    assert_eq!(bench.forget(EventFilter { until: Some(until), ..of(USER) }).await, 3);
     timeout(PATIENCE, inbox.wake.notified()).await.unwrap();
     assert_eq!(leases.due.iter().map(Lease::is_revoked).collect::<Vec<_>>(), [true, false]);
     drop(leases);
     assert_eq!(ids(&bench.lease("crm", 10, until).await), [others[0], since], "each user's first");
-    bench.end(others[0], "crm", State::Delivered).await;
+    bench.end(others[0], "crm", DeliveryState::Delivered).await;
     assert_eq!(ids(&bench.lease("crm", 10, until).await), [others[1], since]);
     bench.audit();
     assert_eq!(bench.forget(of(USER)).await, 1);
@@ -151,7 +152,7 @@ async fn only_what_one_account_got_is_forgotten_where_that_is_asked_for() {
         Arc::get_mut(&mut new.event).unwrap().account = account.into();
         bench.queue.enqueue(new).await.unwrap();
     }
-    let of_account = |account: &str| Filter { account: Some(account.to_owned()), ..of(USER) };
+    let of_account = |account: &str| EventFilter { account: Some(account.to_owned()), ..of(USER) };
     assert_eq!(bench.forget(of_account("nobody")).await, 0);
     assert_eq!(bench.forget(of_account("shop")).await, 1);
     assert_eq!(bench.of(USER).iter().map(|event| event.account.as_str()).collect::<Vec<_>>(), ["club"]);
@@ -227,7 +228,7 @@ async fn nothing_is_left_in_pages_where_rows_were_moved() {
                 bench.queue.record_reply(id, reply).await.unwrap();
             }
             for target in ["crm", "bot"] {
-                let mut end = settlement(id, target, Verdict::End(State::Delivered), 1);
+                let mut end = settlement(id, target, Disposition::End(DeliveryState::Delivered), 1);
                 let answer = format!("{user} {}", "z".repeat(random(700)));
                 end.attempt.as_mut().unwrap().answer = Some(answer.into_bytes());
                 bench.queue.settle(end).await.unwrap();
@@ -250,7 +251,7 @@ async fn nothing_is_left_in_pages_where_rows_were_moved() {
 }
 
 /// What one event of a history is: whose, for which targets, and what becomes of each delivery, if anything does.
-type Past = (bool, usize, Vec<Option<State>>, usize);
+type Past = (bool, usize, Vec<Option<DeliveryState>>, usize);
 
 const TARGETS: [&str; 3] = ["a", "b", "in-order"];
 
@@ -264,7 +265,7 @@ proptest! {
                 any::<bool>(),
                 0..8_usize,
                 prop::collection::vec(
-                    prop::option::of(prop::sample::select(vec![State::Delivered, State::Dead, State::Expired])),
+                    prop::option::of(prop::sample::select(vec![DeliveryState::Delivered, DeliveryState::Dead, DeliveryState::Expired])),
                     TARGETS.len(),
                 ),
                 prop::sample::select(vec![0_usize, 700, 2_000, 9_000]),
@@ -278,7 +279,7 @@ proptest! {
 
 async fn play(history: Vec<Past>) -> Result<(), TestCaseError> {
     let bench = Bench::open();
-    bench.queue.keep_order(&TARGETS[2].into(), Order::PerUser);
+    bench.queue.keep_order(&TARGETS[2].into(), DeliveryOrder::PerUser);
     for (n, (is_forgotten, targets, ends, size)) in history.into_iter().enumerate() {
         let user = if is_forgotten { USER } else { OTHER };
         let names: Vec<_> = TARGETS.into_iter().enumerate().filter(|(at, _)| targets >> at & 1 == 1).collect();
@@ -307,7 +308,7 @@ async fn play(history: Vec<Past>) -> Result<(), TestCaseError> {
                 break;
             }
             for event in due {
-                bench.end(event, target, State::Delivered).await;
+                bench.end(event, target, DeliveryState::Delivered).await;
             }
         }
     }

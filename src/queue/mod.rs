@@ -57,7 +57,7 @@ pub use self::sqlite::inspect::Inspect;
 pub use self::sqlite::seals::Sealing;
 pub use self::sqlite::survey::{Holder, SCHEMA, Survey, survey};
 pub use self::sweep::{Fate, Sweep, Swept};
-pub use self::view::{Audit, DeadLetter, Detail, Filter, Stats, Summary};
+pub use self::view::{Audit, DeadLetter, EventDetail, EventFilter, EventSummary, Stats};
 
 /// The durable queue; cheap to clone.
 #[derive(Clone, Debug)]
@@ -139,7 +139,7 @@ impl Queue {
     ///
     /// # Errors
     /// If it could not be stored.
-    pub async fn annotate(&self, note: Note) -> Result<(), Error> {
+    pub async fn annotate(&self, note: AttemptNote) -> Result<(), Error> {
         match self {
             Self::Embedded(engine) => engine.annotate(note).await,
         }
@@ -154,8 +154,8 @@ impl Queue {
         }
     }
 
-    /// In what order a target gets events that come from now on; [`Order::None`] until told otherwise.
-    pub fn keep_order(&self, target: &Arc<str>, order: Order) {
+    /// In what order a target gets events that come from now on; [`DeliveryOrder::None`] until told otherwise.
+    pub fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
         match self {
             Self::Embedded(engine) => engine.keep_order(target, order),
         }
@@ -245,32 +245,32 @@ pub struct NewEvent {
     /// The clear reply, where it is known before any target was asked: it is stored with the event.
     pub reply: Option<String>,
     /// The targets whose answers may become the reply, and where those answers go.
-    pub awaited: Vec<(Arc<str>, Awaited)>,
+    pub awaited: Vec<(Arc<str>, AwaitedReply)>,
 }
 
 /// A reply that somebody waits for.
 #[derive(Debug)]
-pub struct Awaited {
+pub struct AwaitedReply {
     /// Until when it is of use.
     pub until: UnixMillis,
     /// Whether it is used if it comes in time; else it is a reserve for that of another target.
     pub first: bool,
     /// Where the target's answer goes; dropped without one if the attempt failed.
-    pub sender: oneshot::Sender<Offer>,
+    pub sender: oneshot::Sender<ReplyOffer>,
 }
 
 /// What a target answered, for the one who waits.
 #[derive(Debug)]
-pub struct Offer {
+pub struct ReplyOffer {
     /// The clear reply; `None` where the target has nothing to say.
     pub reply: Result<Option<String>, ReplyError>,
     /// Told what becomes of the reply; dropped where nobody waits any more.
-    pub choice: oneshot::Sender<Choice>,
+    pub choice: oneshot::Sender<ReplyChoice>,
 }
 
 /// What becomes of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Choice {
+pub enum ReplyChoice {
     /// WeChat gets it.
     Used,
     /// WeChat gets another target's.
@@ -303,7 +303,7 @@ pub struct Lease {
     /// How many attempts have failed since the retry schedule last started: its place in the schedule.
     pub failures: u32,
     /// Where the target's reply goes, if it is awaited.
-    pub reply: Option<Awaited>,
+    pub reply: Option<AwaitedReply>,
     /// Hands the delivery back when the lease is dropped unsettled.
     hold: Hold,
 }
@@ -338,7 +338,7 @@ pub struct Inbox {
 
 /// In what order a target gets its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
+pub enum DeliveryOrder {
     /// As they come, many at a time.
     None,
     /// Those of one user one after the other, as WeChat sent them: while one is pending, later ones are not leased.
@@ -354,26 +354,26 @@ pub struct Settlement {
     /// The target.
     pub target: Arc<str>,
     /// What becomes of the delivery.
-    pub verdict: Verdict,
+    pub verdict: Disposition,
     /// The attempt that led to it; `None` when there was none, as when an old delivery expires.
-    pub attempt: Option<Attempt>,
+    pub attempt: Option<AttemptRecord>,
 }
 
 /// What becomes of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Disposition {
     /// It stays pending until then.
     Retry(UnixMillis),
     /// So it does, and the attempt does not count against its schedule.
     Postpone(UnixMillis),
     /// It ends.
-    End(State),
+    End(DeliveryState),
 }
 
 /// The state of a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum DeliveryState {
     /// Waiting for an attempt, or in one.
     Pending,
     /// The target answered 2xx.
@@ -386,7 +386,7 @@ pub enum State {
     Cancelled,
 }
 
-impl State {
+impl DeliveryState {
     /// Every state, in the order of their numbers in the store.
     pub const ALL: [Self; 5] = [Self::Pending, Self::Delivered, Self::Dead, Self::Expired, Self::Cancelled];
 
@@ -404,7 +404,7 @@ impl State {
 
 /// The record of one attempt.
 #[derive(Clone, Debug)]
-pub struct Attempt {
+pub struct AttemptRecord {
     /// Its number, from 1.
     pub number: u32,
     /// When it began.
@@ -421,7 +421,7 @@ pub struct Attempt {
 
 /// A change of the `error` of an attempt's record.
 #[derive(Clone, Debug)]
-pub struct Note {
+pub struct AttemptNote {
     /// The event.
     pub event: EventId,
     /// The target.

@@ -1,4 +1,4 @@
-//! `Order::PerUser`: one user's events one after the other, whatever happens in between, and nobody else waits.
+//! `DeliveryOrder::PerUser`: one user's events one after the other, whatever happens in between, and nobody else waits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -7,7 +7,9 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::{EncryptionKeys, Enqueued, Lease, NewEvent, Order, Queue, Settings, Settlement, State, Verdict};
+use super::{
+    DeliveryOrder, DeliveryState, Disposition, EncryptionKeys, Enqueued, Lease, NewEvent, Queue, Settings, Settlement,
+};
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::wechat::{Message, Mode};
@@ -72,7 +74,7 @@ impl Bench {
         ids
     }
 
-    async fn settle(&mut self, event: EventId, verdict: Verdict) {
+    async fn settle(&mut self, event: EventId, verdict: Disposition) {
         let settlement = Settlement { event, target: Arc::clone(&self.target), verdict, attempt: None };
         self.queue.settle(settlement).await.unwrap();
         self.out.remove(&event);
@@ -84,7 +86,7 @@ fn open(folder: &tempfile::TempDir) -> (Queue, Arc<str>) {
     let encryption_keys = EncryptionKeys::default();
     let settings = Settings { path, retention: DAY * 365_000, dedup_window: DAY, max_size: 1 << 40, encryption_keys };
     let (queue, target) = (Queue::open(&settings, drop).unwrap(), Arc::from("crm"));
-    queue.keep_order(&target, Order::PerUser);
+    queue.keep_order(&target, DeliveryOrder::PerUser);
     (queue, target)
 }
 
@@ -93,9 +95,9 @@ async fn a_users_next_event_waits_for_the_one_before_and_other_users_go_on() {
     let mut bench = Bench::open();
     let (first, second, other) = (bench.push(1).await, bench.push(1).await, bench.push(2).await);
     assert_eq!(bench.lease().await, [first, other]);
-    bench.settle(first, Verdict::Retry(NOW)).await;
+    bench.settle(first, Disposition::Retry(NOW)).await;
     assert_eq!(bench.lease().await, [first], "a retry keeps its place");
-    bench.settle(first, Verdict::End(State::Dead)).await;
+    bench.settle(first, Disposition::End(DeliveryState::Dead)).await;
     assert_eq!(bench.lease().await, [second]);
 }
 
@@ -106,7 +108,7 @@ async fn fresh_events_are_handed_over_in_memory_only_when_it_is_their_turn() {
     let (first, second) = (bench.push(1).await, bench.push(1).await);
     assert_eq!(inbox.fresh.recv().await.map(|lease| lease.event.id), Some(first));
     assert!(inbox.fresh.try_recv().is_err());
-    bench.settle(first, Verdict::End(State::Delivered)).await;
+    bench.settle(first, Disposition::End(DeliveryState::Delivered)).await;
     assert_eq!(bench.lease().await, [second]);
 }
 
@@ -117,7 +119,7 @@ async fn after_the_clock_went_back_a_users_next_event_is_due_when_its_turn_comes
     bench.queue.next_id(UnixMillis::now().after(std::time::Duration::from_secs(3600)));
     let (first, second) = (bench.push(1).await, bench.push(1).await);
     bench.lease().await;
-    bench.settle(first, Verdict::End(State::Delivered)).await;
+    bench.settle(first, Disposition::End(DeliveryState::Delivered)).await;
     let due = bench.queue.lease(&bench.target, 100, UnixMillis::now()).await.unwrap().due;
     assert_eq!(due.iter().map(|lease| lease.event.id).collect::<Vec<_>>(), [second]);
 }
@@ -129,8 +131,8 @@ async fn what_was_held_is_told_of_though_the_target_keeps_order_no_more() {
     bench.lease().await;
     let inbox = bench.queue.subscribe(Arc::clone(&bench.target), 8);
     inbox.wake.notified().await;
-    bench.queue.keep_order(&bench.target, Order::None);
-    bench.settle(first, Verdict::End(State::Delivered)).await;
+    bench.queue.keep_order(&bench.target, DeliveryOrder::None);
+    bench.settle(first, Disposition::End(DeliveryState::Delivered)).await;
     let told = tokio::time::timeout(std::time::Duration::from_secs(20), inbox.wake.notified());
     assert!(told.await.is_ok());
     assert_eq!(bench.lease().await, [second]);
@@ -176,15 +178,17 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
             Step::Push(user) => pending.entry(user).or_default().push(bench.push(user).await),
             Step::Lease => check_lease(&mut bench, &pending).await?,
             Step::Restart => bench.reopen().await,
-            Step::Deliver(at) => end(&mut bench, &mut pending, |len| at.index(len), Some(State::Delivered)).await,
-            Step::Die(at) => end(&mut bench, &mut pending, |len| at.index(len), Some(State::Dead)).await,
+            Step::Deliver(at) => {
+                end(&mut bench, &mut pending, |len| at.index(len), Some(DeliveryState::Delivered)).await
+            }
+            Step::Die(at) => end(&mut bench, &mut pending, |len| at.index(len), Some(DeliveryState::Dead)).await,
             Step::Retry(at) => end(&mut bench, &mut pending, |len| at.index(len), None).await,
         }
     }
     // In the end everybody is served.
     for _ in 0..pending.values().map(Vec::len).sum() {
         check_lease(&mut bench, &pending).await?;
-        end(&mut bench, &mut pending, |_| 0, Some(State::Delivered)).await;
+        end(&mut bench, &mut pending, |_| 0, Some(DeliveryState::Delivered)).await;
     }
     prop_assert!(pending.values().all(Vec::is_empty));
     Ok(())
@@ -205,7 +209,7 @@ async fn end(
     bench: &mut Bench,
     pending: &mut HashMap<u8, Vec<EventId>>,
     pick: impl Fn(usize) -> usize,
-    state: Option<State>,
+    state: Option<DeliveryState>,
 ) {
     let mut out: Vec<_> = bench.out.keys().copied().collect();
     if out.is_empty() {
@@ -213,7 +217,7 @@ async fn end(
     }
     out.sort_unstable();
     let event = out[pick(out.len())];
-    bench.settle(event, state.map_or(Verdict::Retry(NOW), Verdict::End)).await;
+    bench.settle(event, state.map_or(Disposition::Retry(NOW), Disposition::End)).await;
     if state.is_some() {
         pending.values_mut().for_each(|events| events.retain(|other| *other != event));
     }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::{Error, Filter, Queue, State};
+use super::{DeliveryState, Error, EventFilter, Queue};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
@@ -15,7 +15,7 @@ use crate::event::EventId;
 pub struct Sweep {
     /// Which deliveries: `target` and `state` are their own, the rest is their event's. `before` and `limit` are for
     /// lists, and mean nothing here.
-    pub filter: Filter,
+    pub filter: EventFilter,
     /// Only those of these events.
     pub events: Option<Vec<EventId>>,
     /// What becomes of them.
@@ -52,16 +52,16 @@ pub struct Swept {
 impl Sweep {
     /// Dead letters of a target: all, or those of these events.
     pub fn dead(target: &str, events: Option<Vec<EventId>>, fate: Fate) -> Self {
-        Self { events, ..Self::of(target, State::Dead, fate) }
+        Self { events, ..Self::of(target, DeliveryState::Dead, fate) }
     }
 
     /// What waits for a target.
     pub fn pending(target: &str, fate: Fate) -> Self {
-        Self::of(target, State::Pending, fate)
+        Self::of(target, DeliveryState::Pending, fate)
     }
 
-    fn of(target: &str, state: State, fate: Fate) -> Self {
-        let filter = Filter { target: Some(target.to_owned()), state: Some(state), ..Filter::default() };
+    fn of(target: &str, state: DeliveryState, fate: Fate) -> Self {
+        let filter = EventFilter { target: Some(target.to_owned()), state: Some(state), ..EventFilter::default() };
         Self { filter, events: None, fate }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use serde::{Serialize, Serializer};
 
-use super::State;
+use super::DeliveryState;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
@@ -32,13 +32,13 @@ impl Counts {
     }
 
     /// The count of one state.
-    pub(super) fn of(&mut self, state: State) -> &mut u64 {
+    pub(super) fn of(&mut self, state: DeliveryState) -> &mut u64 {
         match state {
-            State::Pending => &mut self.pending,
-            State::Delivered => &mut self.delivered,
-            State::Dead => &mut self.dead,
-            State::Expired => &mut self.expired,
-            State::Cancelled => &mut self.cancelled,
+            DeliveryState::Pending => &mut self.pending,
+            DeliveryState::Delivered => &mut self.delivered,
+            DeliveryState::Dead => &mut self.dead,
+            DeliveryState::Expired => &mut self.expired,
+            DeliveryState::Cancelled => &mut self.cancelled,
         }
     }
 }
@@ -107,7 +107,7 @@ pub struct TargetCounts {
 
 /// Which events to list; what is `None` does not matter.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct EventFilter {
     /// The account they came in by.
     pub account: Option<String>,
     /// Their event name or message type, case-blind: `scan`, `text`.
@@ -117,7 +117,7 @@ pub struct Filter {
     /// A target they have a delivery for.
     pub target: Option<String>,
     /// A state that a delivery of theirs, to `target` if that is given, is in.
-    pub state: Option<State>,
+    pub state: Option<DeliveryState>,
     /// Received then or later.
     pub since: Option<UnixMillis>,
     /// Received before.
@@ -128,7 +128,7 @@ pub struct Filter {
     pub limit: usize,
 }
 
-impl Filter {
+impl EventFilter {
     /// Whether it lets every event through.
     pub fn is_all(&self) -> bool {
         let Self { account, event, from, target, state, since, until, before: _, limit: _ } = self;
@@ -139,7 +139,7 @@ impl Filter {
 
 /// A line of a list of events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Summary {
+pub struct EventSummary {
     /// Its name.
     #[serde(serialize_with = "text")]
     pub id: EventId,
@@ -166,14 +166,14 @@ pub struct DeliverySummary {
     /// Its target.
     pub target: String,
     /// Where it stands.
-    pub state: State,
+    pub state: DeliveryState,
     /// How many attempts were made.
     pub attempts: u32,
 }
 
 /// All there is to know about an event.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Detail {
+pub struct EventDetail {
     /// Its name.
     #[serde(serialize_with = "text")]
     pub id: EventId,
@@ -213,7 +213,7 @@ pub struct DeliveryDetail {
     /// Its target.
     pub target: String,
     /// Where it stands.
-    pub state: State,
+    pub state: DeliveryState,
     /// When the next attempt is due, while it is pending.
     #[serde(serialize_with = "text_or_null")]
     pub due: Option<UnixMillis>,

@@ -65,7 +65,7 @@ use socket::Stream;
 use stack::Answer;
 use wire::Wire;
 
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// `[server]` of the configuration.
 #[derive(Clone, Debug)]
@@ -181,7 +181,7 @@ pub async fn serve<S, B>(
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
     let places = Places::new(options.max_connections);
-    let refusals = Arc::new(Seldom::default());
+    let refusals = Arc::new(LogThrottle::default());
     let boxed = |answer: Response<B>| answer.map(|body| UnsyncBoxBody::new(body.map_err(Into::into)));
     let service = service.map_response(boxed).map_err(Into::into);
     let handler: Handler = Arc::new(move |request| Box::pin(service.clone().oneshot(request)));
@@ -201,7 +201,7 @@ struct Server {
     tls: Option<tls::Acceptor>,
     places: Arc<Places>,
     options: Arc<Options>,
-    refusals: Arc<Seldom>,
+    refusals: Arc<LogThrottle>,
 }
 
 impl Server {
@@ -276,7 +276,7 @@ async fn open(
     stream: Stream,
     tls: Option<&tls::Acceptor>,
     options: &Options,
-    refusals: &Seldom,
+    refusals: &LogThrottle,
     place: &Place,
 ) -> Option<(Wire, Peer)> {
     let (wire, peer) = match stream {
@@ -316,7 +316,7 @@ async fn announced<I: AsyncRead + Unpin>(
     io: I,
     peer: Peer,
     options: &Options,
-    refusals: &Seldom,
+    refusals: &LogThrottle,
 ) -> Option<(ProxiedStream<I>, Peer)> {
     if !options.proxy_protocol {
         return Some((ProxiedStream::unproxied(io), peer));

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::Peer;
-use crate::telemetry::Seldom;
+use crate::telemetry::LogThrottle;
 
 /// How many are closed at once, as a share of all places: to look for them costs as much as to look for one.
 const SHARE: usize = 64;
@@ -28,7 +28,7 @@ pub(super) struct Places {
     all: usize,
     room: Arc<Semaphore>,
     waiting: Mutex<Waiting>,
-    refusals: Seldom,
+    refusals: LogThrottle,
 }
 
 /// The connections without a request under way, by when they began to wait.
@@ -68,7 +68,7 @@ struct State {
 impl Places {
     pub(super) fn new(all: usize) -> Arc<Self> {
         let room = Arc::new(Semaphore::new(all));
-        Arc::new(Self { all, room, waiting: Mutex::default(), refusals: Seldom::default() })
+        Arc::new(Self { all, room, waiting: Mutex::default(), refusals: LogThrottle::default() })
     }
 
     /// A place for a connection that has come. If there is none, some that wait are closed.

@@ -18,7 +18,7 @@ use super::world::{Dice, Fuse, Mood, World};
 use crate::clock::{UnixMillis, simulated};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
-use crate::queue::{EncryptionKey, EncryptionKeys, Fate, Faults, Inspect, Order, Queue, Settings, Sweep};
+use crate::queue::{DeliveryOrder, EncryptionKey, EncryptionKeys, Fate, Faults, Inspect, Queue, Settings, Sweep};
 use crate::tail::Tail;
 
 const START: UnixMillis = UnixMillis(1_795_161_600_000);
@@ -231,7 +231,7 @@ impl Driver {
         let waits = self.dice.chance(25);
         let replies = self.dice.chance(20);
         let ordered = |(name, (spec, configured)): (&Arc<str>, &(Spec, bool))| {
-            (*configured && spec.order == Order::PerUser).then(|| Arc::clone(name))
+            (*configured && spec.order == DeliveryOrder::PerUser).then(|| Arc::clone(name))
         };
         let ordered = (self.world.state().model.tick(), self.specs.iter().filter_map(ordered).collect());
         let push = push(Arc::clone(&self.world), life.queue.clone(), content, ordered, waits, replies);

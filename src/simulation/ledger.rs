@@ -10,7 +10,7 @@ use super::model::{Answer, Delivery, Ended, Model, Record, Spec, Way};
 use crate::clock::UnixMillis;
 use crate::deliver::{Outcome, Role};
 use crate::event::EventId;
-use crate::queue::State;
+use crate::queue::DeliveryState;
 
 /// How long after its end an attempt is settled at the latest, while nothing is wrong with the store.
 const SETTLED: Duration = Duration::from_secs(2);
@@ -20,7 +20,7 @@ const HELD: UnixMillis = UnixMillis(i64::MAX);
 /// A delivery as it is stored.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
-    pub(super) state: State,
+    pub(super) state: DeliveryState,
     pub(super) due: UnixMillis,
     attempts: u32,
     failures: u32,
@@ -80,7 +80,7 @@ impl Ledger {
     }
 
     pub(super) fn pending(&self) -> impl Iterator<Item = (&Way, &Entry)> {
-        self.deliveries.iter().filter(|(_, entry)| entry.state == State::Pending)
+        self.deliveries.iter().filter(|(_, entry)| entry.state == DeliveryState::Pending)
     }
 
     /// Holds the store against the model, and against what it held `before`; says what is wrong.
@@ -167,12 +167,12 @@ impl Ledger {
             return Some(format!("its turn has come, but it is due later than {}", moment.now));
         }
         let by_hand = model.deliveries.get(way);
-        let ended = was.state != State::Pending;
+        let ended = was.state != DeliveryState::Pending;
         let legal = match (was.state, entry.state) {
-            (from, to) if from == to => !ended || from == State::Dead || entry.ended_at == was.ended_at,
-            (State::Pending, _) => true,
-            (State::Dead, State::Cancelled) => by_hand.is_some_and(|delivery| delivery.dropped),
-            (State::Dead, _) => by_hand.is_some_and(|delivery| delivery.revived),
+            (from, to) if from == to => !ended || from == DeliveryState::Dead || entry.ended_at == was.ended_at,
+            (DeliveryState::Pending, _) => true,
+            (DeliveryState::Dead, DeliveryState::Cancelled) => by_hand.is_some_and(|delivery| delivery.dropped),
+            (DeliveryState::Dead, _) => by_hand.is_some_and(|delivery| delivery.revived),
             _ => false,
         };
         (!legal).then(|| format!("it was {}", was.state.name()))
@@ -180,7 +180,7 @@ impl Ledger {
 
     /// Who is held waits for somebody.
     fn held(&self, way: &Way, entry: &Entry) -> Option<String> {
-        if entry.state != State::Pending || entry.due != HELD {
+        if entry.state != DeliveryState::Pending || entry.due != HELD {
             return None;
         }
         let before = self.pending().any(|((_, target), other)| {
@@ -204,10 +204,10 @@ fn is_lost(model: &Model, attempt: &Record, entry: &Entry, moment: &Moment) -> b
 fn wrong_start(model: &Model, way: &Way, entry: &Entry, delivery: &Delivery) -> Option<String> {
     let push = &model.pushes[&way.0];
     let legal = match entry.state {
-        State::Pending => entry.due == HELD || entry.due >= push.received_at || model.back > 0,
-        State::Expired => model.may_have_expired(&way.1, push),
-        State::Cancelled => delivery.dropped,
-        State::Delivered | State::Dead => false,
+        DeliveryState::Pending => entry.due == HELD || entry.due >= push.received_at || model.back > 0,
+        DeliveryState::Expired => model.may_have_expired(&way.1, push),
+        DeliveryState::Cancelled => delivery.dropped,
+        DeliveryState::Delivered | DeliveryState::Dead => false,
     };
     (!legal).then(|| "that without an attempt".to_owned())
 }
@@ -218,27 +218,31 @@ fn wrong_end(model: &Model, way: &Way, entry: &Entry, last: &Record, delivery: &
     let push = &model.pushes[&way.0];
     let expired = model.may_have_expired(&way.1, push);
     let legal = match (outcome, entry.state) {
-        (_, State::Cancelled) => delivery.dropped,
-        (Outcome::Delivered, state) => state == State::Delivered,
-        (_, State::Pending) if delivery.revived && entry.failures == 0 => true,
+        (_, DeliveryState::Cancelled) => delivery.dropped,
+        (Outcome::Delivered, state) => state == DeliveryState::Delivered,
+        (_, DeliveryState::Pending) if delivery.revived && entry.failures == 0 => true,
         // Behind an earlier event of its user that came back by an operator's hand; due at once when its turn comes.
-        (_, State::Pending) if entry.due == HELD => true,
+        (_, DeliveryState::Pending) if entry.due == HELD => true,
         // No later than its id says, which may lie ahead of a clock that was set back.
-        (_, State::Pending) if delivery.revived && entry.user.is_some() && entry.due <= at.max(way.0.moment()) => true,
-        (_, State::Expired) if expired => true,
-        (Outcome::Reject, state) => state == State::Dead,
-        (Outcome::Retry { .. }, State::Pending) if last.probe => entry.due == at,
+        (_, DeliveryState::Pending)
+            if delivery.revived && entry.user.is_some() && entry.due <= at.max(way.0.moment()) =>
+        {
+            true
+        }
+        (_, DeliveryState::Expired) if expired => true,
+        (Outcome::Reject, state) => state == DeliveryState::Dead,
+        (Outcome::Retry { .. }, DeliveryState::Pending) if last.probe => entry.due == at,
         (Outcome::Retry { .. }, _) if last.probe => false,
         (Outcome::Retry { after }, state) => {
             let wait = wait(&last.spec, entry.failures, after);
             let expiry = last.spec.expire_after.map(|span| push.received_at.after(span));
             match (wait, state) {
-                (Some((least, most)), State::Pending) => {
+                (Some((least, most)), DeliveryState::Pending) => {
                     let (least, most) = (at.after(least), at.after(most));
                     least <= entry.due && entry.due <= most && expiry.is_none_or(|expiry| entry.due < expiry)
                 }
-                (Some((_, most)), State::Expired) => expiry.is_some_and(|expiry| at.after(most) >= expiry),
-                (None, State::Dead) => true,
+                (Some((_, most)), DeliveryState::Expired) => expiry.is_some_and(|expiry| at.after(most) >= expiry),
+                (None, DeliveryState::Dead) => true,
                 _ => false,
             }
         }

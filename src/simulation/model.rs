@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
-use crate::deliver::{Order, Outcome, Role};
+use crate::deliver::{AttemptRequest, Outcome, Role};
 use crate::event::EventId;
 use crate::queue;
 
@@ -27,7 +27,7 @@ pub(super) struct Spec {
     pub(super) expire_after: Option<Duration>,
     pub(super) concurrency: usize,
     pub(super) timeout: Duration,
-    pub(super) order: queue::Order,
+    pub(super) order: queue::DeliveryOrder,
 }
 
 /// What WeChat has to tell, in as many pushes as it takes.
@@ -249,7 +249,7 @@ impl Model {
         &mut self,
         reader: &Connection,
         spec: &Arc<Spec>,
-        order: &Order<'_>,
+        order: &AttemptRequest<'_>,
         probe: bool,
     ) -> Option<String> {
         let event = order.event;
@@ -259,7 +259,13 @@ impl Model {
         wrong
     }
 
-    fn wrong_with(&self, reader: &Connection, spec: &Arc<Spec>, order: &Order<'_>, probe: bool) -> Option<String> {
+    fn wrong_with(
+        &self,
+        reader: &Connection,
+        spec: &Arc<Spec>,
+        order: &AttemptRequest<'_>,
+        probe: bool,
+    ) -> Option<String> {
         let (event, now) = (order.event, UnixMillis::now());
         let Some(push) = self.pushes.get(&event.id) else { return Some("nobody pushed this".to_owned()) };
         let content = &self.contents[push.content];
@@ -276,8 +282,8 @@ impl Model {
         let Some((state, due, attempts)) = row.optional().unwrap() else {
             return Some("attempted, but not stored".to_owned());
         };
-        let (state, due, attempts): (queue::State, UnixMillis, u32) = (state, due, attempts);
-        if state != queue::State::Pending {
+        let (state, due, attempts): (queue::DeliveryState, UnixMillis, u32) = (state, due, attempts);
+        if state != queue::DeliveryState::Pending {
             return Some(format!("attempted, but it is {}", state.name()));
         }
         if order.attempt != attempts + 1 {

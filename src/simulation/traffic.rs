@@ -14,7 +14,7 @@ use crate::clock::UnixMillis;
 use crate::deliver::{CredentialsOverride, Format, Role, Target, TlsOptions, Upstream};
 use crate::dispatcher::{Policy, TargetSettings};
 use crate::event::{ContentKey, Event, EventId};
-use crate::queue::{Awaited, Enqueued, NewEvent, Order, Queue};
+use crate::queue::{AwaitedReply, DeliveryOrder, Enqueued, NewEvent, Queue};
 use crate::telemetry::OpenIds;
 use crate::wechat::{Message, Mode};
 
@@ -38,8 +38,9 @@ pub(super) async fn push(
         known
     };
     let (sender, reply) = oneshot::channel();
-    let awaited = waits
-        .then(|| (Arc::clone(&targets[0]), Awaited { until: now.after(Duration::from_secs(4)), first: true, sender }));
+    let awaited = waits.then(|| {
+        (Arc::clone(&targets[0]), AwaitedReply { until: now.after(Duration::from_secs(4)), first: true, sender })
+    });
     let awaited = awaited.into_iter().collect();
     let new = NewEvent { targets, awaited, ..new_event(id, now, &Model::text(content, user)) };
     let result = queue.enqueue(new).await;
@@ -104,7 +105,7 @@ pub(super) fn spec(dice: &mut Dice, name: Arc<str>) -> Spec {
         expire_after: expires.then(|| dice.millis(5_000, 200_000)),
         concurrency: usize::try_from(1 + dice.below(4)).unwrap(),
         timeout: dice.millis(500, 8000),
-        order: if dice.chance(40) { Order::PerUser } else { Order::None },
+        order: if dice.chance(40) { DeliveryOrder::PerUser } else { DeliveryOrder::None },
     }
 }
 

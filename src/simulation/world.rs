@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::model::{Model, Spec};
 use crate::clock::UnixMillis;
 use crate::deliver::scripted::{Answer, Answering, Script};
-use crate::deliver::{Order, Outcome};
+use crate::deliver::{AttemptRequest, Outcome};
 use crate::dispatcher::simulated::is_probe;
 use crate::event::EventId;
 
@@ -219,7 +219,7 @@ impl World {
         Script(Arc::new(move |order| world.meet(&spec, order)))
     }
 
-    fn meet(self: &Arc<Self>, spec: &Arc<Spec>, order: &Order<'_>) -> Answering {
+    fn meet(self: &Arc<Self>, spec: &Arc<Spec>, order: &AttemptRequest<'_>) -> Answering {
         let begun = self.state().begin(spec, order);
         if self.is_wrong() {
             self.end.notify_one();
@@ -354,7 +354,7 @@ impl State {
     }
 
     /// An attempt reaches its target; `None` when the process has ended.
-    fn begin(&mut self, spec: &Arc<Spec>, order: &Order<'_>) -> Option<(Duration, Play)> {
+    fn begin(&mut self, spec: &Arc<Spec>, order: &AttemptRequest<'_>) -> Option<(Duration, Play)> {
         if self.dead {
             return None;
         }

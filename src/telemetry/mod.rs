@@ -136,7 +136,7 @@ pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
 
 /// Keeps a line that strangers can cause from filling the log: once every ten seconds, or as often as it was made for.
 #[derive(Debug)]
-pub struct Seldom {
+pub struct LogThrottle {
     /// The most lines in ten seconds.
     most: u32,
     held: Mutex<Held>,
@@ -149,13 +149,13 @@ struct Held {
     back: u64,
 }
 
-impl Default for Seldom {
+impl Default for LogThrottle {
     fn default() -> Self {
         Self::at_most(1)
     }
 }
 
-impl Seldom {
+impl LogThrottle {
     /// For a line that may be written so many times in ten seconds.
     pub fn at_most(most: u32) -> Self {
         Self { most, held: Mutex::default() }
@@ -245,7 +245,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_line_is_written_seldom_and_says_how_many_were_held_back() {
-        let seldom = Seldom::default();
+        let seldom = LogThrottle::default();
         assert_eq!(seldom.due(), Some(0));
         assert!((0..1000).all(|_| seldom.due().is_none()));
         tokio::time::advance(SELDOM).await;
@@ -255,7 +255,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_line_may_be_written_some_times_before_it_is_held_back() {
-        let seldom = Seldom::at_most(3);
+        let seldom = LogThrottle::at_most(3);
         assert_eq!([(); 5].map(|()| seldom.due()), [Some(0), Some(0), Some(0), None, None]);
         tokio::time::advance(SELDOM).await;
         assert_eq!([(); 4].map(|()| seldom.due()), [Some(2), Some(0), Some(0), None]);

@@ -14,11 +14,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::envelope::{AesKey, EnvelopeError, Sealed};
+use super::envelope::{AesKey, Ciphertext, EnvelopeError};
 use super::message::{Message, MessageError, Syntax};
 use super::outer::{Field, Outer, OuterError};
 use super::query::{Query, QueryError};
-use super::signature::Given;
+use super::signature::ClaimedSignature;
 use crate::secret::Secret;
 
 /// WeChat's nonces have about 10 characters. Longer ones would be room for a whole part of another cut.
@@ -86,7 +86,7 @@ pub struct Credentials {
 
 /// Which of two tokens or keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Which {
+pub enum KeyVersion {
     /// The one in use.
     Current,
     /// The one before.
@@ -100,24 +100,24 @@ pub struct Opened {
     /// The opened text, parsed.
     pub message: Message,
     /// What its reply is made with.
-    pub manner: Manner,
+    pub manner: ReplySealing,
 }
 
 /// How a push was written, sealed and signed; WeChat expects the same of its reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Manner {
+pub struct ReplySealing {
     /// The notation of the body around it.
     pub syntax: Syntax,
     /// The key that opened it.
-    pub key: Which,
+    pub key: KeyVersion,
     /// The token that it was signed with.
-    pub token: Which,
+    pub token: KeyVersion,
 }
 
-impl Manner {
+impl ReplySealing {
     /// With the token and key in use.
     pub fn current(syntax: Syntax) -> Self {
-        Self { syntax, key: Which::Current, token: Which::Current }
+        Self { syntax, key: KeyVersion::Current, token: KeyVersion::Current }
     }
 }
 
@@ -242,7 +242,7 @@ impl Credentials {
         if message.root.child(Field::Encrypt.name()).is_some() {
             return Err(OpenError::ModeMismatch);
         }
-        let manner = Manner { syntax: message.syntax, key: Which::Current, token };
+        let manner = ReplySealing { syntax: message.syntax, key: KeyVersion::Current, token };
         Ok(Opened { clear: body.clone(), message, manner })
     }
 
@@ -263,33 +263,33 @@ impl Credentials {
         {
             return Err(OpenError::Addressee);
         }
-        Ok(Opened { clear, message, manner: Manner { syntax, key, token } })
+        Ok(Opened { clear, message, manner: ReplySealing { syntax, key, token } })
     }
 
     /// Signature, then envelope. That `encrypt` is a whole number of envelope blocks is part of its pinned shape, so
     /// it is decoded before the signature is compared.
-    fn unseal(&self, stamp: Stamp<'_>, given: Given, encrypt: &str) -> Result<Unsealed, OpenError> {
+    fn unseal(&self, stamp: Stamp<'_>, given: ClaimedSignature, encrypt: &str) -> Result<Unsealed, OpenError> {
         let current = self.aes_key.as_ref().ok_or(OpenError::NoKey)?;
-        let sealed = Sealed::decode(encrypt).map_err(|_| OpenError::NotBase64)?;
+        let sealed = Ciphertext::decode(encrypt).map_err(|_| OpenError::NotBase64)?;
         let token = self.signer(|token| given.is_of([token, stamp.timestamp, stamp.nonce, encrypt]))?;
         let Some(previous) = &self.previous_aes_key else {
             let clear = current.open(sealed, &self.app_id)?;
-            return Ok(Unsealed { clear, key: Which::Current, token });
+            return Ok(Unsealed { clear, key: KeyVersion::Current, token });
         };
         if let Ok(clear) = current.open(sealed.clone(), &self.app_id) {
-            return Ok(Unsealed { clear, key: Which::Current, token });
+            return Ok(Unsealed { clear, key: KeyVersion::Current, token });
         }
         let clear = previous.open(sealed, &self.app_id)?;
-        Ok(Unsealed { clear, key: Which::Previous, token })
+        Ok(Unsealed { clear, key: KeyVersion::Previous, token })
     }
 
     /// The token for which `matches` holds.
-    fn signer(&self, matches: impl Fn(&str) -> bool) -> Result<Which, OpenError> {
+    fn signer(&self, matches: impl Fn(&str) -> bool) -> Result<KeyVersion, OpenError> {
         if matches(self.token.expose()) {
-            return Ok(Which::Current);
+            return Ok(KeyVersion::Current);
         }
         match &self.previous_token {
-            Some(token) if matches(token.expose()) => Ok(Which::Previous),
+            Some(token) if matches(token.expose()) => Ok(KeyVersion::Previous),
             _ => Err(OpenError::Signature),
         }
     }
@@ -297,8 +297,8 @@ impl Credentials {
 
 struct Unsealed {
     clear: Bytes,
-    key: Which,
-    token: Which,
+    key: KeyVersion,
+    token: KeyVersion,
 }
 
 /// A timestamp and a nonce of the shape they must have before a signature over them says anything.
@@ -332,6 +332,6 @@ fn present<'a>(value: Option<&'a str>, name: &'static str) -> Result<&'a str, Op
     value.filter(|value| !value.is_empty()).ok_or(OpenError::Missing(name))
 }
 
-fn signature_in(value: Option<&str>, name: &'static str) -> Result<Given, OpenError> {
-    Given::read(present(value, name)?).ok_or(OpenError::Malformed(name))
+fn signature_in(value: Option<&str>, name: &'static str) -> Result<ClaimedSignature, OpenError> {
+    ClaimedSignature::read(present(value, name)?).ok_or(OpenError::Malformed(name))
 }

@@ -33,7 +33,7 @@ fn open(credentials: &Credentials, query: &str, body: &str) -> Result<Opened, Op
     credentials.open(&Query::parse(query)?, &Bytes::copy_from_slice(body.as_bytes()))
 }
 
-fn push(mode: Mode, clear: &str) -> Push {
+fn push(mode: Mode, clear: &str) -> SealedPush {
     credentials(mode).push(clear, "o_1", &salt())
 }
 
@@ -51,7 +51,7 @@ fn without(query: &str, key: &str) -> String {
 fn what_an_account_pushes_it_opens_in_every_mode_and_notation() {
     for mode in MODES {
         for (clear, syntax) in [(CLEAR, Syntax::Xml), (JSON, Syntax::Json)] {
-            let Push { query, body } = push(mode, clear);
+            let SealedPush { query, body } = push(mode, clear);
             let opened = open(&credentials(mode), &query, &body).unwrap();
             assert_eq!((&opened.clear[..], opened.manner.syntax), (clear.as_bytes(), syntax), "{mode}");
             assert_eq!(opened.message, Message::parse(clear.as_bytes()).unwrap());
@@ -65,7 +65,7 @@ fn what_an_account_pushes_it_opens_in_every_mode_and_notation() {
 
 #[test]
 fn the_query_and_the_body_are_as_wechat_writes_them() {
-    let Push { query, body } = credentials(Mode::Secure).push(CLEAR, "o&1", &salt());
+    let SealedPush { query, body } = credentials(Mode::Secure).push(CLEAR, "o&1", &salt());
     let keys: Vec<_> = query.split('&').map(|pair| pair.split_once('=').unwrap().0).collect();
     assert_eq!(keys, ["signature", "timestamp", "nonce", "openid", "encrypt_type", "msg_signature"]);
     assert!(query.contains("openid=o%261&"));
@@ -86,7 +86,7 @@ fn the_clear_elements_of_compatible_mode_are_the_bytes_that_came() {
         assert!(after.ends_with("]]></Encrypt>\n</xml>"), "{after}");
     }
     // Where the end of the root is not the end of the text, only the sealed form is certain to be sound.
-    let Push { query, body } = push(Mode::Compatible, &format!("{CLEAR}<!-- end -->"));
+    let SealedPush { query, body } = push(Mode::Compatible, &format!("{CLEAR}<!-- end -->"));
     assert!(!body.contains("Content"));
     assert!(open(&credentials(Mode::Compatible), &query, &body).is_ok());
 }
@@ -94,7 +94,7 @@ fn the_clear_elements_of_compatible_mode_are_the_bytes_that_came() {
 #[test]
 fn the_mode_is_the_accounts_and_not_the_requests() {
     for sent in MODES {
-        let Push { query, body } = push(sent, CLEAR);
+        let SealedPush { query, body } = push(sent, CLEAR);
         for account in MODES {
             let result = open(&credentials(account), &query, &body);
             let sealed = |mode| mode != Mode::Plaintext;
@@ -111,7 +111,7 @@ fn the_mode_is_the_accounts_and_not_the_requests() {
 fn a_request_that_is_changed_towards_another_mode_is_refused() {
     for mode in [Mode::Compatible, Mode::Secure] {
         let account = credentials(mode);
-        let Push { query, body } = push(mode, CLEAR);
+        let SealedPush { query, body } = push(mode, CLEAR);
         for (query, body, what) in [
             (without(&query, "encrypt_type"), body.clone(), "no encrypt_type"),
             (query.replace("=aes", "=raw"), body.clone(), "encrypt_type=raw"),
@@ -136,7 +136,7 @@ fn a_request_that_is_changed_towards_another_mode_is_refused() {
 
 #[test]
 fn the_clear_elements_of_compatible_mode_do_not_count() {
-    let Push { query, body } = push(Mode::Compatible, CLEAR);
+    let SealedPush { query, body } = push(Mode::Compatible, CLEAR);
     let forged = body.replacen("gh_1", "gh_2", 1).replacen("[hi]", "[forged]", 1);
     let opened = open(&credentials(Mode::Compatible), &query, &forged).unwrap();
     assert_eq!((opened.message.content(), opened.message.to_user()), ("hi", "gh_1"));
@@ -147,7 +147,7 @@ fn the_clear_elements_of_compatible_mode_do_not_count() {
 #[test]
 fn compatible_mode_sends_the_clear_elements_as_they_were_written() {
     let clear = CLEAR.replace("[hi]", "[123]");
-    let Push { body, .. } = push(Mode::Compatible, &clear);
+    let SealedPush { body, .. } = push(Mode::Compatible, &clear);
     let (before, after) = body.split_once("<Encrypt>").unwrap();
     assert_eq!(format!("{before}</xml>"), clear);
     assert!(after.ends_with("</Encrypt>\n</xml>"), "{after}");
@@ -156,7 +156,7 @@ fn compatible_mode_sends_the_clear_elements_as_they_were_written() {
 #[test]
 fn a_wrong_signature_is_refused_and_upper_case_is_not_wrong() {
     for mode in MODES {
-        let Push { query, body } = push(mode, CLEAR);
+        let SealedPush { query, body } = push(mode, CLEAR);
         let key = if mode == Mode::Plaintext { "signature=" } else { "msg_signature=" };
         let start = query.rfind(key).unwrap() + key.len();
         let given = &query[start..start + 40];
@@ -173,7 +173,7 @@ fn a_wrong_signature_is_refused_and_upper_case_is_not_wrong() {
 
 #[test]
 fn in_plaintext_mode_signature_counts_and_in_the_others_msg_signature() {
-    let Push { query, body } = push(Mode::Secure, CLEAR);
+    let SealedPush { query, body } = push(Mode::Secure, CLEAR);
     assert!(open(&credentials(Mode::Secure), &without(&query, "signature"), &body).is_ok());
     let plain = push(Mode::Plaintext, CLEAR).query.replace("signature=", "msg_signature=");
     assert!(matches!(open(&credentials(Mode::Plaintext), &plain, CLEAR), Err(OpenError::Missing("signature"))));
@@ -277,7 +277,7 @@ fn bodies_that_are_none_are_told_apart_from_forged_ones() {
 
 #[test]
 fn another_app_id_or_key_and_a_changed_text_give_one_error() {
-    let Push { query, body } = push(Mode::Secure, CLEAR);
+    let SealedPush { query, body } = push(Mode::Secure, CLEAR);
     let other_id = Credentials { app_id: "wx2".into(), ..credentials(Mode::Secure) };
     let other_key = Credentials { aes_key: AesKey::parse(OLD_KEY).ok(), ..credentials(Mode::Secure) };
     for account in [other_id, other_key] {
@@ -285,13 +285,13 @@ fn another_app_id_or_key_and_a_changed_text_give_one_error() {
     }
     let no_key = Credentials { aes_key: None, ..credentials(Mode::Secure) };
     assert!(matches!(open(&no_key, &query, &body), Err(OpenError::NoKey)));
-    let Push { query, body } = credentials(Mode::Secure).push("not a message", "", &salt());
+    let SealedPush { query, body } = credentials(Mode::Secure).push("not a message", "", &salt());
     assert!(matches!(open(&credentials(Mode::Secure), &query, &body), Err(OpenError::Clear(_))));
 }
 
 #[test]
 fn folded_and_padded_sealed_texts_open() {
-    let Push { query, body } = push(Mode::Secure, CLEAR);
+    let SealedPush { query, body } = push(Mode::Secure, CLEAR);
     let folded =
         body.replace("<Encrypt><![CDATA[", "<Encrypt>\n  <![CDATA[").replace("]]></Encrypt>", "]]>\n</Encrypt>");
     assert!(open(&credentials(Mode::Secure), &query, &folded).is_ok());
@@ -309,15 +309,15 @@ fn the_previous_token_and_key_still_count_and_are_reported() {
         ..credentials(Mode::Secure)
     };
     let new = credentials(Mode::Secure);
-    let Push { query, body } = old.push(CLEAR, "", &salt());
+    let SealedPush { query, body } = old.push(CLEAR, "", &salt());
     assert!(open(&new, &query, &body).is_err());
     let opened = open(&both, &query, &body).unwrap();
-    assert_eq!((opened.manner.token, opened.manner.key), (Which::Previous, Which::Previous));
+    assert_eq!((opened.manner.token, opened.manner.key), (KeyVersion::Previous, KeyVersion::Previous));
     let reply = both.seal_reply("<xml/>", opened.manner, &salt());
     assert_eq!(old.open_reply(reply.as_bytes()).unwrap(), "<xml/>");
-    let Push { query, body } = new.push(CLEAR, "", &salt());
+    let SealedPush { query, body } = new.push(CLEAR, "", &salt());
     let opened = open(&both, &query, &body).unwrap();
-    assert_eq!((opened.manner.token, opened.manner.key), (Which::Current, Which::Current));
+    assert_eq!((opened.manner.token, opened.manner.key), (KeyVersion::Current, KeyVersion::Current));
     let query = old.verification("123", &salt());
     assert_eq!(both.verify_url(&Query::parse(&query).unwrap()).unwrap(), "123");
 }
@@ -343,20 +343,20 @@ fn a_url_is_verified_by_its_signature_alone() {
 fn sealed_replies_open_and_changed_ones_do_not() {
     let account = credentials(Mode::Secure);
     for syntax in [Syntax::Xml, Syntax::Json] {
-        let reply = account.seal_reply(CLEAR, Manner::current(syntax), &salt());
+        let reply = account.seal_reply(CLEAR, ReplySealing::current(syntax), &salt());
         assert_eq!(account.open_reply(reply.as_bytes()).unwrap(), CLEAR);
         let later = reply.replace("1795161600", "1795161601");
         assert!(matches!(account.open_reply(later.as_bytes()), Err(OpenError::Signature)));
     }
     let stamped = |timestamp| {
         let salt = Salt { timestamp, ..salt() };
-        account.seal_reply(CLEAR, Manner::current(Syntax::Xml), &salt)
+        account.seal_reply(CLEAR, ReplySealing::current(Syntax::Xml), &salt)
     };
     let milliseconds = stamped(1_795_161_600_123);
     assert_eq!(account.open_reply(milliseconds.as_bytes()).unwrap(), CLEAR, "as co-wechat stamps them");
     let result = account.open_reply(stamped(17_951_616_001).as_bytes());
     assert!(matches!(result, Err(OpenError::Malformed("TimeStamp" | "timestamp"))), "{result:?}");
-    let clear = credentials(Mode::Plaintext).seal_reply(CLEAR, Manner::current(Syntax::Xml), &salt());
+    let clear = credentials(Mode::Plaintext).seal_reply(CLEAR, ReplySealing::current(Syntax::Xml), &salt());
     assert_eq!(clear, CLEAR);
     assert!(matches!(account.open_reply(CLEAR.as_bytes()), Err(OpenError::Missing(_))));
 }
@@ -371,7 +371,7 @@ fn a_salt_looks_like_wechats_own() {
 
 #[test]
 fn nothing_secret_is_shown() {
-    let Push { query, body } = push(Mode::Secure, CLEAR);
+    let SealedPush { query, body } = push(Mode::Secure, CLEAR);
     let opened = open(&credentials(Mode::Secure), &query, &body).unwrap();
     let shown = format!("{:?} {:?} {opened:?}", credentials(Mode::Secure), Query::parse(&query).unwrap());
     for secret in ["weixin", KEY, "o_1", "gh_1", &query[10..50]] {
@@ -394,7 +394,7 @@ proptest! {
         let root = Element { children: vec![Element::with_text("Content", content)], ..Element::new("xml") };
         let clear = xml::render(&root);
         for mode in MODES {
-            let Push { query, body } = credentials(mode).push(&clear, &openid, &Salt::new(1_795_161_600, random));
+            let SealedPush { query, body } = credentials(mode).push(&clear, &openid, &Salt::new(1_795_161_600, random));
             let parsed = Query::parse(&query).unwrap();
             prop_assert_eq!(parsed.openid.as_deref().unwrap_or(""), &openid);
             let opened = credentials(mode).open(&parsed, &Bytes::from(body)).unwrap();

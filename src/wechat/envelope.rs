@@ -68,9 +68,9 @@ pub struct EnvelopeError;
 
 /// A sealed text out of its base64: a multiple of 32 bytes and not empty.
 #[derive(Clone)]
-pub struct Sealed(Vec<u8>);
+pub struct Ciphertext(Vec<u8>);
 
-impl Sealed {
+impl Ciphertext {
     /// Decodes the text of an `Encrypt` element. Blanks and line ends, which no real push has, are passed over.
     pub fn decode(base64: &str) -> Result<Self, NotSealed> {
         let decoded = BASE64.decode(base64).or_else(|error| {
@@ -83,9 +83,9 @@ impl Sealed {
 }
 
 /// A sealed text is long and says nothing.
-impl fmt::Debug for Sealed {
+impl fmt::Debug for Ciphertext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sealed({} bytes)", self.0.len())
+        write!(f, "Ciphertext({} bytes)", self.0.len())
     }
 }
 
@@ -123,8 +123,8 @@ impl AesKey {
     }
 
     /// Opens a sealed text that was made for `app_id`. Takes the text over, as it is decrypted in place.
-    pub fn open(&self, sealed: Sealed, app_id: &str) -> Result<Bytes, EnvelopeError> {
-        let Sealed(mut bytes) = sealed;
+    pub fn open(&self, sealed: Ciphertext, app_id: &str) -> Result<Bytes, EnvelopeError> {
+        let Ciphertext(mut bytes) = sealed;
         // By reference: cbc would wipe a cipher of its own after each use, and with it cost a key schedule.
         cbc::Decryptor::inner_iv_init(&self.decrypt, (&*self.iv).into())
             .decrypt_padded::<NoPadding>(&mut bytes)
@@ -209,7 +209,7 @@ mod tests {
     }
 
     fn open(base64: &str, app_id: &str) -> Result<Bytes, EnvelopeError> {
-        key().open(Sealed::decode(base64).unwrap(), app_id)
+        key().open(Ciphertext::decode(base64).unwrap(), app_id)
     }
 
     /// Encrypts a clear side as it stands, sound or not.
@@ -272,7 +272,7 @@ mod tests {
         // E, F, G and H differ in the two bits that are not part of the key.
         for last in ["E", "F", "H"] {
             let twin = AesKey::parse(&format!("{}{last}", &KEY[..42])).unwrap();
-            assert_eq!(twin.open(Sealed::decode(&key().seal(b"x", "wx1", RANDOM)).unwrap(), "wx1").unwrap(), "x");
+            assert_eq!(twin.open(Ciphertext::decode(&key().seal(b"x", "wx1", RANDOM)).unwrap(), "wx1").unwrap(), "x");
         }
     }
 
@@ -304,9 +304,9 @@ mod tests {
         for wrong in
             ["", " ", "encrypt", "92106704", "AAAA", &sealed[..40], sealed.trim_end_matches('='), &format!("{sealed}!")]
         {
-            assert_eq!(Sealed::decode(wrong).err(), Some(NotSealed), "{wrong}");
+            assert_eq!(Ciphertext::decode(wrong).err(), Some(NotSealed), "{wrong}");
         }
-        assert!(Sealed::decode(&BASE64.encode([0; 48])).is_err());
+        assert!(Ciphertext::decode(&BASE64.encode([0; 48])).is_err());
     }
 
     #[test]
@@ -327,7 +327,7 @@ mod tests {
 
         #[test]
         fn no_bytes_make_opening_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            if let Ok(sealed) = Sealed::decode(&BASE64.encode(bytes)) {
+            if let Ok(sealed) = Ciphertext::decode(&BASE64.encode(bytes)) {
                 prop_assert!(key().open(sealed, "wx1").is_err());
             }
         }

@@ -22,10 +22,10 @@ mod timing_tests;
 #[cfg(test)]
 mod vector_tests;
 
-pub use account::{Credentials, Manner, Mode, OpenError, Opened, Which};
+pub use account::{Credentials, KeyVersion, Mode, OpenError, Opened, ReplySealing};
 pub use envelope::AesKey;
 pub use message::{Element, Message, MessageError, Syntax};
 pub use query::{Query, QueryError};
 pub use reply::{Reply, ReplyBody, ReplyError};
-pub use sealing::{Push, Salt};
+pub use sealing::{Salt, SealedPush};
 pub use xml::XmlError;

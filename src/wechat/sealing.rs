@@ -7,7 +7,7 @@
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
-use super::account::{Credentials, Manner, Mode, Which};
+use super::account::{Credentials, KeyVersion, Mode, ReplySealing};
 use super::envelope::AesKey;
 use super::message::{Element, Syntax};
 use super::outer::{Field, Outer};
@@ -43,14 +43,14 @@ impl Salt {
 
 /// A push ready to be sent: the query without `?`, and the body. Not for logs.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Push {
+pub struct SealedPush {
     /// In the order that WeChat writes it.
     pub query: String,
     /// XML, or JSON if the text is JSON.
     pub body: String,
 }
 
-impl std::fmt::Debug for Push {
+impl std::fmt::Debug for SealedPush {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Push").finish_non_exhaustive()
     }
@@ -60,7 +60,7 @@ impl Credentials {
     /// The push that WeChat would make of a text. An empty `openid` is left out, as in pushes without one.
     ///
     /// `clear` is an opened text, so it is sound XML or JSON; of another text nothing but the sealed form is made.
-    pub fn push(&self, clear: &str, openid: &str, salt: &Salt) -> Push {
+    pub fn push(&self, clear: &str, openid: &str, salt: &Salt) -> SealedPush {
         let timestamp = salt.timestamp.to_string();
         let mut query = self.signed_query(&timestamp, &salt.nonce, None);
         if !openid.is_empty() {
@@ -68,13 +68,13 @@ impl Credentials {
             query.extend(utf8_percent_encode(openid, ESCAPED));
         }
         if self.mode == Mode::Plaintext {
-            return Push { query, body: clear.to_owned() };
+            return SealedPush { query, body: clear.to_owned() };
         }
-        let encrypt = self.sealed(clear, Which::Current, salt);
+        let encrypt = self.sealed(clear, KeyVersion::Current, salt);
         let signature = signature([self.token.expose(), &timestamp, &salt.nonce, &encrypt]);
         query.push_str("&encrypt_type=aes&msg_signature=");
         query.push_str(&signature);
-        Push { query, body: self.outer_body(clear, encrypt) }
+        SealedPush { query, body: self.outer_body(clear, encrypt) }
     }
 
     /// The query of the GET by which WeChat verifies a URL.
@@ -85,13 +85,13 @@ impl Credentials {
     /// A reply in the form that the mode asks for, in the manner of its push.
     ///
     /// Compatible mode takes clear replies as well, but nothing is gained by them.
-    pub fn seal_reply(&self, clear: &str, manner: Manner, salt: &Salt) -> String {
+    pub fn seal_reply(&self, clear: &str, manner: ReplySealing, salt: &Salt) -> String {
         if self.mode == Mode::Plaintext {
             return clear.to_owned();
         }
         let token = match (manner.token, &self.previous_token) {
-            (Which::Previous, Some(previous)) => previous,
-            (Which::Previous, None) | (Which::Current, _) => &self.token,
+            (KeyVersion::Previous, Some(previous)) => previous,
+            (KeyVersion::Previous, None) | (KeyVersion::Current, _) => &self.token,
         };
         let timestamp = salt.timestamp.to_string();
         let encrypt = self.sealed(clear, manner.key, salt);
@@ -126,10 +126,10 @@ impl Credentials {
     }
 
     /// The sealed text. Empty without a key, which the configuration refuses: then the receiver will refuse it too.
-    fn sealed(&self, clear: &str, key: Which, salt: &Salt) -> String {
+    fn sealed(&self, clear: &str, key: KeyVersion, salt: &Salt) -> String {
         let key: Option<&AesKey> = match (key, &self.previous_aes_key) {
-            (Which::Previous, Some(previous)) => Some(previous),
-            (Which::Previous, None) | (Which::Current, _) => self.aes_key.as_ref(),
+            (KeyVersion::Previous, Some(previous)) => Some(previous),
+            (KeyVersion::Previous, None) | (KeyVersion::Current, _) => self.aes_key.as_ref(),
         };
         key.map(|key| key.seal(clear.as_bytes(), &self.app_id, salt.random)).unwrap_or_default()
     }

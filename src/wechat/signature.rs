@@ -16,14 +16,14 @@ pub fn signature<const N: usize>(parts: [&str; N]) -> String {
 
 /// Whether `given` is the parts' signature. Hex digits may have either case.
 pub fn verify<const N: usize>(parts: [&str; N], given: &str) -> bool {
-    Given::read(given).is_some_and(|given| given.is_of(parts))
+    ClaimedSignature::read(given).is_some_and(|given| given.is_of(parts))
 }
 
 /// A signature as a request gives it: 40 hex digits, right or wrong.
 #[derive(Clone, Copy)]
-pub(super) struct Given([u8; 20]);
+pub(super) struct ClaimedSignature([u8; 20]);
 
-impl Given {
+impl ClaimedSignature {
     pub(super) fn read(text: &str) -> Option<Self> {
         let hex: &[u8; 40] = text.as_bytes().try_into().ok()?;
         let mut digest = [0; 20];
@@ -86,7 +86,7 @@ mod tests {
         let long = format!("{SIGNATURE}0");
         let word = SIGNATURE.replace('f', "g");
         for wrong in ["", &SIGNATURE[..39], &long, &word, &format!("+{}", &SIGNATURE[1..])] {
-            assert!(Given::read(wrong).is_none(), "{wrong}");
+            assert!(ClaimedSignature::read(wrong).is_none(), "{wrong}");
             assert!(!verify(PARTS, wrong), "{wrong}");
         }
     }

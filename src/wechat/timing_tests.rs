@@ -13,7 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::envelope::Sealed;
+use super::envelope::Ciphertext;
 use super::signature::signature;
 use super::*;
 use crate::secret::Secret;
@@ -112,7 +112,7 @@ fn broken_envelopes_take_the_same_time_whatever_is_broken() {
     let broken = broken(b"hello");
     let key = key('a');
     let kinds = broken.iter().map(|(name, encrypt)| {
-        let sealed = Sealed::decode(encrypt).unwrap();
+        let sealed = Ciphertext::decode(encrypt).unwrap();
         let key = &key;
         (*name, Box::new(move || key.open(sealed.clone(), "wx1").is_err()) as Box<dyn Fn() -> bool>)
     });

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::envelope::Sealed;
+use super::envelope::Ciphertext;
 use super::signature::{signature, verify};
 use super::*;
 use crate::secret::Secret;
@@ -67,7 +67,7 @@ impl Vector {
     /// Opens the envelope and seals it again with the published random bytes.
     fn check_envelope(&self) {
         let key = AesKey::parse(self.text("encoding_aes_key")).unwrap();
-        let clear = key.open(Sealed::decode(self.text("ciphertext")).unwrap(), self.text("receive_id")).unwrap();
+        let clear = key.open(Ciphertext::decode(self.text("ciphertext")).unwrap(), self.text("receive_id")).unwrap();
         assert_eq!(clear, self.text("plaintext"));
         let random: [u8; 16] = self.text("random_16").as_bytes().try_into().unwrap();
         assert_eq!(key.seal(&clear, self.text("receive_id"), random), self.text("ciphertext"));
@@ -78,7 +78,7 @@ impl Vector {
         let query = Query::parse(&query).unwrap();
         let opened = self.credentials(mode).open(&query, &Bytes::copy_from_slice(body.as_bytes())).unwrap();
         assert_eq!(opened.clear, self.text("plaintext"));
-        assert_eq!((opened.manner.key, opened.manner.token), (Which::Current, Which::Current));
+        assert_eq!((opened.manner.key, opened.manner.token), (KeyVersion::Current, KeyVersion::Current));
         let first = if body.starts_with('{') { Syntax::Json } else { Syntax::Xml };
         assert_eq!(opened.manner.syntax, first);
         assert!(opened.message.create_time().is_some());
@@ -148,7 +148,8 @@ fn every_published_vector_holds() {
                 let random = vector.text("random_16").as_bytes().try_into().unwrap();
                 let salt = Salt { timestamp: timestamp.parse().unwrap(), nonce: nonce.to_owned(), random };
                 let credentials = vector.credentials(Mode::Secure);
-                let reply = credentials.seal_reply(vector.text("plaintext"), Manner::current(Syntax::Json), &salt);
+                let reply =
+                    credentials.seal_reply(vector.text("plaintext"), ReplySealing::current(Syntax::Json), &salt);
                 let fields: Value = serde_json::from_str(&reply).unwrap();
                 assert_eq!(fields["Encrypt"], vector.text("ciphertext"));
                 assert_eq!(fields["MsgSignature"], vector.text("expected_msg_signature"));

@@ -185,7 +185,7 @@ fn head(path: &str) -> String {
 
 #[test]
 fn names_are_found_alone_and_in_groups() {
-    let code = "use crate::queue::{Lease, State};\nuse crate::{wechat::Mode, event::{Event, EventId},\n clock};\n\
+    let code = "use crate::queue::{Lease, DeliveryState};\nuse crate::{wechat::Mode, event::{Event, EventId},\n clock};\n\
                 fn f(x: crate::route::Table) {}\nuse wxrelay::cli;\ncrate::Type::new();";
     let expected = ["cli", "clock", "event", "queue", "route", "wechat"].map(str::to_owned);
     assert_eq!(named_parts(code), expected.into());

@@ -15,7 +15,7 @@ use serde::{Serialize, Serializer};
 
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{Format, Trust, Upstream};
+use crate::deliver::{Format, SystemRoots, Upstream};
 use crate::event::{Event, EventId};
 use crate::queue::{Error, Flaw, Inspect, OpenDelivery, ReadBack, Unopened};
 use crate::wechat::{Credentials, Mode, OpenError, Query};
@@ -180,7 +180,7 @@ struct Judge {
 impl Judge {
     fn new(config: &Config) -> anyhow::Result<Self> {
         let accounts = || config.accounts.iter().map(|account| (&account.name, &account.credentials));
-        let trust = Trust::default();
+        let trust = SystemRoots::default();
         let target = |settings: &crate::dispatcher::TargetSettings| {
             let name = &settings.target.name;
             let upstream = Upstream::new(settings.target.clone(), accounts(), &trust);

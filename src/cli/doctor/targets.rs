@@ -12,11 +12,11 @@ use super::{LIMIT, all, aside};
 use crate::cli::online::{Check as Way, checks};
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{Answered, ClientError, Greeting, Role, Target, Trust, Upstream};
+use crate::deliver::{Answered, ClientError, Greeting, Role, SystemRoots, Target, Upstream};
 
 /// A line for each target, and for each account that a `wechat` target may be asked for.
 pub(super) async fn check(config: Arc<Config>) -> Findings {
-    let (mut asked, trust) = (Vec::new(), Trust::default());
+    let (mut asked, trust) = (Vec::new(), SystemRoots::default());
     for settings in &config.targets {
         for (way, account) in checks(&config, &settings.target) {
             let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));

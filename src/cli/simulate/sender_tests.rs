@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 
 use super::*;
 use crate::secret::Secret;
-use crate::wechat::{AesKey, Credentials, Manner, Mode, Query, Salt, Syntax};
+use crate::wechat::{AesKey, Credentials, Mode, Query, ReplySealing, Salt, Syntax};
 
 const CLEAR: &str = "<xml><ToUserName>gh_1</ToUserName><FromUserName>oU</FromUserName><CreateTime>1</CreateTime>\
                      <MsgType>text</MsgType><Content>hi</Content></xml>";
@@ -95,7 +95,7 @@ fn answer(body: impl Into<String>) -> Act {
 
 fn sealed(reply: &str) -> String {
     let salt = Salt::new(1_700_000_000, [9; 24]);
-    credentials(Mode::Secure).seal_reply(reply, Manner::current(Syntax::Xml), &salt)
+    credentials(Mode::Secure).seal_reply(reply, ReplySealing::current(Syntax::Xml), &salt)
 }
 
 async fn verdict(mode: Mode, act: Act) -> Verdict {

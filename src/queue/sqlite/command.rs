@@ -9,7 +9,7 @@ use super::seals::Sealed;
 use super::sweep::Stepped;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Enqueued, Error, Leases, NewEvent, Note, Settlement, Sweep};
+use crate::queue::{AttemptNote, Enqueued, Error, Leases, NewEvent, Settlement, Sweep};
 
 /// A request to the writer.
 pub(super) enum Command {
@@ -24,7 +24,7 @@ pub(super) enum Command {
     /// Answered with whether another delivery is due through it.
     Settle(Settlement, Waiter<bool>),
     Reply(EventId, String, Waiter<()>),
-    Annotate(Note, Waiter<()>),
+    Annotate(AttemptNote, Waiter<()>),
     /// Whether the target is paused from now on.
     Pause(Arc<str>, bool, Waiter<()>),
     /// A step over these events.

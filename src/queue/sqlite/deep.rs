@@ -12,7 +12,7 @@ use super::seals::Seals;
 use super::statements::read_event;
 use crate::event::{ContentKey, Event, EventId};
 use crate::queue::encryption::{Place, Unopened};
-use crate::queue::{Error, State};
+use crate::queue::{DeliveryState, Error};
 
 /// Events of one page: few enough not to hold back the log.
 const PAGE: i64 = 500;
@@ -38,7 +38,7 @@ pub struct OpenDelivery {
     /// Its target, if the store has its name.
     pub target: Option<String>,
     /// Where it stands.
-    pub state: State,
+    pub state: DeliveryState,
 }
 
 /// What is wrong with a stored event. No text quotes it.
@@ -238,7 +238,7 @@ fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<(i
     while let Some(row) = rows.next()? {
         found += 1;
         // A state that is none is the ledger's to tell.
-        if let Ok(state @ (State::Pending | State::Dead)) = row.get(1) {
+        if let Ok(state @ (DeliveryState::Pending | DeliveryState::Dead)) = row.get(1) {
             open.push(OpenDelivery { target: row.get(0)?, state });
         }
     }

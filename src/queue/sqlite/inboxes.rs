@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, mpsc};
 
-use crate::queue::{Inbox, Lease, Order};
+use crate::queue::{DeliveryOrder, Inbox, Lease};
 
 /// The sending end of every subscribed inbox.
 #[derive(Debug, Default)]
@@ -38,11 +38,11 @@ impl Inboxes {
         self.in_order.lock().unwrap_or_else(PoisonError::into_inner).contains(target)
     }
 
-    pub(super) fn keep_order(&self, target: &Arc<str>, order: Order) {
+    pub(super) fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
         let mut in_order = self.in_order.lock().unwrap_or_else(PoisonError::into_inner);
         match order {
-            Order::None => drop(in_order.remove(target)),
-            Order::PerUser => drop(in_order.insert(Arc::clone(target))),
+            DeliveryOrder::None => drop(in_order.remove(target)),
+            DeliveryOrder::PerUser => drop(in_order.insert(Arc::clone(target))),
         }
     }
 

@@ -13,10 +13,10 @@ use super::{files, schema};
 use crate::event::EventId;
 use crate::queue::encryption::{EncryptionKeys, Place, Unopened};
 use crate::queue::view::{
-    AttemptDetail, Audit, Counts, DeadLetter, DeliveryDetail, DeliverySummary, Detail, Filter, Stats, Summary,
-    TargetCounts, TargetStats,
+    AttemptDetail, Audit, Counts, DeadLetter, DeliveryDetail, DeliverySummary, EventDetail, EventFilter, EventSummary,
+    Stats, TargetCounts, TargetStats,
 };
-use crate::queue::{Error, State};
+use crate::queue::{DeliveryState, Error};
 use crate::wechat::Mode;
 
 /// A read-only view of a store.
@@ -111,7 +111,7 @@ impl Inspect {
         let mut states = snapshot.prepare("SELECT target, state, count(*) FROM delivery GROUP BY target, state")?;
         let mut rows = states.query([])?;
         while let Some(row) = rows.next()? {
-            match row.get::<_, State>(1) {
+            match row.get::<_, DeliveryState>(1) {
                 Ok(state) => *found.entry(row.get(0)?).or_default().of(state) += count(row, 2)?,
                 Err(_) => unaccounted += count(row, 2)?,
             }
@@ -128,7 +128,7 @@ impl Inspect {
             + events.abs_diff(known);
         let mut counts = Counts::default();
         for part in found.values() {
-            State::ALL.into_iter().for_each(|state| *counts.of(state) += *part.clone().of(state));
+            DeliveryState::ALL.into_iter().for_each(|state| *counts.of(state) += *part.clone().of(state));
         }
         let targets = target_names(&snapshot)?.into_iter();
         let targets =
@@ -143,7 +143,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn events(&self, filter: &Filter) -> Result<Vec<Summary>, Error> {
+    pub fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let mut find = snapshot.prepare(
             "SELECT id, received_at, account, msg_type, event, event_key, from_user FROM event e \
@@ -168,7 +168,7 @@ impl Inspect {
             let deliveries = deliveries.query_map([id], |row| {
                 Ok(DeliverySummary { target: row.get(0)?, state: row.get(1)?, attempts: row.get(2)? })
             })?;
-            Ok(Summary {
+            Ok(EventSummary {
                 id,
                 received_at: row.get(1)?,
                 account: row.get(2)?,
@@ -195,7 +195,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn event(&self, id: EventId) -> Result<Option<Detail>, Error> {
+    pub fn event(&self, id: EventId) -> Result<Option<EventDetail>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let seals = self.seals(&snapshot)?;
         let detail = snapshot.query_row(
@@ -208,7 +208,7 @@ impl Inspect {
                 let text = reader.text(row, 9, place)?.unwrap_or_default();
                 let reply = reader.text(row, 10, Place::Reply(id))?;
                 let deliveries = deliveries(&snapshot, id, &mut reader)?;
-                Ok(Detail {
+                Ok(EventDetail {
                     id: row.get(0)?,
                     received_at: row.get(1)?,
                     account: row.get(2)?,
@@ -347,7 +347,7 @@ fn deliveries(
           WHERE event = ?1 AND target = ?2 ORDER BY number",
     )?;
     let found = find.query_map([event], |row| {
-        let state: State = row.get(2)?;
+        let state: DeliveryState = row.get(2)?;
         let target: i64 = row.get(0)?;
         let attempts = attempts.query_map(params![event, target], |row| {
             let answer = reader.text(row, 5, Place::Answer(event, target, row.get(0)?))?;
@@ -356,7 +356,7 @@ fn deliveries(
         Ok(DeliveryDetail {
             target: row.get(1)?,
             state,
-            due: if state == State::Pending { row.get(3)? } else { None },
+            due: if state == DeliveryState::Pending { row.get(3)? } else { None },
             ended_at: row.get(4)?,
             attempts: attempts.collect::<rusqlite::Result<_>>()?,
         })
@@ -395,7 +395,7 @@ fn tally(snapshot: &Transaction<'_>) -> rusqlite::Result<Tally> {
     let mut rows = find.query([])?;
     while let Some(row) = rows.next()? {
         match (row.get(0)?, row.get(1)?) {
-            (0, State::Pending) => tally.events = count(row, 2)?,
+            (0, DeliveryState::Pending) => tally.events = count(row, 2)?,
             (0, _) => tally.accepted = count(row, 2)?,
             (target, state) => *tally.targets.entry(target).or_default().of(state) = count(row, 2)?,
         }
@@ -410,7 +410,7 @@ fn drift(found: &BTreeMap<i64, Counts>, tallied: &BTreeMap<i64, Counts>) -> u64 
     let counts = |of: &BTreeMap<i64, Counts>, target| of.get(&target).copied().unwrap_or_default();
     let apart = |target| {
         let (mut found, mut tallied) = (counts(found, target), counts(tallied, target));
-        State::ALL.into_iter().map(|state| found.of(state).abs_diff(*tallied.of(state))).sum::<u64>()
+        DeliveryState::ALL.into_iter().map(|state| found.of(state).abs_diff(*tallied.of(state))).sum::<u64>()
     };
     targets.into_iter().map(apart).sum()
 }
@@ -433,7 +433,7 @@ mod tests {
     }
 
     /// Makes events and their one delivery, or ends such deliveries.
-    fn change(store: &mut Store, events: std::ops::Range<u64>, from: Option<State>, to: State) {
+    fn change(store: &mut Store, events: std::ops::Range<u64>, from: Option<DeliveryState>, to: DeliveryState) {
         let done = store.transact(|store| {
             let target = store.number(&Arc::from("crm"))?;
             for event in events.clone().map(nth) {
@@ -473,15 +473,15 @@ mod tests {
         let mut known = Oldest::default();
         let first = 1 << 20;
         let moment = |number| Some(nth(number).moment());
-        change(&mut store, first..first + 100, None, State::Pending);
+        change(&mut store, first..first + 100, None, DeliveryState::Pending);
         assert_eq!(oldest(folder.path(), &mut known), moment(first));
-        change(&mut store, first..first + 10, Some(State::Pending), State::Delivered);
+        change(&mut store, first..first + 10, Some(DeliveryState::Pending), DeliveryState::Delivered);
         assert_eq!(oldest(folder.path(), &mut known), moment(first + 10));
-        change(&mut store, first + 10..first + 95, Some(State::Pending), State::Dead);
+        change(&mut store, first + 10..first + 95, Some(DeliveryState::Pending), DeliveryState::Dead);
         assert_eq!(oldest(folder.path(), &mut known), moment(first + 95), "more has ended than is pending");
-        change(&mut store, first + 95..first + 100, Some(State::Pending), State::Delivered);
+        change(&mut store, first + 95..first + 100, Some(DeliveryState::Pending), DeliveryState::Delivered);
         assert_eq!(oldest(folder.path(), &mut known), None);
-        change(&mut store, first + 200..first + 201, None, State::Pending);
+        change(&mut store, first + 200..first + 201, None, DeliveryState::Pending);
         assert_eq!(oldest(folder.path(), &mut known), moment(first + 200));
     }
 }

@@ -54,7 +54,9 @@ use self::store::Store;
 use self::writer::Writer;
 use super::holds::Holds;
 use super::view::Stats;
-use super::{Enqueued, Error, Inbox, Leases, NewEvent, Note, Obstacle, Order, Settings, Settlement, Sweep, Swept};
+use super::{
+    AttemptNote, DeliveryOrder, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Settings, Settlement, Sweep, Swept,
+};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
@@ -160,7 +162,7 @@ impl Sqlite {
         self.ask(|waiter| Command::Reply(event, reply, waiter)).await
     }
 
-    pub(super) async fn annotate(&self, note: Note) -> Result<(), Error> {
+    pub(super) async fn annotate(&self, note: AttemptNote) -> Result<(), Error> {
         self.ask(|waiter| Command::Annotate(note, waiter)).await
     }
 
@@ -168,7 +170,7 @@ impl Sqlite {
         self.inboxes.open(target, capacity)
     }
 
-    pub(super) fn keep_order(&self, target: &Arc<str>, order: Order) {
+    pub(super) fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
         self.inboxes.keep_order(target, order);
     }
 

@@ -11,7 +11,7 @@ use rusqlite::OptionalExtension;
 
 use super::store::Store;
 use crate::event::{ContentKey, EventId};
-use crate::queue::State;
+use crate::queue::DeliveryState;
 
 /// The most pages given back to the filesystem in one step.
 const VACUUM: usize = 256;
@@ -43,7 +43,7 @@ impl Store {
         let mut deliveries =
             self.connection.prepare_cached("DELETE FROM delivery WHERE event = ?1 RETURNING target, state")?;
         let ended = deliveries.query_map([event], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let ended: Vec<(i64, State)> = ended.collect::<rusqlite::Result<_>>()?;
+        let ended: Vec<(i64, DeliveryState)> = ended.collect::<rusqlite::Result<_>>()?;
         drop(deliveries);
         for (target, state) in ended {
             self.count(target, state, -1);

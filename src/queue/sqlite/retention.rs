@@ -203,13 +203,13 @@ fn delete(store: &mut Store, events: &[EventId], enough: u64) -> rusqlite::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::{EncryptionKeys, Inspect, State};
+    use crate::queue::{DeliveryState, EncryptionKeys, Inspect};
 
     const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
     const DAY: Duration = Duration::from_secs(86_400);
 
     /// A store with events of one delivery each: so many, received so long ago, in that state.
-    fn store(folder: &std::path::Path, parts: &[(u64, Duration, State)]) -> Store {
+    fn store(folder: &std::path::Path, parts: &[(u64, Duration, DeliveryState)]) -> Store {
         let mut store = Store::open(folder).unwrap();
         let fill = store.transact(|store| {
             let target = store.number(&"crm".into())?;
@@ -227,7 +227,7 @@ mod tests {
         store
     }
 
-    fn insert(store: &Store, id: EventId, target: i64, state: State) -> rusqlite::Result<usize> {
+    fn insert(store: &Store, id: EventId, target: i64, state: DeliveryState) -> rusqlite::Result<usize> {
         store.connection.execute(
             "INSERT INTO event VALUES \
                (?1, randomblob(24), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', zeroblob(3000), NULL, NULL)",
@@ -265,7 +265,11 @@ mod tests {
     #[test]
     fn finished_events_go_when_they_are_old_and_pending_and_dead_ones_never() {
         let folder = tempfile::tempdir().unwrap();
-        let parts = [(1500, DAY * 9, State::Pending), (700, DAY * 8, State::Delivered), (5, DAY * 10, State::Dead)];
+        let parts = [
+            (1500, DAY * 9, DeliveryState::Pending),
+            (700, DAY * 8, DeliveryState::Delivered),
+            (5, DAY * 10, DeliveryState::Dead),
+        ];
         let mut store = store(folder.path(), &parts);
         settle(&mut retention(DAY * 7), &mut store, u64::MAX);
         assert_eq!(left(folder.path()), (1500, 5));
@@ -276,7 +280,7 @@ mod tests {
     #[test]
     fn the_file_shrinks() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = store(folder.path(), &[(5000, DAY * 8, State::Delivered)]);
+        let mut store = store(folder.path(), &[(5000, DAY * 8, DeliveryState::Delivered)]);
         let before = store.pragma("page_count").unwrap();
         settle(&mut retention(DAY * 7), &mut store, u64::MAX);
         assert!(store.pragma("page_count").unwrap() < SLACK + 100, "of {before} pages");
@@ -285,7 +289,8 @@ mod tests {
     #[test]
     fn over_the_limit_the_oldest_finished_go_first_and_only_as_many_as_needed() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = store(folder.path(), &[(1000, DAY * 2, State::Delivered), (1000, DAY, State::Delivered)]);
+        let mut store =
+            store(folder.path(), &[(1000, DAY * 2, DeliveryState::Delivered), (1000, DAY, DeliveryState::Delivered)]);
         let limit = store.used_bytes().unwrap() / 4 * 3;
         settle(&mut retention(DAY * 7), &mut store, limit);
         let used = store.used_bytes().unwrap();
@@ -302,7 +307,7 @@ mod tests {
     #[test]
     fn neither_what_is_pending_nor_what_may_be_pushed_again_goes_however_short_room_is() {
         let folder = tempfile::tempdir().unwrap();
-        let parts = [(100, DAY, State::Pending), (100, Duration::from_secs(5), State::Delivered)];
+        let parts = [(100, DAY, DeliveryState::Pending), (100, Duration::from_secs(5), DeliveryState::Delivered)];
         let mut store = store(folder.path(), &parts);
         settle(&mut retention(DAY * 7), &mut store, 0);
         assert_eq!(left(folder.path()), (100, 100));
@@ -315,7 +320,8 @@ mod tests {
     #[test]
     fn on_a_full_disk_every_free_page_goes_back_before_more_is_deleted() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = store(folder.path(), &[(300, DAY, State::Delivered), (10, DAY * 2, State::Pending)]);
+        let mut store =
+            store(folder.path(), &[(300, DAY, DeliveryState::Delivered), (10, DAY * 2, DeliveryState::Pending)]);
         let mut retention = retention(DAY * 7);
         let size = || std::fs::metadata(folder.path().join(super::super::files::DATABASE)).unwrap().len();
         store.checkpoint().unwrap();
@@ -331,7 +337,7 @@ mod tests {
     #[test]
     fn when_the_last_page_has_gone_back_the_file_is_shorter_though_no_push_comes() {
         let folder = tempfile::tempdir().unwrap();
-        let mut store = store(folder.path(), &[(6000, DAY * 8, State::Delivered)]);
+        let mut store = store(folder.path(), &[(6000, DAY * 8, DeliveryState::Delivered)]);
         let mut retention = retention(DAY * 7);
         let size = || std::fs::metadata(folder.path().join(super::super::files::DATABASE)).unwrap().len();
         store.checkpoint().unwrap();

@@ -61,7 +61,7 @@ mod tests {
     use super::super::files;
     use super::super::store::Store;
     use super::*;
-    use crate::queue::{Inspect, State};
+    use crate::queue::{DeliveryState, Inspect};
 
     /// A folder with the store of an earlier release.
     fn earlier(version: i64) -> tempfile::TempDir {
@@ -147,7 +147,7 @@ mod tests {
     #[test]
     fn states_are_numbered_as_the_schema_says() {
         let told = SCHEMA.lines().find(|line| line.contains("delivery.state")).unwrap();
-        for state in State::ALL {
+        for state in DeliveryState::ALL {
             assert!(told.contains(&format!("{} {}", state as i64, state.name())), "{told}");
         }
     }

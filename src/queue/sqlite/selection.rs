@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, params_from_iter};
 use super::inspect::{Inspect, LAST_ID};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Error, Fate, Filter, State, Sweep};
+use crate::queue::{DeliveryState, Error, EventFilter, Fate, Sweep};
 
 /// Events changed in one transaction: few enough not to delay a push.
 pub(super) const STEP: usize = 250;
@@ -146,7 +146,7 @@ enum Way {
 
 /// A sweep as conditions of SQL.
 struct Terms<'s> {
-    filter: &'s Filter,
+    filter: &'s EventFilter,
     target: Option<i64>,
     /// Which deliveries are meant.
     delivery: String,
@@ -178,7 +178,7 @@ impl<'s> Terms<'s> {
             matches!(sweep.fate, Fate::ReplayedTo(_) | Fate::Forgotten) && target.is_none() && filter.state.is_none();
         let way = match (of_event || of_any, target, filter.state) {
             (true, ..) => Way::Events,
-            (false, Some(_), Some(State::Dead)) => Way::Dead,
+            (false, Some(_), Some(DeliveryState::Dead)) => Way::Dead,
             (false, ..) => Way::Deliveries,
         };
         let delivery = if of_any { String::new() } else { delivery };
@@ -195,7 +195,7 @@ impl<'s> Terms<'s> {
 
     /// For `?1` to `?7`: the events between the two, as far as the filter goes, and the filter's other parts.
     fn values(&self, after: EventId, end: EventId) -> Vec<Value> {
-        let Filter { account, event, from, state, since, until, .. } = self.filter;
+        let EventFilter { account, event, from, state, since, until, .. } = self.filter;
         let start = since.map_or(0, |since| EventId::first_at(since).0.saturating_sub(1));
         let end = until.map_or(end, |until| end.min(EventId::first_at(until)));
         let id = |id: u64| Value::from(id.min(LAST_ID.0).cast_signed());

@@ -15,7 +15,7 @@ use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::queue::encryption::Place;
-use crate::queue::{Enqueued, Flaw, NewEvent, Note, Settlement, State, Verdict};
+use crate::queue::{AttemptNote, DeliveryState, Disposition, Enqueued, Flaw, NewEvent, Settlement};
 use crate::wechat::Message;
 
 /// When a held delivery is due.
@@ -73,7 +73,7 @@ impl Store {
         )?;
         insert.execute(params![event.id, number, due, user])?;
         drop(insert);
-        self.count(number, State::Pending, 1);
+        self.count(number, DeliveryState::Pending, 1);
         Ok(held)
     }
 
@@ -175,11 +175,12 @@ impl Store {
     pub(super) fn settle(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<bool> {
         let Some(target) = self.known_number(&settlement.target)? else { return Ok(false) };
         let (state, due, ended_at) = match settlement.verdict {
-            Verdict::Retry(due) | Verdict::Postpone(due) => (State::Pending, Some(due), None),
-            Verdict::End(state) => (state, None, Some(now)),
+            Disposition::Retry(due) | Disposition::Postpone(due) => (DeliveryState::Pending, Some(due), None),
+            Disposition::End(state) => (state, None, Some(now)),
         };
         let number = settlement.attempt.as_ref().map(|attempt| attempt.number);
-        let counts = !matches!(settlement.verdict, Verdict::Postpone(_) | Verdict::End(State::Delivered));
+        let counts =
+            !matches!(settlement.verdict, Disposition::Postpone(_) | Disposition::End(DeliveryState::Delivered));
         let failed = i64::from(number.is_some() && counts);
         let mut update = self.connection.prepare_cached(
             "UPDATE delivery SET state = ?3, due = coalesce(?4, due), ended_at = ?5, \
@@ -191,14 +192,14 @@ impl Store {
         if changed == 0 {
             return Ok(false);
         }
-        self.count(target, State::Pending, -1);
+        self.count(target, DeliveryState::Pending, -1);
         self.count(target, state, 1);
         let released = match state {
-            State::Pending => {
+            DeliveryState::Pending => {
                 self.wait_for_turn(settlement.event, target)?;
                 false
             }
-            State::Delivered | State::Dead | State::Expired | State::Cancelled => {
+            DeliveryState::Delivered | DeliveryState::Dead | DeliveryState::Expired | DeliveryState::Cancelled => {
                 self.release_next(settlement.event, target, now)?
             }
         };
@@ -239,7 +240,7 @@ impl Store {
     }
 
     /// Changes what the record of an attempt says.
-    pub(super) fn annotate(&mut self, note: &Note) -> rusqlite::Result<()> {
+    pub(super) fn annotate(&mut self, note: &AttemptNote) -> rusqlite::Result<()> {
         let Some(target) = self.known_number(&note.target)? else { return Ok(()) };
         let mut update = self
             .connection

@@ -18,7 +18,7 @@ use super::{files, schema};
 use crate::event::EventId;
 use crate::queue::encryption::EncryptionKeys;
 use crate::queue::error::is_full;
-use crate::queue::{Error, State};
+use crate::queue::{DeliveryState, Error};
 
 /// How long a write waits for another program's lock: well within WeChat's 5 s.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -57,7 +57,7 @@ pub(super) struct Store {
     /// The numbers of the target names met so far.
     numbers: HashMap<Arc<str>, i64>,
     /// What the open transaction changes in the running ledger.
-    changes: HashMap<(i64, State), i64>,
+    changes: HashMap<(i64, DeliveryState), i64>,
 }
 
 impl Store {
@@ -165,14 +165,14 @@ impl Store {
     }
 
     /// Notes that a delivery entered a state, or with -1 that it left it.
-    pub(super) fn count(&mut self, target: i64, state: State, change: i64) {
+    pub(super) fn count(&mut self, target: i64, state: DeliveryState, change: i64) {
         *self.changes.entry((target, state)).or_default() += change;
     }
 
     /// Notes that events with so many deliveries in all were stored or, with negative numbers, deleted.
     pub(super) fn count_events(&mut self, events: i64, deliveries: i64) {
-        self.count(0, State::Pending, events);
-        self.count(0, State::Delivered, deliveries);
+        self.count(0, DeliveryState::Pending, events);
+        self.count(0, DeliveryState::Delivered, deliveries);
     }
 
     fn write_tally(&mut self) -> rusqlite::Result<()> {

@@ -12,7 +12,7 @@ use super::statements::{HELD, user_number};
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Fate, State, Sweep};
+use crate::queue::{DeliveryState, Fate, Sweep};
 
 /// What a step did.
 #[derive(Debug, Default)]
@@ -30,7 +30,7 @@ pub(super) struct Stepped {
 struct Row {
     event: EventId,
     target: i64,
-    state: State,
+    state: DeliveryState,
 }
 
 struct Step<'s, F> {
@@ -86,7 +86,12 @@ impl Store {
 }
 
 impl<F: Fn(&str) -> bool> Step<'_, F> {
-    fn rows(&self, events: &[EventId], target: Option<i64>, state: Option<State>) -> rusqlite::Result<Vec<Row>> {
+    fn rows(
+        &self,
+        events: &[EventId],
+        target: Option<i64>,
+        state: Option<DeliveryState>,
+    ) -> rusqlite::Result<Vec<Row>> {
         let mut find = self.store.connection.prepare_cached(
             "SELECT target, state FROM delivery \
               WHERE event = ?1 AND (?2 IS NULL OR target = ?2) AND (?3 IS NULL OR state = ?3)",
@@ -105,7 +110,7 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
 
     fn replay(&mut self, row: Row) -> rusqlite::Result<()> {
         let Row { event, target, state } = row;
-        if state == State::Pending {
+        if state == DeliveryState::Pending {
             return Ok(());
         }
         let user = self.user(event, target)?;
@@ -116,7 +121,7 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         )?;
         update.execute(params![event, target, due, user])?;
         drop(update);
-        self.changed(target, Some(state), State::Pending)
+        self.changed(target, Some(state), DeliveryState::Pending)
     }
 
     fn replay_to(&mut self, event: EventId, target: i64) -> rusqlite::Result<()> {
@@ -128,24 +133,24 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
 
     fn cancel(&mut self, row: Row) -> rusqlite::Result<()> {
         let Row { event, target, state } = row;
-        if !matches!(state, State::Pending | State::Dead) {
+        if !matches!(state, DeliveryState::Pending | DeliveryState::Dead) {
             return Ok(());
         }
         let mut update = self.store.connection.prepare_cached(
             "UPDATE delivery SET state = ?3, ended_at = ?4, failures = 0 WHERE event = ?1 AND target = ?2",
         )?;
-        update.execute(params![event, target, State::Cancelled, self.now])?;
+        update.execute(params![event, target, DeliveryState::Cancelled, self.now])?;
         drop(update);
-        if state == State::Pending {
+        if state == DeliveryState::Pending {
             self.store.release_next(event, target, self.now)?;
             let name = self.name(target)?;
             self.done.revoked.push((name, event));
         }
-        self.changed(target, Some(state), State::Cancelled)
+        self.changed(target, Some(state), DeliveryState::Cancelled)
     }
 
     fn redirect(&mut self, row: Row, to: i64) -> rusqlite::Result<()> {
-        if row.state != State::Pending || row.target == to {
+        if row.state != DeliveryState::Pending || row.target == to {
             return Ok(());
         }
         self.cancel(row)?;
@@ -187,7 +192,7 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         insert.execute(params![event, target, due, user])?;
         drop(insert);
         self.store.count_events(0, 1);
-        self.changed(target, None, State::Pending)
+        self.changed(target, None, DeliveryState::Pending)
     }
 
     /// When a delivery that becomes pending is due. Where order is kept it takes its place: behind the user's earlier
@@ -216,7 +221,7 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         Ok(user.as_deref().map(user_number))
     }
 
-    fn state(&self, event: EventId, target: i64) -> rusqlite::Result<Option<State>> {
+    fn state(&self, event: EventId, target: i64) -> rusqlite::Result<Option<DeliveryState>> {
         let mut find =
             self.store.connection.prepare_cached("SELECT state FROM delivery WHERE event = ?1 AND target = ?2")?;
         find.query_row(params![event, target], |row| row.get(0)).optional()
@@ -233,7 +238,7 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
     }
 
     /// Keeps the ledger.
-    fn changed(&mut self, target: i64, from: Option<State>, to: State) -> rusqlite::Result<()> {
+    fn changed(&mut self, target: i64, from: Option<DeliveryState>, to: DeliveryState) -> rusqlite::Result<()> {
         if let Some(from) = from {
             self.store.count(target, from, -1);
         }

@@ -5,7 +5,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRe
 
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::State;
+use crate::queue::DeliveryState;
 use crate::wechat::Mode;
 
 impl ToSql for EventId {
@@ -32,13 +32,13 @@ impl FromSql for UnixMillis {
     }
 }
 
-impl ToSql for State {
+impl ToSql for DeliveryState {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok((*self as i64).into())
     }
 }
 
-impl FromSql for State {
+impl FromSql for DeliveryState {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         let number = value.as_i64()?;
         Self::ALL.into_iter().find(|state| *state as i64 == number).ok_or(FromSqlError::OutOfRange(number))
@@ -72,13 +72,13 @@ mod tests {
 
     #[test]
     fn numbers_in_the_store_are_read_as_they_are_written() {
-        for (number, state) in State::ALL.into_iter().enumerate() {
+        for (number, state) in DeliveryState::ALL.into_iter().enumerate() {
             assert_eq!(state as usize, number);
         }
         for mode in MODES {
             let Ok(ToSqlOutput::Owned(written)) = mode.to_sql() else { panic!("{mode}") };
             assert_eq!(Mode::column_result((&written).into()).ok(), Some(mode));
         }
-        assert!(State::column_result(ValueRef::Integer(5)).is_err());
+        assert!(DeliveryState::column_result(ValueRef::Integer(5)).is_err());
     }
 }

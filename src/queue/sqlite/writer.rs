@@ -29,7 +29,9 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::error::{is_busy, is_lost};
 use crate::queue::holds::Holds;
-use crate::queue::{Attempt, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement, State, Verdict};
+use crate::queue::{
+    AttemptRecord, DeliveryState, Disposition, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement,
+};
 use crate::telemetry;
 
 /// The most commands of one transaction: bounds how long the first of them waits for the last.
@@ -204,7 +206,7 @@ impl Writer {
                 self.holds.end(&settlement.target, settlement.event);
                 // Also where the target keeps order no more: what was held before is released one by one all the same.
                 let released = matches!(waiter.kept(), Some(Ok(true)));
-                if released || matches!(settlement.verdict, Verdict::Retry(_) | Verdict::Postpone(_)) {
+                if released || matches!(settlement.verdict, Disposition::Retry(_) | Disposition::Postpone(_)) {
                     self.inboxes.wake(&settlement.target);
                 }
             }
@@ -361,8 +363,13 @@ fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Com
 fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, flaw: &Flaw) -> Settlement {
     tracing::error!(%event, %target, %flaw, "a stored event cannot be read; its delivery is dead");
     let error = Some("the stored event cannot be read".to_owned());
-    let attempt = Attempt { number, at, duration: Duration::ZERO, status: None, error, answer: None };
-    Settlement { event, target: Arc::clone(target), verdict: Verdict::End(State::Dead), attempt: Some(attempt) }
+    let attempt = AttemptRecord { number, at, duration: Duration::ZERO, status: None, error, answer: None };
+    Settlement {
+        event,
+        target: Arc::clone(target),
+        verdict: Disposition::End(DeliveryState::Dead),
+        attempt: Some(attempt),
+    }
 }
 
 /// Ends the process if the store and our memory of it may have parted.

@@ -58,7 +58,7 @@ fn enqueue(id: u64, body: Vec<u8>) -> (Command, Answer<Enqueued>) {
 }
 
 fn settle(id: u64) -> (Command, Answer<bool>) {
-    let verdict = Verdict::End(State::Delivered);
+    let verdict = Disposition::End(DeliveryState::Delivered);
     let settlement = Settlement { event: EventId(id), target: "crm".into(), verdict, attempt: None };
     let (waiter, answer) = Waiter::new();
     (Command::Settle(settlement, waiter), answer)

@@ -11,7 +11,7 @@ use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use tokio::time::timeout;
 
 use super::Settings;
-use crate::deliver::{self, ClientError, RequestBody, TlsOptions, Trust, Way};
+use crate::deliver::{self, ClientError, ConnectOptions, RequestBody, SystemRoots, TlsOptions};
 
 /// The longest until an answer begins.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,8 +24,8 @@ pub(super) struct Client(deliver::Client);
 impl Client {
     pub(super) fn new(settings: &Settings) -> Result<Self, ClientError> {
         let tls = TlsOptions { ca: settings.ca.clone(), client: None };
-        let way = Way { https: true, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
-        Ok(Self(deliver::Client::new(&way, &Trust::default())?))
+        let way = ConnectOptions { https: true, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
+        Ok(Self(deliver::Client::new(&way, &SystemRoots::default())?))
     }
 }
 
@@ -64,8 +64,8 @@ mod tests {
     async fn a_url_that_is_not_https_is_not_asked() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let tls = TlsOptions::default();
-        let way = Way { https: false, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
-        let client = Client(deliver::Client::new(&way, &Trust::default()).unwrap());
+        let way = ConnectOptions { https: false, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
+        let client = Client(deliver::Client::new(&way, &SystemRoots::default()).unwrap());
         let url = format!("http://{}/new-nonce", listener.local_addr().unwrap());
         let answer = client.request(Request::get(url).body(BodyWrapper::default()).unwrap()).await;
         assert!(answer.is_err_and(|error| error.to_string().contains("not https")));
