@@ -1,5 +1,7 @@
 //! When to try again: a schedule of waits, jittered, that a target can only lengthen. Pure.
 
+#![warn(missing_docs)]
+
 use std::time::Duration;
 
 /// The longest wait that a target's `Retry-After` can ask for.

@@ -3,6 +3,8 @@
 //! [`EventId`] names the event for people and handlers; [`ContentKey`] is what makes WeChat's own retry of a push
 //! the same event. Pure.
 
+#![warn(missing_docs)]
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;

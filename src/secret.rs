@@ -7,6 +7,8 @@
 //! configuration itself; the values of `headers`, which the HTTP client keeps; keys inside the TLS library; what a
 //! moved value leaves on the stack. [`seal_process`] is for all of that.
 
+#![warn(missing_docs)]
+
 use std::fmt;
 use std::io;
 

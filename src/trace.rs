@@ -5,6 +5,8 @@
 //! and after a restart find their place in it, and nothing need be stored for that. Whether a trace is recorded is its
 //! beginner's choice; ours are.
 
+#![warn(missing_docs)]
+
 use sha2::{Digest, Sha256};
 
 use crate::event::{Event, EventId};

@@ -4,6 +4,8 @@
 //! nothing of the queue: when to try again is the dispatcher's business. Bounds: every attempt ends within the target's
 //! timeout, no more than [`ANSWER_CAP`] bytes of an answer are read, redirects are not followed.
 
+#![warn(missing_docs)]
+
 pub mod address;
 mod client;
 pub mod format;

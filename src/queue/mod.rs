@@ -15,6 +15,8 @@
 //! The relay owns schedules and retry rules, the engine owns durability, dedup and leases: that is the cut at which a
 //! distributed engine, with consumers on several machines, becomes another variant.
 
+#![warn(missing_docs)]
+
 #[cfg(test)]
 mod conformance;
 mod encryption;

@@ -4,6 +4,8 @@
 //! decides it; `otherwise` matches what no route before it did. Patterns are compiled here once, so that a table that
 //! exists can be followed without an error. Deliberately not here: whether the names are those of targets (`config`).
 
+#![warn(missing_docs)]
+
 mod index;
 
 use std::fmt;

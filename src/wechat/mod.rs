@@ -4,6 +4,8 @@
 //! own (developers.weixin.qq.com, guide/dev/push) and, where those are silent, what SDK authors found out; each is named
 //! where it matters.
 
+#![warn(missing_docs)]
+
 pub mod account;
 pub mod envelope;
 pub mod json;
