@@ -4,6 +4,7 @@
 
 #![expect(clippy::expect_used, reason = "in a test and its peers a failed expectation is the failure")]
 
+mod account_kinds;
 mod acme;
 mod admin;
 mod admin_routes;
