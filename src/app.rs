@@ -4,10 +4,11 @@
 //! attempts settled, store closed. A reload builds everything new first and then swaps; listeners and the store keep
 //! what they started with.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -181,7 +182,7 @@ impl App {
             self.stop_admin.clone(),
             Duration::from_secs(1),
         );
-        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut servers = self.servers.lock();
         servers.push(tokio::spawn(push_server));
         servers.push(tokio::spawn(admin_server));
         if let Some(acceptor) = self.tls.clone() {
@@ -202,12 +203,12 @@ impl App {
 
     /// The configuration in use.
     pub fn config(&self) -> Arc<Config> {
-        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.config.lock().clone()
     }
 
     /// The requests to reload that come in by the admin listener; there is one receiver.
     pub fn take_reloads(&self) -> Option<mpsc::Receiver<admin::Reload>> {
-        self.reloads.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.reloads.lock().take()
     }
 
     /// Puts a new configuration to use, whole or not at all.
@@ -222,7 +223,7 @@ impl App {
         }
         self.dispatcher.apply(policies);
         self.line.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
-        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        *self.config.lock() = Arc::new(config);
         self.adopted();
         Ok(())
     }
@@ -265,7 +266,7 @@ impl App {
     /// # Errors
     /// The name of a part that has ended though nobody told it to.
     pub async fn pulse(&self) -> Result<(), &'static str> {
-        if self.servers.lock().unwrap_or_else(PoisonError::into_inner).iter().any(JoinHandle::is_finished) {
+        if self.servers.lock().iter().any(JoinHandle::is_finished) {
             return Err("listeners");
         }
         if !self.dispatcher.is_whole() {
@@ -292,7 +293,7 @@ impl App {
         let deadline = Instant::now() + self.drain;
         self.stop_pushes.cancel();
         self.line.close_windows();
-        let servers = std::mem::take(&mut *self.servers.lock().unwrap_or_else(PoisonError::into_inner));
+        let servers = std::mem::take(&mut *self.servers.lock());
         let mut servers = servers.into_iter();
         if let Some(pushes) = servers.next() {
             // A server task ends by itself within `drain`; a panic in it is already logged.
@@ -306,7 +307,7 @@ impl App {
             tracing::warn!("attempts under way are cut off; their deliveries stay pending");
         }
         self.tail.close();
-        let exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let exporter = self.exporter.lock().take();
         if let Some(exporter) = exporter {
             exporter.end(deadline).await;
         }

@@ -5,9 +5,10 @@
 //! [`AccountMetrics`] or [`TargetMetrics`], which are resolved once, so that a push looks up no account by name.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -291,7 +292,7 @@ impl Metrics {
 
     /// Sets what waits for each target; a target reported before and not now has nothing waiting.
     pub fn set_backlogs<'a>(&self, backlogs: impl IntoIterator<Item = (&'a str, Backlog)>) {
-        let mut known = self.backlogged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.backlogged.lock();
         let mut gone = std::mem::take(&mut *known);
         for (target, backlog) in backlogs {
             self.set_backlog(target, backlog);

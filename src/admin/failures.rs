@@ -6,9 +6,9 @@
 //! it from costing anything.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
@@ -65,7 +65,7 @@ impl Failures {
     fn note(&self, source: Peer) -> Option<Duration> {
         let now = Instant::now();
         let mut source = Some(source);
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock();
         if counts.len() >= SOURCES && !counts.contains_key(&source) {
             counts.retain(|_, count| now < count.since + PERIOD);
             if counts.len() >= SOURCES {
@@ -113,9 +113,9 @@ mod tests {
             (0..100_000).filter(|number| failures.note(peer(*number)).is_none()).count(),
             SOURCES + ALLOWED as usize
         );
-        assert_eq!(failures.counts.lock().unwrap().len(), SOURCES + 1);
+        assert_eq!(failures.counts.lock().len(), SOURCES + 1);
         tokio::time::advance(PERIOD).await;
         assert!(failures.note(peer(200_000)).is_none());
-        assert_eq!(failures.counts.lock().unwrap().len(), 1, "the old ones make room");
+        assert_eq!(failures.counts.lock().len(), 1, "the old ones make room");
     }
 }

@@ -15,9 +15,10 @@ mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -147,7 +148,7 @@ impl Dispatcher {
 
     /// Whether a target gets no attempts, by an operator's hand.
     pub fn is_paused(&self, target: &str) -> bool {
-        self.paused.lock().unwrap_or_else(PoisonError::into_inner).contains(target)
+        self.paused.lock().contains(target)
     }
 
     /// Pauses a target, or resumes it: also when it is not configured, for when it is. Over restarts. Paused, it is as
@@ -160,7 +161,7 @@ impl Dispatcher {
         self.queue.pause(target.into(), paused).await?;
         let mut lanes = self.lanes();
         {
-            let mut all = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut all = self.paused.lock();
             if paused {
                 all.insert(target.to_owned())
             } else {
@@ -203,7 +204,7 @@ impl Dispatcher {
     }
 
     fn lanes(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Lane>> {
-        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lanes.lock()
     }
 
     /// Whether each target that gets attempts has its task still; one that a bug has ended would get none for ever.

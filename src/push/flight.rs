@@ -5,8 +5,9 @@
 //! map holds no more entries than there are pushes under way.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +61,7 @@ pub(super) struct Seat {
 
 impl Flights {
     pub(super) fn board(&self, key: ContentKey, trace: Trace, window_ends: Option<Instant>) -> Flight {
-        let mut flights = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut flights = self.0.lock();
         if let Some(seat) = flights.get(&key) {
             return Flight::Twin(seat.clone());
         }
@@ -89,7 +90,7 @@ impl Landing {
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        self.flights.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+        self.flights.0.lock().remove(&self.key);
     }
 }
 

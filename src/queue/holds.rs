@@ -7,7 +7,9 @@
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::event::EventId;
 
@@ -106,7 +108,7 @@ impl Drop for Hold {
 }
 
 fn lock(board: &SharedBoard) -> MutexGuard<'_, Board> {
-    board.lock().unwrap_or_else(PoisonError::into_inner)
+    board.lock()
 }
 
 #[cfg(test)]

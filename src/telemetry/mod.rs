@@ -9,9 +9,9 @@ mod outlet;
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
@@ -163,7 +163,7 @@ impl LogThrottle {
 
     /// Whether to write the line now: how many were held back since the last, or `None` for hold this one back too.
     pub fn due(&self) -> Option<u64> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock();
         if held.since.is_none_or(|since| since.elapsed() >= SELDOM) {
             (held.since, held.written) = (Some(Instant::now()), 0);
         }
@@ -210,7 +210,7 @@ mod tests {
                 "attempt"
             );
         });
-        let line = String::from_utf8(written.lock().unwrap().clone()).unwrap();
+        let line = String::from_utf8(written.lock().clone()).unwrap();
         let json: serde_json::Value = serde_json::from_str(&line).unwrap();
         assert_eq!(json["message"], "attempt");
         assert_eq!(json["level"], "INFO");
@@ -266,7 +266,7 @@ mod tests {
 
     impl io::Write for Shared {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 

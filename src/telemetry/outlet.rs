@@ -5,10 +5,11 @@
 //! finds no room is lost, counted, and told of as soon as there is room again.
 
 use std::io::{self, Write};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use std::{mem, thread};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing_subscriber::fmt::MakeWriter;
 
 /// The bytes that may wait: the lines of some thousand pushes.
@@ -87,14 +88,14 @@ impl Outlet {
         waiting.is_hurried = true;
         self.0.more.notify_one();
         let under_way = |waiting: &mut Waiting| waiting.is_writing || !waiting.lines.is_empty();
-        let ended = self.0.done.wait_timeout_while(waiting, PATIENCE, under_way);
-        ended.unwrap_or_else(PoisonError::into_inner).0.is_hurried = false;
+        self.0.done.wait_while_for(&mut waiting, under_way, PATIENCE);
+        waiting.is_hurried = false;
     }
 }
 
 impl Shared {
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     fn write_to(&self, reader: &mut impl Write) {
@@ -102,7 +103,7 @@ impl Shared {
         let mut waiting = self.waiting();
         loop {
             let is_idle = |waiting: &mut Waiting| waiting.lines.is_empty();
-            waiting = self.more.wait_while(waiting, is_idle).unwrap_or_else(PoisonError::into_inner);
+            self.more.wait_while(&mut waiting, is_idle);
             mem::swap(&mut waiting.lines, &mut lines);
             let lost = mem::take(&mut waiting.lost);
             waiting.is_writing = true;
@@ -116,8 +117,7 @@ impl Shared {
             waiting = self.waiting();
             waiting.is_writing = false;
             self.done.notify_all();
-            let paused = self.more.wait_timeout_while(waiting, PAUSE, |waiting| !waiting.is_hurried);
-            waiting = paused.unwrap_or_else(PoisonError::into_inner).0;
+            self.more.wait_while_for(&mut waiting, |waiting| !waiting.is_hurried, PAUSE);
         }
     }
 }
@@ -169,7 +169,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.reached.send(()).ok();
             self.leave.recv().ok();
-            self.taken.lock().unwrap().push_str(std::str::from_utf8(bytes).unwrap());
+            self.taken.lock().push_str(std::str::from_utf8(bytes).unwrap());
             Ok(bytes.len())
         }
 
@@ -201,7 +201,7 @@ mod tests {
         let lines: Vec<String> = (0..1000).map(|number| format!("line {number}\n")).collect();
         lines.iter().for_each(|line| outlet.put(line.as_bytes()));
         outlet.flush();
-        assert_eq!(*taken.lock().unwrap(), lines.concat());
+        assert_eq!(*taken.lock(), lines.concat());
     }
 
     #[test]
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!((outlet.take_lost(), outlet.take_lost()), (7, 0));
         drop(closed);
         outlet.flush();
-        assert_eq!(taken.lock().unwrap().len(), ROOM + 1024);
+        assert_eq!(taken.lock().len(), ROOM + 1024);
         assert_eq!(outlet.0.waiting().lost, 0, "told of");
     }
 }

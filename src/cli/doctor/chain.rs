@@ -2,8 +2,9 @@
 
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem;
@@ -204,7 +205,7 @@ impl Recorder {
 
     /// The chain that was shown, leaf first; empty before a handshake came so far.
     pub(super) fn shown(&self) -> Vec<CertificateDer<'static>> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shown.lock().clone()
     }
 }
 
@@ -218,7 +219,7 @@ impl ServerCertVerifier for Recorder {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let chain = [leaf].into_iter().chain(intermediates).map(|one| one.clone().into_owned()).collect();
-        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = chain;
+        *self.shown.lock() = chain;
         match &self.trust {
             Trust::Authorities(authorities) => authorities.verify_server_cert(leaf, intermediates, name, ocsp, now),
             Trust::Own(own) if own == leaf => Ok(ServerCertVerified::assertion()),

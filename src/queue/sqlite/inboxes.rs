@@ -1,8 +1,9 @@
 //! The targets' inboxes: where leases of fresh events go without a way over the disk; and which targets keep order.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
 
 use crate::queue::{DeliveryOrder, Inbox, Lease};
@@ -35,11 +36,11 @@ impl Inboxes {
 
     /// Whether a user's events go to the target one after the other.
     pub(super) fn in_order(&self, target: &str) -> bool {
-        self.in_order.lock().unwrap_or_else(PoisonError::into_inner).contains(target)
+        self.in_order.lock().contains(target)
     }
 
     pub(super) fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
-        let mut in_order = self.in_order.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut in_order = self.in_order.lock();
         match order {
             DeliveryOrder::None => drop(in_order.remove(target)),
             DeliveryOrder::PerUser => drop(in_order.insert(Arc::clone(target))),
@@ -72,6 +73,6 @@ impl Inboxes {
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Sender>> {
-        self.of.lock().unwrap_or_else(PoisonError::into_inner)
+        self.of.lock()
     }
 }

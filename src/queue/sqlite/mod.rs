@@ -31,10 +31,11 @@ mod writer;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -224,12 +225,12 @@ impl Sqlite {
         let known = Arc::clone(&self.oldest);
         let revivals = self.revivals.load(Ordering::Acquire);
         let stats = move |store: &Inspect| {
-            let (as_of, mut oldest) = known.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let (as_of, mut oldest) = known.lock().clone();
             if as_of != revivals {
                 oldest = Oldest::default();
             }
             let stats = store.stats_since(&mut oldest)?;
-            *known.lock().unwrap_or_else(PoisonError::into_inner) = (revivals, oldest);
+            *known.lock() = (revivals, oldest);
             Ok(stats)
         };
         self.read(stats).await

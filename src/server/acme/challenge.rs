@@ -4,8 +4,9 @@
 //! asks for a domain that nobody orders gets nothing.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
 use rustls::crypto::ring;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -42,7 +43,7 @@ pub enum ChallengeError {
 impl Challenges {
     /// The certificate to show for a domain.
     pub(in crate::server) fn answer(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
-        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let answers = self.0.lock();
         answers.get(&domain.to_ascii_lowercase()).cloned()
     }
 
@@ -55,7 +56,7 @@ impl Challenges {
         let secret = ring::sign::any_supported_type(&PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
         // Not `from_der`: no client but an authority understands that extension, webpki neither.
         let certified = CertifiedKey::new(chain, secret);
-        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut answers = self.0.lock();
         answers.insert(domain.to_owned(), Arc::new(certified));
         Ok(Offered { challenges: self.clone(), domain: domain.to_owned() })
     }
@@ -70,7 +71,7 @@ pub(super) struct Offered {
 
 impl Drop for Offered {
     fn drop(&mut self) {
-        self.challenges.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.domain);
+        self.challenges.0.lock().remove(&self.domain);
     }
 }
 
