@@ -27,6 +27,7 @@ pub mod sink;
 mod steps;
 mod store;
 mod tail;
+mod target_problem;
 pub mod targets;
 pub mod top;
 pub mod why;

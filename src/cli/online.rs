@@ -10,9 +10,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{ClientError, Format, SystemRoots, Target, Unreached, Unverified, Upstream};
+use crate::deliver::{ClientError, Format, SystemRoots, Target, Upstream};
 
 /// What came back from one target.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub struct Finding {
     /// What was tried.
     pub check: Check,
     /// How long it took, or what was wrong.
-    pub result: Result<Duration, Trouble>,
+    pub result: Result<Duration, TargetProblem>,
 }
 
 /// What is tried.
@@ -32,20 +33,6 @@ pub enum Check {
     Verification(Option<Arc<str>>),
     /// A connection, TLS included.
     Connection,
-}
-
-/// What was wrong, with what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum Trouble {
-    /// Its certificates or key can't be used.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// The verification did not pass.
-    #[error(transparent)]
-    Unverified(#[from] Unverified),
-    /// There is no connection.
-    #[error(transparent)]
-    Unreached(#[from] Unreached),
 }
 
 /// Asks all targets, and tells what came back in the order of the configuration.
@@ -66,10 +53,10 @@ pub async fn probe(config: &Config) -> Vec<Finding> {
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-async fn ask(upstream: Result<Upstream, ClientError>, check: &Check, account: &str) -> Result<Duration, Trouble> {
+async fn ask(upstream: Result<Upstream, ClientError>, check: &Check, account: &str) -> Result<Duration, TargetProblem> {
     Ok(match check {
         Check::Verification(_) => upstream?.verify(account, UnixMillis::now()).await?.took,
-        Check::Connection => upstream?.reach().await?,
+        Check::Connection => upstream?.connect().await?,
     })
 }
 
@@ -128,7 +115,7 @@ impl fmt::Display for Finding {
         }
         match result {
             Ok(took) => write!(f, ", {} ms", took.as_millis()),
-            Err(trouble) => write!(f, ": {trouble}"),
+            Err(problem) => write!(f, ": {problem}"),
         }
     }
 }

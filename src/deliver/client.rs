@@ -82,9 +82,6 @@ pub enum ClientError {
     /// The certificates do not fit.
     #[error("TLS")]
     Tls(#[from] rustls::Error),
-    /// The system has no certificate authorities.
-    #[error("no certificate authorities on this system ({0}); install ca-certificates or set `ca`")]
-    Roots(std::io::Error),
 }
 
 /// Why an exchange failed, with the whole chain of causes in its text.
@@ -138,16 +135,16 @@ pub(super) enum Connector {
 }
 
 impl Connector {
-    pub(super) fn new(way: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
+    pub(super) fn new(options: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
         // Where a proxy stands is the operator's will, and it is the proxy that looks the target's name up.
-        let mut tcp = HttpConnector::new_with_resolver(Resolver::new(way.deny_private && way.proxy.is_none()));
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new(options.deny_private && options.proxy.is_none()));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(way.timeout)));
+        tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(options.timeout)));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
-        let tls = if way.https { client_config(way.tls, trust)? } else { no_tls() };
+        let tls = if options.https { client_config(options.tls, trust)? } else { no_tls() };
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
-        Ok(match way.proxy {
+        Ok(match options.proxy {
             None => Self::Direct(connector.wrap_connector(tcp)),
             Some(proxy) => Self::Proxied(connector.wrap_connector(Tunnel::new(proxy.clone(), tcp))),
         })
@@ -188,10 +185,10 @@ impl Client {
     ///
     /// # Errors
     /// Where a certificate cannot be read, or the system has none to trust.
-    pub fn new(way: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
+    pub fn new(options: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
         let mut pool = Pool::builder(TokioExecutor::new());
         pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
-        Ok(Self(pool.build(Connector::new(way, trust)?)))
+        Ok(Self(pool.build(Connector::new(options, trust)?)))
     }
 
     /// Sends a request; the answer's body is still to come.

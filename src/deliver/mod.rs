@@ -37,7 +37,10 @@ pub use client::{
 };
 pub use outcome::Outcome;
 pub use post::{Post, PostError, Posted};
-pub use probe::{Answered, Asked, Greeting, Unreached, Unverified, Wrapping, date, judge};
+pub use probe::{
+    EchostrWrapping, HeadAnswer, ReachFailure, Verification, VerificationFailure, VerificationRequest, date_header,
+    judge_verification,
+};
 pub use webhook::SigningKey;
 
 /// The most bytes of an answer that are read.
@@ -81,7 +84,7 @@ pub struct Target {
 }
 
 impl Target {
-    fn way(&self) -> ConnectOptions<'_> {
+    fn connect_options(&self) -> ConnectOptions<'_> {
         let Self { url, timeout, tls, proxy, deny_private, .. } = self;
         let https = url.scheme_str() == Some("https");
         ConnectOptions { https, timeout: *timeout, tls, proxy: proxy.as_ref(), deny_private: *deny_private }
@@ -193,7 +196,7 @@ impl Upstream {
         accounts: impl IntoIterator<Item = (&'a Arc<str>, &'a Credentials)>,
         trust: &SystemRoots,
     ) -> Result<Self, ClientError> {
-        let client = Client::new(&target.way(), trust)?;
+        let client = Client::new(&target.connect_options(), trust)?;
         let credentials =
             accounts.into_iter().map(|(name, own)| (name.clone(), target.credentials.over(own))).collect();
         Ok(Self {

@@ -13,8 +13,9 @@ use tokio_rustls::client::TlsStream;
 
 use super::chain::{Recorder, Trust, provider, refusal};
 use crate::cli::simulate::{Failure, Response, ServerUrl, get, salt, talk};
+use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
-use crate::deliver::{Asked, Unverified, date, judge};
+use crate::deliver::{VerificationFailure, VerificationRequest, date_header, judge_verification};
 use crate::wechat::Credentials;
 
 /// Why there is no TLS, and what to do.
@@ -74,21 +75,44 @@ pub(super) struct Verified {
     pub(super) date: Option<UnixMillis>,
 }
 
+/// What is wrong with an answer in chunks.
+pub(super) const CHUNKED: &str = "the answer is chunked, which WeChat's HTTP/1.0 does not know";
+
 /// Why WeChat would not take it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug)]
 pub(super) enum Refused {
     /// No random bytes.
-    #[error("the system gives no random bytes")]
-    Random(#[from] getrandom::Error),
+    Random,
     /// No answer.
-    #[error(transparent)]
-    NoAnswer(#[from] Failure),
+    NoAnswer(Failure),
     /// The answer has chunks.
-    #[error("the answer is chunked, which WeChat's HTTP/1.0 does not know")]
     Chunked,
     /// Another answer than the bare echostr.
-    #[error(transparent)]
-    Answer(#[from] Unverified),
+    Answer(VerificationFailure),
+}
+
+impl Refused {
+    /// What is wrong, without how to fix it.
+    pub(super) fn into_text(self) -> String {
+        match self {
+            Self::Random => "the system gives no random bytes".to_owned(),
+            Self::NoAnswer(failure) => failure.to_string().split("; ").next().unwrap_or_default().to_owned(),
+            Self::Chunked => CHUNKED.to_owned(),
+            Self::Answer(failure) => TargetProblem::from(failure).text,
+        }
+    }
+}
+
+impl From<getrandom::Error> for Refused {
+    fn from(_: getrandom::Error) -> Self {
+        Self::Random
+    }
+}
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self::NoAnswer(failure)
+    }
 }
 
 /// Asks as WeChat does, with the account's token.
@@ -101,13 +125,15 @@ pub(super) async fn verify(
         Err(refused) => Verified { result: Err(refused), date: None },
         Ok((response, echostr, query)) => {
             let headers = headers(&response);
-            let asked = Asked { echostr: &echostr, query: &query };
+            let request = VerificationRequest { echostr: &echostr, query: &query };
             let result = match (response.header("transfer-encoding"), StatusCode::from_u16(response.status)) {
                 (Some(_), _) => Err(Refused::Chunked),
                 (None, Err(_)) => Err(Failure::NotHttp.into()),
-                (None, Ok(status)) => judge(status, &headers, &response.body, &asked).map_err(Into::into),
+                (None, Ok(status)) => {
+                    judge_verification(status, &headers, &response.body, &request).map_err(Refused::Answer)
+                }
             };
-            Verified { result, date: date(&headers) }
+            Verified { result, date: date_header(&headers) }
         }
     }
 }

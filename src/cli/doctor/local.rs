@@ -191,11 +191,7 @@ async fn ask(
             verify(stream, &url, &account.credentials).await
         }
     };
-    verified.result.map_err(|refused| {
-        let told = refused.to_string();
-        let text = told.split("; ").next().unwrap_or_default();
-        (format!("accounts.{}: {text}", account.name), OTHER)
-    })
+    verified.result.map_err(|refused| (format!("accounts.{}: {}", account.name, refused.into_text()), OTHER))
 }
 
 /// Whether a relay runs by this configuration, and what it says of itself.

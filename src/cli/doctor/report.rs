@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
+use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 
 /// How a check went.
@@ -70,6 +71,12 @@ impl Check {
         let told = error.to_string();
         let (text, remedy) = told.rsplit_once("; ").unwrap_or((&told, "look into the log of what answers there"));
         self.failed(text, remedy)
+    }
+
+    /// A target fails its check.
+    pub(super) fn failed_with(&self, problem: TargetProblem) -> Line {
+        let TargetProblem { text, remedy } = problem;
+        self.failed(text, remedy.unwrap_or("look into the log of what answers there"))
     }
 
     fn with_remedy(&self, verdict: Verdict, text: &dyn fmt::Display, remedy: &dyn fmt::Display) -> Line {

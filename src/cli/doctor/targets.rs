@@ -10,9 +10,10 @@ use super::clock::is_here;
 use super::report::{Check, Findings, Line, PeerClock};
 use super::{LIMIT, all, aside};
 use crate::cli::online::{Check as Way, checks};
+use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{Answered, ClientError, Greeting, Role, SystemRoots, Target, Upstream};
+use crate::deliver::{ClientError, HeadAnswer, Role, SystemRoots, Target, Upstream, Verification};
 
 /// A line for each target, and for each account that a `wechat` target may be asked for.
 pub(super) async fn check(config: Arc<Config>) -> Findings {
@@ -33,22 +34,26 @@ async fn one(target: Target, upstream: Result<Upstream, ClientError>, way: Way, 
     let check = Check::new("target", &target.name);
     let upstream = match upstream {
         Ok(upstream) => upstream,
-        Err(error) => return check.failed(with_cause(&error), "look at ca, client_cert and client_key").into(),
+        Err(error) => return check.failed_with(error.into()).into(),
     };
     let (line, clock) = match way {
         Way::Verification(of) => {
             let by = of.map(|account| format!(" by the token of accounts.{account}")).unwrap_or_default();
             match upstream.verify(&account, UnixMillis::now()).await {
-                Err(error) => (check.failed_by(format!("WeChat's verification{by}: {error}")), None),
-                Ok(Answered { took, date }) => {
+                Err(failure) => {
+                    let TargetProblem { text, remedy } = failure.into();
+                    let text = format!("WeChat's verification{by}: {text}");
+                    (check.failed_with(TargetProblem { text, remedy }), None)
+                }
+                Ok(Verification { took, date }) => {
                     let text = format!("takes WeChat's verification{by}, {} ms", took.as_millis());
                     (check.ok(text), date.zip(Some(took)))
                 }
             }
         }
-        Way::Connection => match upstream.greet().await {
-            Err(error) => (check.failed_by(error), None),
-            Ok(greeting) => (judge(&check, &target, &greeting), greeting.date.zip(Some(greeting.took))),
+        Way::Connection => match upstream.send_head().await {
+            Err(failure) => (check.failed_with(failure.into()), None),
+            Ok(answer) => (judge(&check, &target, &answer), answer.date.zip(Some(answer.took))),
         },
     };
     let mut findings = Findings::from(line);
@@ -59,19 +64,14 @@ async fn one(target: Target, upstream: Result<Upstream, ClientError>, way: Way, 
     findings
 }
 
-fn with_cause(error: &ClientError) -> String {
-    let cause = std::error::Error::source(error).map(|cause| format!(": {cause}"));
-    format!("{error}{}", cause.unwrap_or_default())
-}
-
 /// What a HEAD was answered. No event was sent, so a refusal is no failure; a redirect or a missing page would be one.
-fn judge(check: &Check, target: &Target, greeting: &Greeting) -> Line {
-    let Greeting { status, to, took, .. } = greeting;
+fn judge(check: &Check, target: &Target, answer: &HeadAnswer) -> Line {
+    let HeadAnswer { status, location, took, .. } = answer;
     let answered = format!("answered {status} to a HEAD (no event sent), {} ms", took.as_millis());
     match status {
         300..=399 => {
             // An identity provider's path is half of a secret.
-            let to = to.as_deref().filter(|_| target.role == Role::Handler).map(|to| format!(" to {to}"));
+            let to = location.as_deref().filter(|_| target.role == Role::Handler).map(|to| format!(" to {to}"));
             let text = format!("{answered}: a redirect{}, which the relay does not follow", to.unwrap_or_default());
             check.warning(text, "if it redirects POST as well, put the final URL into `url`")
         }
