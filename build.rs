@@ -1,23 +1,50 @@
 //! How the program is linked.
 
-use std::path::Path;
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::{env, fs};
+
+/// What makes the program smaller.
+const FLAGS: [&str; 2] = [
+    // The addresses to relocate at the start as a bitmap instead of a list: 0.7 MB less. glibc reads it since 2.36 (2022).
+    "-Wl,-z,pack-relative-relocs",
+    // Functions that came out the same are kept once.
+    "-Wl,--icf=all",
+];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    let variable = |key: &str| env::var(key).unwrap_or_default();
-    if variable("CARGO_CFG_TARGET_OS") != "linux" || variable("CARGO_CFG_TARGET_ENV") != "gnu" {
+    // "release" for each profile that inherits it, too.
+    let is_optimised = variable("PROFILE") == "release";
+    if !is_optimised || variable("CARGO_CFG_TARGET_OS") != "linux" || variable("CARGO_CFG_TARGET_ENV") != "gnu" {
         return;
     }
-    // The places of the program's own addresses, to be set at its start, as a bitmap instead of a list: 0.7 MB less. glibc
-    // reads it since 2.36 (2022). A linker that does not know it warns, and makes the list.
-    println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
-    // Functions that came out the same are kept once. GNU's linker cannot, Rust's own can, where Rust comes with it.
-    let sysroot = Command::new(variable("RUSTC")).args(["--print", "sysroot"]).output();
-    let sysroot = sysroot.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    let linker = Path::new(&sysroot).join("lib/rustlib").join(variable("TARGET")).join("bin/gcc-ld/ld.lld");
-    if variable("PROFILE") == "release" && fs::exists(linker).unwrap_or_default() {
-        println!("cargo::rustc-link-arg-bins=-Wl,--icf=all");
+    for flag in FLAGS.into_iter().filter(|flag| linker_takes(flag)) {
+        println!("cargo::rustc-link-arg-bins={flag}");
     }
+}
+
+/// Whether the linker in use takes the flag: GNU's does not merge functions, LLVM's, mold and gold do.
+///
+/// Which one is in use depends on the compiler, the target, the configured linker and the flags, so an empty program is
+/// linked by all of those. Cargo runs this again when one of them changes.
+fn linker_takes(flag: &str) -> bool {
+    let folder = PathBuf::from(variable("OUT_DIR"));
+    let source = folder.join("probe.rs");
+    if fs::write(&source, "fn main() {}\n").is_err() {
+        return false;
+    }
+    let mut rustc = Command::new(variable("RUSTC"));
+    rustc.arg(&source).arg("-o").arg(folder.join("probe")).args(["--target", &variable("TARGET")]);
+    if let Ok(linker) = env::var("RUSTC_LINKER") {
+        rustc.arg(format!("-Clinker={linker}"));
+    }
+    let flags = variable("CARGO_ENCODED_RUSTFLAGS");
+    rustc.args(flags.split('\x1f').filter(|flag| !flag.is_empty())).arg(format!("-Clink-arg={flag}"));
+    let status = rustc.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
+}
+
+fn variable(key: &str) -> String {
+    env::var(key).unwrap_or_default()
 }
