@@ -54,6 +54,7 @@ pub use self::obstacle::Obstacle;
 #[cfg(test)]
 pub(crate) use self::sqlite::Faults;
 pub use self::sqlite::Sqlite;
+pub use self::sqlite::build_options::SqliteBuild;
 pub use self::sqlite::deep::{Flaw, OpenDelivery, ReadBack};
 pub use self::sqlite::inspect::Inspect;
 pub use self::sqlite::seals::Sealing;

@@ -18,7 +18,7 @@ use crate::support::wechat::{PATH, WeChat};
 /// As entered in WeChat's console.
 const URL: &str = "https://localhost/wechat/events";
 /// In the order they are printed.
-const CHECKS: [&str; 18] = [
+const CHECKS: [&str; 19] = [
     "config",
     "key",
     "mode",
@@ -27,6 +27,7 @@ const CHECKS: [&str; 18] = [
     "space",
     "store",
     "encryption",
+    "sqlite",
     "files",
     "certificate",
     "listen",
@@ -62,6 +63,7 @@ async fn a_sound_setup_passes_every_check() {
         ("key", "not canonical base64"),
         ("mode", "secure (and plaintext, compatible): verification, push and reply pass, with the previous token too"),
         ("store", "used by a running wxrelay, process "),
+        ("sqlite", ", built with the tested options"),
         ("listen", "takes WeChat's verification for shop"),
         ("admin", "a relay runs, ready, with this configuration"),
         ("tls", "TLS 1.3, 2 certificates, for localhost, ends on 4096-01-01"),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::aside;
 use super::report::{Check, Findings, Line};
 use crate::config::Config;
-use crate::queue::{EncryptionKey, Error, Fingerprint, Holder, Inspect, SCHEMA, Settings, survey};
+use crate::queue::{EncryptionKey, Error, Fingerprint, Holder, Inspect, SCHEMA, Settings, SqliteBuild, survey};
 use crate::server::Options;
 
 /// How long the disk may be waited for.
@@ -91,6 +91,21 @@ fn folder(path: &Path) -> (Line, bool) {
         return (check.warning(text, format!("chmod 700 {}", path.display())), true);
     }
     (check.ok("can be written, on a local disk"), true)
+}
+
+/// Whether SQLite is compiled as the tests have it.
+pub(super) fn sqlite() -> Line {
+    let check = Check::new("sqlite", "");
+    match SqliteBuild::read() {
+        Ok(build) if build.differences.is_empty() => {
+            check.ok(format!("{}, built with the tested options", build.version))
+        }
+        Ok(build) => check.warning(
+            format!("{}, built with untested options: {}", build.version, build.differences.join(", ")),
+            "install a package, or build in the source folder: cargo reads .cargo/config.toml only there",
+        ),
+        Err(error) => check.failed(format!("cannot open a database in memory ({error})"), "install wxrelay again"),
+    }
 }
 
 /// The folder itself or the nearest one above it that exists.

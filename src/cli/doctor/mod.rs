@@ -118,6 +118,7 @@ async fn examine(config: &Arc<Config>, urls: Vec<Public>, args: &Args) -> anyhow
     );
 
     lines.extend(store.lines);
+    lines.push(machine::sqlite());
     lines.push(machine::files(config, holder));
     lines.extend(certificates);
     lines.extend(listeners);

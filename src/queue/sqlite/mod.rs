@@ -5,6 +5,7 @@
 //! is told at the head of `schema.sql`.
 
 mod ballast;
+pub(super) mod build_options;
 mod channel;
 mod command;
 pub(super) mod deep;
@@ -40,6 +41,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use self::ballast::Ballast;
+use self::build_options::SqliteBuild;
 use self::command::{Command, Waiter};
 use self::inboxes::Inboxes;
 use self::inspect::{Inspect, Oldest};
@@ -87,6 +89,11 @@ pub struct Sqlite {
 impl Sqlite {
     /// See [`super::Queue::open`].
     pub(super) fn open(settings: &Settings, on_commit: Box<dyn Fn(Duration) + Send>) -> Result<Self, Error> {
+        let build = SqliteBuild::read()?;
+        if !build.differences.is_empty() {
+            let differences = build.differences.join(", ");
+            tracing::warn!(version = build.version, differences, "sqlite built with untested options");
+        }
         let (sqlite, writer, receiver) = Self::assemble(settings, Ballast::find, on_commit)?;
         let io = |source| Error::io(&settings.path, source);
         // A runtime of its own, for a channel with a timeout: the relay's is not to be blocked by a disk.

@@ -1,0 +1,106 @@
+//! What SQLite was compiled with, beside what the tests run with.
+//!
+//! The flags are in `.cargo/config.toml`, which cargo reads in the folder of the sources alone: `cargo install --git` and
+//! a build from another folder miss them, and `LIBSQLITE3_SYS_USE_PKG_CONFIG` links the system's library. So SQLite
+//! itself is asked.
+
+use std::collections::BTreeSet;
+
+use rusqlite::Connection;
+
+use crate::queue::Error;
+
+/// Options that are set. `HAVE_FDATASYNC` is set too, which SQLite does not list.
+const SET: [&str; 13] = [
+    "DEFAULT_MEMSTATUS=0",
+    "DISABLE_DIRSYNC",
+    "OMIT_COMPLETE",
+    "OMIT_DECLTYPE",
+    "OMIT_DEPRECATED",
+    "OMIT_DESERIALIZE",
+    "OMIT_GET_TABLE",
+    "OMIT_INCRBLOB",
+    "OMIT_JSON",
+    "OMIT_LOAD_EXTENSION",
+    "OMIT_SHARED_CACHE",
+    "OMIT_TCL_VARIABLE",
+    "OMIT_UTF16",
+];
+
+/// Options that are not set, though `libsqlite3-sys` or a distribution sets them.
+const UNSET: [&str; 11] = [
+    "ENABLE_API_ARMOR",
+    "ENABLE_COLUMN_METADATA",
+    "ENABLE_DBSTAT_VTAB",
+    "ENABLE_FTS3",
+    "ENABLE_FTS3_PARENTHESIS",
+    "ENABLE_FTS5",
+    "ENABLE_JSON1",
+    "ENABLE_LOAD_EXTENSION",
+    "ENABLE_RTREE",
+    "ENABLE_STAT4",
+    "SOUNDEX",
+];
+
+/// The SQLite that this program is linked with.
+#[derive(Clone, Debug)]
+pub struct SqliteBuild {
+    /// Its version.
+    pub version: &'static str,
+    /// Where its options differ from those that the tests run with, in words.
+    pub differences: Vec<String>,
+}
+
+impl SqliteBuild {
+    /// Asks the library.
+    ///
+    /// # Errors
+    /// If SQLite does not open a database in memory.
+    pub fn read() -> Result<Self, Error> {
+        let connection = Connection::open_in_memory()?;
+        let mut statement = connection.prepare("PRAGMA compile_options")?;
+        let options = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok(Self { version: rusqlite::version(), differences: differences(&options) })
+    }
+}
+
+fn differences(options: &BTreeSet<String>) -> Vec<String> {
+    let missing = SET.into_iter().filter(|option| !options.contains(*option));
+    let surplus = UNSET.into_iter().filter(|option| options.contains(*option));
+    let missing = missing.map(|option| format!("{option} is not set"));
+    missing.chain(surplus.map(|option| format!("{option} is set"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CARGO_CONFIG: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/.cargo/config.toml"));
+
+    #[test]
+    fn the_library_of_the_tests_has_the_tested_options() {
+        assert_eq!(SqliteBuild::read().unwrap().differences, Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_lists_are_those_of_the_flags() {
+        let flags: Vec<_> = CARGO_CONFIG.split([' ', '\n', '"']).collect();
+        let of =
+            |prefix: &str| -> BTreeSet<&str> { flags.iter().filter_map(|flag| flag.strip_prefix(prefix)).collect() };
+        assert_eq!(of("-DSQLITE_"), SET.into());
+        assert_eq!(of("-USQLITE_"), UNSET.into());
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let mut options: BTreeSet<_> = SET.map(str::to_owned).into();
+        assert!(differences(&options).is_empty());
+        options.insert("ENABLE_FTS5".to_owned());
+        options.remove("OMIT_JSON");
+        assert_eq!(differences(&options), ["OMIT_JSON is not set", "ENABLE_FTS5 is set"]);
+        options.remove("DEFAULT_MEMSTATUS=0");
+        options.insert("DEFAULT_MEMSTATUS=1".to_owned());
+        assert_eq!(differences(&options)[0], "DEFAULT_MEMSTATUS=0 is not set");
+        assert_eq!(differences(&BTreeSet::new()).len(), SET.len(), "as from a library that lists none");
+    }
+}
