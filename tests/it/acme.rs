@@ -14,7 +14,8 @@ use tokio::net::TcpListener;
 
 use crate::certificates::{connect, exchange, shown};
 use crate::support::command::{run, wxrelay};
-use crate::support::pebble::{self, Place};
+use crate::support::pebble::Place;
+use crate::support::program::is_missing;
 use crate::support::relay::{Relay, Setup};
 use crate::support::target::Target;
 use crate::support::wechat::{PATH, WeChat, text};
@@ -27,7 +28,7 @@ const LONG: u32 = 90 * 86_400;
 
 #[tokio::test]
 async fn a_certificate_is_had_from_nothing_and_outlives_a_restart() {
-    if !pebble::is_here() {
+    if is_missing("pebble") {
         return;
     }
     let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
@@ -77,7 +78,7 @@ async fn a_certificate_is_had_from_nothing_and_outlives_a_restart() {
 
 #[tokio::test]
 async fn a_refusal_is_told_and_holds_up_nobody_until_it_is_overcome() {
-    if !pebble::is_here() {
+    if is_missing("pebble") {
         return;
     }
     let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
@@ -106,7 +107,7 @@ async fn a_refusal_is_told_and_holds_up_nobody_until_it_is_overcome() {
 
 #[tokio::test]
 async fn a_certificate_is_renewed_before_its_end_while_it_is_served() {
-    if !pebble::is_here() {
+    if is_missing("pebble") {
         return;
     }
     let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
@@ -125,7 +126,7 @@ async fn a_certificate_is_renewed_before_its_end_while_it_is_served() {
 
 #[tokio::test]
 async fn a_certificate_that_cannot_be_kept_is_served_all_the_same() {
-    if !pebble::is_here() {
+    if is_missing("pebble") {
         return;
     }
     let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
@@ -146,7 +147,7 @@ async fn a_certificate_that_cannot_be_kept_is_served_all_the_same() {
 
 #[tokio::test]
 async fn an_authority_that_is_not_trusted_gets_nothing() {
-    if !pebble::is_here() {
+    if is_missing("pebble") {
         return;
     }
     let (wechat, crm, place, other) = (WeChat::secure(), Target::start().await, Place::new(), Certificate::new());
@@ -174,7 +175,7 @@ async fn an_order_under_way_does_not_hold_up_the_stop() {
 
 #[tokio::test]
 async fn what_is_kept_and_no_good_is_ordered_anew() {
-    if !pebble::is_here() {
+    if is_missing("pebble") {
         return;
     }
     let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());

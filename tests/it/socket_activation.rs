@@ -1,7 +1,7 @@
 //! With sockets that systemd holds, a restart under load refuses nothing and loses nothing.
 //!
 //! `systemd-socket-activate` listens and hands the socket to a shell loop in systemd's place, which starts the relay
-//! again whenever it ends. Where the tool is missing, the test says SKIPPED; in CI that is a failure.
+//! again whenever it ends. Where the tool is missing, the test is skipped; in CI that is a failure.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,15 +13,14 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::support::command::{Running, free_address, run, wxrelay};
+use crate::support::program::is_missing;
 use crate::support::storm::{SENDERS, Storm};
 use crate::support::target::Target;
 use crate::support::wechat::WeChat;
 
 #[tokio::test]
 async fn a_restart_under_load_refuses_nothing_and_loses_nothing() {
-    if Command::new("systemd-socket-activate").arg("--version").stdout(Stdio::null()).status().is_err() {
-        assert!(std::env::var_os("CI").is_none(), "CI must have systemd-socket-activate");
-        println!("SKIPPED: socket activation: no systemd-socket-activate here");
+    if is_missing("systemd-socket-activate") {
         return;
     }
     let (wechat, crm) = (WeChat::secure(), Target::start().await);

@@ -1,7 +1,7 @@
 //! What systemd sees: units that it takes and finds hardened, sockets by name, and a relay that says how it is.
 //!
 //! `systemd-socket-activate` starts the relay with a notify socket that the test reads. Where systemd's tools are
-//! missing, the tests say SKIPPED; in CI that is a failure.
+//! missing, the tests are skipped; in CI that is a failure.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use tokio::net::UnixDatagram;
 
 use crate::support::command::{Running, free_address, run};
+use crate::support::program::is_missing;
 use crate::support::target::Target;
 use crate::support::wechat::{PATH, WeChat, text};
 use crate::support::{http, soon};
@@ -172,16 +173,6 @@ fn systemd_version() -> u32 {
     let output = Command::new("systemd-analyze").arg("--version").output().expect("it runs");
     let text = String::from_utf8_lossy(&output.stdout);
     text.split_whitespace().nth(1).and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no version in {text}"))
-}
-
-/// Whether a tool is missing, which is said, and in CI a failure.
-fn is_missing(tool: &str) -> bool {
-    if Command::new(tool).arg("--version").stdout(Stdio::null()).status().is_ok() {
-        return false;
-    }
-    assert!(std::env::var_os("CI").is_none(), "CI must have {tool}");
-    println!("SKIPPED: no {tool} here");
-    true
 }
 
 fn analyze() -> Command {

@@ -7,6 +7,7 @@ pub(crate) mod authority;
 pub(crate) mod command;
 pub(crate) mod http;
 pub(crate) mod pebble;
+pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod relay;
 pub(crate) mod storm;

@@ -16,17 +16,6 @@ use super::command::{Running, free_address};
 use super::eventually;
 use crate::tls::{Certificate, over_tls};
 
-/// Whether it can be run here; if not, says so, and fails in CI.
-pub(crate) fn is_here() -> bool {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let here = std::env::split_paths(&path).any(|folder| folder.join("pebble").is_file());
-    if !here {
-        assert!(std::env::var_os("CI").is_none(), "CI must have pebble");
-        println!("SKIPPED: pebble is not installed here");
-    }
-    here
-}
-
 /// Where it is to be, and the certificate that it shows there: known before it runs.
 pub(crate) struct Place {
     pub(crate) address: String,

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::command::{Running, free_address, run};
 use super::eventually;
+use super::program::{self, skip};
 
 /// Where the example files have the relay.
 const RELAY: &str = "127.0.0.1:8080";
@@ -27,14 +28,18 @@ pub(crate) enum Software {
 }
 
 impl Software {
-    /// Whether it can be run here; if not, says so, and fails in CI.
-    pub(crate) fn is_here(self) -> bool {
-        let here = self.program().is_some();
-        if !here {
-            assert!(std::env::var_os("CI").is_none(), "CI must have {}", self.name());
-            println!("SKIPPED: {} is not installed here", self.name());
+    /// Whether it is not installed; if so, the test is skipped.
+    pub(crate) fn is_missing(self) -> bool {
+        program::is_missing(self.name())
+    }
+
+    /// Whether it passes no bare TCP on, as nginx without its stream module; if so, the test is skipped.
+    pub(crate) fn is_missing_for_tcp(self) -> bool {
+        let missing = self == Self::Nginx && load_stream().is_none();
+        if missing {
+            skip("nginx is installed without its stream module");
         }
-        here
+        missing
     }
 
     fn name(self) -> &'static str {
@@ -44,12 +49,8 @@ impl Software {
         }
     }
 
-    /// Not everybody has `/usr/sbin` on the path.
-    fn program(self) -> Option<PathBuf> {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let mut folders: Vec<_> = std::env::split_paths(&path).collect();
-        folders.push("/usr/sbin".into());
-        folders.into_iter().map(|folder| folder.join(self.name())).find(|program| program.is_file())
+    fn program(self) -> PathBuf {
+        program::find(self.name()).unwrap_or_else(|| panic!("{} is asked for before", self.name()))
     }
 }
 
@@ -113,10 +114,8 @@ impl Proxy {
                     ("listen 443;", &format!("listen {address};")),
                     ("listen [::]:443;", ""),
                 ];
-                let stream = nginx(&example("nginx/wxrelay-stream.conf", &replaced));
-                // As /etc/nginx/modules-enabled has it, where the module is a package of its own.
-                let module = Path::new("/usr/lib/nginx/modules/ngx_stream_module.so");
-                if module.is_file() { format!("load_module {};\n{stream}", module.display()) } else { stream }
+                let load = load_stream().expect("asked for before");
+                load + &nginx(&example("nginx/wxrelay-stream.conf", &replaced))
             }
             Software::Haproxy => {
                 let replaced = [("127.0.0.1:8443", upstream), ("bind :443\n", &format!("bind {address}\n"))];
@@ -163,13 +162,29 @@ fn nginx(inner: &str) -> String {
     format!("daemon off;\nmaster_process off;\npid nginx.pid;\nevents {{}}\n{inner}")
 }
 
+/// What loads nginx's stream module: nothing where it is compiled in. None where there is no such module.
+fn load_stream() -> Option<String> {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = folder.path().join("proxy.conf");
+    let built = Command::new(Software::Nginx.program()).arg("-V").output().expect("nginx runs");
+    let built = String::from_utf8_lossy(&built.stderr).into_owned();
+    let modules = built.split("--modules-path=").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let module = Path::new(modules.unwrap_or("/usr/lib/nginx/modules")).join("ngx_stream_module.so");
+    // As /etc/nginx/modules-enabled has it, where the module is a package of its own.
+    let loads = [String::new(), format!("load_module {};\n", module.display())];
+    loads.into_iter().find(|load| {
+        fs::write(&file, load.clone() + &nginx("stream {}\n")).expect("the folder can be written");
+        command(Software::Nginx, folder.path(), &file, &["-t"], &[]).output().is_ok_and(|tried| tried.status.success())
+    })
+}
+
 /// Its log is what it prints.
 fn haproxy(sections: &str) -> String {
     format!("global\n    log stdout format raw local0\n\n{sections}")
 }
 
 fn command(software: Software, folder: &Path, file: &Path, nginx: &[&str], haproxy: &[&str]) -> Command {
-    let mut command = Command::new(software.program().expect("asked for before"));
+    let mut command = Command::new(software.program());
     match software {
         Software::Nginx => command.arg("-p").arg(folder).args(["-e", "stderr", "-c"]).arg(file).args(nginx),
         Software::Haproxy => command.args(haproxy).arg("-f").arg(file),
