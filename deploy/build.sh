@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# deploy/build.sh [cargo build's flags]: the release's binary, target/release/wxrelay. With the same Rust, C compiler and linker it
-# is the same, byte for byte, wherever it is built: the paths of this machine do not get in. deploy/reproduce.sh shows it.
+# deploy/build.sh [cargo build's flags]: the release's binary, target/dist/wxrelay, by the profile `dist`. With the same Rust, C compiler and
+# linker it is the same, byte for byte, wherever it is built: the paths of this machine do not get in. deploy/reproduce.sh shows it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,4 +19,4 @@ done
 printf -v flags '%s\x1f' "${rust[@]}"
 export CARGO_ENCODED_RUSTFLAGS=${flags%$'\x1f'}
 export CFLAGS="${CFLAGS:-}$c"
-exec cargo build --release --locked --bin wxrelay "$@"
+exec cargo build --profile dist --locked --bin wxrelay "$@"

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # deploy/reproduce.sh: builds the release a second time, from a copy of the source in another folder, with another CARGO_HOME, and
-# compares it with target/release/wxrelay as deploy/build.sh has made it. A part of deploy/release.sh.
+# compares it with target/dist/wxrelay as deploy/build.sh has made it. A part of deploy/release.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-first=target/release/wxrelay
+first=target/dist/wxrelay
 folder=$PWD/target/reproduce
 second=$folder/elsewhere/source/$first
 

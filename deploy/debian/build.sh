@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# deploy/debian/build.sh [cargo-deb's flags]: the Debian package of target/release/wxrelay, which deploy/build.sh has built.
+# deploy/debian/build.sh [cargo-deb's flags]: the Debian package of target/dist/wxrelay, which deploy/build.sh has built.
 # Needs cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`). The package is in target/debian/.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-binary=target/release/wxrelay
+binary=target/dist/wxrelay
 rm -rf target/package
 rm -f target/debian/wxrelay_*.deb
 mkdir -p target/package/completions
@@ -14,4 +14,4 @@ for shell in bash zsh fish; do
 done
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 deploy/sbom.sh
-exec "${CARGO_DEB:-cargo-deb}" --no-build "$@"
+exec "${CARGO_DEB:-cargo-deb}" --no-build --profile dist "$@"

@@ -64,7 +64,7 @@ def main():
     arguments.add_argument("binary", type=Path, help="the wxrelay to test")
     binary = arguments.parse_args().binary.resolve()
     if not binary.is_file():
-        sys.exit(f"{binary} is not there; build it with `cargo build --release`")
+        sys.exit(f"{binary} is not there; build it with `cargo build --profile dist`")
     signal.signal(signal.SIGALRM, stop_at_once)
     signal.alarm(TIME)
     checks, bench, remade = Checks(), Bench(binary), Remade(binary)

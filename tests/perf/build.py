@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGET = ROOT / "target"
+PROFILE = ["--profile", "dist"]
 # callgrind tells functions by their names. As an argument to the last crate alone: the profile's key is one for all.
 NAMED = ["--", "-C", "strip=none"]
 
@@ -23,7 +24,7 @@ def parts():
     manifest = folder / "Cargo.toml"
     manifest.write_text(package(tomllib.loads((ROOT / "Cargo.toml").read_text())))
     shutil.copy(ROOT / "Cargo.lock", folder)  # cargo takes out what is not needed, and leaves the versions
-    return cargo("parts", "rustc", "--release", "--manifest-path", str(manifest), "--target-dir", str(TARGET), *NAMED)
+    return cargo("parts", "rustc", *PROFILE, "--manifest-path", str(manifest), "--target-dir", str(TARGET), *NAMED)
 
 
 def package(ours):
@@ -33,7 +34,8 @@ def package(ours):
              "[workspace]", "[[bin]]", 'name = "parts"', f"path = {json.dumps(str(ROOT / 'benches' / 'parts.rs'))}",
              "[dependencies]", f"wxrelay = {{ path = {json.dumps(str(ROOT))} }}"]
     lines += [f"{name} = {inline(crates[name])}" for name in ("bytes", "divan", "tempfile", "tokio")]
-    lines += ["[profile.release]", *(f"{key} = {inline(value)}" for key, value in ours["profile"]["release"].items())]
+    for profile in ("release", "dist"):
+        lines += [f"[profile.{profile}]", *(f"{key} = {inline(value)}" for key, value in ours["profile"][profile].items())]
     return "\n".join(lines) + "\n"
 
 
@@ -46,12 +48,12 @@ def inline(value):
 
 def relay():
     """The release as it is shipped."""
-    return cargo("wxrelay", "build", "--locked", "--release", "--bin", "wxrelay")
+    return cargo("wxrelay", "build", "--locked", *PROFILE, "--bin", "wxrelay")
 
 
 def relay_named(folder):
-    """The release with its names, moved to the folder: others take what is in `target/release` for the release."""
-    binary = shutil.copy(cargo("wxrelay", "rustc", "--locked", "--release", "--bin", "wxrelay", *NAMED), folder)
+    """The release with its names, moved to the folder: others take what is in `target/dist` for the release."""
+    binary = shutil.copy(cargo("wxrelay", "rustc", "--locked", *PROFILE, "--bin", "wxrelay", *NAMED), folder)
     relay()
     return binary
 
