@@ -1,12 +1,19 @@
 //! `wxrelay check`: all that is wrong with a configuration, or the routing table it makes; with `--online` also whether
-//! every target is there.
+//! every target is reachable.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::{Value, json};
 
 use super::ConfigArgs;
 use super::online::{self, Finding};
-use crate::config::table;
+use crate::config::Config;
+use crate::config::routing_table::{AccountEntry, ReplySource, RouteEntry, RoutingTable, TargetEntry};
+use crate::deliver::Role;
+use crate::push::ReplyWindow;
+use crate::wechat::ReplyBody;
 
 /// `wxrelay check`
 #[derive(clap::Args)]
@@ -28,16 +35,17 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     for warning in &config.warnings {
         writeln!(io::stderr(), "warning: {warning}")?;
     }
+    let table = RoutingTable::of(&config);
     if !args.json {
-        write!(io::stdout(), "{}", table::text(&config))?;
+        write!(io::stdout(), "{}", text(&table))?;
     }
     let findings = if args.online { online::probe(&config).await } else { Vec::new() };
     if args.json {
-        let mut table = table::json(&config);
+        let mut printed = json(&table, &config);
         if args.online {
-            table["online"] = findings.iter().map(Finding::to_json).collect();
+            printed["online"] = findings.iter().map(Finding::to_json).collect();
         }
-        writeln!(io::stdout(), "{table:#}")?;
+        writeln!(io::stdout(), "{printed:#}")?;
     } else if !findings.is_empty() {
         writeln!(io::stdout(), "\nonline")?;
         for finding in &findings {
@@ -46,4 +54,214 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let well = findings.iter().all(|finding| finding.result.is_ok());
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Accounts with their routes, then targets, as aligned text.
+fn text(table: &RoutingTable) -> String {
+    let mut text = String::new();
+    for account in &table.accounts {
+        let facts = [
+            ("path", account.path.clone()),
+            ("app_id", account.app_id.clone()),
+            ("mode", account.mode.to_string()),
+            ("replies", reply_time(account)),
+        ];
+        push_block(&mut text, &format!("account {}", account.name), &facts);
+        push_routes(&mut text, &account.routes);
+    }
+    for target in &table.targets {
+        let facts = [
+            ("role", role_name(target.role).to_owned()),
+            ("url", target.url.clone()),
+            ("format", target.format.to_owned()),
+            ("timeout", format!("{}, {} concurrent attempts", words(target.timeout), target.concurrency)),
+            ("retry", retry(target)),
+            ("then", end(target)),
+        ];
+        push_block(&mut text, &format!("target {}", target.name), &facts);
+    }
+    text
+}
+
+/// The same for scripts.
+fn json(table: &RoutingTable, config: &Config) -> Value {
+    let accounts = table.accounts.iter().map(|account| {
+        let routes = account.routes.iter().map(|route| {
+            let reply = (!route.reply.is_empty()).then(|| reply(&route.reply));
+            json!({ "when": when(route), "to": route.to, "reply": reply })
+        });
+        json!({
+            "name": account.name, "path": account.path, "app_id": account.app_id, "mode": account.mode.to_string(),
+            "replies": reply_time(account), "routes": routes.collect::<Vec<_>>(),
+        })
+    });
+    let targets = table.targets.iter().map(|target| {
+        json!({
+            "name": target.name, "role": role_name(target.role), "url": target.url, "format": target.format,
+            "timeout": words(target.timeout), "concurrency": target.concurrency,
+            "retry": target.retry.iter().map(|wait| words(*wait)).collect::<Vec<_>>(),
+            "expire_after": target.expire_after.map(words), "end": end(target),
+        })
+    });
+    json!({
+        "accounts": accounts.collect::<Vec<_>>(), "targets": targets.collect::<Vec<_>>(),
+        "warnings": config.warnings, "sha256": config.sha256,
+    })
+}
+
+fn push_block(text: &mut String, title: &str, facts: &[(&str, String)]) {
+    let gap = if text.is_empty() { "" } else { "\n" };
+    *text += &format!("{gap}{title}\n");
+    for (name, fact) in facts {
+        *text += &format!("  {name:<9}{fact}\n");
+    }
+}
+
+fn push_routes(text: &mut String, routes: &[RouteEntry]) {
+    let rows: Vec<_> = routes.iter().map(|route| (when(route), to(route), &route.reply)).collect();
+    let widest = |texts: &mut dyn Iterator<Item = &String>| texts.map(|text| text.chars().count()).max().unwrap_or(0);
+    let when_width = widest(&mut rows.iter().map(|(when, _, _)| when));
+    let to_width = widest(&mut rows.iter().map(|(_, to, _)| to));
+    for (index, (when, to, sources)) in rows.iter().enumerate() {
+        let mut line = format!("  routes[{index}]  {when:<when_width$}  -> {to:<to_width$}");
+        if !sources.is_empty() {
+            line += &format!("  reply {}", reply(sources));
+        }
+        *text += &format!("{}\n", line.trim_end());
+    }
+}
+
+/// Until when a reply reaches the user.
+fn reply_time(account: &AccountEntry) -> String {
+    let budget = words(account.reply_budget);
+    match account.reply_window {
+        None => format!("within {budget}"),
+        Some(ReplyWindow { length, failures, period }) => {
+            let (length, period) = (words(length), words(period));
+            format!("within {budget}, or {length} by WeChat's retries, at the cost of {failures} failures in {period}")
+        }
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Identity => "identity",
+        Role::Handler => "handler",
+    }
+}
+
+fn when(route: &RouteEntry) -> String {
+    let Some(conditions) = &route.conditions else { return "otherwise".to_owned() };
+    conditions.iter().map(|(key, patterns)| format!("{key} = {patterns}")).collect::<Vec<_>>().join(", ")
+}
+
+fn to(route: &RouteEntry) -> String {
+    if route.to.is_empty() { "nowhere".to_owned() } else { route.to.join(", ") }
+}
+
+fn reply(sources: &[ReplySource]) -> String {
+    let source = |source: &ReplySource| match source {
+        ReplySource::Target(name) => format!("by {name}"),
+        ReplySource::Fixed(body) => fixed(body),
+    };
+    sources.iter().map(source).collect::<Vec<_>>().join(", else ")
+}
+
+fn fixed(body: &ReplyBody) -> String {
+    match body {
+        ReplyBody::Text { content } => format!("{content:?}"),
+        ReplyBody::Image { .. } => "an image".to_owned(),
+        ReplyBody::Voice { .. } => "a voice message".to_owned(),
+        ReplyBody::Video { .. } => "a video".to_owned(),
+        ReplyBody::Music { .. } => "music".to_owned(),
+        ReplyBody::News { .. } => "an article".to_owned(),
+        ReplyBody::TransferCustomerService { .. } => "customer service".to_owned(),
+    }
+}
+
+fn retry(target: &TargetEntry) -> String {
+    let waits: Vec<_> = target.retry.iter().map(|wait| words(*wait)).collect();
+    match waits.last() {
+        None => "none".to_owned(),
+        Some(last) if target.retry_repeats => format!("after {}, then every {last}", waits.join(", ")),
+        Some(_) => format!("after {}", waits.join(", ")),
+    }
+}
+
+/// What becomes of a delivery whose attempts all fail, and when.
+fn end(target: &TargetEntry) -> String {
+    let attempts = target.retry.len() + 1;
+    let dead = format!("dead after {attempts} attempts, about {}", about(target.retry.iter().sum()));
+    match target.expire_after {
+        Some(after) if target.retry_repeats => format!("expired {} after the push", words(after)),
+        Some(after) => format!("{dead}, or expired {} after the push", words(after)),
+        None if target.retry.is_empty() => "dead after the first attempt".to_owned(),
+        None => dead,
+    }
+}
+
+/// As an operator writes it: whole hours stay hours.
+fn words(duration: Duration) -> String {
+    match duration.as_secs() {
+        seconds if seconds >= 3600 && duration == Duration::from_hours(seconds / 3600) => {
+            format!("{}h", seconds / 3600)
+        }
+        _ => humantime::format_duration(duration).to_string(),
+    }
+}
+
+/// To the hour, where it is long.
+fn about(duration: Duration) -> String {
+    if duration < Duration::from_hours(3) {
+        words(duration)
+    } else {
+        format!("{}h", (duration.as_secs() + 1800) / 3600)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const SECRET: &str = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
+
+    fn loaded(name: &str) -> Config {
+        let secrets = [
+            ("SHOP_TOKEN", "0123"),
+            ("SHOP_AES_KEY", "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG"),
+            ("CRM_SECRET", SECRET),
+        ];
+        let env = secrets.map(|(name, text)| (name.to_owned(), text.to_owned()));
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        crate::config::load(Some(&file), env, &[]).unwrap_or_else(|errors| panic!("{name}: {errors:#?}"))
+    }
+
+    #[test]
+    fn the_table_is_printed_in_the_order_of_the_file() {
+        let config = loaded("config.toml.example");
+        let table = RoutingTable::of(&config);
+        let printed = text(&table);
+        let expected = "account shop
+  path     /wechat/events
+  app_id   wx0123456789abcdef
+  mode     secure
+  replies  within 4s 500ms
+  routes[0]  event = subscribe | SCAN              -> login        reply \"Welcome!\"
+  routes[1]  msg_type = text, content = re:^#\\d+$  -> crm          reply by crm
+  routes[2]  otherwise                             -> crm, legacy
+
+target crm
+";
+        assert!(printed.starts_with(expected), "{printed}");
+        assert!(printed.contains("  then     expired 2m after the push"), "{printed}");
+        let replies = text(&RoutingTable::of(&loaded("tests/data/config/valid/replies.toml")));
+        assert!(replies.contains("  reply by bot, else by crm, else \"One moment, please.\"\n"), "{replies}");
+        let time = "  replies  within 4s, or 14s by WeChat's retries, at the cost of 5 failures in 1m\n";
+        assert!(replies.contains(time), "{replies}");
+        let json = json(&table, &config);
+        assert_eq!(json["accounts"][0]["routes"][2]["when"], "otherwise");
+        assert_eq!(json["targets"][2]["end"], "expired 2m after the push");
+    }
 }

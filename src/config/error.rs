@@ -1,7 +1,8 @@
-//! What can be wrong with a configuration, and where.
+//! What can be wrong with a configuration, where, and how to fix it.
 //!
 //! Invariant: no text here holds a value that may be secret. Tokens, keys and URLs are described, never quoted.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
@@ -9,48 +10,63 @@ use std::path::PathBuf;
 use crate::route::PatternError;
 use crate::wechat::ReplyError;
 
-/// One mistake: the key, what is wrong with it, and where the value came from.
+/// One mistake: the key, what is wrong with its value, and where that value came from.
 #[derive(Debug, thiserror::Error)]
-#[error("{key}: {problem}{}", Origin(origin.as_deref()))]
 pub struct ConfigError {
     /// The path of the key (`accounts.shop.routes[2].match.event`), or of the file if none of it could be read.
     pub key: String,
-    /// What is wrong, and what was expected.
+    /// What is wrong.
     pub problem: Problem,
     /// The file, environment variable or command line that the value came from.
     pub origin: Option<String>,
 }
 
+impl ConfigError {
+    /// How to fix it.
+    pub fn remedy(&self) -> Option<Remedy> {
+        self.problem.remedy()
+    }
+}
+
+/// One line: the tools that read `check`'s stderr count on an error a line.
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, problem, origin } = self;
+        write!(f, "{key}: {}", Advised(problem))?;
+        origin.as_ref().map_or(Ok(()), |origin| write!(f, " ({origin})"))
+    }
+}
+
 /// What is wrong with the value of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// The file is not there, or may not be read.
-    #[error("cannot read this file: {0}; `wxrelay init` writes a first one, `-c FILE` names another")]
+    /// The file does not exist or cannot be read.
+    #[error("cannot read this file: {0}")]
     File(#[source] io::Error),
-    /// The file is no TOML.
+    /// The file is not TOML.
     #[error("{0}")]
     Syntax(String),
-    /// The key is needed.
-    #[error("missing, expected {0}")]
+    /// A required key is absent.
+    #[error("missing")]
     Missing(&'static str),
-    /// No part of the configuration has a key of that name.
-    #[error("unknown key, {}", Known(nearest.as_deref(), known))]
+    /// No table of the configuration has a key of that name.
+    #[error("unknown key")]
     UnknownKey {
-        /// The known key that looks most like it.
+        /// The known key with the smallest edit distance, if it is small.
         nearest: Option<String>,
-        /// The keys that may stand here.
+        /// The keys that this table has.
         known: &'static [&'static str],
     },
-    /// A table where a text should be, and the like.
-    #[error("found {found}, expected {expected}")]
+    /// A table where text should be, and the like.
+    #[error("found {found}")]
     Shape {
         /// What was found.
         found: &'static str,
         /// What should be there.
         expected: String,
     },
-    /// The value is out of range, not in the list, or not of the form.
-    #[error("found `{found}`, expected {expected}")]
+    /// The value is out of range, not in the list, or malformed.
+    #[error("found `{found}`")]
     Value {
         /// The value, shortened.
         found: String,
@@ -58,78 +74,121 @@ pub enum Problem {
         expected: &'static str,
     },
     /// The same for a value that must not be shown.
-    #[error("expected {0}")]
-    Hidden(&'static str),
+    #[error("invalid value")]
+    Secret(&'static str),
     /// An EncodingAESKey of the wrong length.
-    #[error("expected exactly 43 characters of A-Z, a-z and 0-9, found {0} characters")]
+    #[error("found {0} characters")]
     KeyLength(usize),
-    /// The key does not go together with another, or with a value elsewhere.
+    /// The key contradicts another key, or a value elsewhere.
     #[error("{0}")]
-    Rule(&'static str),
+    Rule(&'static str, Remedy),
     /// No target of that name.
-    #[error("there is no target `{name}`{}", Nearest(nearest.as_deref()))]
+    #[error("there is no target `{name}`")]
     UnknownTarget {
         /// The name that was found.
         name: String,
-        /// The target whose name looks most like it.
+        /// The target with the smallest edit distance, if it is small.
         nearest: Option<String>,
     },
     /// Two accounts on one path.
-    #[error("accounts.{0} has the same path, expected a path of its own for each account")]
+    #[error("accounts.{0} has the same path")]
     SamePath(String),
     /// Nothing in the environment for `{ env = ".." }`.
-    #[error("the environment variable {0} is not set or empty; set it, or give the value by `file` or `credential`")]
+    #[error("the environment variable {0} is not set or empty")]
     Environment(String),
     /// A file that a key names and that cannot be read.
-    #[error("cannot read {}: {source}; it must be a file that this user may read", path.display())]
+    #[error("cannot read {}: {source}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
         /// Why not.
         source: io::Error,
     },
-    /// A file with a secret that others than its owner may read or change.
-    #[error("{} holds a secret that group or others may read or change (mode {mode:04o}): chmod 600 {}", path.display(), path.display())]
+    /// A file with a secret that group or others may read or change.
+    #[error("{} holds a secret that group or others may read or change (mode {mode:04o})", path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
-        /// Its rights.
+        /// Its permissions.
         mode: u32,
     },
-    /// What does not match.
+    /// A pattern that does not parse.
     #[error("{0}{reason}", reason = Reason(.0))]
     Pattern(#[source] PatternError),
-    /// A fixed reply that WeChat would not take.
-    #[error("WeChat would not take this reply: {0}")]
+    /// A fixed reply that WeChat would not accept.
+    #[error("WeChat would not accept this reply: {0}")]
     Reply(#[source] ReplyError),
 }
 
-struct Origin<'a>(Option<&'a str>);
-
-impl fmt::Display for Origin<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.map_or(Ok(()), |origin| write!(f, " ({origin})"))
-    }
+/// How to fix a mistake.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Remedy {
+    /// What the value should be.
+    Expected(Cow<'static, str>),
+    /// The name that was probably meant.
+    DidYouMean(String),
+    /// What to do.
+    Action(Cow<'static, str>),
 }
 
-struct Nearest<'a>(Option<&'a str>);
-
-impl fmt::Display for Nearest<'_> {
+impl fmt::Display for Remedy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(nearest) => write!(f, ", did you mean `{nearest}`?"),
-            None => f.write_str(", expected the name of a [targets.NAME] table"),
+        match self {
+            Self::Expected(value) => write!(f, "expected {value}"),
+            Self::DidYouMean(name) => write!(f, "did you mean `{name}`?"),
+            Self::Action(action) => f.write_str(action),
         }
     }
 }
 
-struct Known<'a>(Option<&'a str>, &'a [&'a str]);
+impl Problem {
+    /// A rule that is broken, and the value that would satisfy it.
+    pub(super) fn expected(broken: &'static str, expected: &'static str) -> Self {
+        Self::Rule(broken, Remedy::Expected(expected.into()))
+    }
 
-impl fmt::Display for Known<'_> {
+    /// A rule that is broken, and what to do about it.
+    pub(super) fn action(broken: &'static str, action: &'static str) -> Self {
+        Self::Rule(broken, Remedy::Action(action.into()))
+    }
+
+    /// How to fix it. `None` where the problem's own text says it: a parser's message.
+    pub fn remedy(&self) -> Option<Remedy> {
+        let expected = |value: &'static str| Remedy::Expected(value.into());
+        let nearest = |name: &Option<String>| name.clone().map(Remedy::DidYouMean);
+        Some(match self {
+            Self::File(_) => {
+                Remedy::Action("write a first one with `wxrelay init`, or name another with `-c FILE`".into())
+            }
+            Self::Missing(value) | Self::Secret(value) | Self::Value { expected: value, .. } => expected(value),
+            Self::Shape { expected, .. } => Remedy::Expected(expected.clone().into()),
+            Self::UnknownKey { nearest: name, known } => {
+                nearest(name).unwrap_or_else(|| Remedy::Expected(format!("one of: {}", known.join(", ")).into()))
+            }
+            Self::KeyLength(_) => expected("exactly 43 characters of A-Z, a-z and 0-9"),
+            Self::Rule(_, remedy) => remedy.clone(),
+            Self::UnknownTarget { nearest: name, .. } => {
+                nearest(name).unwrap_or_else(|| expected("the name of a [targets.NAME] table"))
+            }
+            Self::SamePath(_) => expected("a different path for each account"),
+            Self::Environment(_) => Remedy::Action("set it, or give the value by `file` or `credential`".into()),
+            Self::Unreadable { .. } => expected("a file that this user may read"),
+            Self::Exposed { path, .. } => Remedy::Action(format!("chmod 600 {}", path.display()).into()),
+            Self::Syntax(_) | Self::Pattern(_) | Self::Reply(_) => return None,
+        })
+    }
+}
+
+/// A problem with its remedy, on one line.
+pub(super) struct Advised<'a>(pub(super) &'a Problem);
+
+impl fmt::Display for Advised<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(nearest) => write!(f, "did you mean `{nearest}`?"),
-            None => write!(f, "expected one of: {}", self.1.join(", ")),
+        let Self(problem) = self;
+        match problem.remedy() {
+            None => write!(f, "{problem}"),
+            Some(remedy @ Remedy::Action(_)) => write!(f, "{problem}; {remedy}"),
+            Some(remedy) => write!(f, "{problem}, {remedy}"),
         }
     }
 }
@@ -144,7 +203,7 @@ impl fmt::Display for Reason<'_> {
     }
 }
 
-/// The one of `known` that looks so much like `found` that a slip is likely.
+/// The one of `known` that differs so little from `found` that a typo is likely.
 pub(super) fn nearest<'k>(found: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
     let found = found.to_ascii_lowercase();
     let scored = known.into_iter().map(|known| (strsim::damerau_levenshtein(&found, known), known));
@@ -157,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slip_of_the_pen_gets_a_suggestion_and_a_strange_word_none() {
+    fn a_typo_gets_a_suggestion_and_an_unrelated_word_none() {
         let known = ["timeout", "retry", "rate", "to"];
         assert_eq!(nearest("timout", known).as_deref(), Some("timeout"));
         assert_eq!(nearest("time_out", known).as_deref(), Some("timeout"));
@@ -171,5 +230,14 @@ mod tests {
         let problem = Problem::Value { found: "soon".into(), expected: "a duration such as \"5s\"" };
         let error = ConfigError { key: "server.drain".into(), problem, origin: Some("config.toml".into()) };
         assert_eq!(error.to_string(), "server.drain: found `soon`, expected a duration such as \"5s\" (config.toml)");
+        assert_eq!(error.remedy(), Some(Remedy::Expected("a duration such as \"5s\"".into())));
+    }
+
+    #[test]
+    fn an_action_follows_a_semicolon_and_a_suggestion_a_comma() {
+        let error = |problem| ConfigError { key: "k".into(), problem, origin: None }.to_string();
+        assert_eq!(error(Problem::action("unused", "remove it")), "k: unused; remove it");
+        let problem = Problem::UnknownKey { nearest: Some("retry".into()), known: &[] };
+        assert_eq!(error(problem), "k: unknown key, did you mean `retry`?");
     }
 }

@@ -1,6 +1,6 @@
-//! The shape of the configuration file: tables and keys, no meaning.
+//! The schema of the configuration file: tables and keys, without their meaning.
 //!
-//! Every key may be absent: defaults and demands are decided where the value is read. Plain values stay text until
+//! Every key may be absent: defaults and requirements are applied where the value is read. Plain values stay text until
 //! then ([`Scalar`]), because the environment has nothing but text and a token of digits must keep its leading zeros.
 
 use std::collections::BTreeMap;
@@ -10,27 +10,29 @@ use serde::Deserialize;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-pub(super) use super::given::{Elsewhere, List, ListOrTable, OrTable, Scalar, SecretSource, SecretSources, Tables};
+pub(super) use super::value_shapes::{
+    List, ListOrTable, OrTable, Scalar, SecretLocation, SecretSource, SecretSources, Tables,
+};
 
 /// The whole file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct File {
-    pub(super) server: Server,
-    pub(super) admin: Admin,
-    pub(super) queue: Queue,
-    pub(super) log: Log,
-    pub(super) telemetry: Telemetry,
-    pub(super) accounts: BTreeMap<String, Account>,
-    pub(super) targets: BTreeMap<String, Target>,
+pub(super) struct ConfigFile {
+    pub(super) server: ServerSection,
+    pub(super) admin: AdminSection,
+    pub(super) queue: QueueSection,
+    pub(super) log: LogSection,
+    pub(super) telemetry: TelemetrySection,
+    pub(super) accounts: BTreeMap<String, AccountSection>,
+    pub(super) targets: BTreeMap<String, TargetSection>,
 }
 
 /// `[server]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Server {
+pub(super) struct ServerSection {
     pub(super) listen: Option<List>,
-    pub(super) tls: Option<Tables<Tls>>,
+    pub(super) tls: Option<Tables<TlsSection>>,
     pub(super) trusted_proxies: Option<List>,
     pub(super) proxy_protocol: Option<Scalar>,
     pub(super) http2: Option<Scalar>,
@@ -42,16 +44,16 @@ pub(super) struct Server {
 /// `server.tls`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Tls {
+pub(super) struct TlsSection {
     pub(super) cert: Option<Scalar>,
     pub(super) key: Option<Scalar>,
-    pub(super) acme: Option<Acme>,
+    pub(super) acme: Option<AcmeSection>,
 }
 
 /// `server.tls.acme`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Acme {
+pub(super) struct AcmeSection {
     pub(super) domains: Option<List>,
     pub(super) email: Option<Scalar>,
     pub(super) directory: Option<Scalar>,
@@ -61,7 +63,7 @@ pub(super) struct Acme {
 /// `[admin]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Admin {
+pub(super) struct AdminSection {
     pub(super) listen: Option<Scalar>,
     pub(super) token: Option<SecretSource>,
 }
@@ -69,7 +71,7 @@ pub(super) struct Admin {
 /// `[queue]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Queue {
+pub(super) struct QueueSection {
     #[serde(rename = "type")]
     pub(super) engine: Option<Scalar>,
     pub(super) path: Option<Scalar>,
@@ -81,7 +83,7 @@ pub(super) struct Queue {
 /// `[log]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Log {
+pub(super) struct LogSection {
     pub(super) format: Option<Scalar>,
     pub(super) level: Option<Scalar>,
     pub(super) openid: Option<Scalar>,
@@ -90,7 +92,7 @@ pub(super) struct Log {
 /// `[telemetry]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Telemetry {
+pub(super) struct TelemetrySection {
     pub(super) otlp: Option<SecretSource>,
     pub(super) headers: BTreeMap<String, SecretSource>,
     pub(super) service_name: Option<Scalar>,
@@ -99,7 +101,7 @@ pub(super) struct Telemetry {
 /// `[accounts.NAME]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Account {
+pub(super) struct AccountSection {
     pub(super) path: Option<Scalar>,
     pub(super) app_id: Option<Scalar>,
     pub(super) token: Option<SecretSource>,
@@ -112,14 +114,14 @@ pub(super) struct Account {
     pub(super) reply_window: Option<Scalar>,
     pub(super) reply_window_failures: Option<Scalar>,
     pub(super) dedup_window: Option<Scalar>,
-    pub(super) allow_from: Option<ListOrTable<AllowFrom>>,
-    pub(super) routes: Vec<Route>,
+    pub(super) allow_from: Option<ListOrTable<AllowFromSection>>,
+    pub(super) routes: Vec<RouteSection>,
 }
 
 /// `allow_from` of an account.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct AllowFrom {
+pub(super) struct AllowFromSection {
     pub(super) networks: Option<List>,
     pub(super) action: Option<Scalar>,
 }
@@ -127,17 +129,17 @@ pub(super) struct AllowFrom {
 /// `[[accounts.NAME.routes]]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Route {
-    pub(super) r#match: Option<Match>,
+pub(super) struct RouteSection {
+    pub(super) r#match: Option<MatchSection>,
     pub(super) otherwise: Option<Scalar>,
     pub(super) to: Option<List>,
-    pub(super) reply: Option<Reply>,
+    pub(super) reply: Option<ReplySection>,
 }
 
 /// `match` of a route.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Match {
+pub(super) struct MatchSection {
     pub(super) msg_type: Option<List>,
     pub(super) event: Option<List>,
     pub(super) event_key: Option<List>,
@@ -146,44 +148,44 @@ pub(super) struct Match {
     pub(super) from: Option<List>,
 }
 
-/// `reply` of a route: one answerer, or several in the order of their right.
+/// `reply` of a route: one replier, or several by priority.
 #[derive(Debug)]
-pub(super) enum Reply {
-    One(Answerer),
-    List(Vec<Answerer>),
+pub(super) enum ReplySection {
+    One(ReplierSection),
+    List(Vec<ReplierSection>),
 }
 
-/// Who replies: the target of that name, or the configuration itself.
+/// What replies: the target of that name, or the configuration itself.
 #[derive(Debug)]
-pub(super) enum Answerer {
+pub(super) enum ReplierSection {
     Target(String),
-    Fixed(Box<FixedReply>),
+    Fixed(Box<FixedReplySection>),
 }
 
 /// A fixed reply, one key of these.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct FixedReply {
+pub(super) struct FixedReplySection {
     pub(super) text: Option<Scalar>,
-    pub(super) image: Option<OrTable<Media>>,
-    pub(super) voice: Option<OrTable<Media>>,
-    pub(super) video: Option<Video>,
-    pub(super) music: Option<Music>,
-    pub(super) news: Option<News>,
-    pub(super) transfer_customer_service: Option<OrTable<Transfer>>,
+    pub(super) image: Option<OrTable<MediaSection>>,
+    pub(super) voice: Option<OrTable<MediaSection>>,
+    pub(super) video: Option<VideoSection>,
+    pub(super) music: Option<MusicSection>,
+    pub(super) news: Option<NewsSection>,
+    pub(super) transfer_customer_service: Option<OrTable<TransferSection>>,
 }
 
 /// The uploaded file of a fixed reply.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Media {
+pub(super) struct MediaSection {
     pub(super) media_id: Option<Scalar>,
 }
 
 /// The video of a fixed reply.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Video {
+pub(super) struct VideoSection {
     pub(super) media_id: Option<Scalar>,
     pub(super) title: Option<Scalar>,
     pub(super) description: Option<Scalar>,
@@ -192,7 +194,7 @@ pub(super) struct Video {
 /// The music of a fixed reply.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Music {
+pub(super) struct MusicSection {
     pub(super) title: Option<Scalar>,
     pub(super) description: Option<Scalar>,
     pub(super) music_url: Option<Scalar>,
@@ -203,24 +205,24 @@ pub(super) struct Music {
 /// The article of a fixed reply.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct News {
+pub(super) struct NewsSection {
     pub(super) title: Option<Scalar>,
     pub(super) description: Option<Scalar>,
     pub(super) pic_url: Option<Scalar>,
     pub(super) url: Option<Scalar>,
 }
 
-/// Whom a fixed reply hands the user over to.
+/// The customer service account that a fixed reply transfers the user to.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Transfer {
+pub(super) struct TransferSection {
     pub(super) kf_account: Option<Scalar>,
 }
 
 /// `[targets.NAME]`
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Target {
+pub(super) struct TargetSection {
     pub(super) role: Option<Scalar>,
     pub(super) url: Option<Scalar>,
     pub(super) provider: Option<Scalar>,
@@ -251,58 +253,60 @@ pub(super) struct Target {
 
 // === impl Deserialize ===
 
-impl<'de> Deserialize<'de> for Reply {
+impl<'de> Deserialize<'de> for ReplySection {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Reply;
+        struct ReplySectionVisitor;
+        impl<'de> Visitor<'de> for ReplySectionVisitor {
+            type Value = ReplySection;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(ANSWERER)?;
+                f.write_str(REPLIER)?;
                 f.write_str(", or a list of these")
             }
 
-            fn visit_str<E: Error>(self, name: &str) -> Result<Reply, E> {
-                Ok(Reply::One(Answerer::Target(name.to_owned())))
+            fn visit_str<E: Error>(self, name: &str) -> Result<ReplySection, E> {
+                Ok(ReplySection::One(ReplierSection::Target(name.to_owned())))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Reply, A::Error> {
-                let fixed = FixedReply::deserialize(MapAccessDeserializer::new(table))?;
-                Ok(Reply::One(Answerer::Fixed(Box::new(fixed))))
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<ReplySection, A::Error> {
+                let fixed = FixedReplySection::deserialize(MapAccessDeserializer::new(table))?;
+                Ok(ReplySection::One(ReplierSection::Fixed(Box::new(fixed))))
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Reply, A::Error> {
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<ReplySection, A::Error> {
                 let mut list = Vec::new();
                 while let Some(item) = items.next_element()? {
                     list.push(item);
                 }
-                Ok(Reply::List(list))
+                Ok(ReplySection::List(list))
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(ReplySectionVisitor)
     }
 }
 
-const ANSWERER: &str = "the name of a target or a fixed reply such as { text = \"Welcome!\" }";
+const REPLIER: &str = "the name of a target or a fixed reply such as { text = \"Welcome!\" }";
 
-impl<'de> Deserialize<'de> for Answerer {
+impl<'de> Deserialize<'de> for ReplierSection {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
-            type Value = Answerer;
+        struct ReplierSectionVisitor;
+        impl<'de> Visitor<'de> for ReplierSectionVisitor {
+            type Value = ReplierSection;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(ANSWERER)
+                f.write_str(REPLIER)
             }
 
-            fn visit_str<E: Error>(self, name: &str) -> Result<Answerer, E> {
-                Ok(Answerer::Target(name.to_owned()))
+            fn visit_str<E: Error>(self, name: &str) -> Result<ReplierSection, E> {
+                Ok(ReplierSection::Target(name.to_owned()))
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Answerer, A::Error> {
-                FixedReply::deserialize(MapAccessDeserializer::new(table)).map(Box::new).map(Answerer::Fixed)
+            fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<ReplierSection, A::Error> {
+                FixedReplySection::deserialize(MapAccessDeserializer::new(table))
+                    .map(Box::new)
+                    .map(ReplierSection::Fixed)
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(ReplierSectionVisitor)
     }
 }

@@ -1,26 +1,26 @@
-//! A fixed reply of a route: read, and checked against WeChat's rules, with the key named that breaks one.
+//! A fixed reply of a route: read, and checked against WeChat's rules; an error names the key that breaks one.
 
 use super::error::Problem;
-use super::file::{self, FixedReply, OrTable, Scalar};
-use super::scope::Scope;
+use super::file::{self, FixedReplySection, OrTable, Scalar};
+use super::key_reader::KeyReader;
 use super::value;
 use crate::wechat::reply::Article;
 use crate::wechat::{Reply, ReplyBody, ReplyError};
 
-/// The reply, if WeChat would take it.
-pub(super) fn read(scope: &Scope<'_>, fixed: &FixedReply) -> Option<ReplyBody> {
-    let reply = Reply::new(body(scope, fixed)?);
+/// The reply, if WeChat would accept it.
+pub(super) fn read(reader: &KeyReader<'_>, fixed: &FixedReplySection) -> Option<ReplyBody> {
+    let reply = Reply::new(body(reader, fixed)?);
     match reply.check() {
         Ok(()) => Some(reply.body),
         Err(error) => {
-            wrong_key(scope, &reply.body, &error).fault(Problem::Reply(error));
+            failing_key(reader, &reply.body, &error).report(Problem::Reply(error));
             None
         }
     }
 }
 
-fn body(scope: &Scope<'_>, fixed: &FixedReply) -> Option<ReplyBody> {
-    let FixedReply { text, image, voice, video, music, news, transfer_customer_service: transfer } = fixed;
+fn body(reader: &KeyReader<'_>, fixed: &FixedReplySection) -> Option<ReplyBody> {
+    let FixedReplySection { text, image, voice, video, music, news, transfer_customer_service: transfer } = fixed;
     let given = [
         text.as_ref().map(|text| ReplyBody::Text { content: text.0.clone() }),
         image.as_ref().map(|image| ReplyBody::Image { media_id: media_id(image) }),
@@ -28,31 +28,30 @@ fn body(scope: &Scope<'_>, fixed: &FixedReply) -> Option<ReplyBody> {
         video.as_ref().map(self::video),
         music.as_ref().map(self::music),
         news.as_ref().map(|news| ReplyBody::News { articles: vec![article(news)] }),
-        transfer.as_ref().map(|transfer| self::transfer(&scope.at("transfer_customer_service"), transfer)),
+        transfer.as_ref().map(|transfer| self::transfer(&reader.at("transfer_customer_service"), transfer)),
     ];
     let mut given = given.into_iter().flatten();
     let one = given.next().filter(|_| given.next().is_none());
     if one.is_none() {
-        scope.fault(Problem::Rule(
-            "expected exactly one of `text`, `image`, `voice`, `video`, `music`, `news` and `transfer_customer_service`",
-        ));
+        let kinds = "exactly one of `text`, `image`, `voice`, `video`, `music`, `news` and `transfer_customer_service`";
+        reader.report(Problem::expected("no reply, or several", kinds));
     }
     one
 }
 
-fn media_id(media: &OrTable<file::Media>) -> String {
+fn media_id(media: &OrTable<file::MediaSection>) -> String {
     match media {
         OrTable::Scalar(Scalar(id)) => id.clone(),
         OrTable::Table(media) => required(&media.media_id),
     }
 }
 
-fn video(video: &file::Video) -> ReplyBody {
-    let file::Video { media_id, title, description } = video;
+fn video(video: &file::VideoSection) -> ReplyBody {
+    let file::VideoSection { media_id, title, description } = video;
     ReplyBody::Video { media_id: required(media_id), title: optional(title), description: optional(description) }
 }
 
-fn music(music: &file::Music) -> ReplyBody {
+fn music(music: &file::MusicSection) -> ReplyBody {
     ReplyBody::Music {
         title: optional(&music.title),
         description: optional(&music.description),
@@ -62,7 +61,7 @@ fn music(music: &file::Music) -> ReplyBody {
     }
 }
 
-fn article(news: &file::News) -> Article {
+fn article(news: &file::NewsSection) -> Article {
     Article {
         title: required(&news.title),
         description: required(&news.description),
@@ -71,10 +70,10 @@ fn article(news: &file::News) -> Article {
     }
 }
 
-fn transfer(scope: &Scope<'_>, transfer: &OrTable<file::Transfer>) -> ReplyBody {
+fn transfer(reader: &KeyReader<'_>, transfer: &OrTable<file::TransferSection>) -> ReplyBody {
     let kf_account = match transfer {
         OrTable::Scalar(Scalar(text)) => {
-            scope.parse(text, value::yes);
+            reader.parse(text, value::yes);
             None
         }
         OrTable::Table(transfer) => optional(&transfer.kf_account),
@@ -91,9 +90,9 @@ fn optional(given: &Option<Scalar>) -> Option<String> {
     given.as_ref().map(|Scalar(text)| text.clone())
 }
 
-/// The key that a check of this reply is about.
-fn wrong_key<'s>(scope: &Scope<'s>, body: &ReplyBody, error: &ReplyError) -> Scope<'s> {
-    let kind = scope.at(body.msg_type());
+/// The key of the value that failed the check.
+fn failing_key<'s>(reader: &KeyReader<'s>, body: &ReplyBody, error: &ReplyError) -> KeyReader<'s> {
+    let kind = reader.at(body.msg_type());
     match (body, error) {
         (ReplyBody::Video { .. }, ReplyError::Empty("MediaId")) => kind.at("media_id"),
         (ReplyBody::Music { .. }, ReplyError::Empty("ThumbMediaId")) => kind.at("thumb_media_id"),

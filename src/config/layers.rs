@@ -1,10 +1,10 @@
 //! The layers of a configuration (file < environment < command line), merged by figment into one tree, and the tree
-//! read into [`File`].
+//! read into [`ConfigFile`].
 //!
-//! Invariants: serde stops at its first mistake, so a key that cannot be read is taken out of the tree and the rest
-//! is read again, until it can be; no mistake hides another. Values from the environment stay text unless they begin
-//! with `[` or `{`. What stands in the file or the environment is never quoted here, since it may be secret; the
-//! text of both is wiped, the trees that figment and the TOML parser make of it can't be.
+//! Invariants: serde stops at its first error, so a key that cannot be read is removed from the tree and the rest is
+//! parsed again, until it can be; no error hides another. Values from the environment stay text unless they begin with
+//! `[` or `{`. Values of the file or the environment are never quoted here, since they may be secret; the text of both
+//! is zeroized, the trees that figment and the TOML parser build from it cannot be.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,16 +18,16 @@ use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Problem, nearest};
-use super::file::File;
+use super::file::ConfigFile;
 use crate::reading;
 
-/// What the environment variables that override keys begin with.
+/// The prefix of environment variables that override keys.
 const PREFIX: &str = "WXRELAY__";
 
-/// The keys of a table that tells where a secret is.
-const ELSEWHERE: [&str; 3] = ["env", "file", "credential"];
+/// The keys of a table that says where a secret is stored.
+const LOCATION_KEYS: [&str; 3] = ["env", "file", "credential"];
 
-/// The process's environment, wiped with the rest.
+/// The process's environment, zeroized on drop.
 pub(super) type Environment = BTreeMap<String, Zeroizing<String>>;
 
 /// The name of the layer that is the file.
@@ -39,32 +39,32 @@ pub(super) struct Layers {
     tree: Value,
     /// The file's path.
     source: Option<String>,
-    /// SHA-256 over the file and whatever overrides it, in hex.
+    /// SHA-256 over the file and its overrides, in hex.
     pub(super) sha256: String,
 }
 
 /// The path of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Key(Vec<Step>);
+pub(super) struct KeyPath(Vec<KeyStep>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
+enum KeyStep {
     Name(String),
     Index(usize),
 }
 
-/// What came out of reading the tree.
-pub(super) struct Shaped {
-    /// All that could be read.
-    pub(super) file: File,
-    /// What could not.
+/// The tree, parsed as far as possible.
+pub(super) struct ParsedLayers {
+    /// The keys that could be read.
+    pub(super) file: ConfigFile,
+    /// Those that could not.
     pub(super) errors: Vec<ConfigError>,
-    /// Keys that had to be left out, or that are there with a slip: that they are missing is no second mistake.
-    pub(super) damaged: Vec<Key>,
+    /// Keys that were removed, or that a misspelt key was meant for: that they are missing is not a second error.
+    pub(super) damaged: Vec<KeyPath>,
 }
 
 impl Layers {
-    /// Reads the file and puts the environment and the overrides (`server.drain` = `5s`) over it.
+    /// Reads the file and merges the environment and the overrides (`server.drain` = `5s`) over it.
     pub(super) fn read(
         file: Option<&Path>,
         env: &Environment,
@@ -90,8 +90,8 @@ impl Layers {
         let env = nest(env.iter().map(|(key, text)| (key.as_str(), *text)));
         let overrides = nest(overrides.iter().copied());
 
-        displace(&mut lower, &env);
-        displace(&mut lower, &overrides);
+        remove_overridden_secrets(&mut lower, &env);
+        remove_overridden_secrets(&mut lower, &overrides);
 
         let source = file.map(|path| path.display().to_string());
         let shown = source.clone().unwrap_or_default();
@@ -104,17 +104,17 @@ impl Layers {
         Ok(Self { figment, tree, source, sha256 })
     }
 
-    /// Reads the tree, leaving out what cannot be read.
-    pub(super) fn shape(&self) -> Shaped {
+    /// Parses the tree, leaving out what cannot be read.
+    pub(super) fn parse(&self) -> ParsedLayers {
         let mut tree = self.tree.clone();
         let mut errors = Vec::new();
         let mut damaged = Vec::new();
         loop {
-            let error = match tree.deserialize::<File>() {
-                Ok(file) => return Shaped { file, errors, damaged },
+            let error = match tree.deserialize::<ConfigFile>() {
+                Ok(file) => return ParsedLayers { file, errors, damaged },
                 Err(error) => error,
             };
-            let key = Key::of(&error.path, &self.tree);
+            let key = KeyPath::of(&error.path, &self.tree);
             let problem = problem(error.kind);
             match &problem {
                 Problem::UnknownKey { nearest, .. } => {
@@ -125,33 +125,33 @@ impl Layers {
             }
             errors.push(self.error(&key, problem));
             if !remove(&mut tree, &error.path) {
-                return Shaped { file: File::default(), errors, damaged };
+                return ParsedLayers { file: ConfigFile::default(), errors, damaged };
             }
         }
     }
 
-    /// A mistake at a key, with the origin of its value.
-    pub(super) fn error(&self, key: &Key, problem: Problem) -> ConfigError {
+    /// An error at a key, with the origin of its value.
+    pub(super) fn error(&self, key: &KeyPath, problem: Problem) -> ConfigError {
         ConfigError { key: key.to_string(), problem, origin: self.origin(key) }
     }
 
     /// Where the value of a key came from; for a missing one the file, which is where to put it.
-    fn origin(&self, key: &Key) -> Option<String> {
+    fn origin(&self, key: &KeyPath) -> Option<String> {
         let Some(value) = self.find(key) else { return self.source.clone() };
         let metadata = self.figment.get_metadata(value.tag())?;
         Some(metadata.interpolate(&Profile::Default, &key.names()))
     }
 
     /// Whether the value of a key stands in the file.
-    pub(super) fn is_of_file(&self, key: &Key) -> bool {
+    pub(super) fn is_of_file(&self, key: &KeyPath) -> bool {
         let metadata = self.find(key).and_then(|value| self.figment.get_metadata(value.tag()));
         metadata.is_some_and(|metadata| metadata.name == FILE)
     }
 
-    fn find(&self, key: &Key) -> Option<&Value> {
+    fn find(&self, key: &KeyPath) -> Option<&Value> {
         key.0.iter().try_fold(&self.tree, |value, step| match (step, value) {
-            (Step::Name(name), Value::Dict(_, table)) => table.get(name),
-            (Step::Index(index), Value::Array(_, list)) => list.get(*index),
+            (KeyStep::Name(name), Value::Dict(_, table)) => table.get(name),
+            (KeyStep::Index(index), Value::Array(_, list)) => list.get(*index),
             _ => None,
         })
     }
@@ -195,15 +195,15 @@ fn environment_value(text: &str) -> Value {
     parsed.unwrap_or_else(|| Value::from(text))
 }
 
-/// Takes out of a lower layer what a higher one gives as `{ file = ".." }` and the like: merged with a lower
-/// `{ env = ".." }`, the secret would have two places.
-fn displace(lower: &mut Dict, upper: &Dict) {
+/// Removes from a lower layer what a higher one sets as `{ file = ".." }` and the like: merged with a lower
+/// `{ env = ".." }`, the secret would have two locations.
+fn remove_overridden_secrets(lower: &mut Dict, upper: &Dict) {
     for (name, value) in upper {
         let Value::Dict(_, table) = value else { continue };
-        if !table.is_empty() && table.keys().all(|key| ELSEWHERE.contains(&key.as_str())) {
+        if !table.is_empty() && table.keys().all(|key| LOCATION_KEYS.contains(&key.as_str())) {
             lower.remove(name);
         } else if let Some(Value::Dict(_, lower)) = lower.get_mut(name) {
-            displace(lower, table);
+            remove_overridden_secrets(lower, table);
         }
     }
 }
@@ -212,16 +212,16 @@ fn variable(keys: &[&str]) -> String {
     format!("environment variable {PREFIX}{}", keys.join("__").to_uppercase())
 }
 
-/// What the TOML parser says, without the lines that it quotes.
+/// The TOML parser's message, without the lines that it quotes.
 fn toml_message(text: &str) -> String {
     let (quoted, said): (Vec<&str>, Vec<&str>) = text
         .lines()
         .partition(|line| line.trim_start_matches(|sign: char| sign.is_ascii_digit() || sign == ' ').starts_with('|'));
-    // Without the drawing this is no message of the kind known here, and the safe thing is to say less.
-    if quoted.is_empty() { "this is no TOML".to_owned() } else { said.join(", ") }
+    // Without quoted lines the message has an unknown form, and may quote a value anywhere.
+    if quoted.is_empty() { "not valid TOML".to_owned() } else { said.join(", ") }
 }
 
-/// Takes out the innermost named key of a path. Elements of lists stay, so that the others keep their numbers.
+/// Removes the innermost named key of a path. Elements of lists stay, so that the others keep their numbers.
 fn remove(value: &mut Value, path: &[String]) -> bool {
     let Some((first, rest)) = path.split_first() else { return false };
     match value {
@@ -242,9 +242,11 @@ fn problem(kind: Kind) -> Problem {
         Kind::UnknownField(name, known) => {
             Problem::UnknownKey { nearest: nearest(&name, known.iter().copied()), known }
         }
-        Kind::InvalidType(found, expected) => Problem::Shape { found: found_word(&found), expected: plain(expected) },
-        // Kinds that carry a value are not shown: it may be a secret.
-        _ => Problem::Hidden("a value of another kind"),
+        Kind::InvalidType(found, expected) => {
+            Problem::Shape { found: found_word(&found), expected: toml_term(expected) }
+        }
+        // Other kinds carry a value, which may be a secret.
+        _ => Problem::Secret("a value of another kind"),
     }
 }
 
@@ -259,8 +261,8 @@ fn found_word(found: &Actual) -> &'static str {
     }
 }
 
-/// serde's words in TOML's.
-fn plain(expected: String) -> String {
+/// serde's terms in TOML's.
+fn toml_term(expected: String) -> String {
     match expected.as_str() {
         "a map" => "a table".to_owned(),
         "a sequence" => "a list of tables".to_owned(),
@@ -270,22 +272,22 @@ fn plain(expected: String) -> String {
     }
 }
 
-impl Key {
+impl KeyPath {
     /// The key `name` below this one.
     pub(super) fn name(&self, name: &str) -> Self {
-        self.step(Step::Name(name.to_owned()))
+        self.step(KeyStep::Name(name.to_owned()))
     }
 
     /// The element `index` of this list, from 0.
     pub(super) fn index(&self, index: usize) -> Self {
-        self.step(Step::Index(index))
+        self.step(KeyStep::Index(index))
     }
 
     /// The names that lead to it, or to the list that it is in.
     fn names(&self) -> Vec<&str> {
         let names = self.0.iter().map_while(|step| match step {
-            Step::Name(name) => Some(name.as_str()),
-            Step::Index(_) => None,
+            KeyStep::Name(name) => Some(name.as_str()),
+            KeyStep::Index(_) => None,
         });
         names.collect()
     }
@@ -299,7 +301,7 @@ impl Key {
         self.0.starts_with(&other.0)
     }
 
-    fn step(&self, step: Step) -> Self {
+    fn step(&self, step: KeyStep) -> Self {
         Self(self.0.iter().cloned().chain([step]).collect())
     }
 
@@ -309,9 +311,9 @@ impl Key {
         let mut key = Self::default();
         for text in path {
             let (step, next) = match (at, text.parse()) {
-                (Some(Value::Array(_, list)), Ok(index)) => (Step::Index(index), list.get(index)),
-                (Some(Value::Dict(_, table)), _) => (Step::Name(text.clone()), table.get(text)),
-                _ => (Step::Name(text.clone()), None),
+                (Some(Value::Array(_, list)), Ok(index)) => (KeyStep::Index(index), list.get(index)),
+                (Some(Value::Dict(_, table)), _) => (KeyStep::Name(text.clone()), table.get(text)),
+                _ => (KeyStep::Name(text.clone()), None),
             };
             key.0.push(step);
             at = next;
@@ -320,13 +322,13 @@ impl Key {
     }
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for KeyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, step) in self.0.iter().enumerate() {
             match step {
-                Step::Name(name) if index == 0 => f.write_str(name)?,
-                Step::Name(name) => write!(f, ".{name}")?,
-                Step::Index(index) => write!(f, "[{index}]")?,
+                KeyStep::Name(name) if index == 0 => f.write_str(name)?,
+                KeyStep::Name(name) => write!(f, ".{name}")?,
+                KeyStep::Index(index) => write!(f, "[{index}]")?,
             }
         }
         Ok(())

@@ -1,34 +1,34 @@
-//! The configuration: found, merged, read and checked here, then handed to each part as that part's own settings.
+//! The configuration: found, merged, read and checked here, then passed to each part as that part's own settings.
 //!
-//! `layers` merges file, environment and command line; `file` is the shape of the result; the other files give meaning
-//! to one table each, through a `scope` that knows the key path and notes what is wrong. Invariants: a [`Config`] that
-//! exists has been checked in full, so nothing later checks it again; all mistakes are told at once; what is secret is
-//! in no message. Deliberately not here: the command line itself, and reading the process's environment
-//! unasked: [`environment`] is there for the caller to pass on.
+//! `layers` merges file, environment and command line; `file` is the schema of the result; the other files interpret
+//! one table each, through a `KeyReader` that knows the key path and collects errors. Invariants: a [`Config`] that
+//! exists has been checked in full, so nothing later checks it again; all errors are reported at once; no message holds
+//! a secret. Not here: the command line, and reading the process's environment implicitly: the caller passes
+//! [`environment`].
 
 mod accounts;
 mod certificates;
 mod error;
 mod file;
 mod fixed_reply;
-mod given;
+mod key_reader;
 mod layers;
 mod provider;
 mod routes;
-mod scope;
+pub mod routing_table;
 mod sections;
-pub mod table;
 mod targets;
 mod value;
+mod value_shapes;
 
 use std::path::{Path, PathBuf};
 
 pub use accounts::PLACEHOLDER;
-pub use error::{ConfigError, Problem};
+pub use error::{ConfigError, Problem, Remedy};
 
-use self::accounts::Known;
-use self::layers::{Environment, Layers, Shaped};
-use self::scope::{Ground, Scope};
+use self::accounts::KnownTargets;
+use self::key_reader::{KeyReader, LoadContext};
+use self::layers::{Environment, Layers, ParsedLayers};
 use crate::deliver::{Format, Role};
 use crate::dispatcher::TargetSettings;
 use crate::push::Account;
@@ -36,8 +36,8 @@ use crate::route::Route;
 use crate::wechat::Mode;
 use crate::{admin, otlp, queue, server, telemetry};
 
-/// Where a configuration is looked for when none is named.
-const PLACES: [&str; 2] = ["config.toml", "/etc/wxrelay/config.toml"];
+/// Where a configuration is searched for when none is named.
+const SEARCH_PATHS: [&str; 2] = ["config.toml", "/etc/wxrelay/config.toml"];
 
 /// A checked configuration: the settings of every part.
 #[derive(Clone, Debug)]
@@ -56,9 +56,9 @@ pub struct Config {
     pub accounts: Vec<Account>,
     /// `[targets.NAME]`, by name.
     pub targets: Vec<TargetSettings>,
-    /// What is allowed but may not be meant.
+    /// What is allowed but is probably a mistake.
     pub warnings: Vec<String>,
-    /// SHA-256 of the file and of what the environment and the command line put over it, in hex.
+    /// SHA-256 of the file and of its overrides by environment and command line, in hex.
     pub sha256: String,
 }
 
@@ -68,7 +68,7 @@ pub struct Config {
 /// `None` leaves the environment, which can hold a whole configuration but for routes.
 pub fn locate(given: Option<&Path>, wxrelay_config: Option<&str>) -> Option<PathBuf> {
     let named = given.or(wxrelay_config.filter(|path| !path.is_empty()).map(Path::new));
-    named.or_else(|| PLACES.iter().map(Path::new).find(|path| path.exists())).map(Path::to_owned)
+    named.or_else(|| SEARCH_PATHS.iter().map(Path::new).find(|path| path.exists())).map(Path::to_owned)
 }
 
 /// The process's environment, without what is not UTF-8.
@@ -81,7 +81,7 @@ pub fn environment() -> impl Iterator<Item = (String, String)> {
 ///
 /// # Errors
 ///
-/// All that is wrong with it, not only the first.
+/// All errors, not only the first.
 pub fn load(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (String, String)>,
@@ -89,11 +89,11 @@ pub fn load(
 ) -> Result<Config, Vec<ConfigError>> {
     let env: Environment = env.into_iter().map(|(name, text)| (name, text.into())).collect();
     let layers = Layers::read(file, &env, overrides).map_err(|error| vec![error])?;
-    let Shaped { file: shape, errors, damaged } = layers.shape();
-    let ground = Ground::new(&layers, &env, file, errors, damaged);
-    let config = config(&ground.root(), &shape, layers.sha256.clone());
-    let strict = sections::strict(&ground.root().at("server"), &shape.server);
-    let (mut errors, warnings) = ground.finish(strict);
+    let ParsedLayers { file: sections, errors, damaged } = layers.parse();
+    let context = LoadContext::new(&layers, &env, file, errors, damaged);
+    let config = config(&context.root(), &sections, layers.sha256.clone());
+    let strict = sections::strict(&context.root().at("server"), &sections.server);
+    let (mut errors, warnings) = context.finish(strict);
     errors.sort_by(|one, other| one.key.cmp(&other.key));
     match config {
         Some(config) if errors.is_empty() => Ok(Config { warnings, ..config }),
@@ -101,36 +101,36 @@ pub fn load(
     }
 }
 
-fn config(scope: &Scope<'_>, file: &file::File, sha256: String) -> Option<Config> {
-    let mut queue = sections::queue(&scope.at("queue"), &file.queue);
-    let server = sections::server(&scope.at("server"), &file.server, &queue.path);
-    let admin = sections::admin(&scope.at("admin"), &file.admin, &server);
-    queue.dedup_window = accounts::dedup_window(&scope.at("accounts"), &file.accounts, queue.retention);
-    let log = sections::log(&scope.at("log"), &file.log);
-    let telemetry = sections::telemetry(&scope.at("telemetry"), &file.telemetry);
-    let targets = targets::targets(&scope.at("targets"), &file.targets);
-    let known = Known { names: file.targets.keys().map(String::as_str).collect(), targets: &targets };
-    let accounts = accounts::accounts(&scope.at("accounts"), &file.accounts, &known);
-    check_together(&scope.at("targets"), &accounts, &targets);
+fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Option<Config> {
+    let mut queue = sections::queue(&reader.at("queue"), &file.queue);
+    let server = sections::server(&reader.at("server"), &file.server, &queue.path);
+    let admin = sections::admin(&reader.at("admin"), &file.admin, &server);
+    queue.dedup_window = accounts::dedup_window(&reader.at("accounts"), &file.accounts, queue.retention);
+    let log = sections::log(&reader.at("log"), &file.log);
+    let telemetry = sections::telemetry(&reader.at("telemetry"), &file.telemetry);
+    let targets = targets::targets(&reader.at("targets"), &file.targets);
+    let known = KnownTargets { names: file.targets.keys().map(String::as_str).collect(), targets: &targets };
+    let accounts = accounts::accounts(&reader.at("accounts"), &file.accounts, &known);
+    check_references(&reader.at("targets"), &accounts, &targets);
     Some(Config { server, admin: admin?, queue, log, telemetry, accounts, targets, warnings: Vec::new(), sha256 })
 }
 
-/// What only shows when accounts and targets are looked at side by side.
-fn check_together(scope: &Scope<'_>, accounts: &[Account], targets: &[TargetSettings]) {
+/// Checks that need accounts and targets together.
+fn check_references(reader: &KeyReader<'_>, accounts: &[Account], targets: &[TargetSettings]) {
     let named = |account: &Account, target: &str| {
         let in_route = |route: &Route| route.to.iter().any(|name| &**name == target);
         account.routes.routes().iter().any(in_route)
     };
     if targets.is_empty() {
-        scope.warn(format_args!("none, so every event ends in the store"));
+        reader.warn(format_args!("none, so events are stored and delivered nowhere"));
     } else if targets.iter().all(|settings| settings.target.role != Role::Identity) {
-        scope.warn(format_args!("none has role = \"identity\", so no identity provider learns of scans and follows"));
+        reader.warn(format_args!("none has role = \"identity\", so no identity provider receives scans and follows"));
     }
     for target in targets.iter().map(|settings| &settings.target) {
-        let scope = scope.at(&target.name);
+        let reader = reader.at(&target.name);
         let routing: Vec<_> = accounts.iter().filter(|account| named(account, &target.name)).collect();
         if routing.is_empty() {
-            scope.warn(format_args!("no route names it, so it gets nothing"));
+            reader.warn(format_args!("no route names it, so it receives nothing"));
         }
         let lacks_key = |account: &&Account| {
             let mode = target.credentials.mode.unwrap_or(account.credentials.mode);
@@ -141,15 +141,16 @@ fn check_together(scope: &Scope<'_>, accounts: &[Account], targets: &[TargetSett
             let asked = |route: &Route| route.reply.as_ref().is_some_and(|rule| rule.asked.contains(&target.name));
             let replies = account.routes.routes().iter().any(asked);
             if replies && account.reply_window.is_some_and(|window| target.timeout < window.length) {
-                scope.at("timeout").warn(format_args!(
-                    "shorter than accounts.{}.reply_window: its replies are cut off before that ends",
+                reader.at("timeout").warn(format_args!(
+                    "shorter than accounts.{}.reply_window: its later replies are lost",
                     account.name
                 ));
             }
         }
         if target.format == Format::Wechat && routing.into_iter().any(|account| lacks_key(&account)) {
-            let expected = "a key: mode is \"compatible\" or \"secure\", and an account whose events it gets has none";
-            scope.at("encoding_aes_key").fault(Problem::Missing(expected));
+            let expected =
+                "a key, since mode is \"compatible\" or \"secure\" and an account that routes to it has none";
+            reader.at("encoding_aes_key").report(Problem::Missing(expected));
         }
     }
 }
@@ -160,6 +161,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
+    use super::routing_table::RoutingTable;
     use super::*;
     use crate::backoff::Schedule;
 
@@ -200,7 +202,7 @@ mod tests {
         (folder, path)
     }
 
-    /// Takes the rights of others away.
+    /// Removes all permissions of group and others.
     fn close(path: &Path) {
         std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
     }
@@ -219,22 +221,26 @@ mod tests {
     }
 
     #[test]
-    fn every_invalid_file_tells_all_its_mistakes_and_no_secret() {
+    fn every_invalid_file_reports_all_its_errors_and_no_secret() {
         let files = files("invalid");
         assert!(files.len() >= 12);
         for path in files {
             let text = std::fs::read_to_string(&path).unwrap();
             let expected: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# expect: ")).collect();
             assert!(!expected.is_empty(), "{} expects nothing", path.display());
-            let told = messages(load(Some(&path), env(&[]), &[]));
+            let reported = messages(load(Some(&path), env(&[]), &[]));
             for part in &expected {
-                assert!(told.iter().any(|line| line.contains(part)), "{}: no `{part}` in {told:#?}", path.display());
+                assert!(
+                    reported.iter().any(|line| line.contains(part)),
+                    "{}: no `{part}` in {reported:#?}",
+                    path.display()
+                );
             }
-            assert_eq!(told.len(), expected.len(), "{}: {told:#?}", path.display());
-            assert!(told.iter().all(|line| !line.contains("hunter2")), "{}: {told:#?}", path.display());
-            assert!(told.iter().all(|line| !line.contains("271828")), "{}: {told:#?}", path.display());
+            assert_eq!(reported.len(), expected.len(), "{}: {reported:#?}", path.display());
+            assert!(reported.iter().all(|line| !line.contains("hunter2")), "{}: {reported:#?}", path.display());
+            assert!(reported.iter().all(|line| !line.contains("271828")), "{}: {reported:#?}", path.display());
             let name = path.display().to_string();
-            assert!(told.iter().all(|line| line.contains(&name)), "no origin: {told:#?}");
+            assert!(reported.iter().all(|line| line.contains(&name)), "no origin: {reported:#?}");
         }
     }
 
@@ -335,11 +341,11 @@ mod tests {
     #[test]
     fn a_mistake_in_the_environment_names_the_variable() {
         let pairs = [("WXRELAY__TARGETS__CRM__TIMEOUT", "soon"), ("WXRELAY__TARGETS__CRM__TIMOUT", "1s")];
-        let told = messages(load(Some(&data("valid/mode2.toml")), env(&pairs), &[]));
-        assert_eq!(told.len(), 2, "{told:#?}");
-        let timeout = told.iter().find(|line| line.starts_with("targets.crm.timeout: found `soon`")).unwrap();
+        let reported = messages(load(Some(&data("valid/mode2.toml")), env(&pairs), &[]));
+        assert_eq!(reported.len(), 2, "{reported:#?}");
+        let timeout = reported.iter().find(|line| line.starts_with("targets.crm.timeout: found `soon`")).unwrap();
         assert!(timeout.ends_with("(environment variable WXRELAY__TARGETS__CRM__TIMEOUT)"), "{timeout}");
-        assert!(told.iter().any(|line| line.ends_with("WXRELAY__TARGETS__CRM__TIMOUT)")), "{told:#?}");
+        assert!(reported.iter().any(|line| line.ends_with("WXRELAY__TARGETS__CRM__TIMOUT)")), "{reported:#?}");
     }
 
     #[test]
@@ -358,15 +364,18 @@ mod tests {
         let credentials = &config.accounts[0].credentials;
         assert_eq!(credentials.token.expose(), "0123abc");
         assert_eq!(credentials.previous_token.as_ref().unwrap().expose(), "old");
-        let told = messages(load(Some(&path), env(&[]), &[])).join("\n");
-        assert!(told.contains("NOT_THERE is not set") && told.contains("CREDENTIALS_DIRECTORY is not set"), "{told}");
+        let reported = messages(load(Some(&path), env(&[]), &[])).join("\n");
+        assert!(
+            reported.contains("NOT_THERE is not set") && reported.contains("CREDENTIALS_DIRECTORY is not set"),
+            "{reported}"
+        );
     }
 
     #[test]
     fn a_missing_file_is_an_error_with_a_remedy() {
-        let told = messages(load(Some(Path::new("/nowhere/wxrelay.toml")), env(&[]), &[]));
-        assert!(told[0].starts_with("/nowhere/wxrelay.toml: cannot read this file"), "{told:?}");
-        assert!(told[0].contains("wxrelay init"), "{told:?}");
+        let reported = messages(load(Some(Path::new("/nowhere/wxrelay.toml")), env(&[]), &[]));
+        assert!(reported[0].starts_with("/nowhere/wxrelay.toml: cannot read this file"), "{reported:?}");
+        assert!(reported[0].contains("wxrelay init"), "{reported:?}");
     }
 
     #[test]
@@ -389,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_be_meant_is_warned_of() {
+    fn probable_mistakes_are_warnings() {
         let (_folder, path) = written(
             "[admin]\ntoken = \"short\"\n[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n\
              [[accounts.shop.routes]]\nmatch = { event = \"*\" }\nto = [\"a\"]\n\
@@ -432,37 +441,10 @@ mod tests {
         let env = env(&[]).into_iter().map(|(name, text)| (name, text.into())).collect();
         let layers = Layers::read(Some(&path), &env, &[]).unwrap();
         let config = loaded(&path, &[]);
-        let shown = format!("{:?} {config:#?} {}", layers.shape().file, table::text(&config));
+        let shown = format!("{:?} {config:#?} {:?}", layers.parse().file, RoutingTable::of(&config));
         assert!(shown.contains("MASKED") && shown.contains("wx0") && !shown.contains(id));
         for secret in WORDS.into_iter().chain([KEY, &old, &legacy, new, second, store]) {
             assert!(!shown.contains(secret), "{secret} in {shown}");
         }
-    }
-
-    #[test]
-    fn the_table_is_drawn_in_the_order_of_the_file() {
-        let config = loaded(&Path::new(ROOT).join("config.toml.example"), &[]);
-        let drawn = table::text(&config);
-        let expected = "account shop
-  path     /wechat/events
-  app_id   wx0123456789abcdef
-  mode     secure
-  replies  within 4s 500ms
-  routes[0]  event = subscribe | SCAN              -> login        reply \"Welcome!\"
-  routes[1]  msg_type = text, content = re:^#\\d+$  -> crm          reply by crm
-  routes[2]  otherwise                             -> crm, legacy
-
-target crm
-";
-        assert!(drawn.starts_with(expected), "{drawn}");
-        assert!(drawn.contains("  then     expired 2m after the push"), "{drawn}");
-        let replies = table::text(&loaded(&data("valid/replies.toml"), &[]));
-        assert!(replies.contains("  reply by bot, else by crm, else \"One moment, please.\"\n"), "{replies}");
-        assert!(
-            replies.contains("  replies  within 4s, or 14s by WeChat's next tries, at the price of 5 failures in 1m\n")
-        );
-        let json = table::json(&config);
-        assert_eq!(json["accounts"][0]["routes"][2]["when"], "otherwise");
-        assert_eq!(json["targets"][2]["end"], "expired 2m after the push");
     }
 }

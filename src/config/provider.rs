@@ -1,101 +1,101 @@
 //! The URLs of identity providers, built from the identifiers that their consoles show.
 //!
 //! Invariant: an identifier ends up in one path segment, whatever it holds. The URLs are as secret as the identifiers,
-//! since nothing else guards those endpoints: no message quotes them.
+//! since nothing else protects those endpoints: no message quotes them.
 
 use http::Uri;
 use http::uri::Authority;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::error::Problem;
-use super::file::{Scalar, Target};
-use super::scope::Scope;
+use super::file::{Scalar, TargetSection};
+use super::key_reader::KeyReader;
 use super::value::{self, Parsed};
 use crate::deliver::Format;
 
-/// What may stand in a path segment as it is (RFC 3986, `unreserved`).
+/// All that is percent-encoded in a path segment: everything but RFC 3986's `unreserved`.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A known identity provider.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Provider {
+enum ProviderPreset {
     /// <https://docs.authing.cn>: connections of kind WeChat official account, Mode 2.
     Authing,
-    /// Authing's international twin.
+    /// Authing's international product.
     GenAuth,
     /// <https://www.bamboocloud.cn>
     BambooCloud,
 }
 
 /// A target's URL and the format that goes with it, from `url` or from `provider` and its keys.
-pub(super) fn endpoint(scope: &Scope<'_>, target: &Target) -> Option<(Uri, Format)> {
+pub(super) fn endpoint(reader: &KeyReader<'_>, target: &TargetSection) -> Option<(Uri, Format)> {
     let Some(name) = &target.provider else {
-        refuse_keys(scope, target, &[], "only of use together with `provider`");
+        refuse_keys(reader, target, &[], "only valid together with `provider`");
         if target.url.is_none() {
-            scope.at("url").fault(Problem::Missing("an http or https URL, or a `provider`"));
+            reader.at("url").report(Problem::Missing("an http or https URL, or a `provider`"));
         }
-        return Some((scope.read_hidden("url", &target.url, value::url)?, Format::Raw));
+        return Some((reader.read_secret_text("url", &target.url, value::url)?, Format::Raw));
     };
     if target.url.is_some() {
-        scope.at("url").fault(Problem::Rule("`url` and `provider` exclude each other, expected only one of them"));
+        reader.at("url").report(Problem::expected("`url` and `provider` exclude each other", "only one of them"));
     }
-    let provider = scope.at("provider").parse(&name.0, parse)?;
+    let provider = reader.at("provider").parse(&name.0, parse)?;
     let url = match provider {
-        Provider::Authing => social(scope, target, "https://core.authing.cn"),
-        Provider::GenAuth => social(scope, target, "https://core.genauth.ai"),
-        Provider::BambooCloud => bamboocloud(scope, target),
+        ProviderPreset::Authing => social(reader, target, "https://core.authing.cn"),
+        ProviderPreset::GenAuth => social(reader, target, "https://core.genauth.ai"),
+        ProviderPreset::BambooCloud => bamboocloud(reader, target),
     };
-    let format = if provider == Provider::BambooCloud { Format::Raw } else { Format::AuthingJson };
+    let format = if provider == ProviderPreset::BambooCloud { Format::Raw } else { Format::AuthingJson };
     Some((url?, format))
 }
 
-fn parse(name: &str) -> Parsed<Provider> {
+fn parse(name: &str) -> Parsed<ProviderPreset> {
     match name {
-        "authing" => Ok(Provider::Authing),
-        "genauth" => Ok(Provider::GenAuth),
-        "bamboocloud" => Ok(Provider::BambooCloud),
+        "authing" => Ok(ProviderPreset::Authing),
+        "genauth" => Ok(ProviderPreset::GenAuth),
+        "bamboocloud" => Ok(ProviderPreset::BambooCloud),
         _ => Err("\"authing\", \"genauth\" or \"bamboocloud\""),
     }
 }
 
 /// `{base_url}/connections/social/{identifier}/{user_pool_id}/events`
-fn social(scope: &Scope<'_>, target: &Target, default: &'static str) -> Option<Uri> {
-    refuse_keys(scope, target, &["base_url", "identifier", "user_pool_id"], "not a key of this `provider`");
+fn social(reader: &KeyReader<'_>, target: &TargetSection, default: &'static str) -> Option<Uri> {
+    refuse_keys(reader, target, &["base_url", "identifier", "user_pool_id"], "not a key of this `provider`");
     let base = match &target.base_url {
-        Some(_) => scope.read_hidden("base_url", &target.base_url, base_url),
+        Some(_) => reader.read_secret_text("base_url", &target.base_url, base_url),
         None => Some(default.to_owned()),
     };
-    let identifier = identifier(scope, "identifier", &target.identifier, "the connection's identifier");
-    let pool = identifier_of_pool(scope, target);
+    let identifier = identifier(reader, "identifier", &target.identifier, "the connection's identifier");
+    let pool = identifier_of_pool(reader, target);
     let (base, identifier, pool) = (base?, identifier?, pool?);
     let url = format!("{base}/connections/social/{identifier}/{pool}/events");
-    url.parse().map_err(|_| scope.fault(Problem::Hidden("identifiers that make a URL"))).ok()
+    url.parse().map_err(|_| reader.report(Problem::Secret("identifiers that make a URL"))).ok()
 }
 
-fn identifier_of_pool(scope: &Scope<'_>, target: &Target) -> Option<String> {
-    identifier(scope, "user_pool_id", &target.user_pool_id, "the ID of the user pool")
+fn identifier_of_pool(reader: &KeyReader<'_>, target: &TargetSection) -> Option<String> {
+    identifier(reader, "user_pool_id", &target.user_pool_id, "the ID of the user pool")
 }
 
 /// `https://{domain}/api/v1/callback/wechatmpqr/{idp_id}`
-fn bamboocloud(scope: &Scope<'_>, target: &Target) -> Option<Uri> {
-    refuse_keys(scope, target, &["domain", "idp_id"], "not a key of this `provider`");
+fn bamboocloud(reader: &KeyReader<'_>, target: &TargetSection) -> Option<Uri> {
+    refuse_keys(reader, target, &["domain", "idp_id"], "not a key of this `provider`");
     if target.domain.is_none() {
-        scope.at("domain").fault(Problem::Missing("the tenant's domain"));
+        reader.at("domain").report(Problem::Missing("the tenant's domain"));
     }
-    let domain = scope.read_hidden("domain", &target.domain, domain);
-    let idp = identifier(scope, "idp_id", &target.idp_id, "the ID of the identity provider");
+    let domain = reader.read_secret_text("domain", &target.domain, domain);
+    let idp = identifier(reader, "idp_id", &target.idp_id, "the ID of the identity provider");
     let url = format!("https://{}/api/v1/callback/wechatmpqr/{}", domain?, idp?);
-    url.parse().map_err(|_| scope.fault(Problem::Hidden("identifiers that make a URL"))).ok()
+    url.parse().map_err(|_| reader.report(Problem::Secret("identifiers that make a URL"))).ok()
 }
 
-fn identifier(scope: &Scope<'_>, name: &str, given: &Option<Scalar>, expected: &'static str) -> Option<String> {
+fn identifier(reader: &KeyReader<'_>, name: &str, given: &Option<Scalar>, expected: &'static str) -> Option<String> {
     if given.is_none() {
-        scope.at(name).fault(Problem::Missing(expected));
+        reader.at(name).report(Problem::Missing(expected));
     }
-    scope.read_hidden(name, given, segment)
+    reader.read_secret_text(name, given, segment)
 }
 
-/// One path segment. Dots alone would climb the path.
+/// One path segment. Dots alone would be resolved as relative.
 fn segment(text: &str) -> Parsed<String> {
     if text.is_empty() || text == "." || text == ".." {
         return Err("an identifier from the provider's console");
@@ -114,10 +114,10 @@ fn base_url(text: &str) -> Parsed<String> {
 fn domain(text: &str) -> Parsed<Authority> {
     let authority: Option<Authority> = text.parse().ok();
     let sound = |authority: &Authority| !authority.as_str().contains('@') && value::has_sound_port(authority);
-    authority.filter(sound).ok_or("a domain such as \"tenant.example.com\", with a port if need be")
+    authority.filter(sound).ok_or("a domain such as \"tenant.example.com\", with an optional port")
 }
 
-fn refuse_keys(scope: &Scope<'_>, target: &Target, allowed: &[&str], why: &'static str) {
+fn refuse_keys(reader: &KeyReader<'_>, target: &TargetSection, allowed: &[&str], broken: &'static str) {
     let given = [
         ("base_url", &target.base_url),
         ("identifier", &target.identifier),
@@ -127,7 +127,7 @@ fn refuse_keys(scope: &Scope<'_>, target: &Target, allowed: &[&str], why: &'stat
     ];
     for (name, given) in given {
         if given.is_some() && !allowed.contains(&name) {
-            scope.at(name).fault(Problem::Rule(why));
+            reader.at(name).report(Problem::action(broken, "remove it"));
         }
     }
 }

@@ -2,63 +2,63 @@
 
 use std::sync::Arc;
 
-use super::accounts::Known;
+use super::accounts::KnownTargets;
 use super::error::{Problem, nearest};
-use super::file::{self, Answerer, List};
+use super::file::{self, List, ReplierSection};
 use super::fixed_reply;
-use super::scope::Scope;
+use super::key_reader::KeyReader;
 use super::value;
 use crate::deliver::Role;
 use crate::route::{Match, Pattern, Patterns, ReplyRule, Route, Table, When};
 
 /// The table of an account: as written, or the Mode 2 default.
-pub(super) fn table(scope: &Scope<'_>, file: &[file::Route], known: &Known<'_>) -> Table {
-    let scope = scope.at("routes");
+pub(super) fn table(reader: &KeyReader<'_>, file: &[file::RouteSection], known: &KnownTargets<'_>) -> Table {
+    let reader = reader.at("routes");
     if file.is_empty() {
         let of = |role| known.targets.iter().filter(move |settings| settings.target.role == role);
         let names = |role| of(role).map(|settings| Arc::clone(&settings.target.name)).collect();
         return Table::mode2(names(Role::Identity), names(Role::Handler));
     }
-    let routes = file.iter().enumerate().filter_map(|(index, file)| route(&scope.nth(index), file, known)).collect();
+    let routes = file.iter().enumerate().filter_map(|(index, file)| route(&reader.nth(index), file, known)).collect();
     let mut otherwise = file.iter().enumerate().filter(|(_, route)| route.otherwise.is_some());
     if otherwise.next().is_none() {
-        scope.warn(format_args!("without `otherwise = true` an event that no route matches goes to no target"));
+        reader.warn(format_args!("without `otherwise = true` an event that matches no route is delivered nowhere"));
     }
     for (index, _) in otherwise {
-        scope.nth(index).warn(format_args!("never used, since an `otherwise` above takes everything"));
+        reader.nth(index).warn(format_args!("never used, since an earlier `otherwise` matches everything"));
     }
     Table::new(routes)
 }
 
-fn route(scope: &Scope<'_>, file: &file::Route, known: &Known<'_>) -> Option<Route> {
-    let when = when(scope, file);
-    let to = targets(&scope.at("to"), file, known);
-    let reply = file.reply.as_ref().and_then(|reply| reply_rule(&scope.at("reply"), reply, file, known));
+fn route(reader: &KeyReader<'_>, file: &file::RouteSection, known: &KnownTargets<'_>) -> Option<Route> {
+    let when = when(reader, file);
+    let to = targets(&reader.at("to"), file, known);
+    let reply = file.reply.as_ref().and_then(|reply| reply_rule(&reader.at("reply"), reply, file, known));
     Some(Route { when: when?, to, reply })
 }
 
-fn when(scope: &Scope<'_>, file: &file::Route) -> Option<When> {
+fn when(reader: &KeyReader<'_>, file: &file::RouteSection) -> Option<When> {
     match (&file.r#match, &file.otherwise) {
-        (Some(patterns), None) => Some(When::Match(patterns_of(&scope.at("match"), patterns))),
-        (None, Some(_)) => scope.read("otherwise", &file.otherwise, value::yes).map(|()| When::Otherwise),
+        (Some(patterns), None) => Some(When::Match(patterns_of(&reader.at("match"), patterns))),
+        (None, Some(_)) => reader.read("otherwise", &file.otherwise, value::yes).map(|()| When::Otherwise),
         (Some(_), Some(_)) => {
-            scope.fault(Problem::Rule("`match` and `otherwise` exclude each other, expected only one of them"));
+            reader.report(Problem::expected("`match` and `otherwise` exclude each other", "only one of them"));
             None
         }
         (None, None) => {
-            scope.at("match").fault(Problem::Missing("what the route is for, or `otherwise = true`"));
+            reader.at("match").report(Problem::Missing("conditions for the route, or `otherwise = true`"));
             None
         }
     }
 }
 
-fn patterns_of(scope: &Scope<'_>, file: &file::Match) -> Match {
-    // Where WeChat's own spelling varies, case does not count.
+fn patterns_of(reader: &KeyReader<'_>, file: &file::MatchSection) -> Match {
+    // WeChat's own spelling of these varies in case.
     let (blind, exact) = (true, false);
-    let read = |name: &str, list: &Option<List>, case_blind| patterns(&scope.at(name), list.as_ref()?, case_blind);
+    let read = |name: &str, list: &Option<List>, case_blind| patterns(&reader.at(name), list.as_ref()?, case_blind);
     let given = [&file.msg_type, &file.event, &file.event_key, &file.scene, &file.content, &file.from];
     if given.iter().all(|list| list.is_none()) {
-        scope.fault(Problem::Missing("at least one of msg_type, event, event_key, scene, content, from"));
+        reader.report(Problem::Missing("at least one of msg_type, event, event_key, scene, content, from"));
     }
     Match {
         msg_type: read("msg_type", &file.msg_type, blind),
@@ -70,72 +70,78 @@ fn patterns_of(scope: &Scope<'_>, file: &file::Match) -> Match {
     }
 }
 
-fn patterns(scope: &Scope<'_>, list: &List, case_blind: bool) -> Option<Patterns> {
+fn patterns(reader: &KeyReader<'_>, list: &List, case_blind: bool) -> Option<Patterns> {
     if list.0.is_empty() {
-        scope.fault(Problem::Missing("at least one pattern"));
+        reader.report(Problem::Missing("at least one pattern"));
     }
     let pattern = |(index, text): (usize, &String)| {
-        let at = if list.0.len() == 1 { scope.clone() } else { scope.nth(index) };
-        Pattern::parse(text, case_blind).map_err(|error| at.fault(Problem::Pattern(error))).ok()
+        let at = if list.0.len() == 1 { reader.clone() } else { reader.nth(index) };
+        Pattern::parse(text, case_blind).map_err(|error| at.report(Problem::Pattern(error))).ok()
     };
     Some(Patterns(list.0.iter().enumerate().filter_map(pattern).collect()))
 }
 
-fn targets(scope: &Scope<'_>, file: &file::Route, known: &Known<'_>) -> Vec<Arc<str>> {
+fn targets(reader: &KeyReader<'_>, file: &file::RouteSection, known: &KnownTargets<'_>) -> Vec<Arc<str>> {
     let Some(list) = &file.to else {
         if file.reply.is_none() {
-            scope.fault(Problem::Missing("the names of targets, or [] if nothing is to be done"));
+            reader.report(Problem::Missing("the names of targets, or [] for none"));
         }
         return Vec::new();
     };
     for (index, name) in list.0.iter().enumerate() {
-        check_target(&scope.nth(index), name, known);
+        check_target(&reader.nth(index), name, known);
     }
     list.0.iter().map(|name| name.as_str().into()).collect()
 }
 
-fn check_target(scope: &Scope<'_>, name: &str, known: &Known<'_>) {
+fn check_target(reader: &KeyReader<'_>, name: &str, known: &KnownTargets<'_>) {
     if !known.names.contains(&name) {
         let nearest = nearest(name, known.names.iter().copied());
-        scope.fault(Problem::UnknownTarget { name: name.to_owned(), nearest });
+        reader.report(Problem::UnknownTarget { name: name.to_owned(), nearest });
     }
 }
 
-/// The targets in the order of their right to reply; a fixed reply can only be the last resort.
-fn reply_rule(scope: &Scope<'_>, reply: &file::Reply, route: &file::Route, known: &Known<'_>) -> Option<ReplyRule> {
+/// The targets that may reply, by priority; a fixed reply can only be the last.
+fn reply_rule(
+    reader: &KeyReader<'_>,
+    reply: &file::ReplySection,
+    route: &file::RouteSection,
+    known: &KnownTargets<'_>,
+) -> Option<ReplyRule> {
     let answerers: Vec<_> = match reply {
-        file::Reply::One(answerer) => vec![(scope.clone(), answerer)],
-        file::Reply::List(list) => list.iter().enumerate().map(|(index, one)| (scope.nth(index), one)).collect(),
+        file::ReplySection::One(answerer) => vec![(reader.clone(), answerer)],
+        file::ReplySection::List(list) => {
+            list.iter().enumerate().map(|(index, one)| (reader.nth(index), one)).collect()
+        }
     };
     if answerers.is_empty() {
-        scope.fault(Problem::Missing("at least one target or a fixed reply"));
+        reader.report(Problem::Missing("at least one target or a fixed reply"));
     }
     let mut rule = ReplyRule { asked: Vec::new(), fixed: None };
-    for (scope, answerer) in answerers {
+    for (reader, answerer) in answerers {
         if rule.fixed.is_some() {
-            scope.fault(Problem::Rule(
-                "never used, since the fixed reply before it always replies; put that at the end",
-            ));
+            let broken = "never used, since the fixed reply before it always replies";
+            reader.report(Problem::action(broken, "put the fixed reply at the end"));
         }
         match answerer {
-            Answerer::Target(name) => {
-                check_replier(&scope, name, route, known);
+            ReplierSection::Target(name) => {
+                check_replier(&reader, name, route, known);
                 if rule.asked.iter().any(|asked| **asked == **name) {
-                    scope.fault(Problem::Rule("named twice in this list, expected once"));
+                    reader.report(Problem::expected("named twice in this list", "each target once"));
                 }
                 rule.asked.push(name.as_str().into());
             }
-            Answerer::Fixed(fixed) => rule.fixed = Some(fixed_reply::read(&scope, fixed)?),
+            ReplierSection::Fixed(fixed) => rule.fixed = Some(fixed_reply::read(&reader, fixed)?),
         }
     }
     Some(rule)
 }
 
-fn check_replier(scope: &Scope<'_>, name: &str, route: &file::Route, known: &Known<'_>) {
+fn check_replier(reader: &KeyReader<'_>, name: &str, route: &file::RouteSection, known: &KnownTargets<'_>) {
     let named = route.to.as_ref().is_some_and(|list| list.0.iter().any(|target| target == name));
     if !known.names.contains(&name) {
-        check_target(scope, name, known);
+        check_target(reader, name, known);
     } else if !named {
-        scope.fault(Problem::Rule("this target gets nothing by this route, so it cannot reply; add it to `to`"));
+        reader.report(Problem::action("this route does not send to this target, so it cannot reply", "add it to `to`"));
     }
 }

@@ -1,4 +1,4 @@
-//! `[targets.NAME]`: where events go, and how hard the relay tries.
+//! `[targets.NAME]`: where events are delivered, and by which schedule.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::error::Problem;
 use super::file::{self, SecretSource};
-use super::scope::Scope;
+use super::key_reader::KeyReader;
 use super::value::{self, Parsed};
 use super::{accounts, provider};
 use crate::backoff::Schedule;
@@ -42,45 +42,45 @@ const OWN_HEADERS: [&str; 9] = [
     "upgrade",
 ];
 
-/// All targets that could be read.
-pub(super) fn targets(scope: &Scope<'_>, file: &BTreeMap<String, file::Target>) -> Vec<TargetSettings> {
-    file.iter().filter_map(|(name, file)| target(&scope.at(name), name, file)).collect()
+/// All targets without errors.
+pub(super) fn targets(reader: &KeyReader<'_>, file: &BTreeMap<String, file::TargetSection>) -> Vec<TargetSettings> {
+    file.iter().filter_map(|(name, file)| target(&reader.at(name), name, file)).collect()
 }
 
-fn target(scope: &Scope<'_>, name: &str, file: &file::Target) -> Option<TargetSettings> {
-    accounts::check_name(scope, name);
-    let role = role(scope, file);
-    let endpoint = provider::endpoint(scope, file);
+fn target(reader: &KeyReader<'_>, name: &str, file: &file::TargetSection) -> Option<TargetSettings> {
+    accounts::check_name(reader, name);
+    let role = role(reader, file);
+    let endpoint = provider::endpoint(reader, file);
     let default_format = endpoint.as_ref().map_or(Format::Raw, |(_, format)| *format);
-    let format = scope.read("format", &file.format, format).unwrap_or(default_format);
+    let format = reader.read("format", &file.format, format).unwrap_or(default_format);
     let timeout = Duration::from_secs(if role == Role::Identity { 5 } else { 15 });
-    let credentials = credentials(scope, file, format);
-    let tls = tls(scope, file);
-    let timeout = scope.read("timeout", &file.timeout, value::some_duration).unwrap_or(timeout);
-    let headers = headers(&scope.at("headers"), &file.headers);
-    let signing_keys = scope.secrets_of("secret", &file.secret, signing_key);
-    let proxy = scope.read_hidden("proxy", &file.proxy, value::proxy);
-    let retry = retry(&scope.at("retry"), file, role);
-    let expire_after = expire_after(scope, file, role);
-    let concurrency = scope.read("concurrency", &file.concurrency, value::concurrency).unwrap_or(32);
-    let rate = scope.read("rate", &file.rate, value::rate);
-    let order = scope.read("order", &file.order, order).unwrap_or(DeliveryOrder::None);
+    let credentials = credentials(reader, file, format);
+    let tls = tls(reader, file);
+    let timeout = reader.read("timeout", &file.timeout, value::some_duration).unwrap_or(timeout);
+    let headers = headers(&reader.at("headers"), &file.headers);
+    let signing_keys = reader.parse_secrets("secret", &file.secret, signing_key);
+    let proxy = reader.read_secret_text("proxy", &file.proxy, value::proxy);
+    let retry = retry(&reader.at("retry"), file, role);
+    let expire_after = expire_after(reader, file, role);
+    let concurrency = reader.read("concurrency", &file.concurrency, value::concurrency).unwrap_or(32);
+    let rate = reader.read("rate", &file.rate, value::rate);
+    let order = reader.read("order", &file.order, order).unwrap_or(DeliveryOrder::None);
     let (url, _) = endpoint?;
-    let deny_private = deny_private(scope, file, &url);
+    let deny_private = deny_private(reader, file, &url);
     let name = name.into();
     let target =
         Target { name, role, url, format, timeout, headers, signing_keys, credentials, tls, proxy, deny_private };
     Some(TargetSettings { target, retry, expire_after, concurrency, rate, order })
 }
 
-fn role(scope: &Scope<'_>, file: &file::Target) -> Role {
+fn role(reader: &KeyReader<'_>, file: &file::TargetSection) -> Role {
     let role = |text: &str| match text {
         "identity" => Ok(Role::Identity),
         "handler" => Ok(Role::Handler),
         _ => Err("\"identity\" or \"handler\""),
     };
     let default = if file.provider.is_some() { Role::Identity } else { Role::Handler };
-    scope.read("role", &file.role, role).unwrap_or(default)
+    reader.read("role", &file.role, role).unwrap_or(default)
 }
 
 fn format(text: &str) -> Parsed<Format> {
@@ -102,7 +102,7 @@ fn order(text: &str) -> Parsed<DeliveryOrder> {
     }
 }
 
-fn credentials(scope: &Scope<'_>, file: &file::Target, format: Format) -> CredentialsOverride {
+fn credentials(reader: &KeyReader<'_>, file: &file::TargetSection, format: Format) -> CredentialsOverride {
     if format != Format::Wechat {
         let given = [
             ("app_id", file.app_id.is_some()),
@@ -111,95 +111,98 @@ fn credentials(scope: &Scope<'_>, file: &file::Target, format: Format) -> Creden
             ("mode", file.mode.is_some()),
         ];
         for (name, _) in given.into_iter().filter(|(_, given)| *given) {
-            scope.at(name).fault(Problem::Rule("only of use with format = \"wechat\""));
+            reader
+                .at(name)
+                .report(Problem::action("only valid with format = \"wechat\"", "remove it, or set that format"));
         }
     }
     CredentialsOverride {
-        app_id: scope.read("app_id", &file.app_id, value::app_id).map(Into::into),
-        token: accounts::token(scope, "token", &file.token),
-        aes_key: scope.secret_of("encoding_aes_key", &file.encoding_aes_key, accounts::aes_key),
-        mode: scope.read("mode", &file.mode, value::mode),
+        app_id: reader.read("app_id", &file.app_id, value::app_id).map(Into::into),
+        token: accounts::token(reader, "token", &file.token),
+        aes_key: reader.parse_secret("encoding_aes_key", &file.encoding_aes_key, accounts::aes_key),
+        mode: reader.read("mode", &file.mode, value::mode),
     }
 }
 
-fn tls(scope: &Scope<'_>, file: &file::Target) -> TlsOptions {
+fn tls(reader: &KeyReader<'_>, file: &file::TargetSection) -> TlsOptions {
     match (&file.client_cert, &file.client_key) {
-        (Some(_), None) => scope.at("client_key").fault(Problem::Missing("the key that belongs to client_cert")),
-        (None, Some(_)) => scope.at("client_cert").fault(Problem::Missing("the certificate that client_key is of")),
+        (Some(_), None) => reader.at("client_key").report(Problem::Missing("the key that belongs to client_cert")),
+        (None, Some(_)) => {
+            reader.at("client_cert").report(Problem::Missing("the certificate that belongs to client_key"))
+        }
         (Some(_), Some(_)) | (None, None) => {}
     }
-    let cert = scope.existing("client_cert", &file.client_cert);
-    let key = scope.private("client_key", &file.client_key);
-    TlsOptions { ca: scope.existing("ca", &file.ca), client: cert.zip(key) }
+    let cert = reader.existing_file("client_cert", &file.client_cert);
+    let key = reader.private_file("client_key", &file.client_key);
+    TlsOptions { ca: reader.existing_file("ca", &file.ca), client: cert.zip(key) }
 }
 
 /// Request headers, whose values may be secrets.
-pub(super) fn headers(scope: &Scope<'_>, file: &BTreeMap<String, SecretSource>) -> HeaderMap {
+pub(super) fn headers(reader: &KeyReader<'_>, file: &BTreeMap<String, SecretSource>) -> HeaderMap {
     let mut headers = HeaderMap::new();
     for (name, source) in file {
-        let scope = scope.at(name);
+        let reader = reader.at(name);
         let Ok(header) = HeaderName::try_from(name.as_str()) else {
-            scope.fault(Problem::Rule("expected the name of a header, such as `authorization`"));
+            reader.report(Problem::expected("not a header name", "one such as `authorization`"));
             continue;
         };
         let text = header.as_str();
         if OWN_HEADERS.contains(&text) || text.starts_with("wxrelay-") || text.starts_with("webhook-") {
-            scope.fault(Problem::Rule("the relay writes this header itself, expected another"));
+            reader.report(Problem::expected("the relay writes this header itself", "another header"));
             continue;
         }
-        let value = if names_a_secret(&header) { scope.open(source) } else { scope.open_any(source) };
+        let value = if is_credential(&header) { reader.resolve_secret(source) } else { reader.resolve_text(source) };
         let Some(value) = value else { continue };
         match HeaderValue::try_from(value.expose()) {
             Ok(mut value) => {
-                // Many a header here is an Authorization: none is shown in Debug, nor indexed by HTTP/2.
+                // It may be a credential: hidden in Debug, and never in HTTP/2's index.
                 value.set_sensitive(true);
                 headers.append(header, value);
             }
-            Err(_) => scope.fault(Problem::Hidden("a header value: visible characters and blanks")),
+            Err(_) => reader.report(Problem::Secret("a header value: visible characters and blanks")),
         }
     }
     headers
 }
 
-/// Whether a header of that name tells who we are; `x-from` and the like may be read by anybody.
-fn names_a_secret(header: &HeaderName) -> bool {
+/// Whether a header of that name is likely to hold a credential; `x-from` and the like are not secret.
+fn is_credential(header: &HeaderName) -> bool {
     ["auth", "cookie", "key", "pass", "secret", "sign", "token"].iter().any(|part| header.as_str().contains(part))
 }
 
 fn signing_key(text: &str) -> Result<SigningKey, Problem> {
     let expected = "`whsec_` and the base64 of 24 to 64 bytes, as `wxrelay keygen` makes it";
-    SigningKey::parse(text).ok_or(Problem::Hidden(expected))
+    SigningKey::parse(text).ok_or(Problem::Secret(expected))
 }
 
-/// Whether the target must be one of the public internet. A name is looked up at every connection; an address can be
-/// told now.
-fn deny_private(scope: &Scope<'_>, file: &file::Target, url: &Uri) -> bool {
-    let denies = scope.read("deny_private", &file.deny_private, value::boolean).unwrap_or(false);
-    let at = scope.at("deny_private");
+/// Whether the target must have a public address. A name is resolved at every connection; an address is checked now.
+fn deny_private(reader: &KeyReader<'_>, file: &file::TargetSection, url: &Uri) -> bool {
+    let denies = reader.read("deny_private", &file.deny_private, value::boolean).unwrap_or(false);
+    let at = reader.at("deny_private");
     if denies && url.host().and_then(address::literal).is_some_and(|address| address::public(address).is_err()) {
-        at.fault(Problem::Rule("denies the URL's own address, which is not public; expected another URL, or false"));
+        at.report(Problem::expected("denies the URL's own address, which is not public", "another URL, or false"));
     }
     if denies && file.proxy.is_some() {
-        at.warn(format_args!("the proxy looks the name up, so it is the proxy that must deny private addresses"));
+        at.warn(format_args!("the proxy resolves the name, so the proxy must deny private addresses"));
     }
     denies
 }
 
-fn retry(scope: &Scope<'_>, file: &file::Target, role: Role) -> Schedule {
+fn retry(reader: &KeyReader<'_>, file: &file::TargetSection, role: Role) -> Schedule {
     let defaults: &[&str] = if role == Role::Identity { &IDENTITY_RETRY } else { &HANDLER_RETRY };
     let texts = match &file.retry {
         Some(list) => list.0.iter().map(String::as_str).collect(),
         None => defaults.to_vec(),
     };
-    let wait = |(index, text)| scope.nth(index).parse(text, value::some_duration);
+    let wait = |(index, text)| reader.nth(index).parse(text, value::some_duration);
     let waits = texts.into_iter().enumerate().filter_map(wait).collect();
     if role == Role::Identity { Schedule::repeating(waits) } else { Schedule::ending(waits) }
 }
 
-fn expire_after(scope: &Scope<'_>, file: &file::Target, role: Role) -> Option<Duration> {
-    let given = scope.read("expire_after", &file.expire_after, value::some_duration);
+fn expire_after(reader: &KeyReader<'_>, file: &file::TargetSection, role: Role) -> Option<Duration> {
+    let given = reader.read("expire_after", &file.expire_after, value::some_duration);
     if given.is_some() && role == Role::Handler {
-        scope.at("expire_after").warn(format_args!("a handler gets nothing that is older, not even after an outage"));
+        reader.at("expire_after").warn(format_args!("a handler receives no older event, not even after an outage"));
     }
     given.or((role == Role::Identity).then_some(Duration::from_secs(120)))
 }

@@ -10,7 +10,7 @@ use http::Uri;
 use crate::server::Listen;
 use crate::wechat::Mode;
 
-/// More is a slip of the pen, and far below what clocks can add up.
+/// More is a typo, and far below what clocks can add.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 const MODES: &str = "\"plaintext\", \"compatible\" or \"secure\"";
@@ -38,14 +38,14 @@ pub(super) fn skew(text: &str) -> Parsed<Option<Duration>> {
     duration(text).ok().filter(|skew| range.contains(skew)).map(Some).ok_or("10s to 24h, or \"off\"")
 }
 
-/// The time WeChat's patience leaves.
+/// How long a push may wait for its reply.
 pub(super) fn reply_budget(text: &str) -> Parsed<Duration> {
     let longest = Duration::from_millis(4900);
-    let expected = "a duration of at most 4.9s, since WeChat hangs up after 5s";
+    let expected = "a duration of at most 4.9s, since WeChat closes the connection after 5s";
     some_duration(text).ok().filter(|budget| *budget <= longest).ok_or(expected)
 }
 
-/// `off`, or what WeChat's three tries leave: it hangs up on the last one 15 s after the first.
+/// `off`, or a time within WeChat's three attempts: it closes the last connection 15 s after the first attempt.
 pub(super) fn reply_window(text: &str) -> Parsed<Option<Duration>> {
     if text == "off" {
         return Ok(None);
@@ -97,7 +97,7 @@ pub(super) fn yes(text: &str) -> Parsed<()> {
     if text == "true" { Ok(()) } else { Err("true, or the key left out") }
 }
 
-/// How many attempts at one time.
+/// How many concurrent attempts.
 pub(super) fn concurrency(text: &str) -> Parsed<usize> {
     text.parse().ok().filter(|count| (1..=1024).contains(count)).ok_or("a number from 1 to 1024")
 }
@@ -108,7 +108,7 @@ pub(super) fn rate(text: &str) -> Parsed<std::num::NonZeroU32> {
     count.ok_or("a number of attempts per second such as \"100/s\"")
 }
 
-/// A place to listen at. A relative path is left as it is.
+/// An address to listen on. A relative path is left as it is.
 pub(super) fn listen(text: &str) -> Parsed<Listen> {
     let expected = "an address and port such as \"0.0.0.0:8080\" or \"[::]:8080\", \"unix:/PATH\", or \"systemd\"";
     match text.strip_prefix("unix:") {
@@ -119,34 +119,34 @@ pub(super) fn listen(text: &str) -> Parsed<Listen> {
     }
 }
 
-/// The path of an account's server URL: without a trailing slash, so that the root is the empty text.
+/// The path of an account's server URL, without a trailing slash: the root is the empty text.
 pub(super) fn account_path(text: &str) -> Parsed<String> {
     let sound = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
     let expected = "a path that begins with `/`, without blanks, `?` and `#`, such as \"/wechat/events\"";
     if sound { Ok(text.trim_end_matches('/').to_owned()) } else { Err(expected) }
 }
 
-/// An AppID. Those of official accounts are `wx` and 16 hex digits; others of the family look different.
+/// An AppID. Those of official accounts are `wx` and 16 hex digits; other products have other forms.
 pub(super) fn app_id(text: &str) -> Parsed<String> {
     let sound = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if sound { Ok(text.to_owned()) } else { Err("the AppID from WeChat's console, such as \"wx0123456789abcdef\"") }
 }
 
-/// The mode of an account, pinned here and never chosen by a request.
+/// The mode of an account, which no request can change.
 pub(super) fn mode(text: &str) -> Parsed<Mode> {
     text.parse().map_err(|_| MODES)
 }
 
-/// The name of an account or target. Lower case, since the environment can name no other.
+/// The name of an account or target, in lower case, since environment variables can set no other.
 pub(super) fn is_name(text: &str) -> bool {
     let sign = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
     !text.is_empty() && text.bytes().all(sign)
 }
 
-/// An http or https URL with a host and nothing that hides: no user, no fragment.
+/// An http or https URL with a host, without user and fragment.
 pub(super) fn url(text: &str) -> Parsed<Uri> {
     if text.contains('#') {
-        return Err("a URL without a fragment (`#`), which no server ever sees");
+        return Err("a URL without a fragment (`#`), which is never sent");
     }
     if !text.bytes().all(|byte| byte.is_ascii_graphic()) {
         return Err("a URL without blanks and with everything outside ASCII percent-encoded");
@@ -158,7 +158,7 @@ pub(super) fn url(text: &str) -> Parsed<Uri> {
         return Err(expected);
     }
     if authority.as_str().contains('@') {
-        return Err("a URL without user and password; put those into `headers`");
+        return Err("a URL without user and password, which belong in `headers`");
     }
     if !has_sound_port(authority) {
         return Err("a URL whose port, if it has one, is 1 to 65535");
@@ -186,7 +186,7 @@ pub(super) fn domain(text: &str) -> Parsed<String> {
         (1..=63).contains(&label.len()) && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
     };
     let sound = text.len() <= 253 && text.split('.').all(label);
-    let expected = "the name of a host such as \"wx.example.com\"; other scripts as \"xn--..\"";
+    let expected = "a host name such as \"wx.example.com\", in punycode (\"xn--..\") where it has other letters";
     if sound { Ok(text.to_ascii_lowercase()) } else { Err(expected) }
 }
 
@@ -197,12 +197,12 @@ pub(super) fn email(text: &str) -> Parsed<String> {
     if graphic && parts { Ok(text.to_owned()) } else { Err("an address such as \"ops@example.com\"") }
 }
 
-/// A proxy that is spoken to in clear; what goes through it to https targets is not.
+/// An http proxy. Connections through it to https targets stay encrypted.
 pub(super) fn proxy(text: &str) -> Parsed<Uri> {
     url(text).ok().filter(|uri| uri.scheme_str() == Some("http")).ok_or("a URL such as \"http://proxy.example:3128\"")
 }
 
-/// Where spans go: without a path `/v1/traces` is it, as collectors have it.
+/// Where spans are sent. The default path is `/v1/traces`, as in OTLP.
 pub(super) fn collector(text: &str) -> Parsed<Uri> {
     let expected = "a URL such as \"http://127.0.0.1:4318\", or with the whole path for traces";
     let url = url(text).map_err(|_| expected)?;
@@ -212,7 +212,7 @@ pub(super) fn collector(text: &str) -> Parsed<Uri> {
     format!("{}/v1/traces", text.trim_end_matches('/')).parse().map_err(|_| expected)
 }
 
-/// Whether there is a host, and a port only if it is one.
+/// Whether there is a host, and the port, if any, is valid.
 pub(super) fn has_sound_port(authority: &http::uri::Authority) -> bool {
     let port = authority.as_str().strip_prefix(authority.host());
     let sound =
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_has_scheme_host_and_nothing_that_hides() {
+    fn a_url_has_scheme_and_host_but_no_user_and_no_fragment() {
         for sound in ["http://a", "https://a:8443/x?y=z", "http://[::1]:9000/", "http://127.0.0.1:9000/wechat"] {
             assert!(url(sound).is_ok(), "{sound}");
         }
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_collector_without_a_path_has_the_usual_one() {
+    fn a_collector_without_a_path_has_the_default_one() {
         for (text, sent_to) in [
             ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
             ("https://otlp.example/", "https://otlp.example/v1/traces"),
@@ -286,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn a_domain_is_one_that_an_authority_can_look_at() {
+    fn a_domain_is_one_that_an_authority_can_validate() {
         assert_eq!(domain("WX.Example.com"), Ok("wx.example.com".to_owned()));
         assert!(domain("localhost").is_ok() && domain("xn--fiqs8s.cn").is_ok());
         let long = "a".repeat(64);

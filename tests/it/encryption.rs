@@ -200,7 +200,10 @@ async fn a_key_of_the_wrong_form_is_an_error_that_says_how_to_make_one() {
     relay.configure_all(stage.setup("encryption_keys = [\"NotAKeyButSecret\"]"));
     let checked = relay.run(&["check"]).await;
     assert_eq!(checked.code, Some(78), "{checked:?}");
-    assert!(checked.stderr.contains("queue.encryption_keys[0]: expected the base64 of 32 bytes"), "{checked:?}");
+    assert!(
+        checked.stderr.contains("queue.encryption_keys[0]: invalid value, expected the base64 of 32 bytes"),
+        "{checked:?}"
+    );
     assert!(checked.stderr.contains("wxrelay keygen") && !checked.stderr.contains("NotAKey"), "{checked:?}");
     let made = run(wxrelay(["keygen"])).await.stdout;
     let key = made.lines().find_map(|line| line.strip_prefix("encryption_key")).expect("a key for the store").trim();

@@ -33,7 +33,7 @@ async fn a_secret_file_that_others_may_read_is_warned_of_with_the_chmod_to_do() 
             let told = files.check().await;
             assert_eq!(told.code, Some(0), "{told:?}");
             let expected = format!(
-                ": {path} holds a secret that group or others may read or change (mode {mode:04o}): chmod 600 {path}\n"
+                ": {path} holds a secret that group or others may read or change (mode {mode:04o}); chmod 600 {path}\n"
             );
             assert!(
                 told.stderr.starts_with("warning: ") && told.stderr.ends_with(&expected),

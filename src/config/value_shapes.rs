@@ -1,4 +1,5 @@
-//! How values of the file may be given: plain, one or several, here or somewhere else. No meaning.
+//! The shapes that values of the file may have: plain, one or several, inline or stored elsewhere. Their meaning is not
+//! decided here.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -13,7 +14,7 @@ use crate::secret::Secret;
 #[derive(Debug)]
 pub(super) struct Scalar(pub(super) String);
 
-/// A single value, or a table that says more.
+/// A single value, or a table with details.
 #[derive(Debug)]
 pub(super) enum OrTable<T> {
     Scalar(Scalar),
@@ -24,30 +25,30 @@ pub(super) enum OrTable<T> {
 #[derive(Debug)]
 pub(super) struct List(pub(super) Vec<String>);
 
-/// A secret, or where it is.
+/// A secret, or where it is stored.
 #[derive(Debug)]
 pub(super) enum SecretSource {
     Text(Secret),
-    Elsewhere(Elsewhere),
+    Location(SecretLocation),
 }
 
-/// A secret, or a list of them, each of which may be somewhere else.
+/// A secret, or a list of them, each inline or stored elsewhere.
 #[derive(Debug)]
 pub(super) enum SecretSources {
     One(SecretSource),
     Several(Vec<SecretSource>),
 }
 
-/// Where a secret is: one key of these.
+/// Where a secret is stored: exactly one of these keys is set.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Elsewhere {
+pub(super) struct SecretLocation {
     pub(super) env: Option<String>,
     pub(super) file: Option<String>,
     pub(super) credential: Option<String>,
 }
 
-/// A text or a list of texts, or a table that says more.
+/// A text or a list of texts, or a table with details.
 #[derive(Debug)]
 pub(super) enum ListOrTable<T> {
     List(List),
@@ -65,8 +66,8 @@ pub(super) enum Tables<T> {
 
 impl<'de> Deserialize<'de> for Scalar {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl Visitor<'_> for Any {
+        struct ScalarVisitor;
+        impl Visitor<'_> for ScalarVisitor {
             type Value = Scalar;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -93,14 +94,14 @@ impl<'de> Deserialize<'de> for Scalar {
                 Ok(Scalar(value.to_string()))
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(ScalarVisitor)
     }
 }
 
 impl<'de> Deserialize<'de> for List {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
+        struct ListVisitor;
+        impl<'de> Visitor<'de> for ListVisitor {
             type Value = List;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,14 +120,14 @@ impl<'de> Deserialize<'de> for List {
                 Ok(List(texts))
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(ListVisitor)
     }
 }
 
 impl<'de> Deserialize<'de> for SecretSource {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
+        struct SecretSourceVisitor;
+        impl<'de> Visitor<'de> for SecretSourceVisitor {
             type Value = SecretSource;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -138,17 +139,17 @@ impl<'de> Deserialize<'de> for SecretSource {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<SecretSource, A::Error> {
-                Elsewhere::deserialize(MapAccessDeserializer::new(table)).map(SecretSource::Elsewhere)
+                SecretLocation::deserialize(MapAccessDeserializer::new(table)).map(SecretSource::Location)
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(SecretSourceVisitor)
     }
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for OrTable<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Any<T> {
+        struct OrTableVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OrTableVisitor<T> {
             type Value = OrTable<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -167,14 +168,14 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OrTable<T> {
                 T::deserialize(MapAccessDeserializer::new(table)).map(OrTable::Table)
             }
         }
-        deserializer.deserialize_any(Any(PhantomData))
+        deserializer.deserialize_any(OrTableVisitor(PhantomData))
     }
 }
 
 impl<'de> Deserialize<'de> for SecretSources {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any;
-        impl<'de> Visitor<'de> for Any {
+        struct SecretSourcesVisitor;
+        impl<'de> Visitor<'de> for SecretSourcesVisitor {
             type Value = SecretSources;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -187,8 +188,8 @@ impl<'de> Deserialize<'de> for SecretSources {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<SecretSources, A::Error> {
-                let source = Elsewhere::deserialize(MapAccessDeserializer::new(table))?;
-                Ok(SecretSources::One(SecretSource::Elsewhere(source)))
+                let source = SecretLocation::deserialize(MapAccessDeserializer::new(table))?;
+                Ok(SecretSources::One(SecretSource::Location(source)))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<SecretSources, A::Error> {
@@ -199,14 +200,14 @@ impl<'de> Deserialize<'de> for SecretSources {
                 Ok(SecretSources::Several(sources))
             }
         }
-        deserializer.deserialize_any(Any)
+        deserializer.deserialize_any(SecretSourcesVisitor)
     }
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for ListOrTable<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Any<T> {
+        struct ListOrTableVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ListOrTableVisitor<T> {
             type Value = ListOrTable<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -225,14 +226,14 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for ListOrTable<T> {
                 T::deserialize(MapAccessDeserializer::new(table)).map(ListOrTable::Table)
             }
         }
-        deserializer.deserialize_any(Any(PhantomData))
+        deserializer.deserialize_any(ListOrTableVisitor(PhantomData))
     }
 }
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tables<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Any<T>(PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Any<T> {
+        struct TablesVisitor<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for TablesVisitor<T> {
             type Value = Tables<T>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -247,6 +248,6 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Tables<T> {
                 T::deserialize(MapAccessDeserializer::new(table)).map(Tables::One)
             }
         }
-        deserializer.deserialize_any(Any(PhantomData))
+        deserializer.deserialize_any(TablesVisitor(PhantomData))
     }
 }
