@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use mimalloc::MiMalloc;
 use wxrelay::cli::{BadConfig, Cli};
+use wxrelay::queue;
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -30,6 +31,9 @@ fn main() -> ExitCode {
             }
             None => {
                 eprintln!("wxrelay: {error:#}");
+                if let Some(remedy) = remedy(&error) {
+                    eprintln!("fix: {remedy}");
+                }
                 ExitCode::FAILURE
             }
         },
@@ -42,4 +46,9 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// How the operator fixes the first cause for which that is known.
+fn remedy(error: &anyhow::Error) -> Option<&'static str> {
+    error.chain().find_map(|cause| cause.downcast_ref::<queue::Error>()?.remedy())
 }

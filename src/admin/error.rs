@@ -42,7 +42,7 @@ pub(super) enum Error {
     NoSuchEvent,
     #[error("there is no target of this name, neither configured nor with deliveries in the store")]
     NoSuchTarget,
-    #[error("{0}")]
+    #[error("{}", with_remedy(.0))]
     Store(#[source] queue::Error),
     #[error("the store does not answer; the relay's log says more")]
     NoStats,
@@ -58,7 +58,7 @@ pub(super) enum Error {
     #[error("the OpenID belongs into the body: what stands in a query ends in logs")]
     ForgetQuery,
     /// The events themselves are gone.
-    #[error("the events are gone, but the store's files still hold unused bytes of them; ask again: {0}")]
+    #[error("the events are gone, but the store's files still hold unused bytes of them; ask again: {}", with_remedy(.0))]
     NotWiped(#[source] queue::Error),
     #[error("which events? give one of account, event, from, target, state, since, until, or `all` as true")]
     NoFilter,
@@ -70,6 +70,11 @@ pub(super) enum Error {
     NotConfigured,
     #[error("an error of the relay itself; its log says more")]
     Bug,
+}
+
+/// What is wrong with the store, and how to fix it.
+fn with_remedy(error: &queue::Error) -> String {
+    error.remedy().map_or_else(|| error.to_string(), |remedy| format!("{error}: {remedy}"))
 }
 
 impl Error {

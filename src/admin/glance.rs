@@ -58,7 +58,7 @@ impl Glance {
                 self.measure(&stats, free);
                 return Some(Arc::new(stats));
             }
-            Ok((_, Err(error))) => tracing::warn!(%error, "the queue has no statistics"),
+            Ok((_, Err(error))) => tracing::warn!(%error, remedy = error.remedy(), "the queue has no statistics"),
             Err(_) => tracing::warn!("the queue does not answer in time"),
         }
         None

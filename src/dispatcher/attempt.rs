@@ -117,7 +117,7 @@ impl Bench {
     /// Settles, however long the store fails: until then the lease is held, and the event stays pending on disk.
     pub(super) async fn settle(self: Arc<Self>, Unsettled { settlement, reserve, lease }: Unsettled) {
         while let Err(error) = self.queue.settle(settlement.clone()).await {
-            tracing::warn!(event = %settlement.event, target = %settlement.target, %error, "can't settle; trying again");
+            tracing::warn!(event = %settlement.event, target = %settlement.target, %error, remedy = error.remedy(), "can't settle; trying again");
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(SETTLE_PAUSE) => {}

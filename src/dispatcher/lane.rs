@@ -206,7 +206,7 @@ impl Lane {
                 if more { Some(Instant::now()) } else { next }
             }
             Some((_, Err(error))) => {
-                tracing::warn!(target = %self.name, %error, "the store gives no leases; trying again");
+                tracing::warn!(target = %self.name, %error, remedy = error.remedy(), "the store gives no leases; trying again");
                 Some(Instant::now() + STORE_PAUSE)
             }
             None => Some(Instant::now() + STORE_PAUSE),

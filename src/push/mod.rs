@@ -361,7 +361,7 @@ impl Pipeline {
                 Ok(Relayed { event: id, result: "duplicate", reply: reply.map(Into::into) })
             }
             Err(error) => {
-                tracing::error!(account = %entry.account.name, %error, "can't store the push; WeChat is told to try again");
+                tracing::error!(account = %entry.account.name, %error, remedy = error.remedy(), "can't store the push; WeChat is told to try again");
                 Err(PushError::Unavailable)
             }
         };

@@ -1,4 +1,4 @@
-//! What can go wrong in the queue, told so that the operator knows what to do.
+//! The queue's errors: what failed, and how the operator fixes it.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -8,28 +8,28 @@ use rusqlite::ffi;
 
 use super::encryption::Fingerprint;
 
-/// Why the queue could not do what it was asked.
+/// Why the queue could not do what it was asked. Its text says what failed and where; [`Error::remedy`] how to fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no room; it recovers by itself when there is.
-    #[error("the store is full: free some disk space, or raise [queue] max_size")]
+    /// There is no free space; this ends by itself when there is.
+    #[error("the store is full")]
     Full,
     /// The queue was closed.
     #[error("the queue is closed")]
     Closed,
     /// Another program keeps the store locked.
-    #[error("the store is locked by another program: end the transaction left open there, as in a sqlite3 shell")]
+    #[error("the store is locked by another program")]
     Busy,
     /// Another relay uses the store.
-    #[error("{} is in use by process {}: stop it, or set another [queue] path", path.display(), known(*pid))]
+    #[error("{} is in use by process {}", path.display(), known(*pid))]
     Locked {
         /// The folder of the store.
         path: PathBuf,
-        /// The process that holds it, if it said so.
+        /// The process that holds the lock, if it wrote down its id.
         pid: Option<u32>,
     },
     /// The store is on a filesystem whose locks and flushes cannot be relied on.
-    #[error("{} is on {filesystem}, a network filesystem: set [queue] path to a local disk", path.display())]
+    #[error("{} is on {filesystem}, a network filesystem", path.display())]
     NetworkFilesystem {
         /// The folder of the store.
         path: PathBuf,
@@ -37,25 +37,25 @@ pub enum Error {
         filesystem: &'static str,
     },
     /// The disk may only be read.
-    #[error("{} is on a read-only filesystem: remount it for writing, or set [queue] path to another disk", path.display())]
+    #[error("{} is on a read-only filesystem", path.display())]
     ReadOnly {
         /// The file or folder.
         path: PathBuf,
     },
     /// There is no store.
-    #[error("there is no store at {}: look at [queue] path, or start the relay once", path.display())]
+    #[error("there is no store at {}", path.display())]
     Missing {
-        /// Where it was looked for.
+        /// The folder that should hold it.
         path: PathBuf,
     },
     /// The file belongs to another program.
-    #[error("{} is not a wxrelay store: set [queue] path to another folder", path.display())]
+    #[error("{} is not a wxrelay store", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
     /// The store was written by a newer release.
-    #[error("{} has schema {found}, this release knows {known}: run the newer release again", path.display())]
+    #[error("{} has schema {found}, this release knows {known}", path.display())]
     Schema {
         /// The file.
         path: PathBuf,
@@ -64,11 +64,8 @@ pub enum Error {
         /// The newest version that this release knows.
         known: i64,
     },
-    /// The store was written by an earlier release.
-    #[error(
-        "{} has schema {found}, this release reads {known}: start the relay once, which brings it up to date",
-        path.display()
-    )]
+    /// The store was written by an older release.
+    #[error("{} has schema {found}, this release reads {known}", path.display())]
     Outdated {
         /// The file.
         path: PathBuf,
@@ -77,20 +74,16 @@ pub enum Error {
         /// The version that this release reads.
         known: i64,
     },
-    /// Events are sealed by a key that is not given.
-    #[error(
-        "{} has events that are sealed by the key {key}, which queue.encryption_keys lacks: put it back there, behind \
-         the first one, until no event needs it (`wxrelay doctor` tells)",
-        path.display()
-    )]
+    /// Events are encrypted with a key that is not configured.
+    #[error("{} has events that are encrypted with the key {key}, which queue.encryption_keys lacks", path.display())]
     KeyMissing {
         /// The folder of the store.
         path: PathBuf,
-        /// What the key is known by.
+        /// The key's fingerprint.
         key: Fingerprint,
     },
-    /// A setting that the store's promises rest on did not take.
-    #[error("SQLite did not accept {pragma} = {wanted}, it stays {found}: the store was made by another program")]
+    /// SQLite refused a setting that the store's guarantees depend on.
+    #[error("SQLite did not accept {pragma} = {wanted}, it stays {found}")]
     Pragma {
         /// The setting.
         pragma: &'static str,
@@ -113,6 +106,26 @@ pub enum Error {
 }
 
 impl Error {
+    /// How the operator fixes it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Full => "free some disk space, or raise queue.max_size",
+            Self::Busy => "end the transaction that another program left open, for example a sqlite3 shell",
+            Self::Locked { .. } => "stop that process, or set another queue.path",
+            Self::NetworkFilesystem { .. } => "set queue.path to a local disk",
+            Self::ReadOnly { .. } => "remount it for writing, or set queue.path to another disk",
+            Self::Missing { .. } => "check queue.path, or start the relay once, which makes the store",
+            Self::Foreign { .. } | Self::Pragma { .. } => "set queue.path to a folder of its own",
+            Self::Schema { .. } => "run the newer release again",
+            Self::Outdated { .. } => "start the relay once, which migrates the store",
+            Self::KeyMissing { .. } => {
+                "put that key back into queue.encryption_keys, behind the first one, until `wxrelay doctor` shows that \
+                 no event needs it"
+            }
+            Self::Closed | Self::Io { .. } | Self::Engine(_) => return None,
+        })
+    }
+
     /// A file or folder of the store could not be used.
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         match source.kind() {

@@ -196,11 +196,7 @@ fn contents(path: &Path) -> Line {
             format!("schema {found}, {by}; this release makes it {SCHEMA} when it starts, and there is no way back"),
             "copy the store before the upgrade",
         ),
-        Err(error) => {
-            let told = error.to_string();
-            let (text, remedy) = told.rsplit_once(": ").unwrap_or((&told, ""));
-            check.failed(text, remedy)
-        }
+        Err(error) => check.failed(&error, error.remedy().unwrap_or_default()),
     }
 }
 

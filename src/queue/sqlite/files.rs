@@ -191,8 +191,9 @@ mod tests {
     fn the_refusal_of_a_second_user_names_the_first() {
         let folder = tempfile::tempdir().unwrap();
         let lock = claim(folder.path()).unwrap();
-        let refused = claim(folder.path()).unwrap_err().to_string();
-        assert!(refused.contains(&process::id().to_string()) && refused.contains("[queue] path"), "{refused}");
+        let refused = claim(folder.path()).unwrap_err();
+        assert!(refused.to_string().contains(&process::id().to_string()), "{refused}");
+        assert!(refused.remedy().unwrap().contains("queue.path"));
         drop(lock);
         claim(folder.path()).unwrap();
     }
