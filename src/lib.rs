@@ -1,18 +1,18 @@
-//! wxrelay: one WeChat server URL, as many handlers as you want, and no event lost.
+//! wxrelay: one WeChat server URL, any number of handlers, and no event lost.
 //!
-//! The map, in the order of the floors; a module uses only modules of floors below its own:
+//! The modules by layer. A module uses only modules of lower layers:
 //!
-//! | floor | modules | |
+//! | layer | modules | |
 //! |---|---|---|
 //! | 5 | [`cli`] | one file per command |
-//! | 4 | [`app`], [`config`] | the wiring, and what an operator may set |
-//! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; a push's way in; the way out |
+//! | 4 | [`app`], [`config`] | the wiring, and the configuration |
+//! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; the push pipeline; delivery |
 //! | 3 | [`otlp`] | spans to a collector |
-//! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; news for who watches |
+//! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
 //! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`trace`] | pure: protocol, event, routing, schedule, trace |
-//! | 0 | [`secret`], [`reading`], [`clock`], [`metrics`], [`telemetry`] | ground |
+//! | 0 | [`secret`], [`reading`], [`clock`], [`metrics`], [`telemetry`] | foundation |
 //!
-//! To know the house, read [`push`], then [`dispatcher`], then [`app`].
+//! To know the structure, read [`push`], then [`dispatcher`], then [`app`].
 
 pub mod admin;
 pub mod app;

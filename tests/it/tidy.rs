@@ -1,14 +1,14 @@
-//! House rules for the source, held by reading it.
+//! Rules for the sources, checked by reading them.
 //!
-//! A loop that finds nothing to look at fails, so that a moved folder cannot silence a rule.
+//! A loop that finds nothing to check fails, so that a moved folder cannot disable a rule.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// The floor of every part: a part may name parts of lower floors, and none of its own beyond what
-/// [`neighbours`] allows.
-const FLOORS: [(u8, &[&str]); 6] = [
+/// The layer of every module: a module may name modules of lower layers, and of its own layer only what [`same_layer`]
+/// allows.
+const LAYERS: [(u8, &[&str]); 6] = [
     (5, &["main", "cli"]),
     (4, &["app", "config", "simulation"]),
     (3, &["server", "admin", "push", "dispatcher", "otlp"]),
@@ -17,42 +17,42 @@ const FLOORS: [(u8, &[&str]); 6] = [
     (0, &["secret", "reading", "clock", "metrics", "telemetry"]),
 ];
 
-/// Whether a part may name another one of its own floor: the lines and the stores do not know each other, nor does the
-/// ground; `admin` says by `server`'s type where it listens.
-fn neighbours(floor: u8, part: &str, other: &str) -> bool {
-    matches!(floor, 5 | 4 | 1) || (part, other) == ("admin", "server")
+/// Whether a module may name another one of its own layer: not in layers 3, 2 and 0, but `admin` uses the type of a
+/// listen address of `server`.
+fn same_layer(layer: u8, module: &str, other: &str) -> bool {
+    matches!(layer, 5 | 4 | 1) || (module, other) == ("admin", "server")
 }
 
 #[test]
-fn parts_name_only_parts_of_lower_floors() {
-    let mut looked_at = 0;
+fn modules_name_only_modules_of_lower_layers() {
+    let mut checked = 0;
     for source in sources("src") {
-        let part = source.part();
-        if part == "lib" {
+        let module = source.module();
+        if module == "lib" {
             continue;
         }
-        let floor = floor(&part);
-        for other in named_parts(&source.code()) {
-            looked_at += 1;
-            let below = self::floor(&other);
-            let allowed = other == part || below < floor || below == floor && neighbours(floor, &part, &other);
-            assert!(allowed, "{}: floor {floor} names crate::{other} of floor {below}", source.path.display());
+        let own = layer(&module);
+        for other in named_modules(&source.code()) {
+            checked += 1;
+            let below = layer(&other);
+            let allowed = other == module || below < own || below == own && same_layer(own, &module, &other);
+            assert!(allowed, "{}: layer {own} names crate::{other} of layer {below}", source.path.display());
         }
     }
-    assert!(looked_at > 20, "only {looked_at} names: is the source where it was?");
+    assert!(checked > 20, "only {checked} names found: was the source moved?");
 }
 
 #[test]
-fn every_part_stands_on_a_floor() {
-    let parts: BTreeSet<_> = sources("src").iter().map(Source::part).filter(|part| part != "lib").collect();
-    assert!(parts.len() > 10, "only {parts:?}");
-    for part in parts {
-        floor(&part);
+fn every_module_has_a_layer() {
+    let modules: BTreeSet<_> = sources("src").iter().map(Source::module).filter(|module| module != "lib").collect();
+    assert!(modules.len() > 10, "only {modules:?}");
+    for module in modules {
+        layer(&module);
     }
 }
 
 #[test]
-fn every_file_begins_by_saying_what_it_holds() {
+fn every_file_has_a_head_comment() {
     for source in all() {
         let first = source.text.lines().find(|line| !line.is_empty()).unwrap_or_default();
         assert!(first.starts_with("//! "), "{} has no `//!` head", source.path.display());
@@ -68,7 +68,7 @@ fn no_file_is_longer_than_500_lines() {
 }
 
 #[test]
-fn nothing_is_left_to_do() {
+fn no_file_has_a_mark_of_open_work() {
     let marks = [
         concat!("TO", "DO"),
         concat!("FIX", "ME"),
@@ -84,29 +84,29 @@ fn nothing_is_left_to_do() {
 }
 
 #[test]
-fn every_folder_shows_itself_as_mod_rs() {
-    let mut looked_at = 0;
+fn every_folder_has_a_mod_rs() {
+    let mut checked = 0;
     for source in all() {
         let folder = source.path.parent().expect("a file is in a folder");
         if ["src", "tests/it", "benches"].iter().any(|top| folder.ends_with(top)) {
             continue;
         }
-        looked_at += 1;
-        // A program of its own begins with `main.rs`.
-        let shows = ["mod.rs", "main.rs"].iter().any(|file| folder.join(file).is_file());
-        assert!(shows, "{} has no mod.rs", folder.display());
+        checked += 1;
+        // A separate program has `main.rs` instead.
+        let found = ["mod.rs", "main.rs"].iter().any(|file| folder.join(file).is_file());
+        assert!(found, "{} has no mod.rs", folder.display());
         assert!(!folder.with_extension("rs").exists(), "{} is both a folder and a file", folder.display());
     }
-    assert!(looked_at > 10, "only {looked_at} files in folders");
+    assert!(checked > 10, "only {checked} files in folders");
 }
 
 #[test]
-fn no_part_is_a_drawer_for_everything() {
-    let drawers = ["utils", "util", "common", "helpers", "core", "manager", "types", "misc"];
+fn no_module_is_a_catch_all() {
+    let catch_alls = ["utils", "util", "common", "helpers", "core", "manager", "types", "misc"];
     for source in all() {
         let mut names = source.path.iter().map(|name| name.to_string_lossy());
-        let drawer = names.find(|name| drawers.contains(&name.trim_end_matches(".rs")));
-        assert_eq!(drawer, None, "{}", source.path.display());
+        let catch_all = names.find(|name| catch_alls.contains(&name.trim_end_matches(".rs")));
+        assert_eq!(catch_all, None, "{}", source.path.display());
     }
 }
 
@@ -124,17 +124,17 @@ fn every_folder_of_test_data_holds_files() {
     assert!(root().join("config.toml.example").is_file());
 }
 
-/// A source file of ours.
+/// A source file of the project.
 struct Source {
-    /// From the root of the repository.
+    /// Relative to the root of the repository.
     path: PathBuf,
     text: String,
 }
 
 impl Source {
-    /// The part of the house it belongs to: the folder or the file under `src`.
-    fn part(&self) -> String {
-        let below = self.path.strip_prefix("src").expect("only sources have a part");
+    /// The module that it belongs to: the folder or the file under `src`.
+    fn module(&self) -> String {
+        let below = self.path.strip_prefix("src").expect("only sources have a module");
         let first = below.iter().next().expect("a file has a name").to_string_lossy();
         first.trim_end_matches(".rs").to_owned()
     }
@@ -146,20 +146,20 @@ impl Source {
     }
 }
 
-/// The parts that a text names: `crate::x` and `crate::{x::.., y::..}`, also by the crate's name.
-fn named_parts(code: &str) -> BTreeSet<String> {
-    let mut parts = BTreeSet::new();
+/// The modules that a text names: `crate::x` and `crate::{x::.., y::..}`, also by the crate's name.
+fn named_modules(code: &str) -> BTreeSet<String> {
+    let mut modules = BTreeSet::new();
     for prefix in ["crate::", "wxrelay::"] {
         for (at, _) in code.match_indices(prefix) {
             let rest = &code[at + prefix.len()..];
             match rest.strip_prefix('{') {
-                Some(group) => parts.extend(group_heads(group)),
-                None => parts.extend(Some(head(rest))),
+                Some(group) => modules.extend(group_heads(group)),
+                None => modules.extend(Some(head(rest))),
             }
         }
     }
-    parts.retain(|part| part.chars().next().is_some_and(char::is_lowercase));
-    parts
+    modules.retain(|module| module.chars().next().is_some_and(char::is_lowercase));
+    modules
 }
 
 /// The first names of a use group's items, up to its closing brace.
@@ -188,12 +188,12 @@ fn names_are_found_alone_and_in_groups() {
     let code = "use crate::queue::{Lease, DeliveryState};\nuse crate::{wechat::Mode, event::{Event, EventId},\n clock};\n\
                 fn f(x: crate::route::Table) {}\nuse wxrelay::cli;\ncrate::Type::new();";
     let expected = ["cli", "clock", "event", "queue", "route", "wechat"].map(str::to_owned);
-    assert_eq!(named_parts(code), expected.into());
+    assert_eq!(named_modules(code), expected.into());
 }
 
-fn floor(part: &str) -> u8 {
-    let floor = FLOORS.iter().find(|(_, parts)| parts.contains(&part));
-    floor.unwrap_or_else(|| panic!("`{part}` stands on no floor: put it into FLOORS and ARCHITECTURE.md")).0
+fn layer(module: &str) -> u8 {
+    let layer = LAYERS.iter().find(|(_, modules)| modules.contains(&module));
+    layer.unwrap_or_else(|| panic!("`{module}` is in no layer: add it to LAYERS and ARCHITECTURE.md")).0
 }
 
 fn all() -> Vec<Source> {
@@ -210,7 +210,7 @@ fn sources(folder: &str) -> Vec<Source> {
     paths.into_iter().map(read).collect()
 }
 
-/// The files below a folder whose names end so.
+/// The files below a folder with an extension, or all for an empty one.
 fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut found = Vec::new();
