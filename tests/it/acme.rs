@@ -1,4 +1,4 @@
-//! Certificates by ACME, from a real authority: had from nothing, kept, renewed, and nothing else held up by it.
+//! Certificates by ACME, from a real authority: ordered, stored, renewed, and nothing else waits for it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -94,7 +94,7 @@ async fn a_refusal_is_told_and_holds_up_nobody_until_it_is_overcome() {
     let mut stream = connect(&relay, &trusting(&[&files.der()]), "other.test").await.expect("the other one is served");
     assert!(exchange(&mut stream, &wechat.push(&text("o1", "hello")).request(PATH)).await.contains(" 200 "));
 
-    // A new one in its place, which knows nobody.
+    // A new authority on the same address, without accounts.
     drop(pebble);
     let pebble = place.start(&relay.push, LONG).await;
     relay.signal(Signal::HUP);
@@ -133,7 +133,7 @@ async fn a_certificate_that_cannot_be_kept_is_served_all_the_same() {
     let relay = serve(&wechat, &crm, &acme(&place)).await;
     relay.log("the failure", failure).await;
     let kept = relay.store().join(place.folder());
-    // Where the file is written before it is renamed.
+    // The temporary file, before it is renamed.
     fs::create_dir_all(kept.join("localhost.new")).expect("a folder can be made");
     let pebble = place.start(&relay.push, LONG).await;
     relay.signal(Signal::HUP);
@@ -220,7 +220,7 @@ fn trusting(roots: &[&CertificateDer<'static>]) -> Arc<ClientConfig> {
     Arc::new(builder.with_root_certificates(store).with_no_client_auth())
 }
 
-/// Sends a push that must be answered 200; what was shown is given back.
+/// Sends a push that must be answered 200; returns the certificate that was served.
 async fn pushes(relay: &Relay, wechat: &WeChat, root: &CertificateDer<'static>) -> CertificateDer<'static> {
     let mut stream =
         connect(relay, &trusting(&[root]), "localhost").await.expect("a certificate that leads to the root");
@@ -230,12 +230,12 @@ async fn pushes(relay: &Relay, wechat: &WeChat, root: &CertificateDer<'static>) 
     leaf
 }
 
-/// What is shown now, if it is valid.
+/// The certificate that is served now, if it is valid.
 async fn leaf(relay: &Relay, root: &CertificateDer<'static>) -> Option<CertificateDer<'static>> {
     connect(relay, &trusting(&[root]), "localhost").await.ok().map(|stream| shown(&stream))
 }
 
-/// With the address that the system chose, as if it stood in the configuration.
+/// With the address that the system chose, as if it were in the configuration.
 async fn doctor(relay: &Relay, args: &[&str]) -> String {
     let config = fs::read_to_string(relay.config()).expect("it was written").replacen("127.0.0.1:0", &relay.push, 1);
     let path = relay.config().with_file_name("doctor.toml");
@@ -247,7 +247,7 @@ async fn doctor(relay: &Relay, args: &[&str]) -> String {
     finished.stdout
 }
 
-/// An address where nobody listens.
+/// An address without a listener.
 async fn closed_port() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     listener.local_addr().expect("a bound socket has an address").to_string()

@@ -1,4 +1,4 @@
-//! The admin listener: health, metrics, API, and who may ask.
+//! The admin listener: health, metrics, API, and its authentication.
 
 use crate::support::eventually;
 use crate::support::http::exchange;

@@ -1,5 +1,5 @@
-//! Every route of the admin listener, by its own `/api/openapi.json`: who may ask, what a browser is told, what a GET may
-//! change, and that the push listener has none of it.
+//! Every route of the admin listener, from its own `/api/openapi.json`: authentication, headers for browsers, that a
+//! GET changes nothing, and that the push listener serves none of them.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::support::wechat::{WeChat, text};
 
 const TOKEN: &str = "the-Admin-token-of-this-relay";
 
-/// Says what no browser may do with an answer.
+/// Checks the headers that restrict browsers.
 const HEADERS: [(&str, &str); 6] = [
     ("x-content-type-options", "nosniff"),
     ("cache-control", "no-store"),
@@ -53,7 +53,7 @@ async fn every_route_is_served_to_the_tokens_bearer_alone() {
             answer.is_hardened(&route);
             tried += 1;
         }
-        // Nor is it taken from the query, whose like ends in logs.
+        // Nor is it accepted in the query, because queries end up in logs.
         let query = format!("{}?token={TOKEN}&access_token={TOKEN}", route.path);
         let answer = ask(&relay.admin, &self::source(), &route.method, &query, "").await;
         assert_eq!(answer.status == 401, route.guarded, "{route:?}: {}", answer.status);
@@ -198,7 +198,7 @@ async fn wrong_tokens_are_slowed_down_by_source_and_the_right_one_never() {
     let other = ask(&relay.admin, &source(), "GET", "/api/status", guess).await;
     assert_eq!(other.status, 401, "another source is not meant");
 
-    // A hundred guesses are under way, and the operator behind the same address is served at once.
+    // A hundred guesses are in flight, and the operator behind the same address is served at once.
     let mut guesses = JoinSet::new();
     for _ in 0..100 {
         let (admin, guesser) = (relay.admin.clone(), guesser.clone());
@@ -225,7 +225,7 @@ struct Route {
     method: String,
     path: String,
     guarded: bool,
-    /// What it answers to anybody, where it is not guarded.
+    /// The status without a token, for operations that need none.
     health: u16,
 }
 
@@ -251,7 +251,7 @@ async fn routes(relay: &Relay) -> Vec<Route> {
 struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
-    /// As much as came with a length.
+    /// The body, if it came with a length.
     body: String,
 }
 
@@ -269,7 +269,7 @@ impl Answer {
     }
 }
 
-/// A source that no other request has: failures are counted by it.
+/// A source address that no other request has: failures are counted by address.
 fn source() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -312,7 +312,7 @@ async fn send(address: &str, source: &str, method: &str, path: &str, headers: &s
     .await
 }
 
-/// A relay with an event of each kind of end.
+/// A relay with an event in each final state.
 async fn relay(admin: &str) -> Relay {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = Setup::new(wechat.account() + &crm.config("crm", "")).admin(admin).start().await;

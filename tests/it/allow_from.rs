@@ -1,4 +1,4 @@
-//! `allow_from`: who calls from elsewhere is told of, and refused only where that is asked for.
+//! `allow_from`: pushes from elsewhere are logged, and refused only with `action = "deny"`.
 
 use serde_json::Value;
 

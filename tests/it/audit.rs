@@ -1,4 +1,4 @@
-//! The deep audit: a good store passes, and each kind of damage is found, by event, with what to do.
+//! The deep audit: a sound store passes, and each kind of damage is found, by event, with the fix.
 
 use std::fs;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ async fn damage_to_a_row_is_found_and_the_event_is_named() {
         ("UPDATE event SET content_key = zeroblob(24)", "row", "content key"),
         ("UPDATE event SET content_key = x'00'", "row", "content key"),
         ("UPDATE event SET body = substr(body, 1, length(body) - 9)", "push", "does not open"),
-        // As long as before, so that only the signature tells.
+        // As long as before, so that only the signature shows it.
         ("UPDATE event SET body = CAST(substr(body, 1, 200) || 'AAAA' || substr(body, 205) AS BLOB)", "push", "signed"),
         ("UPDATE event SET body = x''", "push", "does not open"),
         ("UPDATE event SET query = 'timestamp=1'", "push", "does not open"),
@@ -76,7 +76,7 @@ async fn an_index_of_content_keys_that_does_not_lead_to_its_events_is_found() {
         "{report}"
     );
 
-    // One that leads to no event.
+    // An entry without an event.
     let report = store.damaged("INSERT INTO known VALUES (x'77', 7)").await;
     assert_eq!(report["drift"], 1, "{report}");
 }
@@ -96,7 +96,7 @@ async fn damage_to_a_delivery_is_found() {
     let missing = finding(&report, "target", "pending, and the target is not configured");
     assert_eq!((&missing["target"], &report["deep"]["found"]["target"]), (&Value::from("nobody"), &Value::from(3)));
 
-    // The ledger tells of what is no event's fault.
+    // The ledger reports damage that belongs to no event.
     let report = store.damaged("UPDATE tally SET count = count + 1 WHERE target > 0 AND state = 1").await;
     assert_eq!((&report["drift"], &report["deep"]["found"]), (&Value::from(1), &serde_json::json!({})));
     let report = store.damaged(&format!("UPDATE delivery SET state = 9 {one}")).await;
@@ -106,7 +106,7 @@ async fn damage_to_a_delivery_is_found() {
 #[tokio::test]
 async fn a_delivery_that_its_index_has_lost_is_found() {
     let store = Store::with(WeChat::secure()).await;
-    // Such a delivery is in the table, and no lease would ever find it.
+    // This delivery is in the table, but no lease would ever find it.
     let report = store
         .damaged(
             "PRAGMA writable_schema = ON; \
@@ -151,12 +151,12 @@ async fn changed_keys_matter_to_raw_deliveries_that_are_open() {
     store.relay.configure(other_key.account() + &store.targets());
     assert_eq!(store.fails().await["deep"]["found"], serde_json::json!({ "raw_keys": 3 }));
 
-    // What came sealed is opened as sealed, whatever the account's mode is now.
+    // An encrypted push is decrypted, whatever the account's mode is now.
     let plaintext = WeChat { mode: Mode::Plaintext, ..store.wechat.clone() };
     store.relay.configure(plaintext.account() + &store.targets());
     assert_eq!(store.passes().await["deep"]["keys_changed"], 0);
 
-    // Once the raw deliveries have ended, nobody would notice.
+    // After the raw deliveries have ended, nothing else would show it.
     store.relay.configure(rotated.account() + &store.targets());
     let end = "UPDATE delivery SET state = 1 WHERE target = (SELECT no FROM target WHERE name = 'raw'); \
                UPDATE tally SET count = CASE state WHEN 1 THEN 3 ELSE 0 END \
@@ -205,7 +205,7 @@ const SECOND: &str = "(SELECT id FROM event ORDER BY id LIMIT 1 OFFSET 1)";
 const WECHAT: &str = "format = \"wechat\"\nretry = [\"1h\"]";
 const RAW: &str = "format = \"raw\"\nretry = [\"1h\"]";
 
-/// Three events, each delivered to `crm`, and pending at `down` (format `wechat`) and `raw`; nobody runs.
+/// Three events, each delivered to `crm`, and pending at `down` (format `wechat`) and `raw`; the relay is stopped.
 struct Store {
     wechat: WeChat,
     crm: Target,
@@ -244,13 +244,13 @@ impl Store {
         self.folder.path().join("wxrelay.db")
     }
 
-    /// Changes the store behind the relay's back.
+    /// Changes the store without the relay.
     fn change(&self, sql: &str) {
         let store = Connection::open(self.path()).expect("the store can be opened");
         store.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
-    /// What the deep audit says of the good store after that change.
+    /// The report of the deep audit on the sound store after that change.
     async fn damaged(&self, sql: &str) -> Value {
         fs::write(self.path(), &self.good).expect("the store can be put back");
         self.change(sql);

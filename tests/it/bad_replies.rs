@@ -1,4 +1,5 @@
-//! Replies that break WeChat's rules: WeChat gets `success` in time, the delivery stands, and its record says why.
+//! Replies that break WeChat's rules: WeChat gets `success` in time, the delivery counts, and its record has the
+//! reason.
 
 use std::time::Duration;
 
@@ -78,7 +79,7 @@ async fn a_reply_after_the_deadline_is_answered_success_and_delivered() {
     relay.audited("delivered", 1).await;
 }
 
-/// Pushes a text for each row; the target answers as the row says, and the record must give that reason.
+/// Pushes a text for each row; the target answers with the row's reply, and the record must have the row's reason.
 async fn each_is_refused<const N: usize>(settings: &str, rows: [(&str, Reaction, &str); N]) {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = relay(&wechat.account(), &crm, settings).await;
@@ -100,7 +101,7 @@ async fn each_is_refused<const N: usize>(settings: &str, rows: [(&str, Reaction,
     assert_eq!(relay.metric("wxrelay_replies_total", &[("result", "illegal")]).await, N as f64);
     assert_eq!(relay.metric("wxrelay_replies_total", &[]).await, N as f64, "each is counted once");
     relay.audited("delivered", N as u64).await;
-    // And it would have been used, had it been sound.
+    // A valid reply would have been used.
     let sound = text_reply("o1", "sound");
     crm.script([Reaction::Answer(Reply::xml(sound))]);
     let answer = relay.accept(&wechat, &text("o1", "hi")).await;

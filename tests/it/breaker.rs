@@ -8,14 +8,14 @@ use crate::support::wechat::{WeChat, text};
 #[tokio::test]
 async fn an_outage_kills_nothing_however_short_the_schedule() {
     let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(Reply::status(503))).await);
-    // Three attempts within a second: without the breaker all would be dead before the outage ends.
+    // Three attempts within a second: without the breaker all deliveries would be dead before the outage ends.
     let relay = Relay::start(wechat.account() + &crm.config("crm", "retry = [\"400ms\", \"400ms\"]")).await;
     for user in ["o1", "o2", "o3", "o4", "o5", "o6"] {
         relay.accept(&wechat, &text(user, "hello")).await;
     }
     let up = async || relay.metric("wxrelay_target_up", &[("target", "crm")]).await;
     eventually("the target counts as down", async || (up().await == 0.0).then_some(())).await;
-    // Two probes later, which alone would have used up the schedule.
+    // Two probes later: without the breaker they would have used up the schedule.
     let tried = crm.deliveries().len();
     crm.wait_for(tried + 2).await;
     crm.then(Reaction::Answer(Reply::status(200)));

@@ -1,4 +1,4 @@
-//! Which certificate a client gets, sessions that resume, renewal under way, and certificates that are no good.
+//! Which certificate a client gets, sessions that resume, renewal while running, and unusable certificates.
 
 use std::fs;
 use std::io;
@@ -118,7 +118,7 @@ async fn certificates_that_cannot_be_served_stop_the_start_with_the_file_and_the
     ] {
         let config = folder.path().join("config.toml");
         let (wechat, queue) = (WeChat::secure(), folder.path().join("queue"));
-        // The second of two: not only the first is looked at.
+        // The second of two: not only the first is checked.
         let server = format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\ntls = [{}, {{ cert = \"{cert}\", key = \"{key}\" }}]\n[queue]\n\
              path = \"{}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n",
@@ -161,14 +161,14 @@ async fn silent_and_noisy_clients_hold_up_nobody() {
     let mut stream = connect(&relay, &client(&[&files], BOTH), "localhost").await.expect("a handshake");
     assert!(exchange(&mut stream, &wechat.push(&text("o1", "hello")).request(PATH)).await.contains(" 200 "));
     for mut stream in held {
-        // Whatever it is told, the end comes by itself.
+        // It ends by itself, whatever the client sends.
         soon("the relay gives the handshake up", stream.read_to_end(&mut Vec::new())).await.ok();
     }
 }
 
 async fn serve(files: &[&Certificate], wechat: &WeChat, crm: &Target) -> Relay {
     let list: Vec<_> = files.iter().map(|files| pair(files)).collect();
-    // One alone is given as it always was.
+    // A single certificate is served as before.
     let tls = if let [one] = &list[..] { format!("tls = {one}") } else { format!("tls = [{}]", list.join(", ")) };
     Setup::new(wechat.account() + &crm.config("crm", "")).server(&tls).start().await
 }
@@ -193,12 +193,12 @@ pub(crate) async fn connect(relay: &Relay, client: &Arc<ClientConfig>, name: &st
     soon("the handshake", TlsConnector::from(client.clone()).connect(name, stream)).await
 }
 
-/// The leaf that the relay showed.
+/// The leaf that the relay served.
 pub(crate) fn shown(stream: &TlsStream<TcpStream>) -> rustls::pki_types::CertificateDer<'static> {
     stream.get_ref().1.peer_certificates().expect("a certificate").first().expect("a leaf").clone().into_owned()
 }
 
-/// Everything until the relay closes.
+/// Reads until the relay closes.
 pub(crate) async fn exchange(stream: &mut TlsStream<TcpStream>, request: &[u8]) -> String {
     let mut answer = String::new();
     soon("an answer", async {

@@ -200,7 +200,7 @@ fn position(text: &str, path: &str) -> Option<usize> {
     text.lines().position(|line| line.contains(path))
 }
 
-/// A value for every `{ env = "NAME" }` of a file, of the kind its name tells.
+/// A value for every `{ env = "NAME" }` of a file, chosen by the name.
 fn variables(toml: &str) -> Vec<(String, String)> {
     let names = toml.split("env = \"").skip(1).filter_map(|rest| rest.split_once('"')).map(|(name, _)| name);
     let value = |name: &str| match name {

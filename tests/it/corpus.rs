@@ -1,6 +1,6 @@
 //! The corpus of pushes, `tests/data/pushes`: each one, in each mode, reaches targets of each format as expected.
 //!
-//! The expectations are made by other people's code and by `tests/interop/corpus.py`, never by the relay.
+//! The expectations come from other people's code and from `tests/interop/corpus.py`, never from the relay.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -56,7 +56,7 @@ async fn every_push_of_the_corpus_reaches_targets_of_every_format_as_expected() 
     push_all(&relay, &cases).await;
 
     let mut wrong = Vec::new();
-    // What arrives in clear tells which push an event is.
+    // The decrypted text identifies the push of an event.
     let due = |receiver: &str| MODES.iter().filter(|mode| receivers(**mode).contains(&receiver)).count() * cases.len();
     let by_text: BTreeMap<_, _> = cases.iter().map(|case| (case.clear.as_bytes(), case)).collect();
     let arrived = targets[0].wait_for(due("plain")).await;
@@ -112,7 +112,7 @@ fn every_known_msg_type_and_event_and_three_unknown_ones_are_in_the_corpus() {
     assert!(unknown.len() >= 3, "the unknown ones: {unknown:?}");
 }
 
-/// What stands in `catalogue.txt`.
+/// The entries of `catalogue.txt`.
 fn catalogue() -> BTreeSet<(&'static str, String)> {
     let text = fs::read_to_string(folder().join("catalogue.txt")).expect("the catalogue can be read");
     let lines = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -140,13 +140,13 @@ async fn push_all(relay: &Relay, cases: &[Case]) {
     }
 }
 
-/// Who gets what the account of a mode gets: everybody once, and those again to whom the mode matters.
+/// The targets of the account of a mode: each target once, and those that depend on the mode again.
 fn receivers(mode: Mode) -> Vec<&'static str> {
     let all = RECEIVERS.iter().map(|receiver| receiver.name);
     if mode == Mode::Plaintext { all.collect() } else { all.take(2).collect() }
 }
 
-/// The account of a mode. Its AppID is its own, as one account's push is no other's retry.
+/// The account of a mode. Each has an AppID of its own, so that a push of one is no retry of another's.
 fn wechat(mode: Mode) -> WeChat {
     WeChat { app_id: format!("wx{:016x}", mode as u8), ..WeChat::new(mode) }
 }
@@ -207,7 +207,7 @@ fn sealed(case: &Case, delivery: &Delivery, mode: Mode, key: &str) -> Result<(),
     same(&WeChat { mode, ..wechat(Mode::Plaintext) }.open_push(query, body), &case.clear)
 }
 
-/// The query with the parts that are fresh at every attempt by their names.
+/// The query, with names in place of the parts that differ at every attempt.
 fn masked(delivery: &Delivery) -> String {
     let query = delivery.query.as_deref().unwrap_or_default();
     let mask = |pair: &str| match pair.split_once('=') {
@@ -219,7 +219,7 @@ fn masked(delivery: &Delivery) -> String {
     query.split('&').map(mask).collect::<Vec<_>>().join("&")
 }
 
-/// What is found, from shortly before the first difference on.
+/// The actual text, from shortly before the first difference on.
 fn same(found: &str, expected: &str) -> Result<(), String> {
     if found == expected {
         return Ok(());
@@ -245,7 +245,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// A push's name without the ending that tells the notation.
+/// A push's name without the extension.
 fn push_name(file: &str) -> Option<&str> {
     let json = file.strip_suffix(".json").filter(|_| !file.ends_with(".expected.json"));
     file.strip_suffix(".xml").or(json)

@@ -36,7 +36,7 @@ async fn every_answered_push_is_delivered_after_kill_9_in_the_middle_of_200() {
     assert!(lost.is_empty(), "answered 200 and never delivered: {lost:?}");
     assert!(audit["events"].as_u64() >= Some(answered.len() as u64), "{audit}");
 
-    // WeChat tries the others again, and after that every one is there once.
+    // WeChat tries the others again, and then each event is stored once.
     for clear in clears.iter() {
         relay.accept(&wechat, clear).await;
     }
@@ -68,7 +68,7 @@ async fn a_second_relay_on_the_same_store_is_refused() {
     assert_eq!(relay.accept(&wechat, &text("o1", "hello")).await.status, 200, "the first goes on");
 }
 
-/// Pushes everything from several senders, kills the relay when half is answered, and gives what was answered 200.
+/// Pushes all texts from several senders, kills the relay when half are answered, and returns those answered 200.
 async fn send_until_killed(relay: &mut Relay, wechat: &WeChat, clears: &Arc<Vec<String>>) -> HashSet<usize> {
     let (next, good, half) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let mut senders = JoinSet::new();

@@ -1,4 +1,4 @@
-//! One event once: WeChat's retries make no second event and get the answer of the first try.
+//! Deduplication: WeChat's retries store no second event and get the answer of the first try.
 
 use crate::support::http::{Answer, Connection, exchange};
 use crate::support::relay::Relay;
@@ -17,7 +17,7 @@ async fn a_retry_makes_no_second_event_in_any_mode() {
         let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
         let clear = text("o1", "once");
         for _ in 0..3 {
-            // Signed and sealed anew each time, as WeChat may do.
+            // Signed and encrypted again each time, as WeChat may do.
             assert_eq!(relay.accept(&wechat, &clear).await.text(), "success");
         }
         let audit = relay.audited("delivered", 1).await;
@@ -70,7 +70,7 @@ async fn a_retry_joins_the_first_try_that_is_still_being_worked_on() {
     let mut first = send(&relay, &wechat, &clear).await;
     crm.wait_for(1).await;
     let mut second = send(&relay, &wechat, &clear).await;
-    // What was written later and is answered shows that the relay has long read the retry.
+    // The answer to a later request shows that the relay has read the retry.
     relay.accept(&wechat, &event("o1", "CLICK", "menu")).await;
     crm.release(1);
 
@@ -114,7 +114,7 @@ async fn a_retry_after_a_crash_makes_no_second_event_and_gets_the_same_reply() {
     assert_eq!(crm.deliveries().len(), 1);
 }
 
-/// More than the store holds in memory of what it knows: some keys have to come from its index, some from the events.
+/// More keys than the store holds in memory: some have to come from its index, some from the events.
 #[tokio::test]
 async fn retries_are_known_after_a_crash_though_a_thousand_events_came_between() {
     const EVENTS: usize = 1100;

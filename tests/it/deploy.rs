@@ -1,10 +1,10 @@
-//! What is shipped in `deploy/` names only what there is.
+//! Files in `deploy/` name only metrics that exist.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// What the crate `prometheus` tells of the process.
+/// The process metrics of the crate `prometheus`.
 const PROCESS: [&str; 2] = ["process_resident_memory_bytes", "process_cpu_seconds_total"];
 
 #[test]

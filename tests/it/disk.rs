@@ -1,8 +1,8 @@
-//! A disk without room, and one that may not be written: 503 for WeChat, the reason for the operator, and what is stored
-//! goes on.
+//! A full disk, and a read-only one: 503 for WeChat, the reason for the operator, and stored events are still
+//! delivered.
 //!
-//! Needs a file system of its own, so it mounts a small tmpfs where it may (root, or sudo without a password). Where it
-//! may not, the tests are skipped; in CI that is a failure.
+//! Needs a file system of its own, so it mounts a small tmpfs (as root, or by sudo without a password). Without that
+//! right, the tests are skipped; in CI that is a failure.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -18,7 +18,7 @@ use crate::support::relay::{Relay, Setup};
 use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{WeChat, text};
 
-/// A schedule that no outage of a test uses up.
+/// A schedule that is longer than any outage in a test.
 const PATIENT: &str = "retry = [\"100ms\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\", \"1s\"]";
 
 #[tokio::test]
@@ -172,7 +172,7 @@ async fn a_read_only_disk_is_named_at_the_start() {
     }
 }
 
-/// Pushes texts of that length until one is refused: how many were taken, and the refused one.
+/// Pushes texts of that length until one is refused; returns how many were accepted, and the refused one.
 async fn push_until_refused(relay: &Relay, wechat: &WeChat, length: usize) -> (u64, String) {
     for taken in 0..300 {
         let clear = text("o1", &"x".repeat(length));
@@ -185,7 +185,7 @@ async fn push_until_refused(relay: &Relay, wechat: &WeChat, length: usize) -> (u
     panic!("a full disk refuses in the end");
 }
 
-/// What `/readyz` says, which `wxrelay healthcheck` repeats.
+/// The answer of `/readyz`, which `wxrelay healthcheck` must repeat.
 async fn readiness(relay: &Relay) -> (u16, String) {
     let answer = relay.get("/readyz").await;
     (answer.status, answer.text().to_owned())
@@ -195,7 +195,7 @@ async fn is_ready(relay: &Relay) {
     eventually("the relay is ready", async || (relay.get("/readyz").await.status == 200).then_some(())).await;
 }
 
-/// Makes everything in a store that nobody has open a day older.
+/// Makes everything in a closed store a day older.
 fn make_older(store: &Path) {
     let day = 86_400_000_i64 << 20;
     let database = Connection::open(store.join("wxrelay.db")).expect("the store can be opened");
@@ -208,7 +208,7 @@ fn make_older(store: &Path) {
 pub(crate) struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    /// None where no file system can be mounted; then the test is over.
+    /// None where no file system can be mounted; then the test is skipped.
     pub(crate) fn mount() -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         if privileged(&["mount", "-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs"], dir.path()) {
@@ -237,7 +237,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a relay that a failed test leaves is killed a moment later.
+        // Lazily: the relay of a failed test is killed a moment later.
         privileged(&["umount", "-l"], self.0.path());
     }
 }
@@ -252,7 +252,7 @@ fn privileged(command: &[&str], folder: &Path) -> bool {
     })
 }
 
-/// Writes a file until nothing more fits, to the last bytes.
+/// Writes a file until the file system is full, to the last bytes.
 fn fill(path: &Path) {
     let mut file = File::create(path).expect("a file can be made");
     for size in [64 << 10, 4 << 10, 1] {

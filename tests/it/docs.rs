@@ -1,6 +1,6 @@
-//! The pages of guarantees and threats cannot rot: every test and script that they name is there, in both languages.
+//! The pages of guarantees and threats stay correct: every test and script that they name exists, in both languages.
 //!
-//! A line with a figure that is still to be measured (`@@NAME@@`) is not held to its names yet.
+//! The names on a line with a number that is not measured yet (`@@NAME@@`) are not checked.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -112,14 +112,14 @@ fn is_test(text: &str, name: &str) -> bool {
     attributes.into_iter().any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"))
 }
 
-/// What stands in backquotes on a line.
+/// The texts in backquotes on a line.
 fn spans(text: &str) -> Vec<String> {
     let of_line = |line: &str| line.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>();
     // The line that explains the form names no test.
     text.lines().flat_map(of_line).filter(|span| !span.ends_with("::name") && !span.ends_with(" name")).collect()
 }
 
-/// A page without the lines that are still open.
+/// A page without the lines that have no numbers yet.
 fn settled(page: &str) -> String {
     let text = read(page);
     text.lines().filter(|line| !line.contains("@@")).collect::<Vec<_>>().join("\n")

@@ -1,5 +1,5 @@
-//! The operators' pages cannot rot: every command in `docs/*.md` is run, every configuration is checked, every link
-//! leads somewhere, and both languages say the same.
+//! The operators' pages stay correct: every command in `docs/*.md` is run, every configuration is checked, every link
+//! resolves, and both languages have the same structure.
 //!
 //! The second word of a fenced block says where it belongs: `sh` is run beside a running relay, `sh stopped` beside a
 //! store whose relay is stopped. `sh root` would change the machine: it is only read, and begins each line with what

@@ -1,4 +1,4 @@
-//! `wxrelay doctor`: what is well is called ok, what is not is named with its remedy, and nothing secret is printed.
+//! `wxrelay doctor`: sound parts are ok, others are named with the fix, and no secret is printed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -54,7 +54,7 @@ async fn a_sound_setup_passes_every_check() {
     assert_eq!(told.code, Some(0), "{}", told.text);
     let names: Vec<_> = told.checks().iter().map(|line| line["check"].as_str().unwrap_or_default()).collect();
     let expected = CHECKS.iter().filter(|name| **name != "certificate").flat_map(|name| {
-        // A warning beside what is counted; two targets.
+        // One more warning than those counted; two targets.
         let twice = ["config", "target"].contains(name);
         std::iter::repeat_n(*name, if twice { 2 } else { 1 })
     });
@@ -189,7 +189,7 @@ async fn every_fault_of_the_chain_that_is_sent_is_named() {
     let ca = authority.file();
     for (identity, verdict, text, remedy) in chains(&authority) {
         let front = Front::start(Some(&identity), Behind::Page("503 Not Ready", |_| String::new())).await;
-        // By the variable that OpenSSL knows, too.
+        // By OpenSSL's variable, too.
         let mut command = setup.command(&["--url", URL, "--connect", &front.address, "--json"]);
         command.env("SSL_CERT_FILE", &ca);
         let told = Told::new(run(command).await, String::new());
@@ -239,7 +239,7 @@ async fn the_files_of_server_tls_are_looked_at_before_a_relay_serves_them() {
     setup.doctor(&[]).await.says("certificate", "failed", "cannot be served with the key", "is the key another");
 }
 
-/// Chains for `localhost`, and what is said of them.
+/// Chains for `localhost`, and the expected findings.
 fn chains(authority: &Authority) -> Vec<(Identity, &'static str, &'static str, &'static str)> {
     let localhost = || server_for("localhost");
     let mut expired = localhost();
@@ -349,7 +349,7 @@ async fn a_store_and_a_relay_of_another_kind_are_told() {
     assert_eq!(told.code, Some(1), "{}", told.text);
 }
 
-/// A `wxrelay sink` that verifies as a backend with the account's token does, and where it is.
+/// A `wxrelay sink` that verifies as a backend with the account's token does, and its address.
 async fn sink() -> (Running, String) {
     let sink = Running::spawn(wxrelay(["sink", "--listen", "127.0.0.1:0", "--token", &WeChat::secure().token]));
     let find = |line: &str| line.split(' ').find(|word| word.starts_with("http://")).map(str::to_owned);
@@ -419,7 +419,7 @@ impl Setup {
         run(self.command(args)).await
     }
 
-    /// What it says, for people and for scripts, neither of which holds a secret.
+    /// The output as text and as JSON; neither holds a secret.
     async fn doctor(&self, args: &[&str]) -> Told {
         let text = self.run(args).await;
         Told::new(self.run(&[args, &["--json"]].concat()).await, text.stdout + &text.stderr)
@@ -455,7 +455,7 @@ impl Told {
         worst.unwrap_or_else(|| panic!("no {check}: {}", self.text))
     }
 
-    /// Whether that check ended so, and says and advises that.
+    /// Whether that check has this result, text and fix.
     fn says(&self, check: &str, verdict: &str, text: &str, remedy: &str) {
         let line = self.line(check);
         let holds = |key: &str, part: &str| line[key].as_str().unwrap_or_default().contains(part);

@@ -1,4 +1,5 @@
-//! Payloads sealed in the store: no byte of them in its folder, and all that the relay and its commands do still works.
+//! Payloads encrypted in the store: no byte of them is in its folder in clear, and the relay and its commands still
+//! work.
 
 use std::fs;
 use std::path::Path;
@@ -24,7 +25,7 @@ fn keys(fills: &[u8]) -> String {
     format!("encryption_keys = {keys:?}")
 }
 
-/// In compatible mode, where the body holds the clear text too; one target replies, one refuses.
+/// In compatible mode, where the body has the clear text too; one target replies, one refuses.
 struct Stage {
     wechat: WeChat,
     bot: Target,
@@ -46,7 +47,7 @@ impl Stage {
         Setup::new(self.wechat.account() + routes + &targets).queue(queue).admin_at(free_address())
     }
 
-    /// Pushes the confession, and waits until all has come of it.
+    /// Pushes the confession, and waits until its deliveries have ended.
     async fn confess(&self, relay: &Relay) -> Push {
         let push = self.wechat.push(&text(OPENID, CONTENT));
         let answer = push.send(&relay.push).await;
@@ -57,7 +58,7 @@ impl Stage {
     }
 }
 
-/// Every byte in the store's folder, but the room that is kept back there: it is filled before the first push.
+/// Every byte in the store's folder, except the reserve file, which is filled before the first push.
 fn bytes(folder: &Path) -> Vec<u8> {
     let files = fs::read_dir(folder).expect("the folder").map(|entry| entry.expect("an entry").path());
     let files: Vec<_> = files.filter(|file| !file.ends_with("wxrelay.ballast")).collect();
@@ -172,7 +173,7 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
         let told = refused.stdout + &refused.stderr;
         assert!(told.contains("queue.encryption_keys lacks: put it back"), "{told}");
         assert!(!relay.run(&["dead", "retry", "legacy"]).await.stderr.is_empty());
-        // What needs no key is told all the same.
+        // What needs no key is reported all the same.
         relay.audit().await;
         assert!(relay.run(&["events", "ls"]).await.stdout.contains(&id));
         let shown = relay.run(&["events", "show", &id, "--text"]).await;
@@ -184,7 +185,7 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
     }
 }
 
-/// The doctor's line.
+/// The line of `doctor`.
 async fn encryption(relay: &Relay) -> serde_json::Value {
     let told = relay.run(&["doctor", "--json"]).await;
     let report: serde_json::Value =

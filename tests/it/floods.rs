@@ -1,4 +1,4 @@
-//! What somebody who means harm takes up is not taken from WeChat. At full rate and with figures: `cargo bench --bench floods`.
+//! An attacker cannot use up what WeChat needs. At full rate and with numbers: `cargo bench --bench floods`.
 
 use crate::support::http::{Connection, exchange};
 use crate::support::relay::Relay;
@@ -51,7 +51,7 @@ async fn forged_pushes_do_not_fill_the_log() {
     relay.accept(&wechat, &text("o1", "told of all the same")).await;
     relay.log("the good push", |line| line["result"] == "accepted").await;
     let refused = relay.lines().iter().filter(|line| line.contains("\"signature\"")).count();
-    // A hundred in ten seconds, however slow this machine is.
+    // A hundred in ten seconds, however slow the machine is.
     assert!((100..=200).contains(&refused), "{refused} lines");
     assert_eq!(relay.metric("wxrelay_pushes_total", &[("result", "signature")]).await, 300.0);
 }

@@ -1,8 +1,8 @@
-//! Every hole that the protocol leaves and that forgers have used, tried on every mode: each is refused by its status,
-//! with the very same answer as all others of that status, and leaves nothing in the store.
+//! Every known attack on the protocol, in every mode: each is refused with its status, with the same bytes as all other
+//! answers of that status, and stores nothing.
 //!
-//! All accounts share token and key, which is the forger's best case: only the AppID tells them apart. `statuses.rs`
-//! tells each status by its cause; here the tries are many, and it is their sameness that counts.
+//! All accounts share token and key, which is the attacker's best case: only the AppID differs. `statuses.rs` tests
+//! each status by its cause; here the attempts are many, and their answers must be identical.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,7 +57,7 @@ async fn every_known_forgery_is_refused_with_one_answer_and_leaves_nothing() {
     for (status, answers) in &answers {
         assert_eq!(answers.len(), 1, "one answer for all that is {status}: {answers:#?}");
     }
-    // One push for each mode was good, in two writings; all else left no trace.
+    // One push per mode was valid, in two notations; all others left no trace.
     assert_eq!(good, 2 * MODES.len());
     let audit = relay.audited("delivered", MODES.len() as u64).await;
     assert_eq!(audit["events"], MODES.len(), "{audit}");
@@ -78,7 +78,7 @@ async fn clear_elements_beside_a_sealed_text_change_nothing_of_the_event() {
         let push = wechat.push(&clear);
         let body = String::from_utf8(push.body).expect("UTF-8");
         let value = element(&clear, name).expect("every text message has it");
-        // Another value, a second element before and behind, none at all, and one that nobody sent.
+        // Another value, a second element before and after, none at all, and one that was never sent.
         let forged = [
             body.replacen(&value, "forged", 1),
             body.replacen("<xml>", &format!("<xml><{name}>forged</{name}>"), 1),
@@ -88,7 +88,7 @@ async fn clear_elements_beside_a_sealed_text_change_nothing_of_the_event() {
         for (index, body) in forged.iter().enumerate() {
             let push = Push { query: push.query.clone(), body: body.clone().into_bytes() };
             let answer = exchange(&relay.push, &push.request("/c")).await;
-            // The one that other modes compare may stand but once.
+            // The one that other modes compare may occur only once.
             let expected = if *name == "ToUserName" && [1, 2].contains(&index) { 400 } else { 200 };
             assert_eq!(answer.status, expected, "{name}: {body}");
         }
@@ -119,7 +119,7 @@ impl Try {
     }
 }
 
-/// Signatures that are not the right one; and the right one in upper case, which is right.
+/// Wrong signatures; and the right one in upper case, which is valid.
 fn signatures(mode: Mode) -> Vec<Try> {
     let (wechat, clear) = (of(mode), text("o1", "good"));
     let push = wechat.push(&clear);
@@ -141,7 +141,7 @@ fn signatures(mode: Mode) -> Vec<Try> {
     for (what, wrong) in spoilt(&proof, timestamp, nonce) {
         tries.push(Try::get(mode, what, 403, &verification.replace(&proof, &wrong)));
     }
-    // The one parameter's signature in the other's place: they cover different parts.
+    // The signature of one parameter in the other: they cover different parts.
     if mode != Mode::Plaintext {
         let plain = parameter(&push.query, "signature").expect("it is there").to_owned();
         tries.push(Try::post(mode, "signature for msg_signature", 403, push.query.replace(&right, &plain), &push.body));
@@ -229,7 +229,7 @@ fn queries(mode: Mode) -> Vec<Try> {
     let later = (timestamp.parse::<i64>().expect("a number") + 1).to_string();
     tries.push(Try::post(mode, "a second later", 403, stamped(&later, &nonce), &body));
     tries.push(Try::post(mode, "another nonce", 403, stamped(&timestamp, "1"), &body));
-    // The sorted parts are the same, so the signature is: what the timestamp says is not now.
+    // The sorted parts are the same, so the signature is too; but the timestamp is not now.
     tries.push(Try::post(mode, "timestamp and nonce exchanged", 403, stamped(&nonce, &timestamp), &body));
     let both = format!("{timestamp}{nonce}");
     for cut in (0..=both.len()).filter(|cut| *cut != timestamp.len()) {
@@ -257,7 +257,7 @@ fn modes(mode: Mode) -> Vec<Try> {
             tries.push(Try::post(mode, "encrypt_type twice", 400, doubled, &body));
         }
     }
-    // A whole push of each other mode's form, rightly signed by this account's token.
+    // A complete push in the form of each other mode, correctly signed with this account's token.
     for other in MODES.into_iter().filter(|other| (*other == Mode::Plaintext) != (mode == Mode::Plaintext)) {
         let strange = WeChat { mode: other, ..wechat.clone() }.push(&clear);
         tries.push(Try::post(mode, format!("a push as in {other:?}"), 403, strange.query.clone(), &strange.body));
@@ -282,7 +282,7 @@ fn modes(mode: Mode) -> Vec<Try> {
 fn replays(mode: Mode) -> Vec<Try> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let mut tries = Vec::new();
-    // The window is ten minutes; some seconds are left to the test.
+    // The window is ten minutes; some seconds are for the test itself.
     for away in [-660, -3600, -86_400, 660, 3600] {
         let old = wechat.push_at(now() + away, &clear);
         tries.push(Try::post(mode, format!("a push of {away} s"), 403, old.query, &old.body));
@@ -330,14 +330,14 @@ fn cuts(mode: Mode) -> Vec<Try> {
         let escaped = moved_nonce.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
         let query = format!("{}&nonce={escaped}", without(&push.query, "nonce"));
         let what = format!("nonce and Encrypt cut at {cut}");
-        // Refused by their shape: what is left is no whole number of blocks, or the nonce is too long to be one.
+        // Refused by their form: the rest is no whole number of blocks, or the nonce is too long.
         tries.push(Try::post(mode, what, 400, query, body.replace(&encrypt, moved).as_bytes()));
     }
     assert!(alike > 50, "the forgeries are none: {alike}");
     tries
 }
 
-/// Bodies around the sealed text that are not WeChat's.
+/// Bodies around the encrypted text that WeChat does not send.
 fn bodies(mode: Mode) -> Vec<Try> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let Push { query, body } = wechat.push(&clear);
@@ -389,7 +389,7 @@ fn bodies(mode: Mode) -> Vec<Try> {
     tries
 }
 
-/// Envelopes that are rightly signed and wrong inside, as a padding oracle would ask them.
+/// Envelopes with a valid signature and invalid contents, as a padding-oracle attack sends them.
 fn envelopes(mode: Mode) -> Vec<Try> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let inside = |length: u32, app_id: &str| {
@@ -437,7 +437,7 @@ fn envelopes(mode: Mode) -> Vec<Try> {
     tries
 }
 
-/// An answer but for the time.
+/// An answer without the time.
 fn shown(answer: &Answer) -> Vec<String> {
     let headers = answer.headers.iter().filter(|(name, _)| name != "date");
     let head = [format!("{} {}", answer.version, answer.status), answer.text().to_owned()];

@@ -1,4 +1,4 @@
-//! A user is forgotten: by command and API, whatever has become of the events, out of the bytes of the store too.
+//! A user is forgotten: by command and API, in any state of the events, from the bytes of the store too.
 
 use std::fs;
 use std::path::Path;
@@ -208,7 +208,7 @@ fn holds(folder: &Path, bytes: &str) -> bool {
     fs::read_dir(folder).expect("the folder is there").any(|entry| {
         let file = fs::read(entry.expect("an entry").path()).expect("a file can be read");
         let pages = (0..file.len()).step_by(PAGE).map(|at| &file[at..file.len().min(at + PAGE + bytes.len())]);
-        // Most of the ballast is zeros: those are told fast.
+        // Most of the reserve file is zeros: those are skipped fast.
         let mut used = pages.filter(|page| page.get(..PAGE).is_none_or(|page| page != [0; PAGE]));
         used.any(|page| page.windows(bytes.len()).any(|part| part == bytes.as_bytes()))
     })

@@ -1,5 +1,5 @@
-//! Targets that mean harm, and names that lead where they must not: the relay is unharmed, its memory bounded, and the
-//! others are served.
+//! Hostile targets, and names that resolve to forbidden addresses: the relay keeps working with bounded memory, and
+//! other targets are served.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ const MIB: u64 = 1 << 20;
 /// WeChat is answered by then.
 const BUDGET: Duration = Duration::from_millis(4500);
 
-/// More than sockets and buffers on the way can hold of an answer that nobody reads on.
+/// More than the sockets and buffers on the way can hold of an answer that is not read.
 const ON_THE_WAY: u64 = 16 * MIB;
 
 #[tokio::test]
@@ -49,7 +49,7 @@ async fn a_name_that_leads_to_this_machine_is_refused_at_the_connection() {
     let audit = relay.audited("dead", 1).await;
     assert_eq!(audit["delivered"], 1);
     assert_eq!(inside.deliveries().len(), 1, "only the one that may");
-    // Whoever looks at the targets by hand is told the same, and makes no connection either.
+    // The commands that check targets report the same, and make no connection either.
     let online = relay.run(&["check", "--online"]).await;
     assert!(online.stdout.contains("denied: "), "{}", online.stdout);
 }
@@ -103,7 +103,7 @@ async fn an_address_that_is_denied_is_a_config_error_in_every_form() {
         assert_eq!(finished.code, Some(0), "{host}: {finished:?}");
         tried += 1;
     }
-    // The provider's own domain is read by the same eye.
+    // The same rule applies to the provider's own domain.
     let finished =
         check("provider = \"bamboocloud\"\ndomain = \"127.1:8443\"\nidp_id = \"1\"\ndeny_private = true").await;
     assert_eq!(finished.code, Some(78), "{finished:?}");
@@ -170,14 +170,14 @@ async fn hostile_answers_are_cut_cost_no_memory_and_hold_nobody_up() {
     relay.accept(&wechat, &text("o1", "warm")).await;
     good.wait_for(1).await;
     let before = memory(&relay);
-    // Fewer than the failures by which a target is taken for down: then it would get single probes.
+    // Fewer failures than open the circuit breaker: then the target would get single probes.
     for _ in 1..PUSHES {
         let sent = Instant::now();
         assert_eq!(relay.accept(&wechat, &text("o1", "hello")).await.text(), "success");
         assert!(sent.elapsed() < BUDGET, "an answer took {:?}", sent.elapsed());
     }
     good.wait_for(usize::try_from(PUSHES).expect("few")).await;
-    // Each delivery has ended: a 2xx delivers, whatever comes behind it; all else is dead after one attempt.
+    // Each delivery has ended: a 2xx delivers, whatever follows it; all others are dead after one attempt.
     let delivered = hostile.iter().filter(|(_, _, delivers)| *delivers).count() as u64;
     let audit = relay.audited("pending", 0).await;
     assert_eq!(audit["delivered"], PUSHES * (delivered + 1), "{audit}");
@@ -185,23 +185,23 @@ async fn hostile_answers_are_cut_cost_no_memory_and_hold_nobody_up() {
     for (name, target, _) in hostile {
         let (written, taken) = (target.written.load(Ordering::Relaxed), target.taken.load(Ordering::Relaxed));
         assert!(taken >= PUSHES, "{name}: {taken} deliveries");
-        // Hints are passed over, up to the target's timeout; all else is read to a limit.
+        // Hints are skipped, up to the target's timeout; all else is read up to a limit.
         let bounded = name == "informs" || written < taken * ON_THE_WAY;
         assert!(bounded, "{name}: {} KiB in {taken} answers were taken", written / KIB);
-        // Nobody reads on, so every connection comes to its end.
+        // Nothing is read any more, so every connection ends.
         eventually(&format!("the end of {name}'s connections"), async || {
             (target.open.load(Ordering::Relaxed) == 0).then_some(())
         })
         .await;
     }
-    // It is not waited for: hints would keep a thread busy for as long as the attempt lasts.
+    // It is not waited for: hints would keep a thread busy during the whole attempt.
     let event = good.delivery(0).await.header("wxrelay-event-id").to_owned();
     let attempt = relay.attempt(&event, "informs", 1, |_| true).await;
     assert_eq!(attempt["error"], "no end of interim answers (1xx)", "{attempt}");
     let after = memory(&relay);
     println!("memory: {} KiB before, {} KiB at most", before / KIB, after / KIB);
     assert!(after < before + 48 * MIB, "{} KiB before, {} KiB at most", before / KIB, after / KIB);
-    // The log tells of each in a line of bounded length.
+    // The log has a line of bounded length for each.
     let longest = relay.lines().iter().map(String::len).max();
     assert!(longest.is_some_and(|longest| longest < 4096), "{longest:?}");
 }
@@ -245,7 +245,7 @@ async fn bombs_and_split_headers_in_a_reply_reach_no_user() {
     }
     relay.audited("delivered", count as u64).await;
 
-    // Whatever stands in a target's headers, WeChat sees the relay's own and no more.
+    // Whatever headers a target sends, WeChat gets only the relay's own.
     let expected = names(&relay.accept(&wechat, &text("o1", "plain")).await);
     let splits = [
         "HTTP/1.1 200 OK\r\nX-A: b\r\n\r\nHTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\n\r\n",
@@ -293,10 +293,10 @@ fn memory(relay: &Relay) -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * KIB
 }
 
-/// What a hostile target answers to every delivery.
+/// The answer of a hostile target to every delivery.
 #[derive(Clone, Copy, Debug)]
 enum Answer {
-    /// These bytes, and the end.
+    /// These bytes, then the end of the connection.
     Bytes(&'static str),
     /// A header after the other.
     EndlessHeaders,
@@ -304,15 +304,15 @@ enum Answer {
     EndlessStatus,
     /// A `103 Early Hints` after the other.
     EndlessInformation,
-    /// 200, and then a byte a while.
+    /// 200, then a byte from time to time.
     Drip,
-    /// 200 and so many bytes, as announced.
+    /// 200 and that many bytes, with their length declared.
     Flood(u64),
     /// 200 and a chunk after the other.
     EndlessChunks,
 }
 
-/// A target that counts what it got rid of.
+/// A target that counts the bytes that it could send.
 struct Hostile {
     address: SocketAddr,
     written: Arc<AtomicU64>,
@@ -332,7 +332,7 @@ impl Hostile {
                 let [written, taken, open] = counts.clone();
                 tokio::spawn(async move {
                     open.fetch_add(1, Ordering::Relaxed);
-                    // It ends by an error, when the relay has had enough.
+                    // It ends with an error when the relay stops reading.
                     drop(serve(stream, answer, &written, &taken).await);
                     open.fetch_sub(1, Ordering::Relaxed);
                 });

@@ -1,4 +1,4 @@
-//! No target can hurt another, nor the answer to WeChat.
+//! No target can delay another, nor the answer to WeChat.
 
 use std::time::Duration;
 

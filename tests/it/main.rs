@@ -1,6 +1,7 @@
-//! The promises of the product, tested through the door: the built binary, real sockets, an independent WeChat.
+//! Integration tests: the promises of the product, tested on the built binary with real sockets and an independent
+//! WeChat.
 //!
-//! One file per promise. `support/` holds the peers; `tidy.rs` holds the house rules for the source itself.
+//! One file per promise. `support/` holds the peers; `tidy.rs` and `words.rs` hold the rules for the sources and texts.
 
 #![expect(clippy::expect_used, reason = "in a test and its peers a failed expectation is the failure")]
 

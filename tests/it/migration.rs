@@ -1,4 +1,4 @@
-//! A store of an earlier release goes on: what it holds is delivered, retried, and known.
+//! A store of an older release is migrated: its events are delivered, retried, and recognised as duplicates.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use crate::support::relay::{Relay, Setup};
 use crate::support::target::Target;
 use crate::support::wechat::{WeChat, text};
 
-/// The stores were made once; what is finished in them is not to go for its age. Ten years are the most.
+/// The stores were made once; their finished events must not be deleted for their age. Ten years are the maximum.
 const FOR_EVER: &str = "retention = \"3650d\"";
 
 /// A folder with the store of an earlier schema; `tests/data/store/README.md` says what is in it.
@@ -47,7 +47,7 @@ async fn what_a_store_of_schema_1_holds_is_delivered_in_order_and_retried() {
     assert_eq!(relay.audit().await["deliveries"], 7);
 }
 
-/// With a key from the same start on: what was stored stays in the clear and goes on, what comes now is sealed.
+/// With a key from the same start on: stored events stay in clear and are delivered, new ones are encrypted.
 #[tokio::test]
 async fn what_a_store_of_schema_2_holds_goes_on_in_the_clear_beside_what_is_sealed_from_now_on() {
     let (folder, wechat) = (version(2), WeChat::secure());
@@ -78,7 +78,7 @@ async fn what_a_store_of_schema_2_holds_goes_on_in_the_clear_beside_what_is_seal
     assert_eq!(sealed.collect::<Result<Vec<_>, _>>().expect("rows"), [false, false, false, true]);
 }
 
-/// WeChat's repeat of a push that the earlier release stored makes no second event, and has the same reply.
+/// WeChat's retry of a push that the older release stored makes no second event, and gets the same reply.
 async fn repeated(relay: &Relay, wechat: &WeChat, text: &str, reply: &str) {
     let answer = relay.accept(wechat, text).await;
     assert!(wechat.open_reply(answer.text()).contains(reply));

@@ -1,4 +1,4 @@
-//! `check --online`: every target is asked whether it is there, and what is wrong is told with its remedy.
+//! `check --online`: every target is contacted, and errors are reported with the fix.
 
 use std::fs;
 use std::time::Duration;

@@ -100,7 +100,7 @@ async fn the_previous_token_opens_while_tokens_are_changed_and_signs_the_reply()
     }
 }
 
-/// The push as it was recorded; the parts that the entry lacks as WeChat writes them.
+/// The push as it was recorded; parts that the entry lacks are written as WeChat does.
 fn recorded(vector: &Vector) -> Push {
     let [token, timestamp, nonce] = ["token", "timestamp", "nonce"].map(|key| vector.get(key));
     let signature = sign(&[token, timestamp, nonce]);

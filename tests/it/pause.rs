@@ -102,7 +102,7 @@ async fn only_a_target_that_is_known_can_be_paused() {
     }
 }
 
-/// Whether the target is said to be paused: by `/api/targets`, `/api/status`, the metrics and `targets ls`.
+/// Whether `/api/targets`, `/api/status`, the metrics and `targets ls` report the target as paused.
 async fn told(relay: &Relay, target: &str) -> [bool; 4] {
     let mut told = [false; 4];
     for (told, path) in told.iter_mut().zip(["/api/targets", "/api/status"]) {

@@ -1,5 +1,5 @@
-//! Behind nginx and HAProxy, run for real with the files of `deploy/`: nothing of a push changes on the way, and an
-//! address is believed from a trusted proxy only.
+//! Behind nginx and HAProxy, which run with the files of `deploy/`: a push is not changed on the way, and a forwarded
+//! address is accepted from a trusted proxy only.
 
 use crate::support::http::{Answer, exchange, exchange_from};
 use crate::support::proxy::{Counter, Proxy, Software};
@@ -8,7 +8,7 @@ use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{PATH, Push, WeChat, text};
 use crate::tls::{Certificate, over_tls, over_tls_from};
 
-/// Where the clients of these tests call from; the proxy itself calls from 127.0.0.1.
+/// The address of the clients of these tests; the proxy itself connects from 127.0.0.1.
 const CLIENT: &str = "127.7.7.7";
 
 #[tokio::test]
@@ -62,7 +62,7 @@ async fn tells_who_calls(software: Software) {
     let server = format!("{tls}\ntrusted_proxies = [\"127.0.0.1\"]\nproxy_protocol = true");
     let relay = Setup::new(wechat.account() + &crm.config("crm", "")).server(&server).start().await;
     let proxy = Proxy::tcp(software, &relay.push).await;
-    // The client's claim is inside TLS, where no proxy sees it, and the client is no trusted one.
+    // The client's own header is inside TLS, where no proxy sees it, and the client is not trusted.
     let answer = over_tls_from(CLIENT, &proxy.https, &files, &forged(&wechat.push(&text("o1", "hello")))).await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nsuccess"), "{answer}");
     assert_eq!(relay.peer(0).await, CLIENT);
@@ -78,7 +78,7 @@ async fn passes_pushes_on(software: Software) {
     let counter = Counter::before(&relay.push).await;
     let proxy = Proxy::http(software, &counter.address.to_string(), &files.cert(), &files.key()).await;
 
-    // As WeChat sends them, with an address made up; the query as it came, down to the order of its parts.
+    // As WeChat sends them, with a made-up address; the query as it came, including the order of its parts.
     for count in 0..10 {
         let mut push = wechat.push(&text("o1", "hello"));
         push.query += "&odd=%2F%2f+~!*()'&empty=&flag";
@@ -99,7 +99,7 @@ async fn passes_pushes_on(software: Software) {
     push.body.resize(1 << 20, b'\n');
     assert_eq!(push.send(&proxy.http).await.status, 200, "a body of max_body through {software:?}");
     assert_eq!(crm.delivery(11).await.body.len(), 1 << 20);
-    // Only announced: who sends on after an answer may lose it.
+    // Only declared: a client that keeps sending after an answer may lose it.
     push.body.push(b'\n');
     let head = push.request(PATH);
     let refused = exchange(&proxy.http, &head[..head.len() - push.body.len()]).await;

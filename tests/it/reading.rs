@@ -1,5 +1,5 @@
-//! The files that an operator names are read within bounds: what has no end, or is of gigabytes, is an error and costs no
-//! memory; a pipe is waited for, not for ever.
+//! Files named in the configuration are read within bounds: an endless or huge file is an error and costs no memory; a
+//! pipe is waited for up to a limit.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::support::command::{Finished, Running, run, wxrelay};
 use crate::support::wechat::WeChat;
 use crate::tls::Certificate;
 
-/// With less memory than what it is given to read; an allocation that fails would end it with no word of the file.
+/// With less memory than the file needs; a failed allocation would end it without an error about the file.
 const WITHIN_2_GB: &str = "ulimit -v 2000000; exec \"$0\" \"$@\"";
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Faults that were there once: each test names what the relay must never do again.
+//! Regression tests: each names what the relay must never do again.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::{eventually, soon};
 
 #[tokio::test]
 async fn in_a_rush_the_events_that_came_first_are_not_passed_by_later_ones() {
-    /// As many as wait for a target in memory.
+    /// The size of a target's inbox.
     const EARLY: usize = 1024;
     let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Hold(Reply::status(200))).await);
     let relay = Relay::start(wechat.account() + &crm.config("crm", "concurrency = 1\ntimeout = \"60s\"")).await;

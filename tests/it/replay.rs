@@ -1,4 +1,4 @@
-//! Events are delivered again: by command and API, one or many, to where they went or elsewhere.
+//! Replay: events are delivered again, by command and API, one or many, to the same targets or others.
 
 use std::path::Path;
 
@@ -161,7 +161,7 @@ async fn twenty_thousand_events_are_replayed_page_by_page() {
     relay.restart().await;
     relay.audited("delivered", EVENTS).await;
 
-    // What is passed is delivered again meanwhile, and not met again.
+    // Events behind the cursor are delivered again meanwhile, and not found a second time.
     let (mut replayed, mut pages, mut cursor) = (0, 0, String::new());
     loop {
         let answer = post(&relay.admin, &format!("/api/events/replay?target=crm&state=delivered{cursor}")).await;
@@ -171,7 +171,7 @@ async fn twenty_thousand_events_are_replayed_page_by_page() {
         pages += 1;
         let Some(next) = page["next"].as_str() else { break };
         cursor = format!("&cursor={next}");
-        // The last half by command, from where the pages stopped.
+        // The second half by command, from where the pages stopped.
         if replayed > EVENTS / 2 {
             let args = ["events", "replay", "--target", "crm", "--state", "delivered", "--after", next, "--json"];
             let finished = relay.run(&args).await;
@@ -189,7 +189,7 @@ async fn twenty_thousand_events_are_replayed_page_by_page() {
     assert_eq!(crm.deliveries().len() as u64, 1 + EVENTS, "each once");
 }
 
-/// Makes the one event of a store that no relay uses many, with all that belongs to each.
+/// Copies the one event of a closed store many times, with all its rows.
 pub(crate) fn multiply(folder: &Path, count: u64) {
     let store = Connection::open(folder.join("wxrelay.db")).expect("the store opens");
     let copies = format!(

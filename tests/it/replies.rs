@@ -1,4 +1,4 @@
-//! Passive replies: what a handler says reaches WeChat sealed, in time, and never as an illegal body.
+//! Passive replies: a handler's reply reaches WeChat encrypted, in time, and never as an invalid body.
 
 use std::time::Duration;
 
@@ -163,7 +163,7 @@ async fn only_the_named_target_replies() {
     assert!(other.delivery(0).await.headers.get("wxrelay-deadline-ms").is_none(), "nobody waits for it");
 }
 
-/// What WeChat gets when the target, with those settings, gives that reply to a text of `o1`.
+/// The answer to WeChat when the target, with these settings, gives that reply to a text of `o1`.
 async fn answer_to(settings: &str, reply: Reply) -> (WeChat, Answer) {
     let wechat = WeChat::secure();
     let (relay, crm) = relay(&wechat, settings, "\"crm\"").await;

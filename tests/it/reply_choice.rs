@@ -79,7 +79,7 @@ async fn the_next_replies_where_the_first_is_down() {
     let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(reply("the crm's"))).await);
     let relay = Relay::start(wechat.account() + &route("[\"bot\", \"crm\"]") + &config + &crm.config("crm", "")).await;
     for _ in 0..8 {
-        // After some of these the bot is known to be down, and not even asked.
+        // After some of these, the bot's circuit breaker is open, and it is not asked.
         let answer = relay.accept(&wechat, &text("o1", "hi")).await;
         assert_eq!(content(&wechat, &answer).as_deref(), Some("the crm's"));
     }

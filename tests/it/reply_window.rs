@@ -68,7 +68,7 @@ async fn a_handler_that_is_never_ready_is_answered_success_before_the_window_end
     let clear = text("o1", "think");
     let sent = Instant::now();
     hold(&relay, &wechat, &clear, 1.0).await;
-    // Nobody closes this connection: it is answered all the same.
+    // This connection stays open: it is answered all the same.
     let mut second = push(&relay, &wechat, &clear).await;
     assert_eq!(answer(&mut second).await.text(), "success");
     assert!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
@@ -78,7 +78,7 @@ async fn a_handler_that_is_never_ready_is_answered_success_before_the_window_end
 
 #[tokio::test]
 async fn a_try_that_none_can_follow_in_the_window_is_answered_within_its_budget() {
-    // The next try would come when the window is over.
+    // The next try would come after the window.
     let (relay, wechat, crm) = stage("reply_budget = \"1s\"\nreply_window = \"1.05s\"\n").await;
     crm.then(Reaction::Hang);
     assert_eq!(relay.accept(&wechat, &text("o1", "hi")).await.text(), "success");
@@ -105,7 +105,7 @@ async fn the_window_closes_when_its_failures_are_spent_and_opens_when_they_have_
     let (relay, wechat, crm) = stage(&account).await;
     crm.then(Reaction::Hang);
     assert_eq!(relay.metric(OPEN, &[("account", "shop")]).await, 1.0);
-    // Both are held at the same time, and a third that came with them finds nothing left to spend.
+    // Both are held at the same time, and a third one with them exceeds the budget.
     let mut together = Vec::new();
     for _ in 0..3 {
         together.push(push(&relay, &wechat, &text("o1", "think")).await);

@@ -53,7 +53,7 @@ async fn retry_after_does_not_shorten_the_wait() {
     crm.script([Reaction::Answer(soon)]);
     relay.accept(&wechat, &text("o1", "hello")).await;
     let deliveries = crm.wait_for(2).await;
-    // Jitter may take away a part of the two seconds.
+    // Jitter may shorten the two seconds.
     assert!(deliveries[1].at - deliveries[0].at >= Duration::from_millis(800));
 }
 

@@ -1,5 +1,5 @@
-//! Secrets at rest and in memory: files that others may read are told of or refused, the store is its owner's alone, and
-//! nobody else looks into the process.
+//! Secrets at rest and in memory: files that others may read are reported or refused, only the owner can read the
+//! store, and no other process can read the relay's memory.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
@@ -19,7 +19,7 @@ use crate::support::target::Target;
 use crate::support::wechat::{WeChat, text};
 use crate::tls::Certificate;
 
-/// Nobody in particular, for a process that is not root's.
+/// An arbitrary user, for a process that is not root's.
 const SOMEBODY: u32 = 65_534;
 
 #[tokio::test]
@@ -79,7 +79,7 @@ async fn a_configuration_without_secrets_may_be_read_by_anybody() {
     let account = WeChat::secure().account().replace("\"pamtest\"", "{ env = \"SHOP_TOKEN\" }");
     let key = WeChat::secure().aes_key;
     let account = account.replace(&format!("\"{key}\""), "{ credential = \"key\" }");
-    // Nor is a header a secret that says no more than who we are.
+    // A header that only identifies the client is no secret either.
     let target = "[targets.crm]\nurl = \"http://127.0.0.1:9000/\"\nheaders = { x-from = \"wxrelay\" }\n";
     let login = "[targets.login]\nrole = \"identity\"\nurl = \"http://127.0.0.1:9001/\"\n";
     fs::write(&path, account + target + login).expect("the config can be written");
@@ -147,14 +147,14 @@ async fn the_store_is_its_owners_alone_whatever_the_umask() {
     assert!(looked_at >= 4, "database, log, index, lock: {looked_at}");
 }
 
-/// A process whose memory may be dumped has files in /proc that are its user's; else they are root's, and its user can't
-/// open them.
+/// A process whose memory may be dumped has files in /proc that are its user's; else they are root's, and its user
+/// can't open them.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn no_core_is_dumped_and_nobody_but_root_looks_into_the_process() {
     let (folder, user) = (tempfile::tempdir().expect("a temporary folder"), user());
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("rights can be changed");
-    // Where that user may go: the build's folder need not be.
+    // A folder that this user may enter: the build's folder may not be.
     let binary = folder.path().join("wxrelay");
     fs::copy(env!("CARGO_BIN_EXE_wxrelay"), &binary).expect("the binary can be copied");
     let config = folder.path().join("config.toml");
@@ -194,7 +194,7 @@ async fn no_core_is_dumped_and_nobody_but_root_looks_into_the_process() {
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).expect("a limit");
     assert_eq!(core.split_whitespace().skip(4).collect::<Vec<_>>(), ["0", "0", "bytes"]);
 
-    // It still sees what it measures of itself.
+    // It can still read its own process metrics.
     let metrics = get(&admin, "/metrics").await;
     for name in ["process_resident_memory_bytes", "process_open_fds", "process_max_fds", "process_start_time_seconds"] {
         assert!(metrics.text().contains(&format!("\n{name} ")), "{name}");
@@ -203,7 +203,7 @@ async fn no_core_is_dumped_and_nobody_but_root_looks_into_the_process() {
     assert_eq!(running.end().await, Some(0));
 }
 
-/// Reads the process's memory as root does, who alone may.
+/// Reads the process's memory as root, the only user who may.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn secrets_of_files_that_a_reload_replaces_are_wiped_from_memory() {
@@ -240,7 +240,7 @@ async fn secrets_of_files_that_a_reload_replaces_are_wiped_from_memory() {
     assert!(found(new[0]) > 0, "the control: the new token in use is found");
 }
 
-/// How often a text stands in what a relay may write to; none where nobody is root.
+/// How often a text occurs in the relay's writable memory; none where the test cannot become root.
 fn in_memory(relay: &Relay, text: &str) -> Option<usize> {
     let pid = relay.id();
     let maps = as_root(&["cat", &format!("/proc/{pid}/maps")])?;
@@ -251,7 +251,7 @@ fn in_memory(relay: &Relay, text: &str) -> Option<usize> {
         let [from, to] = [from, to].map(|end| u64::from_str_radix(end, 16).expect("hex"));
         let (input, skip, count) =
             (format!("if=/proc/{pid}/mem"), format!("skip={from}"), format!("count={}", to - from));
-        // What has gone meanwhile holds nothing.
+        // A mapping that has gone meanwhile holds nothing.
         let words = ["dd", &input, &skip, &count, "bs=1M", "iflag=skip_bytes,count_bytes", "status=none"];
         let bytes = as_root(&words).unwrap_or_default();
         let mut rest = bytes.as_slice();
@@ -263,7 +263,7 @@ fn in_memory(relay: &Relay, text: &str) -> Option<usize> {
     Some(found)
 }
 
-/// What a command says as root: directly, or by sudo without a password.
+/// The output of a command as root: directly, or by sudo without a password.
 fn as_root(command: &[&str]) -> Option<Vec<u8>> {
     [&[][..], &["sudo", "-n"]].iter().find_map(|prefix| {
         let words = [prefix, command].concat();

@@ -1,7 +1,7 @@
-//! With sockets that systemd holds, a restart under load refuses nothing and loses nothing.
+//! With systemd's sockets, a restart under load refuses no connection and loses no event.
 //!
-//! `systemd-socket-activate` listens and hands the socket to a shell loop in systemd's place, which starts the relay
-//! again whenever it ends. Where the tool is missing, the test is skipped; in CI that is a failure.
+//! `systemd-socket-activate` listens and passes the socket to a shell loop, which restarts the relay whenever it exits,
+//! as systemd does. Where the tool is missing, the test is skipped; in CI that is a failure.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -55,14 +55,14 @@ async fn a_restart_under_load_refuses_nothing_and_loses_nothing() {
     relay.stop(7).await;
 }
 
-/// A relay that is started again whenever it ends, and the socket that outlives it.
+/// A relay that is restarted whenever it exits, and the socket that outlives it.
 struct Supervised {
     address: String,
     folder: TempDir,
     running: Option<Running>,
 }
 
-/// What systemd does, as far as the relay sees: the socket is descriptor 3, and LISTEN_PID says whom it is for.
+/// What systemd does for the relay: the socket is descriptor 3, and LISTEN_PID names its process.
 const SUPERVISOR: &str = r#"
     while [ ! -e "$3" ]; do
         sh -c 'echo "life $$"; export LISTEN_PID=$$; exec "$0" serve -c "$1"' "$1" "$2"
@@ -99,7 +99,7 @@ impl Supervised {
         .await;
     }
 
-    /// Waits for the end of the relay of that number; gives its exit code as a shell does.
+    /// Waits until the relay of that number exits; returns its exit code as a shell has it.
     async fn ended(&self, life: usize) -> i32 {
         self.nth(life, &format!("life {life} ends"), |line| line.strip_prefix("ended ")?.parse().ok()).await
     }
@@ -127,7 +127,7 @@ impl Supervised {
             .await
     }
 
-    /// Waits until so many deliveries have ended; gives the audit.
+    /// Waits until that many deliveries have ended; returns the audit.
     async fn settled(&self, count: usize) -> Value {
         let what = format!("{count} events are delivered");
         crate::support::eventually(&what, async || {
@@ -152,8 +152,7 @@ impl Supervised {
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        // Only where the test has failed: no relay may outlive it. The supervisor lives, so the id is still the relay's
-        // own or nobody's.
+        // Only when the test has failed: no relay may outlive it. The supervisor lives, so no other process has the id.
         if self.running.is_some() {
             drop(fs::write(self.folder.path().join("stop"), ""));
             if let Some(last) = self.pids().pop() {

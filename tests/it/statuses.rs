@@ -1,4 +1,4 @@
-//! Bad input: each is answered by its status and one bland word, leaves nothing in the queue, and is counted.
+//! Invalid input: each is answered with its status and one neutral word, stores nothing, and is counted.
 
 use std::collections::HashMap;
 
@@ -261,8 +261,8 @@ async fn nul_and_control_characters_in_the_query_are_answered_400() {
 
 const PUSHES: &str = "wxrelay_pushes_total";
 
-/// Sends what must be refused to an account of that mode, after a good push, and checks that it left nothing but one
-/// more on a counter that is not the good push's.
+/// Sends a request that must be refused to an account of that mode, after a valid push, and checks that only a counter
+/// other than the valid push's has changed, by one.
 async fn refused(status: u16, mode: Mode, request: impl FnOnce(&WeChat) -> Vec<u8>) {
     let (relay, wechat, _crm) = relay(mode).await;
     relay.accept(&wechat, &hello()).await;
@@ -282,7 +282,7 @@ async fn refused(status: u16, mode: Mode, request: impl FnOnce(&WeChat) -> Vec<u
     assert_eq!((&audit["events"], &audit["deliveries"]), (&1.into(), &1.into()), "{audit}");
 }
 
-/// Refused with 400 in clear, and also when it is rightly sealed.
+/// Refused with 400 in clear, and also when it is correctly encrypted and signed.
 async fn refused_body(body: &str) {
     refused(400, Mode::Plaintext, |wechat| post(&wechat.push(body))).await;
     refused(400, Mode::Secure, |wechat| post(&wechat.push_body(now(), &hello(), "", body))).await;
@@ -307,7 +307,7 @@ async fn relay(mode: Mode) -> (Relay, WeChat, Target) {
     (relay, wechat, crm)
 }
 
-/// One word that tells nothing.
+/// One word that reveals nothing.
 fn bland(answer: &Answer) {
     let word = answer.text().trim_end();
     assert!((1..=16).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_lowercase()), "{word:?}");
@@ -335,7 +335,7 @@ fn verification(query: &str) -> Vec<u8> {
     format!("GET {PATH}?{query} HTTP/1.0\r\nHost: relay.test\r\nConnection: close\r\n\r\n").into_bytes()
 }
 
-/// The push with another pair in the place of the one of that name.
+/// The push with another pair in place of the one of that name.
 fn with(push: &Push, name: &str, pair: &str) -> Push {
     Push { query: format!("{}&{pair}", without(&push.query, name)), body: push.body.clone() }
 }
@@ -346,7 +346,7 @@ fn without(query: &str, name: &str) -> String {
     pairs.join("&")
 }
 
-/// What is inside a right envelope, padding included.
+/// The contents of a valid envelope, padding included.
 fn inside(wechat: &WeChat) -> Vec<u8> {
     let clear = format!("<xml><ToUserName><![CDATA[{GH}]]></ToUserName></xml>");
     let length = u32::try_from(clear.len()).expect("short").to_be_bytes();

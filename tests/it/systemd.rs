@@ -1,4 +1,4 @@
-//! What systemd sees: units that it takes and finds hardened, sockets by name, and a relay that says how it is.
+//! systemd: units that it accepts and rates as hardened, sockets by name, and a relay that reports its status.
 //!
 //! `systemd-socket-activate` starts the relay with a notify socket that the test reads. Where systemd's tools are
 //! missing, the tests are skipped; in CI that is a failure.
@@ -27,12 +27,12 @@ async fn systemd_takes_the_units_as_they_are_and_finds_them_hardened() {
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
     let units: Vec<_> = UNITS.iter().map(|name| unit(folder.path(), name)).collect();
-    // The manual page is no unit's fault where it is not installed.
+    // A manual page that is not installed is no error of the unit.
     let mut verify = analyze();
     verify.args(["verify", "--man=no"]).args(&units);
     let finished = run(verify).await;
     let said = finished.stdout + &finished.stderr;
-    // It looks at all of the machine's units that ours name: what it says about those is not ours to mend.
+    // It checks the machine's units that ours name too; errors in those are not ours.
     let ours: Vec<_> = said.lines().filter(|line| line.contains("wxrelay")).collect();
     assert!(finished.code == Some(0) && ours.is_empty(), "{said}");
 
@@ -107,7 +107,7 @@ struct Service {
 }
 
 impl Service {
-    /// Returns when the sockets of those names are there.
+    /// Returns when the sockets of those names exist.
     async fn start(names: &[&str], server: &str, accounts_and_targets: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (config, socket) = (folder.path().join("config.toml"), folder.path().join("notify"));
@@ -132,7 +132,7 @@ impl Service {
         Self { running, addresses, notify, config, _folder: folder }
     }
 
-    /// The next message that begins so; what comes before it is passed over.
+    /// The next message with this prefix; others before it are skipped.
     async fn told(&self, beginning: &str) -> String {
         let mut buffer = [0; 4096];
         soon(&format!("systemd is told {beginning}"), async {
@@ -148,8 +148,8 @@ impl Service {
     }
 }
 
-/// A unit as it is shipped, with the built binary in the place of the installed one; for a systemd that does not know
-/// `notify-reload`, changed as the drop-in for it does.
+/// A shipped unit, with the built binary in place of the installed one. For a systemd without `notify-reload`, it is
+/// changed as the drop-in does.
 fn unit(folder: &Path, name: &str) -> PathBuf {
     let mut text = shipped(name).replace("ExecStart=wxrelay", concat!("ExecStart=", env!("CARGO_BIN_EXE_wxrelay")));
     if name.ends_with(".service") {

@@ -1,4 +1,4 @@
-//! What happens, as it happens: `/api/tail` and `wxrelay events tail`.
+//! Live activity: `/api/tail` and `wxrelay events tail`.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -63,7 +63,7 @@ async fn a_reader_that_stalls_holds_nobody_up_and_is_told_how_much_it_missed() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
     let mut stalled = Stream::open(&relay.admin, "?account=shop").await;
-    // Refused pushes make news as cheaply as any. The system's buffers hold many.
+    // Refused pushes are the cheapest activity. The system's buffers hold many.
     let mut storm = Connection::open(&relay.push).await.expect("the relay listens");
     let request = b"GET /wechat/events?x HTTP/1.1\r\nHost: relay.test\r\n\r\n".repeat(500);
     let mut pushed = 0_u64;
@@ -108,7 +108,7 @@ async fn events_tail_follows_a_relay_over_its_restart() {
     let mut relay = setup.start().await;
     let people = relay.spawn(&["events", "tail"]);
     let scripts = relay.spawn(&["events", "tail", "--json", "--target", "crm"]);
-    // Following begins when the relay says so; until then pushes are told to nobody.
+    // Following begins when the relay confirms it; earlier pushes are not sent.
     let pushes = AtomicU32::new(0);
     let begun = async |relay: &Relay| {
         for tail in [&people, &scripts] {
@@ -148,10 +148,10 @@ async fn events_tail_without_a_relay_fails_at_once() {
 struct Stream(BufReader<TcpStream>);
 
 impl Stream {
-    /// Opens it; on return the relay tells what happens.
+    /// Opens it; on return the relay sends activity.
     async fn open(address: &str, query: &str) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        // So that little waits in the system for who does not read.
+        // So that the system buffers little for a client that does not read.
         socket.set_recv_buffer_size(4096).expect("a small buffer");
         let address = address.parse().expect("an address");
         let mut stream = BufReader::new(socket.connect(address).await.expect("the relay listens"));

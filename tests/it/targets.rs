@@ -1,4 +1,4 @@
-//! What waits for a target that will not have it: given up, or had by another.
+//! Pending deliveries of a target that does not accept them: dropped, or redirected to another.
 
 use serde_json::Value;
 
@@ -135,7 +135,7 @@ async fn a_change_that_is_not_meant_is_refused() {
     assert_eq!(relay.audit().await["cancelled"], 0);
 }
 
-/// `crm` takes everything; `old` is gone, and what it should have waits.
+/// `crm` accepts everything; `old` is down, and its deliveries are pending.
 async fn relay(settings: &str) -> (Relay, WeChat, Target) {
     let (wechat, crm, old) = (WeChat::secure(), Target::start().await, Target::start().await);
     let gone = old.config("old", &format!("retry = [\"1h\"]\n{settings}"));

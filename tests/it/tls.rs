@@ -1,4 +1,4 @@
-//! TLS on both sides, and HTTP/2 only where it is asked for.
+//! TLS on both sides, and HTTP/2 only where it is configured.
 
 use std::fs;
 use std::path::Path;
@@ -111,7 +111,7 @@ pub(crate) async fn over_tls_from(source: &str, address: &str, files: &Certifica
     soon("an answer over TLS", exchange).await.expect("TLS and an answer")
 }
 
-/// A certificate, if not said otherwise for `localhost`, that is its own authority, and its key, as files.
+/// A self-signed certificate, for `localhost` by default, and its key, as files.
 pub(crate) struct Certificate(TempDir);
 
 impl Certificate {
@@ -121,7 +121,7 @@ impl Certificate {
         files
     }
 
-    /// For other names, and until the beginning of that year.
+    /// For other names, valid until the beginning of that year.
     pub(crate) fn of(names: &[&str], end: i32) -> Self {
         let files = Self(tempfile::tempdir().expect("a temporary folder"));
         files.write(names, end);

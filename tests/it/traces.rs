@@ -1,4 +1,4 @@
-//! Traces: one for an event, from its push over every attempt into the handler; and what a bad collector costs: spans.
+//! Traces: one per event, from its push over every attempt into the handler. A bad collector costs only spans.
 
 use std::collections::BTreeMap;
 
@@ -266,7 +266,7 @@ async fn a_collector_that_hangs_costs_spans_and_nothing_else() {
     let setup = Setup::new(telemetry(&collector, "") + &wechat.account() + &targets).server("drain = \"3s\"");
     let mut relay = setup.log("level = \"warn,wxrelay::app=info\"").start().await;
     let storm = Storm::begin(&relay.push, &wechat);
-    // More than fit: 13 spans a push.
+    // More than the buffer holds: 13 spans per push.
     storm.answered(450).await;
     assert_eq!(storm.failures(), Vec::<String>::new(), "every push is answered 200 at its first try");
     let (pushed, _) = storm.end().await;
@@ -326,16 +326,16 @@ struct Span {
     begun: u64,
     ended: u64,
     error: Option<String>,
-    /// The resource's too.
+    /// The attributes of the resource too.
     attributes: BTreeMap<String, String>,
 }
 
-/// Waits until the collector has so many, and gives all there are.
+/// Waits until the collector has that many; returns all of them.
 async fn wait_for(collector: &Target, count: usize) -> Vec<Span> {
     eventually(&format!("{count} spans"), async || Some(spans(collector)).filter(|spans| spans.len() >= count)).await
 }
 
-/// The spans of that name, in the order they began.
+/// The spans of that name, in the order of their start.
 fn named(spans: &[Span], name: &str) -> Vec<Span> {
     let mut found: Vec<_> = spans.iter().filter(|span| span.name == name).cloned().collect();
     found.sort_by_key(|span| span.begun);

@@ -1,4 +1,4 @@
-//! Published figures: what pins the tests' own WeChat, and real pushes for the relay to open.
+//! Published test vectors: for the tests' own WeChat, and real pushes for the relay to decrypt.
 
 use std::fs;
 use std::path::Path;
@@ -35,7 +35,7 @@ impl Vector {
         &self.0[key]
     }
 
-    /// The account that the entry belongs to; figures that it lacks are made up.
+    /// The account of the entry; values that it lacks are made up.
     pub(crate) fn wechat(&self) -> WeChat {
         let mode = match self.get("kind") {
             "push_plain" => Mode::Plaintext,

@@ -1,4 +1,4 @@
-//! `wxrelay why`: from a line of WeChat's alarm to the event, or to why there is none.
+//! `wxrelay why`: from a line of WeChat's alarm to the event, or to the reason why there is none.
 
 use serde_json::Value;
 

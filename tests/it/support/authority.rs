@@ -1,4 +1,5 @@
-//! A certificate authority with an intermediate, servers with certificates of all sorts, and a proxy that ends TLS.
+//! A certificate authority with an intermediate, servers with certificates of all sorts, and a proxy that terminates
+//! TLS.
 
 use std::fs;
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-/// Trusted by whoever reads its file.
+/// A certificate authority; clients trust it by its file.
 pub(crate) struct Authority {
     dir: TempDir,
     intermediate: CertificateDer<'static>,
@@ -76,7 +77,7 @@ impl Identity {
         Self { chain: vec![params.self_signed(&key).expect("a certificate").der().clone()], key }
     }
 
-    /// The leaf alone, as a server sends it that was given cert.pem in place of fullchain.pem.
+    /// The leaf alone, as a server with cert.pem in place of fullchain.pem sends it.
     pub(crate) fn alone(mut self) -> Self {
         self.chain.truncate(1);
         self
@@ -115,11 +116,11 @@ fn pem(certificate: &CertificateDer<'static>) -> String {
 pub(crate) enum Behind {
     /// A relay, at that address.
     Relay(String),
-    /// Nobody: it answers by itself, with that head (status line and headers) and a body made of the request line.
+    /// A page: it answers by itself, with that head (status line and headers) and a body made of the request line.
     Page(&'static str, fn(&str) -> String),
 }
 
-/// A reverse proxy that ends TLS, or none, and lets the bytes through. It stops listening when dropped.
+/// A reverse proxy with or without TLS, which forwards the bytes. It stops listening when dropped.
 pub(crate) struct Front {
     pub(crate) address: String,
     task: JoinHandle<()>,
@@ -148,7 +149,7 @@ impl Drop for Front {
 async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, behind: Behind) {
     match tls {
         None => pass(stream, behind).await,
-        // A handshake that the client breaks off is what some tests are about.
+        // Some tests break off the handshake on purpose.
         Some(tls) => {
             if let Ok(stream) = tls.accept(stream).await {
                 pass(stream, behind).await;
@@ -161,7 +162,7 @@ async fn pass(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Un
     match behind {
         Behind::Relay(address) => {
             let mut relay = TcpStream::connect(address).await.expect("the relay listens");
-            // Whoever ends first, the other one sees it.
+            // When one side ends, the other side sees it.
             drop(copy_bidirectional(&mut stream, &mut relay).await);
         }
         Behind::Page(head, page) => {

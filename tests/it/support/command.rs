@@ -16,7 +16,7 @@ use tokio::time;
 
 use super::{PATIENCE, soon};
 
-/// What a finished command left.
+/// Exit code and output of a finished command.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -24,7 +24,7 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
-/// The built binary, without what this process's environment would tell it.
+/// The built binary, without the variables of this process that would configure it.
 pub(crate) fn wxrelay<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wxrelay"));
     command.args(args).stdin(Stdio::null());
@@ -43,7 +43,7 @@ pub(crate) async fn run(mut command: Command) -> Finished {
     let pid = Pid::from_child(&child);
     let end = tokio::task::spawn_blocking(move || child.wait_with_output());
     let Ok(output) = time::timeout(PATIENCE * 3, end).await else {
-        // Not waited for yet, so the id is still this child's.
+        // The child is not reaped yet, so the id is still its own.
         kill_process(pid, Signal::KILL).expect("the command can be ended");
         panic!("{command:?} does not end");
     };
@@ -83,12 +83,12 @@ impl Running {
         self.lines.lock().expect("no reader panics").clone()
     }
 
-    /// Nobody reads what it says until this is dropped.
+    /// Its output is not read until this is dropped.
     pub(crate) fn stop_reading(&self) -> impl Drop + '_ {
         self.lines.lock().expect("no reader panics")
     }
 
-    /// What the first line with an answer gives; fails if the command ends without one.
+    /// The first value that a line gives; fails if the command ends without one.
     pub(crate) async fn find<T>(&self, what: &str, mut pick: impl FnMut(&str) -> Option<T>) -> T {
         let (mut news, mut seen) = (self.news.clone(), 0);
         let search = async {
@@ -127,7 +127,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only for a child that has ended, which is what is wanted.
+        // Both fail only for a child that has ended, which is the goal.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -144,10 +144,9 @@ fn keep(pipe: impl Read + Send + 'static, tell: &Arc<watch::Sender<usize>>, line
     });
 }
 
-/// An address that nothing else will take, for commands that must be told where another one listens.
+/// An address that no other process takes, for commands that need to know an address beforehand.
 ///
-/// A port found free could be taken before it is used; so the host is one of 127.0.0.0/8 that this process has for
-/// itself.
+/// A free port could be taken before it is used; so the host is an address of 127.0.0.0/8 that only this process uses.
 pub(crate) fn free_address() -> String {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();

@@ -1,4 +1,4 @@
-//! A bare HTTP client: writes the bytes it is given and reads one answer, so that tests see what is on the wire.
+//! A minimal HTTP client: writes given bytes and reads one answer, so that tests see the bytes on the wire.
 
 use std::io;
 use std::net::SocketAddr;
@@ -44,7 +44,7 @@ impl Connection {
         self.0.write_all(bytes).await
     }
 
-    /// Says that no more will be written.
+    /// Closes the sending side.
     pub(crate) async fn finish(&mut self) -> io::Result<()> {
         self.0.shutdown().await
     }
@@ -74,7 +74,7 @@ impl Connection {
         Ok(answer)
     }
 
-    /// Waits for the word that a body is waited for, `100 Continue`; what comes in its place is a failure of the test.
+    /// Waits for `100 Continue`; anything else fails the test.
     pub(crate) async fn continued(&mut self) {
         let line = soon("100 Continue", self.line()).await.expect("a status line");
         assert!(line.ends_with("100 Continue"), "{line}");

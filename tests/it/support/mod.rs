@@ -1,4 +1,4 @@
-//! What the tests stand on: a WeChat, targets, and the built binary between them.
+//! Test support: a WeChat, targets, and the built binary between them.
 //!
 //! Nothing here calls the crate under test, and nothing is shared between tests: each has its own relay, folder and
 //! sockets on ports that the system chooses. Waiting is for a condition with a generous deadline, never for a time.
@@ -29,7 +29,7 @@ pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Asks again and again until there is an answer.
+/// Polls until there is a value.
 pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     soon(what, async {
         let mut again = time::interval(Duration::from_millis(20));

@@ -1,6 +1,6 @@
-//! Pebble, Let's Encrypt's ACME server for tests, as it is installed: a real authority on loopback.
+//! Pebble, Let's Encrypt's ACME server for tests, as installed: a real authority on loopback.
 //!
-//! It forgets everything with its end, and makes a new root at every start. One process, which ends with its handle.
+//! It keeps nothing when it exits, and makes a new root at every start. One process, which ends with its handle.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::command::{Running, free_address};
 use super::eventually;
 use crate::tls::{Certificate, over_tls};
 
-/// Where it is to be, and the certificate that it shows there: known before it runs.
+/// Its address and the certificate of its API: known before it runs.
 pub(crate) struct Place {
     pub(crate) address: String,
     files: Certificate,
@@ -29,22 +29,22 @@ impl Place {
         Self { address, files: Certificate::of(&[&host, "localhost"], 4096) }
     }
 
-    /// The keys of an `acme` that has its certificates from there.
+    /// The keys of an `acme` table that orders from it.
     pub(crate) fn keys(&self) -> String {
         format!("directory = \"https://{}/dir\", ca = \"{}\"", self.address, self.files.cert())
     }
 
-    /// The file of what that place is trusted by.
+    /// The file of the CA of its API.
     pub(crate) fn ca(&self) -> String {
         self.files.cert()
     }
 
-    /// The name of the folder below the store's that its certificates are kept in.
+    /// The folder of its certificates, relative to the store.
     pub(crate) fn folder(&self) -> PathBuf {
         PathBuf::from(format!("acme/{}-dir", self.address.replace(':', "-")))
     }
 
-    /// Starts it. It looks for the domains that it validates at the port of that address, and gives certificates for so
+    /// Starts it. It validates domains at the port of that address, and issues certificates that are valid for that
     /// many seconds.
     pub(crate) async fn start(&self, looked_for: &str, validity: u32) -> Pebble {
         let (folder, management) = (tempfile::tempdir().expect("a temporary folder"), free_address());
@@ -78,7 +78,7 @@ impl Place {
 pub(crate) struct Pebble {
     _running: Running,
     _folder: TempDir,
-    /// What its certificates lead to.
+    /// The root of its certificates.
     pub(crate) root: CertificateDer<'static>,
     /// The same as text.
     pub(crate) pem: String,

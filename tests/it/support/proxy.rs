@@ -1,7 +1,7 @@
-//! nginx and HAProxy as they are installed, run with the files of `deploy/`: only addresses and paths are replaced.
+//! nginx and HAProxy as installed, run with the files of `deploy/`: only addresses and paths are replaced.
 //!
-//! What is replaced must be in the file, so that the files and the tests cannot part. One process each, which ends with
-//! its handle.
+//! A replaced text must be in the file, so that files and tests stay in step. One process each, which ends with its
+//! handle.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use super::command::{Running, free_address, run};
 use super::eventually;
 use super::program::{self, skip};
 
-/// Where the example files have the relay.
+/// The address of the relay in the example files.
 const RELAY: &str = "127.0.0.1:8080";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +66,7 @@ pub(crate) struct Proxy {
 }
 
 impl Proxy {
-    /// The example that ends HTTP and TLS. `cert` and `key` are PEM files.
+    /// The example that terminates HTTP and TLS. `cert` and `key` are PEM files.
     pub(crate) async fn http(software: Software, upstream: &str, cert: &str, key: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let (http, https) = (free_address(), free_address());
@@ -104,7 +104,7 @@ impl Proxy {
         Self::start(software, folder, &config, http, https).await
     }
 
-    /// The example that passes connections on unread, behind a PROXY header.
+    /// The example for TCP, with a PROXY header.
     pub(crate) async fn tcp(software: Software, upstream: &str) -> Self {
         let (folder, address) = (tempfile::tempdir().expect("a temporary folder"), free_address());
         let config = match software {
@@ -146,7 +146,7 @@ impl Proxy {
     }
 }
 
-/// An example file, with what a test must have otherwise.
+/// An example file, with the replacements of a test.
 fn example(path: &str, replaced: &[(&str, &str)]) -> String {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(path);
     let mut text = fs::read_to_string(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));

@@ -64,7 +64,7 @@ impl Setup {
         self
     }
 
-    /// Where the admin listener is, for commands that look for it there.
+    /// The address of the admin listener, for commands that need it.
     pub(crate) fn admin_at(mut self, address: String) -> Self {
         self.admin_listen = address;
         self
@@ -109,9 +109,9 @@ pub(crate) struct Relay {
     dir: TempDir,
     config: PathBuf,
     running: Option<Running>,
-    /// Where pushes are taken.
+    /// The address for pushes.
     pub(crate) push: String,
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     pub(crate) admin: String,
 }
 
@@ -120,7 +120,7 @@ impl Relay {
         Setup::new(body).start().await
     }
 
-    /// Ends it with SIGTERM, which must end well.
+    /// Ends it with SIGTERM; it must exit with 0.
     pub(crate) async fn stop(&mut self) {
         let running = self.running.take().expect("the relay runs");
         running.signal(Signal::TERM);
@@ -145,18 +145,18 @@ impl Relay {
         self.running().signal(signal);
     }
 
-    /// Waits for it to end by itself or by a signal sent before; gives the exit code.
+    /// Waits until it exits by itself or after a signal; returns the exit code.
     pub(crate) async fn end(&mut self) -> Option<i32> {
         self.running.take().expect("the relay runs").end().await
     }
 
-    /// Puts another configuration in the file's place, accounts and targets only.
+    /// Replaces accounts and targets in the configuration file.
     pub(crate) fn configure(&mut self, body: impl Into<String>) {
         self.setup.body = body.into();
         self.write();
     }
 
-    /// Puts another configuration in the file's place, all of it.
+    /// Replaces the whole configuration file.
     pub(crate) fn configure_all(&mut self, setup: Setup) {
         self.setup = setup;
         self.write();
@@ -176,7 +176,7 @@ impl Relay {
         self.running().find(what, |line| serde_json::from_str(line).ok().filter(&mut pick)).await
     }
 
-    /// Whom it says a push came from, by the push's number from 0.
+    /// The client address in the log line of a push, by the push's number from 0.
     pub(crate) async fn peer(&self, number: usize) -> String {
         let mut left = number;
         let nth = |line: &Value| {
@@ -188,12 +188,12 @@ impl Relay {
         self.log("the line of a push", nth).await["peer"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Nobody reads its log until this is dropped.
+    /// Its log is not read until this is dropped.
     pub(crate) fn stop_reading(&self) -> impl Drop + '_ {
         self.running().stop_reading()
     }
 
-    /// Everything it wrote, as it is.
+    /// Every line that it wrote.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.running().lines()
     }
@@ -212,7 +212,7 @@ impl Relay {
         run(command).await
     }
 
-    /// Puts other lines of `[log]` into the file.
+    /// Replaces the lines of `[log]` in the file.
     pub(crate) fn log_settings(&mut self, lines: &str) {
         self.setup.log = lines.to_owned();
         self.write();
@@ -235,14 +235,14 @@ impl Relay {
         Running::spawn(command)
     }
 
-    /// What `wxrelay audit --json` says; it must find everything accounted for.
+    /// The output of `wxrelay audit --json`, which must find everything accounted for.
     pub(crate) async fn audit(&self) -> Value {
         let finished = self.run(&["audit", "--json"]).await;
         assert_eq!(finished.code, Some(0), "the audit finds nothing missing: {finished:?}");
         serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:?}"))
     }
 
-    /// Waits until the audit counts so many in a field.
+    /// Waits until a field of the audit has this count.
     pub(crate) async fn audited(&self, field: &str, count: u64) -> Value {
         let what = format!("the audit counts {count} {field}");
         eventually(&what, async || Some(self.audit().await).filter(|audit| audit[field] == count)).await
@@ -253,7 +253,7 @@ impl Relay {
         http::get(&self.admin, path).await
     }
 
-    /// The record of a target's attempt of that number at an event, when it says what is looked for.
+    /// The record of a target's attempt of that number at an event, when it satisfies `pick`.
     pub(crate) async fn attempt(&self, event: &str, target: &str, number: u64, pick: impl Fn(&Value) -> bool) -> Value {
         let what = format!("the record of {target}'s attempt {number} at {event}");
         eventually(&what, async || {
@@ -266,7 +266,7 @@ impl Relay {
         .await
     }
 
-    /// The sum of a metric's samples that have all those labels; 0 where there is none.
+    /// The sum of a metric's samples with all these labels; 0 if there is none.
     pub(crate) async fn metric(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let samples = self.samples(name).await;
         let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}=\"{value}\"")).collect();
@@ -276,7 +276,7 @@ impl Relay {
             .fold(0.0, |sum, (_, value)| sum + value)
     }
 
-    /// A metric's samples: the labels as they stand, and the value.
+    /// A metric's samples: the labels as text, and the value.
     pub(crate) async fn samples(&self, name: &str) -> Vec<(String, f64)> {
         let answer = self.get("/metrics").await;
         assert_eq!(answer.status, 200);

@@ -1,4 +1,4 @@
-//! Load as WeChat makes it: one connection a push, HTTP/1.0, and a push that is not answered 200 is sent again.
+//! Load as from WeChat: one connection per push, HTTP/1.0, and a push that is not answered 200 is sent again.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use super::http::try_exchange;
 use super::soon;
 use super::wechat::{PATH, WeChat, text};
 
-/// Connections at a time, each with one push on it.
+/// Concurrent connections, each with one push.
 pub(crate) const SENDERS: usize = 8;
 
 /// Pushes as WeChat sends them, one connection each, until they are answered 200.
@@ -31,7 +31,7 @@ struct Tally {
 }
 
 impl Storm {
-    /// Goes on until [`Storm::end`].
+    /// Runs until [`Storm::end`].
     pub(crate) fn begin(address: &str, wechat: &WeChat) -> Self {
         let (tell, count) = watch::channel(0);
         let (answered, failures) = (Mutex::default(), Mutex::default());
@@ -48,7 +48,7 @@ impl Storm {
         Self { tally, count, senders }
     }
 
-    /// Waits until so many more are answered.
+    /// Waits until this many more are answered.
     pub(crate) async fn answered(&self, more: usize) {
         let mut count = self.count.clone();
         let goal = *count.borrow() + more;
@@ -60,7 +60,7 @@ impl Storm {
         self.tally.failures.lock().expect("no sender panics").clone()
     }
 
-    /// Ends it; gives the texts of all pushes and the longest wait for an answer.
+    /// Ends it; returns the texts of all pushes and the longest wait for an answer.
     pub(crate) async fn end(self) -> (BTreeSet<String>, Duration) {
         self.tally.over.store(true, Ordering::Relaxed);
         self.senders.join_all().await;

@@ -1,4 +1,4 @@
-//! A scripted receiver: keeps every delivery and answers as the test says.
+//! A scripted target: records every delivery and answers as the test says.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -118,7 +118,7 @@ impl Target {
         Self::always(Reaction::Answer(Reply::status(200))).await
     }
 
-    /// A receiver that always does the same.
+    /// A receiver with one fixed reaction.
     pub(crate) async fn always(then: Reaction) -> Self {
         Self::listen(then, None).await
     }
@@ -165,7 +165,7 @@ impl Target {
         self.shared.script().then = then;
     }
 
-    /// Lets so many held deliveries be answered, those to come included.
+    /// Lets this many held deliveries be answered, later ones included.
     pub(crate) fn release(&self, count: usize) {
         self.shared.held.add_permits(count);
     }
@@ -175,7 +175,7 @@ impl Target {
         self.shared.deliveries.lock().expect("no receiver panics").clone()
     }
 
-    /// Waits until there are so many, and gives all there are.
+    /// Waits until there are this many; returns all of them.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Delivery> {
         let mut news = self.count.clone();
         let what = format!("{count} deliveries at {}", self.address);
@@ -231,7 +231,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) {
     let service = service_fn(|request| receive(request, shared));
-    // A connection that breaks is the other side's doing or the script's.
+    // A broken connection comes from the client or from the script.
     drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 

@@ -1,7 +1,7 @@
-//! A WeChat of our own: signs, seals and sends pushes, and opens what comes back.
+//! The tests' own WeChat: signs, encrypts and sends pushes, and decrypts replies.
 //!
-//! Written from WeChat's documents with the bare ciphers, never with `wxrelay::wechat`, so that the two cannot share a
-//! mistake; `vectors.rs` pins it to published figures.
+//! Written from WeChat's documents with plain ciphers, never with `wxrelay::wechat`, so that the two cannot share a
+//! mistake; `vectors.rs` tests it with published vectors.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ use sha1::{Digest, Sha1};
 
 use super::http::{Answer, exchange};
 
-/// Where the account of [`WeChat::account`] takes its pushes.
+/// The path of [`WeChat::account`].
 pub(crate) const PATH: &str = "/wechat/events";
 
 /// The account's name at WeChat.
@@ -49,7 +49,7 @@ pub(crate) struct WeChat {
     pub(crate) mode: Mode,
 }
 
-/// A push, ready to be sent or spoilt.
+/// A push, ready to be sent or modified.
 #[derive(Clone, Debug)]
 pub(crate) struct Push {
     pub(crate) query: String,
@@ -98,7 +98,7 @@ impl WeChat {
         self.push_encrypted(timestamp, clear, &self.seal(random(), clear.as_bytes()))
     }
 
-    /// A push around a given Encrypt text, rightly signed, whatever that text is worth.
+    /// A push around a given Encrypt text, correctly signed, whether that text is valid or not.
     pub(crate) fn push_encrypted(&self, timestamp: i64, clear: &str, encrypt: &str) -> Push {
         let envelope = format!("<Encrypt><![CDATA[{encrypt}]]></Encrypt>");
         let body = match (json_of(clear), self.mode) {
@@ -261,12 +261,12 @@ pub(crate) fn sign(parts: &[&str]) -> String {
     Sha1::digest(parts.concat()).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A text message that no other call gives.
+/// A text message that is different in each call.
 pub(crate) fn text(openid: &str, content: &str) -> String {
     message(openid, "text", &format!("<Content><![CDATA[{content}]]></Content>\n<MsgId>{}</MsgId>\n", unique()))
 }
 
-/// An event that no other call gives; without EventKey where `key` is empty.
+/// An event that is different in each call; without EventKey where `key` is empty.
 pub(crate) fn event(openid: &str, name: &str, key: &str) -> String {
     let mut inner = format!("<Event><![CDATA[{name}]]></Event>\n");
     if !key.is_empty() {
