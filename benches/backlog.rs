@@ -1,18 +1,18 @@
-//! A backlog's price: memory, start, ingest, statistics, drain and disk with many deliveries pending.
+//! The cost of a backlog: memory, start, ingest, statistics, drain and disk with many deliveries pending.
 //!
 //! `cargo bench --bench backlog [-- --deliveries 1000000 --targets 1]`
 //!
-//! 1. Fill: pushes over 64 kept connections, each event for all targets, which are down, until so many deliveries are
-//!    pending. Then the same flood in turns against this relay and a fresh one with nothing pending: does a backlog
-//!    slow ingest? (Told from the medians of the turns.)
-//! 2. Start: the relay is killed with SIGKILL and started again: how long until `/readyz` says 200, and until the first
-//!    push is answered 200. How long a scrape of `/metrics` takes.
+//! 1. Fill: pushes over 64 kept connections, each event for all targets, which are down, until that many deliveries are
+//!    pending. Then the same load in turns against this relay and a fresh one without a backlog: does a backlog slow
+//!    ingest? (Compared by the medians of the turns.)
+//! 2. Start: the relay is killed with SIGKILL and started again: how long until `/readyz` answers 200, and until the
+//!    first push is answered 200. How long a scrape of `/metrics` takes.
 //! 3. Drain: the targets come up, and the time runs from their first delivery to their last, while 100 pushes a second
 //!    come in, each on a connection of its own.
 //! 4. After: the audit, and at a million with a retention of two minutes how far the file shrinks.
 //!
-//! Resident memory is looked at ten times a second throughout. One target makes one push per delivery; ten (the
-//! default from 10,000,000 on) make ten deliveries of a push, or filling would take most of an hour.
+//! Resident memory is sampled ten times a second throughout. With one target, a push makes one delivery; with ten (the
+//! default from 10,000,000 on) it makes ten, or filling would take most of an hour.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 // Each benchmark uses a part of it.
@@ -82,13 +82,13 @@ async fn main() {
     }
 }
 
-/// Room for all, and no housekeeping but what is measured.
+/// Enough capacity, and no housekeeping except what is measured.
 const QUEUE: &str = "max_size = \"200GiB\"\nretention = \"30d\"\n";
-/// As short as it gets: a repeat of a push is known for two minutes.
+/// The shortest retention: duplicates are recognised for two minutes.
 const SHORT_QUEUE: &str = "max_size = \"200GiB\"\nretention = \"2m\"\n";
-/// A store this small has given its room back: its log alone may have 64 MiB.
+/// A store of this size has released its free space: its write-ahead log alone may have 64 MiB.
 const SMALL: u64 = 96 << 20;
-/// How long it may give nothing back before that counts as the end: it deletes all that is old before it gives back.
+/// How long the file may stay the same size until the wait ends: old events are deleted before space is released.
 const STANDSTILL: Duration = Duration::from_secs(900);
 
 fn config(down: &[Down]) -> String {
@@ -100,7 +100,7 @@ fn config(down: &[Down]) -> String {
     config
 }
 
-/// Sends so many pushes, and tells the rate of each tenth.
+/// Sends this many pushes, and prints the rate of each tenth.
 async fn fill(relay: &Relay, wechat: &Arc<WeChat>, events: u64) -> u64 {
     let begun = Instant::now();
     let mut rates = Vec::new();
@@ -115,7 +115,7 @@ async fn fill(relay: &Relay, wechat: &Arc<WeChat>, events: u64) -> u64 {
     events
 }
 
-/// The same flood in turns against this relay and one with nothing pending but what the turns bring.
+/// The same load in turns against this relay and one that has only the deliveries of the turns pending.
 async fn compare_ingest(full: &Relay, wechat: &Arc<WeChat>, targets: usize) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let down: Vec<Down> = (0..targets).map(|_| Down::new()).collect();
@@ -134,7 +134,7 @@ async fn compare_ingest(full: &Relay, wechat: &Arc<WeChat>, targets: usize) {
     empty.end(Signal::TERM).await;
 }
 
-/// Scrapes further apart than an answer is kept.
+/// Scrapes further apart than an answer is cached.
 async fn scrape(relay: &Relay) {
     let mut took = Vec::new();
     for _ in 0..5 {
@@ -147,7 +147,7 @@ async fn scrape(relay: &Relay) {
     println!("scrape    {took}, longest {:.2} ms", millis(took.longest));
 }
 
-/// Waits until nothing is pending, while pushes go on.
+/// Waits until nothing is pending, while pushes continue.
 async fn drain(relay: &Relay, wechat: &Arc<WeChat>, targets: &[Target]) {
     let received = || targets.iter().map(Target::count).sum::<u64>();
     let pending = relay.metric("wxrelay_pending{").await;
@@ -188,7 +188,7 @@ async fn drain(relay: &Relay, wechat: &Arc<WeChat>, targets: &[Target]) {
     println!("received  {} deliveries for {expected} that were pending", received());
 }
 
-/// Restarts with a short retention and waits until the file is small, or shrinks no more.
+/// Restarts with a short retention and waits until the file is small, or stops shrinking.
 async fn shrink(folder: &Path, config: &str) {
     let relay = Relay::start(folder, SHORT_QUEUE, config).await;
     let (before, begun) = (relay.store_bytes(), Instant::now());

@@ -1,14 +1,13 @@
-//! Floods: does WeChat go on being answered while somebody means harm, and what does it cost?
+//! Floods: are WeChat's pushes answered during an attack, and what does it cost?
 //!
 //! `cargo bench --bench floods [-- --seconds 5 --rate 50 --only NAME]`
 //!
-//! Each flood meets a fresh relay for so many seconds, at whatever rate the machine gives, from 200 addresses of the
-//! loopback network or, where its name says so, from WeChat's own. Beside it pushes come at a steady rate, from a thread
-//! that the attackers have no part of, each on a connection of its own, up to three times as WeChat does. Per flood: the
-//! answers to these pushes, how many got none, the most memory the relay ever had, the descriptors that were not given
-//! back, and what the attackers got done. Exit code 1 if a push was not answered 200, if the slowest hundredth took longer
-//! than WeChat waits, if memory went over its bound, if a descriptor stayed open, or if the audit finds another number of
-//! events than of pushes.
+//! Each flood runs against a fresh relay for that many seconds, as fast as the machine can, from 200 addresses of the
+//! loopback network or, where its name has it, from WeChat's own. Beside it pushes come at a steady rate, from a thread
+//! of their own, each on a new connection, up to three times as WeChat does. Per flood: the answers to these pushes,
+//! how many got none, the relay's peak memory, the descriptors that were not closed, and what the attackers achieved.
+//! Exit code 1 if a push was not answered 200, if the slowest hundredth took longer than WeChat waits, if memory
+//! exceeded its limit, if a descriptor stayed open, or if the audit finds another number of events than of pushes.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 // Each benchmark uses a part of it.
@@ -31,11 +30,11 @@ use support::tls::Certificate;
 use support::wechat::{Steady, WeChat, account};
 use support::{argument, raise_descriptors, word};
 
-/// What WeChat waits for an answer.
+/// How long WeChat waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The most memory that the relay may ever take, in MiB: 4096 connections with what has been read of each.
+/// The limit of the relay's memory, in MiB: 4096 connections with the bytes read of each.
 const MEMORY: f64 = 256.0;
-/// How long after a flood its last connections may stay: a TLS handshake and first headers are waited for so long.
+/// How long after a flood its last connections may stay: the timeout of a TLS handshake and of first headers.
 const AFTERMATH: Duration = Duration::from_secs(20);
 
 #[tokio::main]
@@ -100,8 +99,8 @@ async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {
     passed
 }
 
-/// The pushes from a thread of their own: between ten thousand attackers a push's own turn would come so late that a
-/// connection is made, found silent and closed before the push is written.
+/// The pushes come from a thread of their own: among ten thousand attackers' tasks, a push would be scheduled so late
+/// that its connection is opened, found idle and closed before the push is written.
 async fn apart(wechat: Arc<WeChat>, to: SocketAddr, rate: u64, span: Duration) -> Steady {
     let push = move || {
         let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");

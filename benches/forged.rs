@@ -1,11 +1,11 @@
-//! What a forged push costs beside a good one, in the relay's processor time.
+//! The cost of a forged push relative to a valid one, in the relay's processor time.
 //!
 //! `cargo bench --bench forged [-- --seconds 3 --rounds 3]`
 //!
-//! In turn, over the same kept connections: a request that its path alone refuses, which is what HTTP itself costs here;
-//! a forged push of a good one's size; a good push, until it is delivered to one target. The whole of each includes the
-//! kernel's part for its socket, which is most of a forged push and out of the relay's hands. What counts is what each
-//! costs beyond HTTP. Exit code 1 if that of a forged push is over a tenth of that of a good one.
+//! In turn, over the same kept connections: a request that is refused by its path alone, which is the cost of HTTP; a
+//! forged push of a valid one's size; a valid push, until it is delivered to one target. Each total includes the
+//! kernel's work for its socket, which is most of a forged push and not the relay's. What is compared is the cost
+//! beyond HTTP. Exit code 1 if that of a forged push is over a tenth of that of a valid one.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 // Each benchmark uses a part of it.
@@ -24,7 +24,7 @@ use support::target::{Manner, Target};
 use support::wechat::{WeChat, account, exchanges, forged};
 
 const CONNECTIONS: usize = 16;
-/// The sealed text of a scan, roughly: 512 bytes in base64, before the `=` at its end.
+/// The encrypted text of a scan, roughly: 512 bytes in base64, before the `=` at its end.
 const SEALED: usize = 683;
 
 #[tokio::main]

@@ -1,18 +1,19 @@
-//! What bad targets cost the others and WeChat: latencies beside six bad targets over those of the quiet case.
+//! What bad targets cost other targets and WeChat: latencies beside six bad targets, relative to the quiet case.
 //!
 //! `cargo bench --bench isolation [-- --seconds 10 --rate 300 --rounds 3]`
 //!
-//! Pushes come at a steady rate, each on a connection of its own as WeChat sends them, whether the ones before are
+//! Pushes come at a steady rate, each on a connection of its own as WeChat sends them, whether earlier ones are
 //! answered or not. Two healthy targets, an identity provider and a handler, are measured. Every event goes to them
 //! and, by case, to six more targets:
 //!
-//! - `alone`: to no more.
-//! - `healthy`: to six healthy ones. This is the quiet case that the promise is held against: storing and attempting
-//!   eight deliveries of an event costs what it costs, be they good or bad.
+//! - `alone`: to no others.
+//! - `healthy`: to six healthy ones. This is the quiet case that the promise is compared with: eight deliveries of an
+//!   event have a cost, whether the targets are good or bad.
 //! - `bad`: to one that is dead, one that hangs for its whole timeout, one that answers one byte a second, one that
 //!   sends an endless body, one that flips between up and down each half second, one whose name does not resolve.
 //!
-//! The cases take turns, in another order each round and each time with a fresh relay; what is compared are medians over the rounds.
+//! The cases take turns, in another order each round and each time with a fresh relay. Medians over the rounds are
+//! compared.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 // Each benchmark uses a part of it.
@@ -30,9 +31,9 @@ use support::relay::Relay;
 use support::target::{Down, Manner, Target};
 use support::wechat::{WeChat, account};
 
-/// How much slower than in the quiet case the others may be.
+/// How much slower than in the quiet case the measured targets may be.
 const PROMISE: f64 = 1.2;
-/// Pushes before the measuring: connections are made, breakers have opened.
+/// Pushes before the measurement: connections are made, breakers have opened.
 const WARM_UP: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +55,7 @@ impl Case {
     }
 }
 
-/// One turn of a case.
+/// The result of one turn of a case.
 struct Turn {
     case: Case,
     answer: Latency,

@@ -1,24 +1,24 @@
-//! The relay's absolute figures, each beside what is wanted of it: rate, latencies, memory, start, size.
+//! The relay's absolute numbers, each beside its goal: rate, latencies, memory, start, size.
 //!
 //! `cargo bench --bench pace [-- --seconds 5 --rounds 3 --starts 10 --quiet 10]`
 //!
-//! - The peak: pushes over 64 kept connections, each when the one before on its connection is answered; every push is a
-//!   scan with one delivery to a handler.
-//! - An answer at half of the peak's median: the same connections and handler, pushes on a schedule (`support/schedule.rs`).
-//!   The same schedule is kept with a target in the relay's place too: what that takes is the machine's own, and tells
-//!   whether it is quiet enough for these figures to say something.
+//! - The peak: pushes over 64 kept connections, each when the previous one on its connection is answered; every push is
+//!   a scan with one delivery to a handler.
+//! - Answers at half of the peak's median: the same connections and handler, pushes on a schedule
+//!   (`support/schedule.rs`). The same schedule also runs against a target instead of the relay: that is the machine's
+//!   own latency, and shows whether the machine is idle enough for these numbers.
 //! - Identity: 1,000 scans a second for an identity provider in its default settings, each push on a connection of its
 //!   own as WeChat makes them. Forwarded: from just before the push's first byte is written until the provider has the
-//!   whole request, so that what the relay takes to get the push counts too.
-//! - Memory is what is resident, of the relay that then takes the peak; at the peak it is the most there ever was.
-//! - The start: from before the process is there until `/readyz` says 200, as seen by a look each millisecond or two;
-//!   once with a store that was made before and holds nothing, once with no store.
+//!   whole request, so that reading the push counts too.
+//! - Memory: resident, before the peak, and its maximum at the peak.
+//! - The start: from before the process exists until `/readyz` answers 200, polled each millisecond or two; once with
+//!   an existing empty store, once without a store.
 //!
-//! The binary that `cargo bench` builds has what the tests ask of the dependencies, and is larger than a release: for the size,
-//! name a release by `WXRELAY_BENCH_BINARY`.
+//! The binary that `cargo bench` builds has the tests' features of the dependencies, and is larger than a release: for
+//! the size, name a release by `WXRELAY_BENCH_BINARY`.
 //!
-//! Load, relay and targets share the machine: the figures are of all three together, and nothing else should run. What
-//! is over what is wanted is marked, and fails nothing.
+//! Load, relay and targets share the machine: the numbers are of all three together, and nothing else should run. A
+//! missed goal is marked, and does not fail the benchmark.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 // Each benchmark uses a part of it.
@@ -41,11 +41,11 @@ use support::target::{Manner, Target};
 use support::wechat::{WeChat, account, exchanges};
 
 const CONNECTIONS: usize = 64;
-/// More than the relay answers in a second on such a machine. A round in which it has answered them all ends early.
+/// More than the relay answers in a second on such a machine. A round ends early when all are answered.
 const PUSHES_A_SECOND: u64 = 40_000;
 /// Scans a second for the identity provider.
 const SCANS: f64 = 1000.0;
-/// Before what is measured on a schedule: connections are made.
+/// Before a measurement on a schedule: connections are made.
 const WARM_UP: Duration = Duration::from_secs(1);
 
 #[tokio::main]
@@ -147,7 +147,7 @@ async fn identified(table: &mut Table, span: Duration, rounds: u64) {
     let relay = Relay::start(folder.path(), "", &config).await;
     target.keep_arrivals();
     let wechat = WeChat::new();
-    // At most as many as 200 ms bring.
+    // At most as many as come in 200 ms.
     let schedule = Schedule { rate: SCANS, span, connections: 200, kept: false };
     let forwarded = |outcome: Outcome, target: &Target| {
         let arrivals = target.take_arrivals().into_iter();
@@ -160,7 +160,7 @@ async fn identified(table: &mut Table, span: Duration, rounds: u64) {
     relay.end(Signal::TERM).await;
 }
 
-/// A schedule round by round, each until all is delivered: the latencies that `pick` takes from it, and the failures.
+/// A schedule round by round, each until all is delivered: the latencies that `pick` selects, and the failures.
 async fn measured(
     schedule: Schedule,
     relay: &Relay,
@@ -199,19 +199,19 @@ fn handler(target: &Target) -> String {
     )
 }
 
-/// What is printed, a line as soon as its figure is there.
+/// The printed table, a line as soon as its number is known.
 struct Table {
     missed: u32,
     held: u32,
 }
 
-/// What a figure's median has to be.
+/// The goal for the median of a number.
 #[derive(Clone, Copy)]
 enum Wanted {
     Under(f64),
-    /// Zero.
+    /// It must be zero.
     None,
-    /// It stands there to be known.
+    /// No goal: for information.
     Nothing,
 }
 

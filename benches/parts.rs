@@ -1,10 +1,10 @@
-//! What each part of a push's way costs alone, by divan.
+//! The cost of each step of a push alone, by divan.
 //!
 //! `cargo bench --bench parts [-- open]`
 //!
-//! The parts that need no disk are functions of [`part`], never inlined, whose names `tests/perf/instructions.py` counts
-//! the instructions by. The push is a scan in secure mode, as a sender makes it. `enqueue` is durable, so it is mostly
-//! what the disk of `TMPDIR` takes to flush: 64 at a time share their flushes.
+//! The parts that need no disk are functions of [`part`], never inlined, whose names `tests/perf/instructions.py`
+//! counts the instructions by. The push is a scan in secure mode, as a sender makes it. `enqueue` is durable, so it is
+//! mostly the flush time of the disk of `TMPDIR`: 64 concurrent ones share their flushes.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 
@@ -34,7 +34,7 @@ fn main() {
     divan::main();
 }
 
-/// The parts. Each drops what it makes, so that the whole of it is counted.
+/// The parts. Each drops its result, so that all of it is counted.
 mod part {
     use std::hint::black_box;
 
@@ -45,7 +45,7 @@ mod part {
     use wxrelay::wechat::signature;
     use wxrelay::wechat::{AesKey, Credentials, Message, Query, ReplySealing, Salt, Syntax};
 
-    /// The signature over the sealed text.
+    /// The signature over the encrypted text.
     #[inline(never)]
     pub(super) fn verify(parts: [&str; 4], given: &str) -> bool {
         signature::verify(parts, given)
@@ -63,19 +63,19 @@ mod part {
         black_box(Message::parse(clear)).is_ok()
     }
 
-    /// All of these, from the query and the body on.
+    /// All of these, starting with query and body.
     #[inline(never)]
     pub(super) fn open(credentials: &Credentials, query: &str, body: &Bytes) -> bool {
         Query::parse(query).is_ok_and(|query| black_box(credentials.open(&query, body)).is_ok())
     }
 
-    /// The same for a push that is signed by somebody else: what a stranger can make the relay do.
+    /// The same for a push with a wrong signature: what an unauthenticated client can make the relay do.
     #[inline(never)]
     pub(super) fn refuse(credentials: &Credentials, query: &str, body: &Bytes) -> bool {
         Query::parse(query).is_ok_and(|query| black_box(credentials.open(&query, body)).is_err())
     }
 
-    /// What tells repeats of the push.
+    /// The key that recognises duplicates of the push.
     #[inline(never)]
     pub(super) fn key(message: &Message, clear: &[u8]) -> ContentKey {
         ContentKey::of(super::APP_ID, message, clear)
@@ -87,7 +87,7 @@ mod part {
         black_box(table.plan(message)).targets.len()
     }
 
-    /// The reply, signed and sealed.
+    /// The reply, encrypted and signed.
     #[inline(never)]
     pub(super) fn seal(credentials: &Credentials, reply: &str, salt: &Salt) -> usize {
         black_box(credentials.seal_reply(reply, ReplySealing::current(Syntax::Xml), salt)).len()
@@ -233,8 +233,8 @@ fn clear_text() -> String {
     )
 }
 
-/// Routes as operators write them: by an event, a scene, a scene's beginning. The last one holds for the push, which is
-/// compared with each of them all the same.
+/// Routes as operators write them: by an event, a scene, a prefix of a scene. The last one matches the push, which is
+/// compared with each of them.
 fn table(routes: usize) -> Table {
     let patterns = |text: &str, case_blind| Some(Patterns(vec![Pattern::parse(text, case_blind).expect("a pattern")]));
     let event = |name| Match { event: patterns(name, true), ..Match::default() };
@@ -266,7 +266,7 @@ fn fresh(queue: &Queue, push: &Push, number: u64) -> NewEvent {
         clear: clear.into(),
         traceparent: None,
     };
-    // Keys come nearly in order: their first part is the second.
+    // Keys come nearly in order: they begin with the time in seconds.
     let mut key = [0; 24];
     key[..8].copy_from_slice(&number.to_be_bytes());
     let targets = vec!["app".into()];

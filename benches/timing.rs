@@ -1,14 +1,15 @@
-//! Whether the time of a refusal tells why: Welch's t over pairs of refusals that answer alike, in the manner of dudect.
+//! Whether the time of a refusal reveals its reason: Welch's t over pairs of refusals with the same answer, as in
+//! dudect.
 //!
 //! `cargo bench --bench timing [-- --samples 200000]`
 //!
-//! Each pair is two sets of inputs that are wrong in different ways, tried in a random order on the code itself, without
-//! a socket, which is where a difference would show first. What took longest, a tenth of the samples, is left out: it is
-//! the machine's. |t| above 10 is a difference, and the benchmark ends with an error; above 4.5 it is worth a second
-//! run. A machine with nothing else to do is needed; refusals that a busy machine shows as different are no finding.
+//! Each pair is two sets of inputs that are wrong in different ways, tried in a random order on the code itself,
+//! without a socket, where a difference would show first. The slowest tenth of the samples is left out: it is noise of
+//! the machine. |t| above 10 is a difference, and the benchmark fails; above 4.5 it is worth a second run. Use an idle
+//! machine; a difference on a busy machine is no finding.
 //!
-//! Not compared is a wrong signature with a broken envelope: the first is refused before anything is decrypted, and
-//! whoever meets the second has signed it with the token.
+//! A wrong signature is not compared with a broken envelope: the first is refused before anything is decrypted, and the
+//! sender of the second has signed it with the token.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 // Each benchmark uses a part of it.
@@ -29,9 +30,9 @@ use support::argument;
 const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
 const TIMESTAMP: &str = "1795161600";
 const NONCE: &str = "1792106704";
-/// Inputs of each kind, so that no one place in memory speaks for all.
+/// Inputs of each kind, so that no single place in memory decides.
 const INPUTS: usize = 64;
-/// |t| from which two kinds of refusal are told apart.
+/// |t| from which two kinds of refusal are distinguishable.
 const DIFFERENT: f64 = 10.0;
 
 /// A query and a body.
@@ -48,7 +49,7 @@ enum Wrong {
     Key,
     /// The AppID, of the same length.
     AppId(&'static str),
-    /// A bit of the byte so far from the end of the sealed text; it changes the block behind it.
+    /// A bit of the byte at this distance from the end of the encrypted text; it changes the next block.
     Bit(usize),
     /// A bit of the length.
     Length,

@@ -1,4 +1,4 @@
-//! Pushes as fast as they are answered, over so many connections.
+//! Pushes as fast as they are answered, over a number of connections.
 
 use std::io;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use super::support::target::Target;
 use super::support::tls::localhost;
 use super::support::wechat::{WeChat, read_answer};
 
-/// More than any peer answers in a second on such a machine: whoever gets through all of them starts over.
+/// More than any peer answers in a second on such a machine: a peer that has answered all starts over.
 const PUSHES_A_SECOND: usize = 40_000;
 
 /// How connections are used.
@@ -27,13 +27,13 @@ const PUSHES_A_SECOND: usize = 40_000;
 pub(crate) enum Manner {
     /// Each for many pushes.
     Kept,
-    /// One for each push, as WeChat does.
+    /// A connection per push, as WeChat does.
     Each,
     /// The same over TLS 1.3, a full handshake each.
     TlsFull,
-    /// The same, and the session is resumed.
+    /// The same, with a resumed session.
     TlsResumed,
-    /// The same by TLS 1.2, where a resumed session needs no new exchange of keys.
+    /// The same with TLS 1.2, where a resumed session needs no new key exchange.
     Tls12Resumed,
 }
 
@@ -49,30 +49,30 @@ pub(crate) struct Load {
     pub(crate) span: Duration,
 }
 
-/// One peer in one round.
+/// The result of one peer in one round.
 pub(crate) struct Measured {
     /// Answers 200, a second.
     pub(crate) rate: f64,
-    /// Deliveries a second, to the last one; 0 where none are waited for.
+    /// Deliveries a second, until the last one; 0 where none are expected.
     pub(crate) delivered: f64,
     /// In milliseconds.
     pub(crate) p50: f64,
     pub(crate) p99: f64,
-    /// The peer's seconds for a million pushes, deliveries included.
+    /// The peer's processor seconds for a million pushes, deliveries included.
     pub(crate) processor: f64,
     /// Resident bytes of all its processes, at the end.
     pub(crate) memory: u64,
     pub(crate) failed: u64,
-    /// The part of the answers whose TLS session was one that had been before.
+    /// The share of the answers with a resumed TLS session.
     pub(crate) resumed: f64,
 }
 
-/// What one connection after the other came to.
+/// The sum over the connections of one sender.
 #[derive(Default)]
 struct Answers {
     nanos: Vec<u64>,
     failed: u64,
-    /// Whose TLS session was one that had been before.
+    /// Answers with a resumed TLS session.
     resumed: u64,
 }
 
@@ -97,7 +97,7 @@ impl Load {
             senders.spawn(async move {
                 let mut answers = Answers::default();
                 while Instant::now() < end {
-                    // A kept connection that breaks is made anew.
+                    // A kept connection that breaks is opened again.
                     let ended = match manner {
                         Manner::Kept => keep(to, &pushes, &next, end, &mut answers).await,
                         Manner::Each | Manner::TlsFull | Manner::TlsResumed | Manner::Tls12Resumed => {
@@ -182,7 +182,7 @@ async fn whole(mut stream: impl AsyncRead + AsyncWrite + Unpin, push: &[u8]) -> 
     stream.write_all(push).await?;
     let mut answer = Vec::with_capacity(512);
     match stream.read_to_end(&mut answer).await {
-        // Not every peer says goodbye in TLS.
+        // Not every peer sends a TLS close_notify.
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof && !answer.is_empty() => Ok(answer),
         ended => ended.map(|_| answer),
     }

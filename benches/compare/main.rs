@@ -1,15 +1,15 @@
-//! The relay beside what else could stand at WeChat's server URL: answers a second, latency, processor time, memory.
+//! The relay beside other software at WeChat's server URL: answers a second, latency, processor time, memory.
 //!
 //! `cargo bench --bench compare [-- --seconds 3 --rounds 3 --only keep-64]`
 //!
-//! Peers: nginx and HAProxy, which pass pushes on to a handler and answer what it answers; a Node server in the manner
-//! of the identity provider's own sample (`mode2.mjs`), where `node` is installed; the relay, once for nobody and once
-//! with a delivery of each push to the handler. Only the relay stores anything: every push is on disk before its answer.
-//! Those whose program is missing are passed over with a visible line.
+//! Peers: nginx and HAProxy, which forward pushes to a handler and return its answer; a Node server like the identity
+//! provider's own sample (`mode2.mjs`), where `node` is installed; the relay, once without targets and once with a
+//! delivery of each push to the handler. Only the relay stores anything: every push is on disk before its answer. A
+//! peer whose program is missing is skipped with a visible line.
 //!
 //! In each setting the peers take turns, round by round, on the same number of fresh pushes, so that a busy machine is
-//! busy for all of them. Load, peer and handler share the machine. Ratios are to nginx in the same round. A connection
-//! of its own for every push is what WeChat does.
+//! busy for all of them. Load, peer and handler share the machine. Ratios are to nginx in the same round. WeChat opens
+//! a connection for every push.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 
@@ -29,13 +29,13 @@ use support::target::{Down, Manner, Target};
 use support::wechat::WeChat;
 use support::{argument, word};
 
-/// What a comparison is made under.
+/// The conditions of a comparison.
 struct Setting {
     name: &'static str,
     connections: Connections,
-    /// How many at a time.
+    /// Concurrent connections.
     at_a_time: usize,
-    /// `None`: nothing listens there.
+    /// `None`: without a listener.
     handler: Option<Manner>,
 }
 
@@ -75,7 +75,7 @@ async fn main() {
     }
 }
 
-/// Runs the peers in turn, and prints what came of it.
+/// Runs the peers in turn, and prints the results.
 async fn compare(setting: &Setting, span: Duration, rounds: u64) {
     println!("{} ({} at a time, {} s, {rounds} rounds)", setting.name, setting.at_a_time, span.as_secs());
     let (down, handler) = match setting.handler {

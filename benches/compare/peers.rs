@@ -1,4 +1,4 @@
-//! The peers as processes: each on a port of its own, in front of the same handler, ended with the round.
+//! The peers as processes: each on a port of its own, in front of the same handler, stopped after the round.
 
 use std::ffi::OsString;
 use std::fs;
@@ -18,20 +18,20 @@ use super::support::relay::{Relay, memory, processor};
 use super::support::tls::Certificate;
 use super::support::wechat::{KEY, account};
 
-/// Who is compared.
+/// A compared program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Peer {
     Nginx,
     Haproxy,
     /// `mode2.mjs`
     Sample,
-    /// The relay with no target: it verifies, opens, stores and answers.
+    /// The relay without a target: it verifies, decrypts, stores and answers.
     Relay,
-    /// The relay with a delivery of each push besides.
+    /// The relay with a delivery of each push.
     RelayDelivers,
 }
 
-/// Where the peers stand.
+/// The environment of the peers.
 pub(crate) struct World {
     handler: SocketAddr,
     certificate: Certificate,
@@ -39,7 +39,7 @@ pub(crate) struct World {
     _folder: TempDir,
 }
 
-/// A peer that runs; killed when dropped.
+/// A running peer; killed when dropped.
 pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     process: Process,
@@ -94,7 +94,7 @@ impl World {
         peer.program().is_some()
     }
 
-    /// Whoever has one of his own resumes his own sessions: one shared keeps eight tickets, and loses some in a crowd.
+    /// Each sender has its own store of sessions: a shared one keeps eight tickets, and many senders would lose some.
     pub(crate) fn connector(&self, manner: Manner) -> Option<TlsConnector> {
         match manner {
             Manner::Kept | Manner::Each => None,
@@ -218,7 +218,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Process::Other(child) = &mut self.process {
-            // Both fail only for a child that has ended, which is what is wanted.
+            // Both fail only for a child that has ended, which is the goal.
             drop(child.kill());
             drop(child.wait());
         }
@@ -237,7 +237,7 @@ fn write(folder: &Path, name: &str, text: String) -> PathBuf {
     file
 }
 
-/// That nobody listened at just now.
+/// A port without a listener just now.
 fn free_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port is free")
 }

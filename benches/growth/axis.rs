@@ -1,12 +1,12 @@
-//! The axes: along what a relay grows, and how its configuration looks at each size.
+//! The axes along which a relay grows, and its configuration at each size.
 //!
-//! They all begin at the same relay, but for patterns: one account with one route to one target, and an empty store.
+//! Except for patterns, all begin at the same relay: one account with one route to one target, and an empty store.
 
 use std::fmt::Write as _;
 
 use super::support::wechat::account_marked;
 
-/// Along what it grows.
+/// What grows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Axis {
     /// Of one account.
@@ -124,7 +124,7 @@ pub(crate) fn mark(number: u64) -> String {
     if number == 0 { String::new() } else { number.to_string() }
 }
 
-/// What a route of many is for: a campaign's QR codes, by an exact key, a glob or a regular expression.
+/// The purpose of one of many routes: a campaign's QR codes, by an exact key, a glob or a regular expression.
 fn campaign(number: u64) -> String {
     match number % 3 {
         0 => format!("event_key = \"poster_{number}\""),

@@ -1,8 +1,8 @@
-//! The chart: cost over size, a line for each axis, as an SVG that reads on light and dark grounds alike.
+//! The chart: cost over size, a line per axis, as an SVG that is readable on light and dark backgrounds.
 //!
-//! It is drawn from the numbers that were printed. A point is the median over the rounds, the thin stroke through it
-//! goes from the least to the most; the band is a tenth more and less than the smallest size. Sizes are on a
-//! logarithmic scale; nothing stands at one, where the smallest relays are.
+//! It is drawn from the printed numbers. A point is the median over the rounds; the thin line through it goes from the
+//! minimum to the maximum; the band is a tenth above and below the smallest size. Sizes are on a logarithmic scale;
+//! zero is drawn at one, where the smallest relays are.
 
 use std::fmt::Write as _;
 
@@ -23,18 +23,18 @@ pub(crate) struct Point {
 
 const WIDTH: f64 = 920.0;
 const HEIGHT: f64 = 470.0;
-/// Of the field in which the lines are.
+/// Of the plot area.
 const LEFT: f64 = 62.0;
 const RIGHT: f64 = 790.0;
 const TOP: f64 = 74.0;
 const BOTTOM: f64 = 380.0;
-/// How wide a letter of a label is, about; and how far apart labels are at least.
+/// The approximate width of a letter of a label, and the least distance between labels.
 const LETTER: f64 = 7.0;
 const LINE: f64 = 17.0;
-/// Half of the height that a label keeps free.
+/// Half of the height that a label occupies.
 const CLEAR: f64 = 9.0;
 
-/// Colours for light and dark grounds, a class each.
+/// Colours for light and dark backgrounds, a class each.
 const STYLE: &str = "\
 text{font-family:system-ui,-apple-system,'Segoe UI',Roboto,'DejaVu Sans',sans-serif;font-size:13px;fill:#57606a}\
 text.title{font-size:16px;font-weight:600;fill:#1f2328}text.small{font-size:11.5px}\
@@ -98,7 +98,7 @@ impl Field {
         (self.x(point.size), self.y(point.middle))
     }
 
-    /// The band, the grid, and what stands beside it.
+    /// The band, the grid, and its labels.
     fn draw(&self, svg: &mut String) {
         let (top, height) = (self.y(1.1), self.y(0.9) - self.y(1.1));
         let width = RIGHT - LEFT;
@@ -143,7 +143,7 @@ fn draw_curve(svg: &mut String, field: &Field, number: usize, curve: &Curve, lab
     add(svg, "</g>");
 }
 
-/// Where the label of each curve goes: at its end, or as little above or below as keeps it off lines and other labels.
+/// The place of each curve's label: at its end, or as near as keeps it off lines and other labels.
 fn places(field: &Field, curves: &[Curve]) -> Vec<(f64, f64)> {
     let mut taken: Vec<(f64, f64, f64)> = Vec::new();
     for curve in curves {
@@ -164,7 +164,7 @@ fn places(field: &Field, curves: &[Curve]) -> Vec<(f64, f64)> {
     taken.into_iter().map(|(x, _, y)| (x, y)).collect()
 }
 
-/// Where a curve is at `x`, if it is there.
+/// The height of a curve at `x`, if it reaches it.
 fn height(field: &Field, curve: &Curve, x: f64) -> Option<f64> {
     let within = |pair: &&[Point]| (field.x(pair[0].size)..=field.x(pair[1].size)).contains(&x);
     let (from, to) = curve.points.windows(2).find(within).map(|pair| (field.at(&pair[0]), field.at(&pair[1])))?;

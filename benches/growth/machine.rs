@@ -1,4 +1,4 @@
-//! What the machine is that is measured on.
+//! The machine that the numbers are measured on.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -9,7 +9,7 @@ use std::thread::available_parallelism;
 use super::support::figures::{Latency, millis};
 use super::support::nanos;
 
-/// Flushes that are timed.
+/// Timed flushes.
 const FLUSHES: usize = 300;
 
 pub(crate) struct Machine {
@@ -55,7 +55,7 @@ impl fmt::Display for Machine {
     }
 }
 
-/// How long a page more takes to be on disk, where the stores are.
+/// The time to append and flush one page, on the disk of the stores.
 fn flush() -> Latency {
     let mut file: File = tempfile::tempfile().expect("a temporary file");
     let page = [7; 4096];

@@ -1,16 +1,19 @@
-//! What a push costs as the relay grows: routes, accounts, targets, deliveries of each push, stored events.
+//! The cost of a push as the relay grows: routes, accounts, targets, deliveries of each push, stored events.
 //!
-//! `cargo bench --bench growth [-- --only routes,events --seconds 4 --rounds 5 --most 10000000 --chart docs/performance.svg]`
+//! `cargo bench --bench growth [-- --only routes,events --seconds 4 --rounds 5 --most 10000000 --chart
+//! docs/performance.svg]`
 //!
 //! For each axis relays of each size take turns, round by round, on the same number of fresh pushes over 64 kept
 //! connections (5,000 for each of `--seconds`). The cost is the relay's own processor time, user and system, from the
-//! first push until every delivery is settled in the store, by push; on the axis of deliveries by delivery, with as many
-//! deliveries in every turn. Pushes never run ahead of deliveries by more than 128, so that it is the cost of keeping up
-//! that is measured, not that of a backlog (`backlog` measures that). Ratios are to the smallest size in the same round;
-//! load and targets share the machine. Beside it, for information: the rate, the answer's p50 one push at a time, memory.
+//! first push until every delivery is settled in the store, by push; on the axis of deliveries by delivery, with as
+//! many deliveries in every turn. Pushes never run ahead of deliveries by more than 128, so that it is the cost of
+//! keeping up that is measured, not that of a backlog (`backlog` measures that). Ratios are to the smallest size in the
+//! same round; load and targets share the machine. Beside it, for information: the rate, the answer's p50 one push at a
+//! time, memory.
 //!
-//! `--most` bounds the stored events: ten million take 8 GB in the folder for temporary files and some minutes to write.
-//! `--chart` draws what was printed. Exit code 1 if a size costs over a tenth more than the smallest, by the median.
+//! `--most` bounds the stored events: ten million take 8 GB in the folder for temporary files and some minutes to
+//! write. `--chart` draws what was printed. Exit code 1 if a size costs over a tenth more than the smallest, by the
+//! median.
 
 #![expect(clippy::expect_used, reason = "in a benchmark a failed expectation is the failure")]
 
@@ -42,18 +45,18 @@ use world::World;
 
 /// Connections of the load.
 const CONNECTIONS: usize = 64;
-/// Deliveries for each second that a turn is to take: somewhat less than such a machine does.
+/// Deliveries for each second of a turn: somewhat fewer than such a machine does.
 const A_SECOND: u64 = 5000;
-/// Deliveries before the measuring: connections are made, statements prepared, pages read.
+/// Deliveries before the measurement: connections are made, statements prepared, pages read.
 const WARM_UP: u64 = 2000;
 /// Pushes sent one at a time.
 const ALONE: u64 = 300;
 /// Over this a size is not flat.
 const FLAT: f64 = 1.1;
-/// Stores up to this size are written anew for each turn, as its pushes would add to them noticeably.
+/// Stores up to this size are written again for each turn, because its pushes would add to them noticeably.
 const CHEAP: u64 = 100_000;
 
-/// One relay in one round.
+/// The result of one relay in one round.
 struct Turn {
     /// Processor time in microseconds, by push or by delivery.
     cost: f64,
@@ -61,7 +64,7 @@ struct Turn {
     rate: f64,
     /// Milliseconds from the first byte out to the last in, at the middle, one push at a time.
     answer: f64,
-    /// Resident bytes, the most there ever were.
+    /// Peak of resident bytes.
     memory: u64,
 }
 
@@ -130,7 +133,7 @@ async fn turn(axis: Axis, size: u64, folder: &Path, deliveries: u64) -> Turn {
     }
 }
 
-/// Prints an axis, and gives what is to be drawn of it.
+/// Prints an axis, and returns its curve for the chart.
 fn tell(axis: Axis, sizes: &[u64], turns: &[Vec<Turn>]) -> Curve {
     let mut points = Vec::new();
     for (size, mine) in sizes.iter().zip(turns) {
@@ -153,7 +156,7 @@ fn tell(axis: Axis, sizes: &[u64], turns: &[Vec<Turn>]) -> Curve {
     Curve { label: axis.label(), points }
 }
 
-/// Benchmarks are run in the package's folder, and files are named as from there.
+/// Benchmarks run in the package's folder, and files are named relative to it.
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }

@@ -1,8 +1,8 @@
-//! Stores of events that came before: as the relay leaves them, but written in minutes, not hours.
+//! Stores of earlier events: as the relay leaves them, but written in minutes, not hours.
 //!
-//! The relay itself makes the schema. The rows are then written straight into its file: ids that grow with time, content
-//! keys that begin with CreateTime, one delivery each that has ended, one attempt, and the running ledger in step. They
-//! were all received within the last day, so retention looks at none of them. `wxrelay audit` has to find it clean.
+//! The relay itself makes the schema. The rows are then written straight into its file: ids that grow with time,
+//! content keys that begin with CreateTime, one ended delivery each, one attempt, and the matching ledger. All were
+//! received within the last day, so retention deletes none of them. `wxrelay audit` must find the store clean.
 
 use std::fs::File;
 use std::path::Path;
@@ -19,15 +19,15 @@ use super::support::figures::mebibytes;
 use super::support::relay::{Relay, audit};
 use super::world::World;
 
-/// Room for all, and nothing is deleted.
+/// Enough capacity, and nothing is deleted.
 pub(crate) const QUEUE: &str = "max_size = \"200GiB\"\nretention = \"30d\"\n";
 
-/// Events of one transaction.
+/// Events per transaction.
 const STEP: u64 = 200_000;
-/// How far back the events go.
+/// The age of the oldest event.
 const SPAN: Duration = Duration::from_secs(86_400);
 
-/// A folder with a store of so many events; nothing is in it for none. Says what it took, if asked.
+/// A folder with a store of this many events; empty for none. Prints the time, if asked.
 pub(crate) async fn made(events: u64, aloud: bool) -> TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     if events == 0 {
@@ -54,7 +54,7 @@ pub(crate) async fn made(events: u64, aloud: bool) -> TempDir {
 
 fn fill(file: &Path, events: u64) -> rusqlite::Result<()> {
     let mut store = Connection::open(file)?;
-    // Nothing here has to outlive a crash; what is there at the end is flushed below.
+    // Nothing here must survive a crash; the result is flushed below.
     store.execute_batch("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -262144")?;
     store.execute("INSERT INTO target (name) VALUES ('app0')", [])?;
     let target = store.last_insert_rowid();
@@ -78,7 +78,7 @@ fn fill(file: &Path, events: u64) -> rusqlite::Result<()> {
     }
     store.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(()))?;
     store.close().map_err(|(_, error)| error)?;
-    // What the kernel still has to write would be written while the relay is measured.
+    // Otherwise the kernel would write it back while the relay is measured.
     File::open(file).and_then(|file| file.sync_all()).expect("the store can be flushed");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! What is around one relay: its accounts' senders and its targets, all in this process.
+//! The peers of one relay: the senders of its accounts, and its targets, all in this process.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -17,11 +17,11 @@ use super::support::relay::Relay;
 use super::support::target::{Manner, Target};
 use super::support::wechat::{WeChat, read_answer};
 
-/// How many pushes may be sent whose deliveries have not all come: fewer than what a lane takes from memory.
+/// How many pushes may have deliveries outstanding: fewer than the inbox of a lane holds.
 const AHEAD: u64 = 128;
 
 pub(crate) struct World {
-    /// The relay's: accounts, routes and targets.
+    /// The relay's configuration: accounts, routes and targets.
     pub(crate) config: String,
     /// How many targets each push goes to.
     pub(crate) fanout: u64,
@@ -51,7 +51,7 @@ impl World {
         Self { config, fanout, shared: Arc::new(Shared { accounts, targets, fanout, sent: AtomicU64::new(0) }) }
     }
 
-    /// Sends so many pushes over so many kept connections, to each account in turn; gives the answers' latencies.
+    /// Sends pushes over kept connections, to each account in turn; returns the latencies of the answers.
     pub(crate) async fn send(&self, relay: &Relay, connections: usize, count: u64) -> Latency {
         let begun = Arc::new(AtomicU64::new(0));
         let mut senders = JoinSet::new();
@@ -76,7 +76,7 @@ impl World {
         Latency::of(senders.join_all().await.concat())
     }
 
-    /// Waits until all that was sent is delivered, and the store knows it.
+    /// Waits until all pushes are delivered and settled.
     pub(crate) async fn settled(&self, relay: &Relay) {
         while self.shared.behind() > 0 || relay.metric("wxrelay_pending{").await > 0.0 {
             sleep(Duration::from_millis(20)).await;
@@ -95,7 +95,7 @@ impl Shared {
         self.accounts[account].request(true)
     }
 
-    /// Deliveries of what was sent that have not come yet.
+    /// Deliveries of sent pushes that are outstanding.
     fn behind(&self) -> u64 {
         let received: u64 = self.targets.iter().map(Target::count).sum();
         (self.sent.load(Ordering::Relaxed) * self.fanout).saturating_sub(received)

@@ -1,4 +1,4 @@
-//! Attackers: what people send who mean harm, as fast as they can, until a moment.
+//! Attackers: hostile clients that send as fast as they can, until a deadline.
 //!
 //! They know the address and the account's path, and no secret. Bytes and frames are written by hand.
 
@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use super::tls::localhost;
 use super::wechat::forged;
 
-/// What the relay listens with.
+/// The listener that is attacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Door {
     Clear,
@@ -30,24 +30,24 @@ pub(crate) enum Door {
 pub(crate) struct Flood {
     pub(crate) name: &'static str,
     pub(crate) door: Door,
-    /// How many connections there are at a time; each is made anew when it ends.
+    /// Concurrent connections; each is opened again when it ends.
     connections: usize,
     from: From,
-    /// What is done with one connection, until it breaks.
+    /// What an attacker does with one connection, until it breaks.
     deed: fn(TcpStream, Arc<Counts>) -> Deed,
 }
 
-/// Whence the attackers come.
+/// The attackers' addresses.
 #[derive(Clone, Copy)]
 enum From {
     Everywhere,
-    /// From WeChat's own address, as all do behind a load balancer that hides them.
+    /// WeChat's own address, as all clients have behind a load balancer that hides them.
     WeChat,
 }
 
 type Deed = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// What the attackers got done, and what those need who shake hands.
+/// What the attackers achieved, and what their TLS handshakes need.
 pub(crate) struct Counts {
     connections: AtomicU64,
     sent: AtomicU64,
@@ -163,7 +163,7 @@ impl Attack {
         Self { target, end, connections, from, deed, counts: Arc::new(counts) }
     }
 
-    /// Lets them loose; they end by themselves.
+    /// Starts them; they end by themselves.
     pub(crate) fn begin(self: &Arc<Self>) -> JoinSet<()> {
         (0..self.connections).map(|number| Arc::clone(self).attacker(number)).collect()
     }
@@ -180,12 +180,12 @@ impl Attack {
                         self.counts.connections.fetch_add(1, Ordering::Relaxed);
                         (self.deed)(stream, self.counts.clone()).await;
                     }
-                    // The machine has no ports left, or the relay does not listen fast enough.
+                    // The machine has no ports left, or the relay accepts too slowly.
                     Err(_) => sleep(Duration::from_millis(10)).await,
                 }
             }
         };
-        // An end by the clock is what is wanted.
+        // The deadline is the intended end.
         timeout_at(self.end, deeds).await.ok();
     }
 }
@@ -205,13 +205,13 @@ async fn connect(from: Ipv4Addr, to: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Says nothing, and waits for the end.
+/// Sends nothing, and waits for the end.
 async fn silence(mut stream: TcpStream) {
     let mut scrap = [0; 64];
     while stream.read(&mut scrap).await.is_ok_and(|read| read > 0) {}
 }
 
-/// The same, and does not come back at once: who holds ten thousand connections has no need to hurry.
+/// The same, and pauses before it reconnects: an attacker with ten thousand connections has time.
 async fn idle(stream: TcpStream) {
     silence(stream).await;
     sleep(Duration::from_millis(500)).await;
@@ -252,7 +252,7 @@ async fn once(mut stream: TcpStream, counts: Arc<Counts>, request: Vec<u8>) {
     }
 }
 
-/// A beginning, and then for ever the same.
+/// A prefix, then the same bytes without end.
 async fn endless(mut stream: TcpStream, counts: Arc<Counts>, begin: Vec<u8>, more: Vec<u8>) {
     let mut go = stream.write_all(&begin).await;
     while go.is_ok() {
@@ -261,7 +261,7 @@ async fn endless(mut stream: TcpStream, counts: Arc<Counts>, begin: Vec<u8>, mor
     }
 }
 
-/// Requests as fast as they are taken, and no answer is ever read.
+/// Requests as fast as they are accepted, and no answer is ever read.
 async fn unread(mut stream: TcpStream, counts: Arc<Counts>, requests: Vec<u8>) {
     while stream.write_all(&requests).await.is_ok() {
         counts.sent.fetch_add(1, Ordering::Relaxed);
@@ -275,7 +275,7 @@ async fn handshake(stream: TcpStream, counts: Arc<Counts>) {
     }
 }
 
-/// HTTP/2 in clear: the frames that `make` gives for stream 1, 3, 5 and so on, and whatever comes is thrown away.
+/// HTTP/2 in clear: the frames that `make` returns for stream 1, 3, 5 and so on. Answers are discarded.
 async fn h2(stream: TcpStream, counts: Arc<Counts>, make: fn(u32) -> Vec<u8>) {
     let (mut from, mut to) = stream.into_split();
     let send = async {
@@ -309,7 +309,7 @@ fn frame(kind: u8, flags: u8, stream: u32, content: &[u8]) -> Vec<u8> {
 const REQUEST: &[u8] = b"\x82\x86\x84\x41\x01x";
 /// The same with `:method POST`.
 const POST: &[u8] = b"\x83\x86\x84\x41\x01x";
-/// Of the right form, and sealed by nobody.
+/// In the right form, but without a valid signature.
 const BODY: &[u8] = b"<xml><ToUserName><![CDATA[gh_0a1b2c3d4e5f]]></ToUserName><Encrypt><![CDATA[AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=]]></Encrypt></xml>";
 
 fn chunk() -> Vec<u8> {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// A latency's middle, its tail, and the end of that.
+/// p50, p99 and p99.9 of a latency.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
     pub(crate) count: usize,
@@ -13,7 +13,7 @@ pub(crate) struct Latency {
 }
 
 impl Latency {
-    /// Of measurements in nanoseconds.
+    /// From measurements in nanoseconds.
     pub(crate) fn of(mut nanos: Vec<u64>) -> Self {
         nanos.sort_unstable();
         let rank = |percent: usize| nanos.get((nanos.len() * percent / 100).min(nanos.len().saturating_sub(1)));
@@ -32,7 +32,7 @@ pub(crate) fn millis(span: Duration) -> f64 {
     span.as_secs_f64() * 1e3
 }
 
-/// The one in the middle; of an even number the mean of the two.
+/// The median; for an even number, the mean of the two in the middle.
 pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_unstable_by(f64::total_cmp);
@@ -41,7 +41,7 @@ pub(crate) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     f64::midpoint(at(low), at(high))
 }
 
-/// The least and the most.
+/// Minimum and maximum.
 pub(crate) fn ends(values: impl Iterator<Item = f64> + Clone) -> (f64, f64) {
     (values.clone().fold(f64::INFINITY, f64::min), values.fold(f64::NEG_INFINITY, f64::max))
 }

@@ -1,8 +1,7 @@
-//! What the benchmarks stand on: the built binary as a process of its own, a WeChat that sends, targets that answer.
+//! Support of the benchmarks: the built binary as a process of its own, a WeChat that sends, targets that answer.
 //!
-//! All over real sockets on ports that the system chooses. Sender and targets live in the benchmark's process and share
-//! the machine with the relay, so what is measured is the whole of it. They are written on bare sockets, to take as
-//! little of the machine as they can.
+//! All over real sockets on ports that the system chooses. Sender and targets run in the benchmark's process and share
+//! the machine with the relay, so all of it is measured. They use plain sockets, to need little of the machine.
 
 pub(crate) mod attack;
 pub(crate) mod figures;
@@ -23,7 +22,7 @@ pub(crate) fn nanos() -> u64 {
     u64::try_from(START.get_or_init(Instant::now).elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The number after `--name` on the command line, or the default. What `cargo bench` adds is passed over.
+/// The number after `--name` on the command line, or the default. Arguments of `cargo bench` are ignored.
 pub(crate) fn argument(name: &str, default: u64) -> u64 {
     word(name).map_or(default, |word| {
         word.replace('_', "").parse().unwrap_or_else(|_| panic!("{name} {word}: expected a number"))
@@ -35,7 +34,7 @@ pub(crate) fn word(name: &str) -> Option<String> {
     std::env::args().skip_while(|word| word != name).nth(1)
 }
 
-/// Raises how many files may be open, here and in the relay: a benchmark's connections need more than most shells give.
+/// Raises the limit of open files, here and in the relay: a benchmark needs more than most shells allow.
 pub(crate) fn raise_descriptors() {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the soft limit may be raised");

@@ -20,11 +20,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) struct Relay {
     child: Child,
     folder: PathBuf,
-    /// Where pushes are taken.
+    /// The address for pushes.
     pub(crate) push: SocketAddr,
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     pub(crate) admin: SocketAddr,
-    /// From the start of the process until `/readyz` said 200.
+    /// From the start of the process until `/readyz` answered 200.
     pub(crate) ready_after: Duration,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Relay {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Memory {
     pub(crate) now: u64,
-    /// The most there ever was.
+    /// Its peak.
     pub(crate) peak: u64,
 }
 
@@ -112,7 +112,7 @@ impl Relay {
         memory(self.id())
     }
 
-    /// The processor time it has taken so far.
+    /// The processor time that it has used so far.
     pub(crate) fn processor(&self) -> Duration {
         processor(self.id())
     }
@@ -142,7 +142,7 @@ impl Relay {
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        // Both fail only for a child that has ended, which is what is wanted.
+        // Both fail only for a child that has ended, which is the goal.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -162,11 +162,11 @@ pub(crate) fn processor(process: u32) -> Duration {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("it runs, on Linux");
     let (_, fields) = stat.rsplit_once(')').expect("a line of proc(5)");
     let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-    // Linux tells all programs 100 ticks a second.
+    // Linux reports 100 ticks a second to all programs.
     Duration::from_millis(ticks * 10)
 }
 
-/// Whether `wxrelay audit` finds everything accounted for, and what it says.
+/// Whether `wxrelay audit` finds everything accounted for, and its output.
 pub(crate) fn audit(folder: &Path) -> (bool, String) {
     let mut command = Command::new(binary());
     let output = command.args(["audit", "-c"]).arg(folder.join("config.toml")).output().expect("the binary starts");

@@ -1,9 +1,9 @@
-//! Pushes on a schedule: evenly spread, each due at its moment, whether those before it are answered or not.
+//! Pushes on a schedule: evenly spread, each due at its moment, whether earlier ones are answered or not.
 //!
-//! An answer's time counts from when its push was due. So a push that waits since all connections are taken counts its
-//! wait, and a slow answer is not hidden by what it keeps from being sent. The sender's own lateness, some 60 us, counts
-//! too. A thread keeps the moments: tokio's timer knows no less than a millisecond, which at thousands a second would be
-//! bursts.
+//! The time of an answer counts from when its push was due. So the wait for a free connection counts, and a slow answer
+//! is not hidden by the pushes that it delays (no coordinated omission). The sender's own lateness, some 60 us, counts
+//! too. A thread keeps the schedule: tokio's timer has a resolution of a millisecond, which at thousands a second would
+//! make bursts.
 
 use std::collections::HashMap;
 use std::io;
@@ -25,18 +25,18 @@ use super::wechat::{WeChat, read_answer};
 /// From the last preparation to the first push, in nanoseconds.
 const LEAD: u64 = 100_000_000;
 
-/// So many pushes a second for that long.
+/// A rate of pushes a second for a time.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Schedule {
     pub(crate) rate: f64,
     pub(crate) span: Duration,
-    /// At a time, at most.
+    /// Most concurrent connections.
     pub(crate) connections: usize,
     /// Whether a connection is for many pushes, or one for each as WeChat makes them.
     pub(crate) kept: bool,
 }
 
-/// What became of them.
+/// The results.
 #[derive(Default)]
 pub(crate) struct Outcome {
     /// Of those answered 200: from the moment when it was due to the last byte in, in nanoseconds.
@@ -47,7 +47,7 @@ pub(crate) struct Outcome {
 }
 
 impl Schedule {
-    /// Makes all pushes first, so that they cost nothing while it is measured; then sends them.
+    /// Makes all pushes first, so that they cost nothing during the measurement; then sends them.
     pub(crate) async fn keep(self, wechat: &WeChat, to: SocketAddr) -> Outcome {
         let count = (self.rate * self.span.as_secs_f64()) as usize;
         let pushes = (0..count).map(|_| wechat.request(self.kept)).collect();
@@ -75,14 +75,14 @@ impl Schedule {
     }
 }
 
-/// Where connections take the pushes that are due.
+/// The queue of due pushes, shared by the connections.
 struct Line {
     pushes: Vec<Vec<u8>>,
     /// When the first push is due, in `nanos()`.
     begin: u64,
     /// Nanoseconds between two.
     gap: f64,
-    /// A permit for each push that is due, and in the end one for each connection to find that there is no more.
+    /// A permit for each due push, and at the end one for each connection, so that it sees the end.
     due: Semaphore,
     next: AtomicUsize,
     to: SocketAddr,
@@ -101,7 +101,7 @@ impl Line {
                     tv_sec: left.as_secs().try_into().expect("some seconds"),
                     tv_nsec: left.subsec_nanos().into(),
                 };
-                // A signal that cuts the wait short is made up for by the next turn.
+                // If a signal interrupts the wait, the next turn makes up for it.
                 poll(&mut [], Some(&timeout)).ok();
             }
             self.due.add_permits(1);

@@ -1,4 +1,4 @@
-//! Targets: a fast one that notes when each delivery came, and all the ways in which one can be bad.
+//! Targets: a fast one that records the arrival of each delivery, and several kinds of bad ones.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,9 +19,9 @@ use super::wechat::MARK;
 pub(crate) enum Manner {
     /// Answers 200 at once.
     Fast,
-    /// Answers 200 after so long.
+    /// Answers 200 after a time.
     Slow(Duration),
-    /// Takes the delivery and never answers.
+    /// Reads the delivery and never answers.
     Hangs,
     /// Answers one byte a second.
     Drips,
@@ -43,13 +43,13 @@ type Reading = fn(&[u8]) -> Option<u128>;
 #[derive(Default)]
 struct Shared {
     count: AtomicU64,
-    /// How each delivery's push is read off it, once that is wanted.
+    /// How the push of a delivery is identified, while that is recorded.
     reading: OnceLock<Reading>,
-    /// When deliveries came, in `nanos()`, and what was read off them.
+    /// When deliveries came, in `nanos()`, and their pushes.
     arrivals: Mutex<Vec<(u64, u128)>>,
 }
 
-/// A port for a target that is down: nothing else gets it, and who connects is refused.
+/// A port for a target that is down: no other process gets it, and connections are refused.
 pub(crate) struct Down(TcpSocket);
 
 impl Down {
@@ -86,23 +86,23 @@ impl Target {
         self.shared.count.load(Ordering::Relaxed)
     }
 
-    /// Keeps the latency of every delivery from now on.
+    /// Records the latency of every delivery from now on.
     pub(crate) fn keep_latencies(&self) {
         self.shared.reading.set(|delivery| sent_at(delivery).map(u128::from)).expect("only once");
     }
 
-    /// The latencies kept so far: from the making of the push to the arrival of its delivery, in nanoseconds.
+    /// The recorded latencies: from making the push to the arrival of its delivery, in nanoseconds.
     pub(crate) fn take_latencies(&self) -> Vec<u64> {
         let sent = |read| u64::try_from(read).expect("as it was read");
         self.take_arrivals().into_iter().map(|(at, read)| at.saturating_sub(sent(read))).collect()
     }
 
-    /// Keeps the arrival of every delivery from now on that is still sealed.
+    /// Records the arrival of every encrypted delivery from now on.
     pub(crate) fn keep_arrivals(&self) {
         self.shared.reading.set(seal).expect("only once");
     }
 
-    /// The arrivals kept so far: when, and of which [`seal`].
+    /// The recorded arrivals: when, and of which [`seal`].
     pub(crate) fn take_arrivals(&self) -> Vec<(u64, u128)> {
         std::mem::take(&mut *self.shared.arrivals.lock().expect("no connection panics"))
     }
@@ -119,7 +119,7 @@ async fn accept(listener: TcpListener, manner: Manner, shared: Arc<Shared>) {
     while let Ok((stream, _)) = listener.accept().await {
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
-            // A connection that breaks is the relay's doing, or the point of the manner.
+            // A broken connection comes from the relay, or is the point of the behaviour.
             drop(serve(stream, manner, &shared).await);
         });
         while connections.try_join_next().is_some() {}
@@ -156,7 +156,7 @@ async fn serve(mut stream: TcpStream, manner: Manner, shared: &Shared) -> io::Re
                 let chunk = [&b"1000\r\n"[..], &[b'x'; 0x1000], b"\r\n"].concat();
                 loop {
                     stream.write_all(&chunk).await?;
-                    // As fast as a network, not as a loopback: or this benchmark would measure its own copying.
+                    // As fast as a network, not as loopback: otherwise this benchmark would measure its own copying.
                     sleep(Duration::from_millis(1)).await;
                 }
             }
@@ -193,8 +193,8 @@ fn sent_at(delivery: &[u8]) -> Option<u64> {
     number(delivery, MARK)
 }
 
-/// What tells a push from every other, in the push itself and in a delivery that passes it on as it is: the beginning
-/// of the sealed text, which is the random part.
+/// What identifies a push, in the push itself and in a delivery that forwards it unchanged: the beginning of the
+/// encrypted text, which is the random part.
 pub(crate) fn seal(text: &[u8]) -> Option<u128> {
     let marks: [&[u8]; 2] = [b"<Encrypt><![CDATA[", b"\"encrypt\":[\""];
     let behind = |mark: &[u8]| find(text, mark).map(|begin| &text[begin + mark.len()..]);

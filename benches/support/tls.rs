@@ -35,19 +35,19 @@ impl Certificate {
         (&self.cert, &self.key)
     }
 
-    /// A client that trusts it alone, and resumes no session: each handshake is a full one.
+    /// A client that trusts only it, and resumes no session: each handshake is a full one.
     pub(crate) fn connector(&self) -> TlsConnector {
         let mut config = self.client(rustls::ALL_VERSIONS);
         config.resumption = rustls::client::Resumption::disabled();
         TlsConnector::from(Arc::new(config))
     }
 
-    /// A client that trusts it alone, and resumes its sessions.
+    /// A client that trusts only it, and resumes its sessions.
     pub(crate) fn resuming_connector(&self) -> TlsConnector {
         TlsConnector::from(Arc::new(self.client(rustls::ALL_VERSIONS)))
     }
 
-    /// The same, and speaks nothing newer than TLS 1.2.
+    /// The same, with TLS 1.2 at most.
     pub(crate) fn resuming_connector_of_old(&self) -> TlsConnector {
         TlsConnector::from(Arc::new(self.client(&[&rustls::version::TLS12])))
     }

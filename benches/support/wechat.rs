@@ -1,7 +1,7 @@
-//! WeChat's sending side: scans, each by a user of its own, signed and sealed in secure mode.
+//! WeChat's sending side: scans, each by a user of its own, encrypted and signed in secure mode.
 //!
-//! Each push carries the moment at which it was sent, for the target to read. Pushes are sealed by the library under
-//! test: whether that is right is the business of `tests/`.
+//! Each push has the time at which it was sent, for the target to read. The library under test encrypts the pushes:
+//! `tests/` checks that it is right.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,7 +25,7 @@ const PATH: &str = "/wechat/events";
 const APP_ID: &str = "wxb11529c136998cb6";
 const TOKEN: &str = "pamtest";
 pub(crate) const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
-/// What stands before the moment of sending in a push's EventKey.
+/// The prefix of the sending time in a push's EventKey.
 pub(crate) const MARK: &[u8] = b"sent-at-";
 
 /// Its `[accounts.shop]`, open for routes to be added.
@@ -33,7 +33,7 @@ pub(crate) fn account() -> String {
     account_marked("")
 }
 
-/// The same with a mark behind its name, path, AppID and token, to tell several accounts apart.
+/// The same with a suffix to its name, path, AppID and token, for several accounts.
 pub(crate) fn account_marked(mark: &str) -> String {
     format!(
         "[accounts.shop{mark}]\npath = \"{PATH}{mark}\"\napp_id = \"{APP_ID}{mark}\"\ntoken = \"{TOKEN}{mark}\"\n\
@@ -49,14 +49,14 @@ pub(crate) struct WeChat {
     sent: AtomicU64,
 }
 
-/// What became of pushes sent at a steady rate.
+/// The results of pushes at a steady rate.
 #[derive(Default)]
 pub(crate) struct Steady {
     /// From the first byte out to the last byte in, in nanoseconds.
     pub(crate) answers: Vec<u64>,
     /// Pushes that were not answered 200.
     pub(crate) failed: u64,
-    /// Those that were, and not at the first try.
+    /// Pushes that were, but not at the first try.
     pub(crate) repeated: u64,
 }
 
@@ -108,7 +108,7 @@ impl WeChat {
         );
         let mut random = [0; 24];
         random[..8].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
-        // A hex digit each, as that is all a salt takes of a byte: no two pushes' sealed texts begin alike.
+        // A hex digit each, because a salt takes no more of a byte: no two pushes' encrypted texts begin alike.
         for (place, byte) in random[8..].iter_mut().rev().enumerate() {
             *byte = (number >> (4 * place)) as u8 & 15;
         }
@@ -138,7 +138,7 @@ impl WeChat {
         }
     }
 
-    /// Sends one push, the same again if it is not answered 200, and gives the try that was.
+    /// Sends one push, again if it is not answered 200; returns the number of the answered try.
     async fn insist(&self, to: SocketAddr, tries: u32) -> Option<u32> {
         let request = self.request(false);
         for number in 1..=tries {
@@ -149,13 +149,12 @@ impl WeChat {
         None
     }
 
-    /// Sends so many pushes a second for that long, each on a connection of its own, whether the earlier ones are
-    /// answered or not.
+    /// Sends pushes at a rate for a time, each on a connection of its own, whether earlier ones are answered or not.
     pub(crate) async fn steady(self: &Arc<Self>, to: SocketAddr, rate: u64, span: Duration) -> Steady {
         self.steady_with(to, rate, span, 1).await
     }
 
-    /// The same, with so many tries for each; WeChat makes three.
+    /// The same, with a number of tries for each; WeChat makes three.
     pub(crate) async fn steady_with(self: &Arc<Self>, to: SocketAddr, rate: u64, span: Duration, tries: u32) -> Steady {
         let mut pushes = JoinSet::new();
         let mut tick = interval(Duration::from_secs(1) / u32::try_from(rate).expect("a moderate rate"));
@@ -182,8 +181,8 @@ impl WeChat {
         steady
     }
 
-    /// Sends pushes over so many kept connections, each when the one before on its connection is answered 200, while
-    /// `go` lets them; gives their number.
+    /// Sends pushes over kept connections, each when the previous one on its connection is answered 200, while `go`
+    /// allows it; returns their number.
     pub(crate) async fn flood(
         self: &Arc<Self>,
         to: SocketAddr,
@@ -195,8 +194,8 @@ impl WeChat {
     }
 }
 
-/// Sends requests over so many kept connections, each when the one before on its connection has the expected answer,
-/// while `go` lets them; gives their number.
+/// Sends requests over kept connections, each when the previous one on its connection has the expected answer, while
+/// `go` allows it; returns their number.
 pub(crate) async fn exchanges(
     to: SocketAddr,
     connections: usize,
@@ -234,7 +233,7 @@ async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &[u8
     Ok(answer.get(9..12) == Some(b"200"))
 }
 
-/// A push by somebody who knows neither token nor key, with these headers more; over HTTP/1.1, kept unless they close.
+/// A push of an attacker without token and key, with more headers; over HTTP/1.1, kept alive unless they close it.
 pub(crate) fn forged(headers: &str, body: &[u8]) -> Vec<u8> {
     let now = UnixMillis::now().seconds();
     let signature = "0123456789abcdef0123456789abcdef01234567";
@@ -245,7 +244,7 @@ pub(crate) fn forged(headers: &str, body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
-/// Reads an answer of a known length, which fits; gives its length with the head.
+/// Reads an answer of a known length, which fits; returns its length with the head.
 pub(crate) async fn read_answer(stream: &mut TcpStream, answer: &mut [u8]) -> io::Result<usize> {
     let mut length = 0;
     loop {

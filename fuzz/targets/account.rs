@@ -1,4 +1,4 @@
-//! The account that the targets open pushes for.
+//! The account of the fuzz targets.
 
 use wxrelay::secret::Secret;
 use wxrelay::wechat::{AesKey, Credentials, Mode, Salt};

@@ -1,5 +1,5 @@
-//! The body of a request, as anybody on the internet may send it: it is opened in plaintext mode alone, where the
-//! signature covers no body; elsewhere it would have to be sealed. Never a panic.
+//! The body of a request, as any client may send it: parsed in plaintext mode only, where the signature covers no body;
+//! in other modes it would have to be encrypted. Never a panic.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! A configuration file of any text: a configuration or errors that name a place. Never a panic, and no error without
-//! a word. Devices are not opened: the input would choose what is read.
+//! A configuration file with any text: a configuration, or errors with a location. Never a panic, and never an empty
+//! error. Devices are not opened: the input would choose what is read.
 
 #![no_main]
 

@@ -1,6 +1,6 @@
-//! A sealed push, and what becomes of it when somebody who has no key changes it: any text that is a push comes through
-//! as it was, in every mode; one with any byte of envelope, timestamp, nonce or signature changed is not opened; and
-//! a signed envelope of rubbish is no panic.
+//! An encrypted push, and changes to it without the key: any text that is a push comes through unchanged, in every
+//! mode; with any changed byte of envelope, timestamp, nonce or signature it is refused; and a signed envelope of
+//! random bytes is no panic.
 
 #![no_main]
 
@@ -16,9 +16,10 @@ fuzz_target!(|bytes: &[u8]| {
     rubbish(text);
     let Ok(clear) = std::str::from_utf8(text) else { return };
     let Ok(message) = Message::parse(text) else { return };
-    // In compatible mode the clear elements stand beside the envelope: WeChat's have none of its fields but ToUserName.
+    // In compatible mode the clear elements are beside the envelope: WeChat's have none of its fields except
+    // ToUserName.
     let named = |name| message.root.children.iter().filter(|child| child.name == name).count();
-    // The receiver of a push is a text: of one with elements in it the envelope would name another than the tree.
+    // The receiver of a push is a text: with elements in it, envelope and tree would name different ones.
     let nested = message.root.child("ToUserName").is_some_and(|name| !name.children.is_empty());
     if nested || named("ToUserName") > 1 || ["Encrypt", "MsgSignature", "TimeStamp", "Nonce"].iter().any(|name| named(name) > 0) {
         return;
@@ -33,7 +34,7 @@ fuzz_target!(|bytes: &[u8]| {
         let (query, body) = changed(&push.query, &push.body, place);
         let Ok(query) = Query::parse(&query) else { continue };
         if let Ok(opened) = account.open(&query, &Bytes::from(body)) {
-            // What is signed by nobody may be changed: names and layout around the envelope.
+            // Unsigned parts may change: names and layout around the envelope.
             assert!(opened.clear == text, "a changed envelope was opened");
         }
     }
@@ -51,7 +52,7 @@ fn changed(query: &str, body: &str, place: u8) -> (String, String) {
     (query, body)
 }
 
-/// An `Encrypt` of anything at all, rightly signed: what one would send who has the token and not the key.
+/// An `Encrypt` of arbitrary bytes, correctly signed: what a client with the token but without the key could send.
 fn rubbish(bytes: &[u8]) {
     let account = account::in_mode(Mode::Secure);
     let encrypt = String::from_utf8_lossy(bytes).replace("]]>", "");

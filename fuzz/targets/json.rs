@@ -1,5 +1,4 @@
-//! A JSON push: what handlers get of it is sound JSON whose own reading gives the same; its XML form is XML. Never a
-//! panic.
+//! A JSON push: handlers get valid JSON, which parses to the same push; its XML form is valid XML. Never a panic.
 
 #![no_main]
 
@@ -8,7 +7,7 @@ use wxrelay::wechat::{Message, json, xml};
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(root) = json::parse(bytes) else { return };
-    // Not as a value, which has no room for the numbers that JSON allows: we keep their digits.
+    // Not as a value, which cannot hold every number that JSON allows: we keep their digits.
     assert!(serde_json::from_slice::<&serde_json::value::RawValue>(bytes).is_ok(), "no JSON was taken");
     let given = json::message(&root);
     let again = json::parse(given.to_string().as_bytes()).expect("what handlers get is JSON");

@@ -1,5 +1,5 @@
-//! The PROXY protocol's header: what follows it comes through untouched, wherever the header is cut into packets, and
-//! the same bytes say the same address. Never a panic, and never more is read ahead than a header may have.
+//! The PROXY protocol's header: what follows it comes through unchanged, however it is split into packets, and the same
+//! bytes give the same address. Never a panic, and never more is read ahead than a header may have.
 
 #![no_main]
 
@@ -22,14 +22,14 @@ fuzz_target!(|bytes: &[u8]| {
     }
 });
 
-/// Whom the bytes name, and what follows the header.
+/// The address in the header, and the bytes after it.
 fn taken(bytes: &[u8], cut: usize) -> Option<(Option<std::net::IpAddr>, Vec<u8>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         let (mut near, far) = tokio::io::duplex(1 << 20);
         let (first, second) = bytes.split_at(cut);
         let send = async move {
-            // An error is that the other end has had enough.
+            // An error means that the other end has closed.
             if near.write_all(first).await.is_ok() {
                 tokio::task::yield_now().await;
                 near.write_all(second).await.ok();

@@ -1,4 +1,4 @@
-//! The query of a push: read, written, and read again it is the same, and it holds no NUL. Never a panic.
+//! The query of a push: parsed, written, and parsed again it is the same, and it has no NUL. Never a panic.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! What holds for every reply that is let through.
+//! The checks of every accepted reply.
 
 use wxrelay::wechat::{Message, Reply, xml};
 
@@ -13,7 +13,7 @@ pub(crate) fn check(answer: &[u8]) {
     for name in ["ToUserName", "FromUserName", "CreateTime", "MsgType"] {
         assert!(root.child(name).is_some(), "no {name}");
     }
-    // A character that XML forbids is left out, so what is left may be empty, and then it is no reply any more.
+    // Characters that XML forbids are left out, so the rest may be empty, and then it is no reply any more.
     if let Ok(Some(again)) = Reply::parse(rendered.as_bytes()) {
         assert_eq!(again.body.msg_type(), reply.body.msg_type());
         assert_eq!(again.render(&push, 1_795_161_600), rendered);

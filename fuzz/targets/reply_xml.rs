@@ -1,5 +1,5 @@
-//! A target's answer in XML: whatever is let through is rendered to XML that is the same reply, and that WeChat takes.
-//! Never a panic.
+//! A target's answer in XML: every accepted reply is rendered to XML with the same reply, which WeChat accepts. Never a
+//! panic.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! XML of a push: what is parsed is rendered and parsed as it was; a push read from it is the same event. Never a panic,
-//! never more elements than promised.
+//! XML of a push: a parsed tree is rendered and parsed to the same tree; a push from it is the same event. Never a
+//! panic, never more elements than the limit.
 
 #![no_main]
 
