@@ -23,7 +23,7 @@ use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use support::attack::{Attack, Door, FLOODS, Flood};
+use support::attack::{Attack, FLOODS, Flood, Listener};
 use support::figures::{Latency, mebibytes};
 use support::relay::{Relay, audit};
 use support::tls::Certificate;
@@ -31,7 +31,7 @@ use support::wechat::{Steady, WeChat, account};
 use support::{argument, raise_descriptors, word};
 
 /// How long WeChat waits for an answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const WECHAT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The limit of the relay's memory, in MiB: 4096 connections with the bytes read of each.
 const MEMORY: f64 = 256.0;
 /// How long after a flood its last connections may stay: the timeout of a TLS handshake and of first headers.
@@ -53,10 +53,10 @@ async fn main() {
 
 async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let certificate = (flood.door == Door::Tls).then(|| Certificate::new(folder.path()));
+    let certificate = (flood.listener == Listener::Tls).then(|| Certificate::new(folder.path()));
     let server = match &certificate {
         Some(certificate) => certificate.setting(),
-        None => format!("http2 = {}\n", flood.door == Door::Http2),
+        None => format!("http2 = {}\n", flood.listener == Listener::Http2),
     };
     let route = "[[accounts.shop.routes]]\notherwise = true\nto = []\n";
     let relay = Relay::start_with(folder.path(), &server, "", &(account() + route)).await;
@@ -84,7 +84,7 @@ async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {
     let (clean, _) = audit(folder.path());
 
     let (sent, answers) = (wechat.sent(), Latency::of(steady.answers));
-    let whole = steady.failed == 0 && answers.p99 < PATIENCE && clean && (events as u64) == sent;
+    let whole = steady.failed == 0 && answers.p99 < WECHAT_TIMEOUT && clean && (events as u64) == sent;
     let passed = whole && memory < MEMORY && left == 0;
     println!(
         "{}  {:34} answers {answers}, {} not answered 200, {} at a later try; {memory:5.1} MiB; {left} descriptors left; {attack}",

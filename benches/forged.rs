@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep};
 use support::argument;
 use support::figures::median;
 use support::relay::Relay;
-use support::target::{Manner, Target};
+use support::target::{Behaviour, Target};
 use support::wechat::{WeChat, account, exchanges, forged};
 
 const CONNECTIONS: usize = 16;
@@ -30,7 +30,7 @@ const SEALED: usize = 683;
 #[tokio::main]
 async fn main() -> ExitCode {
     let (span, rounds) = (Duration::from_secs(argument("--seconds", 3)), argument("--rounds", 3));
-    let (folder, app) = (tempfile::tempdir().expect("a temporary folder"), Target::start(Manner::Fast).await);
+    let (folder, app) = (tempfile::tempdir().expect("a temporary folder"), Target::start(Behaviour::Fast).await);
     let config = format!(
         "{}[[accounts.shop.routes]]\notherwise = true\nto = [\"app\"]\n[targets.app]\nurl = \"http://{}/\"\n",
         account(),

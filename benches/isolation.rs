@@ -28,7 +28,7 @@ use rustix::process::Signal;
 use support::argument;
 use support::figures::{Latency, median, millis};
 use support::relay::Relay;
-use support::target::{Down, Manner, Target};
+use support::target::{Behaviour, Down, Target};
 use support::wechat::{WeChat, account};
 
 /// How much slower than in the quiet case the measured targets may be.
@@ -93,30 +93,30 @@ async fn main() {
 
 async fn measure(case: Case, rate: u64, span: Duration) -> Turn {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let (identity, handler) = (Target::start(Manner::Fast).await, Target::start(Manner::Fast).await);
+    let (identity, handler) = (Target::start(Behaviour::Fast).await, Target::start(Behaviour::Fast).await);
     let mut targets = table("identity", &identity.address.to_string(), "role = \"identity\"");
     targets += &table("handler", &handler.address.to_string(), "");
     let mut others = Vec::new();
     let down = Down::new();
-    let more: Vec<(String, Option<Manner>)> = match case {
+    let more: Vec<(String, Option<Behaviour>)> = match case {
         Case::Alone => Vec::new(),
-        Case::Healthy => (1..=6).map(|number| (format!("healthy{number}"), Some(Manner::Fast))).collect(),
+        Case::Healthy => (1..=6).map(|number| (format!("healthy{number}"), Some(Behaviour::Fast))).collect(),
         Case::Bad => [
             ("dead", None),
-            ("hangs", Some(Manner::Hangs)),
-            ("drips", Some(Manner::Drips)),
-            ("endless", Some(Manner::Endless)),
-            ("flips", Some(Manner::Flips)),
+            ("hangs", Some(Behaviour::Hangs)),
+            ("drips", Some(Behaviour::Drips)),
+            ("endless", Some(Behaviour::Endless)),
+            ("flips", Some(Behaviour::Flips)),
             ("nameless", None),
         ]
-        .map(|(name, manner)| (name.to_owned(), manner))
+        .map(|(name, behaviour)| (name.to_owned(), behaviour))
         .into(),
     };
     let mut names = vec!["identity".to_owned(), "handler".to_owned()];
-    for (name, manner) in more {
-        let address = match manner {
-            Some(manner) => {
-                let target = Target::start(manner).await;
+    for (name, behaviour) in more {
+        let address = match behaviour {
+            Some(behaviour) => {
+                let target = Target::start(behaviour).await;
                 let address = target.address.to_string();
                 others.push(target);
                 address

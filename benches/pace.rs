@@ -37,7 +37,7 @@ use support::argument;
 use support::figures::{Latency, ends, mebibytes, median, millis};
 use support::relay::{Relay, binary};
 use support::schedule::{Outcome, Schedule};
-use support::target::{Manner, Target};
+use support::target::{Behaviour, Target};
 use support::wechat::{WeChat, account, exchanges};
 
 const CONNECTIONS: usize = 64;
@@ -53,7 +53,7 @@ async fn main() {
     let (span, rounds) = (Duration::from_secs(argument("--seconds", 5)), argument("--rounds", 3));
     let mut table = Table::begin();
     let size = fs::metadata(binary()).expect("the binary is there").len();
-    table.tell("size of the binary, MiB", [mebibytes(size)], Wanted::Under(12.0));
+    table.row("size of the binary, MiB", [mebibytes(size)], Goal::Under(12.0));
     starts(&mut table, argument("--starts", 10)).await;
     handled(&mut table, span, rounds, Duration::from_secs(argument("--quiet", 10))).await;
     identified(&mut table, span, rounds).await;
@@ -61,7 +61,7 @@ async fn main() {
 }
 
 async fn starts(table: &mut Table, count: u64) {
-    let target = Target::start(Manner::Fast).await;
+    let target = Target::start(Behaviour::Fast).await;
     let config = handler(&target);
     let kept = tempfile::tempdir().expect("a temporary folder");
     Relay::start(kept.path(), "", &config).await.end(Signal::TERM).await;
@@ -74,19 +74,19 @@ async fn starts(table: &mut Table, count: u64) {
             relay.end(Signal::TERM).await;
         }
     }
-    table.tell("start to ready, an empty store, ms", with, Wanted::Under(50.0));
-    table.tell("start to ready, no store, ms", without, Wanted::Under(50.0));
+    table.row("start to ready, an empty store, ms", with, Goal::Under(50.0));
+    table.row("start to ready, no store, ms", without, Goal::Under(50.0));
 }
 
 /// Everything with a handler: idle, at the peak, at half of it.
 async fn handled(table: &mut Table, span: Duration, rounds: u64, quiet: Duration) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let target = Target::start(Manner::Fast).await;
+    let target = Target::start(Behaviour::Fast).await;
     let relay = Relay::start(folder.path(), "", &handler(&target)).await;
-    table.tell("memory when ready, MiB", [mebibytes(relay.memory().now)], Wanted::Under(20.0));
+    table.row("memory when ready, MiB", [mebibytes(relay.memory().now)], Goal::Under(20.0));
     sleep(quiet).await;
     let figure = format!("memory {} s later, MiB", quiet.as_secs());
-    table.tell(&figure, [mebibytes(relay.memory().now)], Wanted::Under(20.0));
+    table.row(&figure, [mebibytes(relay.memory().now)], Goal::Under(20.0));
 
     let wechat = WeChat::new();
     let (mut answered, mut delivered) = (Vec::new(), Vec::new());
@@ -96,20 +96,20 @@ async fn handled(table: &mut Table, span: Duration, rounds: u64, quiet: Duration
         delivered.push(peak.delivered);
     }
     let half = median(answered.iter().copied()) / 2.0;
-    table.tell("peak, pushes answered a second", answered, Wanted::Nothing);
-    table.tell("peak, pushes answered and delivered a second", delivered, Wanted::Nothing);
-    table.tell("memory at the peak, MiB", [mebibytes(relay.memory().peak)], Wanted::Under(64.0));
+    table.row("peak, pushes answered a second", answered, Goal::Unset);
+    table.row("peak, pushes answered and delivered a second", delivered, Goal::Unset);
+    table.row("memory at the peak, MiB", [mebibytes(relay.memory().peak)], Goal::Under(64.0));
 
     let schedule = Schedule { rate: half, span, connections: CONNECTIONS, kept: true };
     let mut alone = Vec::new();
     for _ in 0..rounds {
         alone.push(Latency::of(schedule.keep(&wechat, target.address).await.answers));
     }
-    table.latency("  the same without a relay", &alone, Wanted::Nothing);
+    table.latency("  the same without a relay", &alone, Goal::Unset);
     let (latencies, failed) = measured(schedule, &relay, &wechat, &target, rounds, |outcome, _| outcome.answers).await;
-    table.latency(&format!("answer at {half:.0} pushes/s"), &latencies, Wanted::Under(10.0));
-    table.tell("  not answered 200", [failed as f64], Wanted::None);
-    table.tell("memory after all that, MiB", [mebibytes(relay.memory().now)], Wanted::Nothing);
+    table.latency(&format!("answer at {half:.0} pushes/s"), &latencies, Goal::Under(10.0));
+    table.row("  not answered 200", [failed as f64], Goal::Zero);
+    table.row("memory after all that, MiB", [mebibytes(relay.memory().now)], Goal::Unset);
     relay.end(Signal::TERM).await;
 }
 
@@ -137,7 +137,7 @@ async fn peak(relay: &Relay, wechat: &WeChat, target: &Target, span: Duration) -
 /// Identity in its default settings, routes included.
 async fn identified(table: &mut Table, span: Duration, rounds: u64) {
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let target = Target::start(Manner::Fast).await;
+    let target = Target::start(Behaviour::Fast).await;
     let config = format!(
         "{}[targets.login]\nrole = \"identity\"\nprovider = \"authing\"\nidentifier = \"bench\"\n\
          user_pool_id = \"0123456789abcdef\"\nbase_url = \"http://{}\"\n",
@@ -154,9 +154,9 @@ async fn identified(table: &mut Table, span: Duration, rounds: u64) {
         arrivals.filter_map(|(at, seal)| Some(at.saturating_sub(*outcome.written.get(&seal)?))).collect()
     };
     let (latencies, failed) = measured(schedule, &relay, &wechat, &target, rounds, forwarded).await;
-    table.latency(&format!("identity at {SCANS:.0} scans/s, forwarded"), &latencies, Wanted::Under(5.0));
-    table.tell("  not answered 200", [failed as f64], Wanted::None);
-    table.tell("memory after that, MiB", [mebibytes(relay.memory().now)], Wanted::Nothing);
+    table.latency(&format!("identity at {SCANS:.0} scans/s, forwarded"), &latencies, Goal::Under(5.0));
+    table.row("  not answered 200", [failed as f64], Goal::Zero);
+    table.row("memory after that, MiB", [mebibytes(relay.memory().now)], Goal::Unset);
     relay.end(Signal::TERM).await;
 }
 
@@ -207,36 +207,36 @@ struct Table {
 
 /// The goal for the median of a number.
 #[derive(Clone, Copy)]
-enum Wanted {
+enum Goal {
     Under(f64),
     /// It must be zero.
-    None,
+    Zero,
     /// No goal: for information.
-    Nothing,
+    Unset,
 }
 
 impl Table {
     fn begin() -> Self {
-        println!("{:46} {:>10} {:>10} {:>10}  wanted", "", "median", "least", "most");
+        println!("{:46} {:>10} {:>10} {:>10}  goal", "", "median", "least", "most");
         Self { missed: 0, held: 0 }
     }
 
-    fn latency(&mut self, figure: &str, rounds: &[Latency], p99: Wanted) {
+    fn latency(&mut self, figure: &str, rounds: &[Latency], p99: Goal) {
         let column = |pick: fn(&Latency) -> Duration| rounds.iter().map(move |round| millis(pick(round)));
-        self.tell(&format!("{figure}, p50, ms"), column(|round| round.p50), Wanted::Nothing);
-        self.tell(&format!("{figure}, p99, ms"), column(|round| round.p99), p99);
-        self.tell(&format!("{figure}, longest, ms"), column(|round| round.longest), Wanted::Nothing);
+        self.row(&format!("{figure}, p50, ms"), column(|round| round.p50), Goal::Unset);
+        self.row(&format!("{figure}, p99, ms"), column(|round| round.p99), p99);
+        self.row(&format!("{figure}, longest, ms"), column(|round| round.longest), Goal::Unset);
     }
 
-    fn tell(&mut self, figure: &str, values: impl IntoIterator<Item = f64>, wanted: Wanted) {
+    fn row(&mut self, figure: &str, values: impl IntoIterator<Item = f64>, goal: Goal) {
         let values: Vec<f64> = values.into_iter().collect();
         let middle = median(values.iter().copied());
-        let (held, wish) = match wanted {
-            Wanted::Under(limit) => (middle < limit, format!("< {limit}")),
-            Wanted::None => (middle == 0.0, "0".to_owned()),
-            Wanted::Nothing => (true, String::new()),
+        let (held, wish) = match goal {
+            Goal::Under(limit) => (middle < limit, format!("< {limit}")),
+            Goal::Zero => (middle == 0.0, "0".to_owned()),
+            Goal::Unset => (true, String::new()),
         };
-        if !matches!(wanted, Wanted::Nothing) {
+        if !matches!(goal, Goal::Unset) {
             *if held { &mut self.held } else { &mut self.missed } += 1;
         }
         let spread = match values.as_slice() {

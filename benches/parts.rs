@@ -164,7 +164,7 @@ fn seal(bencher: Bencher<'_, '_>) {
 }
 
 #[divan::bench(args = [1, 64])]
-fn enqueue(bencher: Bencher<'_, '_>, at_a_time: usize) {
+fn enqueue(bencher: Bencher<'_, '_>, concurrency: usize) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let runtime = Runtime::new().expect("a runtime");
     let settings = Settings {
@@ -178,9 +178,9 @@ fn enqueue(bencher: Bencher<'_, '_>, at_a_time: usize) {
     let push = Push::made();
     let mut made = 0_u64;
     bencher
-        .counter(ItemsCount::new(at_a_time))
+        .counter(ItemsCount::new(concurrency))
         .with_inputs(|| {
-            let numbers = made..made + at_a_time as u64;
+            let numbers = made..made + concurrency as u64;
             made = numbers.end;
             numbers.map(|number| fresh(&queue, &push, number)).collect::<Vec<_>>()
         })

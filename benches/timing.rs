@@ -40,7 +40,7 @@ type Input = (String, Bytes);
 
 /// How an input is wrong.
 #[derive(Clone, Copy, Debug)]
-enum Wrong {
+enum Flaw {
     /// A digit of the signature.
     Digit(usize),
     /// The token.
@@ -55,16 +55,16 @@ enum Wrong {
     Length,
 }
 
-const PAIRS: [(&str, Wrong, Wrong); 9] = [
-    ("the same twice (the control)", Wrong::Digit(0), Wrong::Digit(0)),
-    ("signature: first digit, last digit", Wrong::Digit(0), Wrong::Digit(39)),
-    ("signature: first digit, another token", Wrong::Digit(0), Wrong::Token),
-    ("envelope: AppID's first sign, its last", Wrong::AppId("ax1"), Wrong::AppId("wx2")),
-    ("envelope: last padding byte, first", Wrong::Bit(17), Wrong::Bit(32)),
-    ("envelope: padding, AppID", Wrong::Bit(17), Wrong::AppId("wx2")),
-    ("envelope: padding, length", Wrong::Bit(17), Wrong::Length),
-    ("envelope: padding, key", Wrong::Bit(17), Wrong::Key),
-    ("envelope: length, AppID", Wrong::Length, Wrong::AppId("ax1")),
+const PAIRS: [(&str, Flaw, Flaw); 9] = [
+    ("the same twice (the control)", Flaw::Digit(0), Flaw::Digit(0)),
+    ("signature: first digit, last digit", Flaw::Digit(0), Flaw::Digit(39)),
+    ("signature: first digit, another token", Flaw::Digit(0), Flaw::Token),
+    ("envelope: AppID's first sign, its last", Flaw::AppId("ax1"), Flaw::AppId("wx2")),
+    ("envelope: last padding byte, first", Flaw::Bit(17), Flaw::Bit(32)),
+    ("envelope: padding, AppID", Flaw::Bit(17), Flaw::AppId("wx2")),
+    ("envelope: padding, length", Flaw::Bit(17), Flaw::Length),
+    ("envelope: padding, key", Flaw::Bit(17), Flaw::Key),
+    ("envelope: length, AppID", Flaw::Length, Flaw::AppId("ax1")),
 ];
 
 fn main() -> ExitCode {
@@ -119,21 +119,21 @@ fn moments(times: impl Iterator<Item = f64>) -> (f64, f64) {
     (mean, squares / (count - 1.0) / count)
 }
 
-fn inputs(wrong: Wrong) -> Vec<Input> {
+fn inputs(wrong: Flaw) -> Vec<Input> {
     let input = |number: usize| {
         let random: [u8; 16] = format!("{number:016x}").into_bytes().try_into().expect("16 digits");
         // 16 + 4 + 601 + 3 bytes, so that the padding is 16 and lies in one block of AES.
         let (text, key) = ([b'x'; 601], AesKey::parse(KEY).expect("a key"));
         let encrypt = match wrong {
-            Wrong::Digit(_) | Wrong::Token => key.seal(&text, "wx1", random),
-            Wrong::Key => AesKey::parse(&KEY.replace('a', "b")).expect("a key").seal(&text, "wx1", random),
-            Wrong::AppId(app_id) => key.seal(&text, app_id, random),
-            Wrong::Bit(from_end) => flipped(&key.seal(&text, "wx1", random), |length| length - from_end),
-            Wrong::Length => flipped(&key.seal(&text, "wx1", random), |_| 3),
+            Flaw::Digit(_) | Flaw::Token => key.seal(&text, "wx1", random),
+            Flaw::Key => AesKey::parse(&KEY.replace('a', "b")).expect("a key").seal(&text, "wx1", random),
+            Flaw::AppId(app_id) => key.seal(&text, app_id, random),
+            Flaw::Bit(from_end) => flipped(&key.seal(&text, "wx1", random), |length| length - from_end),
+            Flaw::Length => flipped(&key.seal(&text, "wx1", random), |_| 3),
         };
-        let token = if let Wrong::Token = wrong { "another" } else { "weixin" };
+        let token = if let Flaw::Token = wrong { "another" } else { "weixin" };
         let mut given = signature([token, TIMESTAMP, NONCE, &encrypt]);
-        if let Wrong::Digit(place) = wrong {
+        if let Flaw::Digit(place) = wrong {
             let digit = if &given[place..=place] == "0" { "1" } else { "0" };
             given.replace_range(place..=place, digit);
         }

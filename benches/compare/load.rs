@@ -24,7 +24,7 @@ const PUSHES_A_SECOND: usize = 40_000;
 
 /// How connections are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Manner {
+pub(crate) enum ConnectionUse {
     /// Each for many pushes.
     Kept,
     /// A connection per push, as WeChat does.
@@ -37,15 +37,15 @@ pub(crate) enum Manner {
     Tls12Resumed,
 }
 
-impl Manner {
+impl ConnectionUse {
     pub(crate) fn is_tls(self) -> bool {
         matches!(self, Self::TlsFull | Self::TlsResumed | Self::Tls12Resumed)
     }
 }
 
 pub(crate) struct Load {
-    pub(crate) connections: Manner,
-    pub(crate) at_a_time: usize,
+    pub(crate) connections: ConnectionUse,
+    pub(crate) concurrency: usize,
     pub(crate) span: Duration,
 }
 
@@ -86,21 +86,24 @@ impl Load {
         handler: Option<&Target>,
     ) -> Measured {
         let count = usize::try_from(self.span.as_secs()).expect("some seconds") * PUSHES_A_SECOND;
-        let pushes: Arc<[_]> = (0..count).map(|_| wechat.request(self.connections == Manner::Kept)).collect();
+        let pushes: Arc<[_]> = (0..count).map(|_| wechat.request(self.connections == ConnectionUse::Kept)).collect();
         let (next, before) = (Arc::new(AtomicUsize::new(0)), handler.map_or(0, Target::count));
         let (processor, begun) = (peer.processor(), Instant::now());
         let end = begun + self.span;
         let mut senders = JoinSet::new();
-        for _ in 0..self.at_a_time {
+        for _ in 0..self.concurrency {
             let (pushes, next, tls) = (Arc::clone(&pushes), Arc::clone(&next), connector());
-            let (to, manner) = (peer.address, self.connections);
+            let (to, connections) = (peer.address, self.connections);
             senders.spawn(async move {
                 let mut answers = Answers::default();
                 while Instant::now() < end {
                     // A kept connection that breaks is opened again.
-                    let ended = match manner {
-                        Manner::Kept => keep(to, &pushes, &next, end, &mut answers).await,
-                        Manner::Each | Manner::TlsFull | Manner::TlsResumed | Manner::Tls12Resumed => {
+                    let ended = match connections {
+                        ConnectionUse::Kept => keep(to, &pushes, &next, end, &mut answers).await,
+                        ConnectionUse::Each
+                        | ConnectionUse::TlsFull
+                        | ConnectionUse::TlsResumed
+                        | ConnectionUse::Tls12Resumed => {
                             one(
                                 to,
                                 tls.as_ref(),

@@ -22,48 +22,48 @@ mod support;
 
 use std::time::Duration;
 
-use load::{Load, Manner as Connections, Measured};
-use peers::{Peer, World};
+use load::{ConnectionUse, Load, Measured};
+use peers::{Environment, Peer};
 use support::figures::{ends, mebibytes, median};
-use support::target::{Down, Manner, Target};
+use support::target::{Behaviour, Down, Target};
 use support::wechat::WeChat;
 use support::{argument, word};
 
 /// The conditions of a comparison.
 struct Setting {
     name: &'static str,
-    connections: Connections,
+    connections: ConnectionUse,
     /// Concurrent connections.
-    at_a_time: usize,
+    concurrency: usize,
     /// `None`: without a listener.
-    handler: Option<Manner>,
+    handler: Option<Behaviour>,
 }
 
-const fn setting(name: &'static str, connections: Connections, at_a_time: usize) -> Setting {
-    Setting { name, connections, at_a_time, handler: Some(Manner::Fast) }
+const fn setting(name: &'static str, connections: ConnectionUse, concurrency: usize) -> Setting {
+    Setting { name, connections, concurrency, handler: Some(Behaviour::Fast) }
 }
 
 const SETTINGS: [Setting; 17] = [
-    setting("keep-1", Connections::Kept, 1),
-    setting("keep-64", Connections::Kept, 64),
-    setting("keep-512", Connections::Kept, 512),
-    setting("each-1", Connections::Each, 1),
-    setting("each-64", Connections::Each, 64),
-    setting("each-512", Connections::Each, 512),
-    setting("tls-full-1", Connections::TlsFull, 1),
-    setting("tls-full-64", Connections::TlsFull, 64),
-    setting("tls-full-512", Connections::TlsFull, 512),
-    setting("tls-resumed-1", Connections::TlsResumed, 1),
-    setting("tls-resumed-64", Connections::TlsResumed, 64),
-    setting("tls-resumed-512", Connections::TlsResumed, 512),
-    setting("tls12-resumed-1", Connections::Tls12Resumed, 1),
-    setting("tls12-resumed-64", Connections::Tls12Resumed, 64),
-    setting("tls12-resumed-512", Connections::Tls12Resumed, 512),
+    setting("keep-1", ConnectionUse::Kept, 1),
+    setting("keep-64", ConnectionUse::Kept, 64),
+    setting("keep-512", ConnectionUse::Kept, 512),
+    setting("each-1", ConnectionUse::Each, 1),
+    setting("each-64", ConnectionUse::Each, 64),
+    setting("each-512", ConnectionUse::Each, 512),
+    setting("tls-full-1", ConnectionUse::TlsFull, 1),
+    setting("tls-full-64", ConnectionUse::TlsFull, 64),
+    setting("tls-full-512", ConnectionUse::TlsFull, 512),
+    setting("tls-resumed-1", ConnectionUse::TlsResumed, 1),
+    setting("tls-resumed-64", ConnectionUse::TlsResumed, 64),
+    setting("tls-resumed-512", ConnectionUse::TlsResumed, 512),
+    setting("tls12-resumed-1", ConnectionUse::Tls12Resumed, 1),
+    setting("tls12-resumed-64", ConnectionUse::Tls12Resumed, 64),
+    setting("tls12-resumed-512", ConnectionUse::Tls12Resumed, 512),
     Setting {
-        handler: Some(Manner::Slow(Duration::from_millis(50))),
-        ..setting("each-64-handler-50ms", Connections::Each, 64)
+        handler: Some(Behaviour::Slow(Duration::from_millis(50))),
+        ..setting("each-64-handler-50ms", ConnectionUse::Each, 64)
     },
-    Setting { handler: None, ..setting("each-64-handler-dead", Connections::Each, 64) },
+    Setting { handler: None, ..setting("each-64-handler-dead", ConnectionUse::Each, 64) },
 ];
 
 #[tokio::main]
@@ -77,26 +77,26 @@ async fn main() {
 
 /// Runs the peers in turn, and prints the results.
 async fn compare(setting: &Setting, span: Duration, rounds: u64) {
-    println!("{} ({} at a time, {} s, {rounds} rounds)", setting.name, setting.at_a_time, span.as_secs());
+    println!("{} ({} at a time, {} s, {rounds} rounds)", setting.name, setting.concurrency, span.as_secs());
     let (down, handler) = match setting.handler {
-        Some(manner) => (None, Some(Target::start(manner).await)),
+        Some(behaviour) => (None, Some(Target::start(behaviour).await)),
         None => (Some(Down::new()), None),
     };
     let address = handler.as_ref().map(|handler| handler.address).or(down.as_ref().map(Down::address));
-    let world = World::new(address.expect("one of the two"));
+    let environment = Environment::new(address.expect("one of the two"));
     let wechat = WeChat::new();
     let mut results: Vec<(Peer, Vec<Measured>)> = Vec::new();
     for round in 0..rounds {
-        for (place, peer) in Peer::ALL.into_iter().filter(|peer| world.has(*peer)).enumerate() {
+        for (place, peer) in Peer::ALL.into_iter().filter(|peer| environment.has(*peer)).enumerate() {
             if round == 0 {
                 results.push((peer, Vec::new()));
             }
-            let running = world.start(peer, setting.connections.is_tls()).await;
-            let load = Load { connections: setting.connections, at_a_time: setting.at_a_time, span };
+            let running = environment.start(peer, setting.connections.is_tls()).await;
+            let load = Load { connections: setting.connections, concurrency: setting.concurrency, span };
             let expected = handler.as_ref().filter(|_| peer == Peer::RelayDelivers);
             results[place]
                 .1
-                .push(load.put_on(&wechat, &running, || world.connector(setting.connections), expected).await);
+                .push(load.put_on(&wechat, &running, || environment.connector(setting.connections), expected).await);
             running.stop().await;
         }
     }

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::sleep;
 use tokio_rustls::TlsConnector;
 
-use super::load::Manner;
+use super::load::ConnectionUse;
 use super::support::relay::{Relay, memory, processor};
 use super::support::tls::Certificate;
 use super::support::wechat::{KEY, account};
@@ -32,7 +32,7 @@ pub(crate) enum Peer {
 }
 
 /// The environment of the peers.
-pub(crate) struct World {
+pub(crate) struct Environment {
     handler: SocketAddr,
     certificate: Certificate,
     /// The certificate's.
@@ -79,15 +79,15 @@ impl Peer {
     }
 }
 
-impl World {
+impl Environment {
     pub(crate) fn new(handler: SocketAddr) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let certificate = Certificate::new(folder.path());
-        let world = Self { handler, certificate, _folder: folder };
-        for peer in Peer::ALL.into_iter().filter(|peer| !world.has(*peer)) {
+        let environment = Self { handler, certificate, _folder: folder };
+        for peer in Peer::ALL.into_iter().filter(|peer| !environment.has(*peer)) {
             println!("  {} is left out: it is not installed", peer.name());
         }
-        world
+        environment
     }
 
     pub(crate) fn has(&self, peer: Peer) -> bool {
@@ -95,12 +95,12 @@ impl World {
     }
 
     /// Each sender has its own store of sessions: a shared one keeps eight tickets, and many senders would lose some.
-    pub(crate) fn connector(&self, manner: Manner) -> Option<TlsConnector> {
-        match manner {
-            Manner::Kept | Manner::Each => None,
-            Manner::TlsFull => Some(self.certificate.connector()),
-            Manner::TlsResumed => Some(self.certificate.resuming_connector()),
-            Manner::Tls12Resumed => Some(self.certificate.resuming_connector_of_old()),
+    pub(crate) fn connector(&self, connections: ConnectionUse) -> Option<TlsConnector> {
+        match connections {
+            ConnectionUse::Kept | ConnectionUse::Each => None,
+            ConnectionUse::TlsFull => Some(self.certificate.connector()),
+            ConnectionUse::TlsResumed => Some(self.certificate.resuming_connector()),
+            ConnectionUse::Tls12Resumed => Some(self.certificate.resuming_connector_of_old()),
         }
     }
 

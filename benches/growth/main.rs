@@ -22,10 +22,10 @@ mod chart;
 mod machine;
 mod store;
 // Each benchmark uses a part of it.
+mod peers;
 #[allow(dead_code)]
 #[path = "../support/mod.rs"]
 mod support;
-mod world;
 
 use std::fs;
 use std::path::Path;
@@ -38,10 +38,10 @@ use tokio::time::Instant;
 use axis::Axis;
 use chart::{Curve, Point};
 use machine::Machine;
+use peers::Peers;
 use support::figures::{ends, mebibytes, median, millis};
 use support::relay::Relay;
 use support::{argument, raise_descriptors, word};
-use world::World;
 
 /// Connections of the load.
 const CONNECTIONS: usize = 64;
@@ -110,23 +110,23 @@ async fn measure(axis: Axis, sizes: &[u64], rounds: u64, deliveries: u64) -> Vec
 }
 
 async fn turn(axis: Axis, size: u64, folder: &Path, deliveries: u64) -> Turn {
-    let world = World::new(axis, size).await;
-    let relay = Relay::start(folder, store::QUEUE, &world.config).await;
-    world.send(&relay, CONNECTIONS, WARM_UP.div_ceil(world.fanout)).await;
-    world.settled(&relay).await;
+    let peers = Peers::new(axis, size).await;
+    let relay = Relay::start(folder, store::QUEUE, &peers.config).await;
+    peers.send(&relay, CONNECTIONS, WARM_UP.div_ceil(peers.fanout)).await;
+    peers.settled(&relay).await;
 
-    let (processor, begun, pushes) = (relay.processor(), Instant::now(), deliveries.div_ceil(world.fanout));
-    world.send(&relay, CONNECTIONS, pushes).await;
+    let (processor, begun, pushes) = (relay.processor(), Instant::now(), deliveries.div_ceil(peers.fanout));
+    peers.send(&relay, CONNECTIONS, pushes).await;
     let took = begun.elapsed();
-    world.settled(&relay).await;
+    peers.settled(&relay).await;
     let spent = relay.processor() - processor;
 
-    let alone = world.send(&relay, 1, ALONE).await;
-    world.settled(&relay).await;
+    let alone = peers.send(&relay, 1, ALONE).await;
+    peers.settled(&relay).await;
     let memory = relay.memory().peak;
     relay.end(Signal::TERM).await;
     Turn {
-        cost: spent.as_secs_f64() * 1e6 / (pushes * world.fanout) as f64,
+        cost: spent.as_secs_f64() * 1e6 / (pushes * peers.fanout) as f64,
         rate: pushes as f64 / took.as_secs_f64(),
         answer: millis(alone.p50),
         memory,

@@ -15,9 +15,9 @@ use tokio::time::Instant;
 use wxrelay::clock::UnixMillis;
 
 use super::axis::Axis;
+use super::peers::Peers;
 use super::support::figures::mebibytes;
 use super::support::relay::{Relay, audit};
-use super::world::World;
 
 /// Enough capacity, and nothing is deleted.
 pub(crate) const QUEUE: &str = "max_size = \"200GiB\"\nretention = \"30d\"\n";
@@ -33,7 +33,7 @@ pub(crate) async fn made(events: u64, aloud: bool) -> TempDir {
     if events == 0 {
         return folder;
     }
-    let config = World::new(Axis::Events, 0).await.config;
+    let config = Peers::new(Axis::Events, 0).await.config;
     Relay::start(folder.path(), QUEUE, &config).await.end(Signal::TERM).await;
     let (begun, file) = (Instant::now(), folder.path().join("queue/wxrelay.db"));
     fill(&file, events).expect("the store can be written");

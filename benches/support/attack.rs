@@ -20,7 +20,7 @@ use super::wechat::forged;
 
 /// The listener that is attacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Door {
+pub(crate) enum Listener {
     Clear,
     Tls,
     Http2,
@@ -29,23 +29,23 @@ pub(crate) enum Door {
 /// A kind of attack.
 pub(crate) struct Flood {
     pub(crate) name: &'static str,
-    pub(crate) door: Door,
+    pub(crate) listener: Listener,
     /// Concurrent connections; each is opened again when it ends.
     connections: usize,
-    from: From,
+    from: Source,
     /// What an attacker does with one connection, until it breaks.
-    deed: fn(TcpStream, Arc<Counts>) -> Deed,
+    attack: fn(TcpStream, Arc<Counts>) -> AttackFuture,
 }
 
 /// The attackers' addresses.
 #[derive(Clone, Copy)]
-enum From {
+enum Source {
     Everywhere,
     /// WeChat's own address, as all clients have behind a load balancer that hides them.
     WeChat,
 }
 
-type Deed = Pin<Box<dyn Future<Output = ()> + Send>>;
+type AttackFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What the attackers achieved, and what their TLS handshakes need.
 pub(crate) struct Counts {
@@ -56,57 +56,59 @@ pub(crate) struct Counts {
 
 const fn flood(
     name: &'static str,
-    door: Door,
+    listener: Listener,
     connections: usize,
-    from: From,
-    deed: fn(TcpStream, Arc<Counts>) -> Deed,
+    from: Source,
+    attack: fn(TcpStream, Arc<Counts>) -> AttackFuture,
 ) -> Flood {
-    Flood { name, door, connections, from, deed }
+    Flood { name, listener, connections, from, attack }
 }
 
 pub(crate) const FLOODS: &[Flood] = &[
-    flood("10,000 idle connections", Door::Clear, 10_000, From::Everywhere, |stream, _| Box::pin(idle(stream))),
-    flood("10,000 idle, from WeChat's address", Door::Clear, 10_000, From::WeChat, |stream, _| {
+    flood("10,000 idle connections", Listener::Clear, 10_000, Source::Everywhere, |stream, _| Box::pin(idle(stream))),
+    flood("10,000 idle, from WeChat's address", Listener::Clear, 10_000, Source::WeChat, |stream, _| {
         Box::pin(silence(stream))
     }),
-    flood("connections made and closed", Door::Clear, 64, From::Everywhere, |_, _| Box::pin(async {})),
-    flood("headers that trickle", Door::Clear, 6_000, From::Everywhere, |stream, counts| {
+    flood("connections made and closed", Listener::Clear, 64, Source::Everywhere, |_, _| Box::pin(async {})),
+    flood("headers that trickle", Listener::Clear, 6_000, Source::Everywhere, |stream, counts| {
         Box::pin(trickle(stream, counts, forged("Content-Length: 9\r\n", b"")))
     }),
-    flood("bodies that trickle", Door::Clear, 6_000, From::Everywhere, |stream, counts| {
+    flood("bodies that trickle", Listener::Clear, 6_000, Source::Everywhere, |stream, counts| {
         Box::pin(slow_body(stream, counts))
     }),
-    flood("forged pushes, kept connections", Door::Clear, 64, From::Everywhere, |stream, counts| {
+    flood("forged pushes, kept connections", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(repeat(stream, counts, forged(&format!("Content-Length: {}\r\n", BODY.len()), BODY)))
     }),
-    flood("forged pushes, a connection each", Door::Clear, 64, From::Everywhere, |stream, counts| {
+    flood("forged pushes, a connection each", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(once(
             stream,
             counts,
             forged(&format!("Connection: close\r\nContent-Length: {}\r\n", BODY.len()), BODY),
         ))
     }),
-    flood("declared bodies of 1 MiB + 1", Door::Clear, 64, From::Everywhere, |stream, counts| {
+    flood("declared bodies of 1 MiB + 1", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(repeat(stream, counts, forged("Content-Length: 1048577\r\n", &[b'a'; 65536])))
     }),
-    flood("chunked bodies without end", Door::Clear, 64, From::Everywhere, |stream, counts| {
+    flood("chunked bodies without end", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(endless(stream, counts, forged("Transfer-Encoding: chunked\r\n", b""), chunk()))
     }),
-    flood("headers without end", Door::Clear, 64, From::Everywhere, |stream, counts| {
+    flood("headers without end", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(endless(stream, counts, b"POST / HTTP/1.1\r\nX: ".to_vec(), vec![b'a'; 16384]))
     }),
-    flood("a thousand headers", Door::Clear, 64, From::Everywhere, |stream, counts| {
+    flood("a thousand headers", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(once(stream, counts, forged(&"X: y\r\n".repeat(1000), b"")))
     }),
-    flood("queries of 30 KiB", Door::Clear, 64, From::Everywhere, |stream, counts| {
+    flood("queries of 30 KiB", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         let query = "nonce%".repeat(5000);
         Box::pin(repeat(stream, counts, format!("GET /wechat/events?{query} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes()))
     }),
-    flood("pipelining, answers not read", Door::Clear, 64, From::Everywhere, |stream, counts| {
+    flood("pipelining, answers not read", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(unread(stream, counts, "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(500).into_bytes()))
     }),
-    flood("TLS handshakes", Door::Tls, 64, From::Everywhere, |stream, counts| Box::pin(handshake(stream, counts))),
-    flood("half of a TLS handshake", Door::Tls, 6_000, From::Everywhere, |mut stream, counts| {
+    flood("TLS handshakes", Listener::Tls, 64, Source::Everywhere, |stream, counts| {
+        Box::pin(handshake(stream, counts))
+    }),
+    flood("half of a TLS handshake", Listener::Tls, 6_000, Source::Everywhere, |mut stream, counts| {
         Box::pin(async move {
             // The head of a record of 512 bytes, and the first of them.
             if stream.write_all(b"\x16\x03\x01\x02\x00\x01\x00").await.is_ok() {
@@ -115,30 +117,30 @@ pub(crate) const FLOODS: &[Flood] = &[
             }
         })
     }),
-    flood("h2: rapid reset", Door::Http2, 16, From::Everywhere, |stream, counts| {
+    flood("h2: rapid reset", Listener::Http2, 16, Source::Everywhere, |stream, counts| {
         Box::pin(h2(stream, counts, |stream| {
             [frame(1, 5, stream, REQUEST), frame(3, 0, stream, &[0, 0, 0, 8])].concat()
         }))
     }),
-    flood("h2: CONTINUATION without end", Door::Http2, 16, From::Everywhere, |stream, counts| {
+    flood("h2: CONTINUATION without end", Listener::Http2, 16, Source::Everywhere, |stream, counts| {
         Box::pin(h2(stream, counts, |stream| match stream {
             1 => frame(1, 1, 1, REQUEST),
             _ => frame(9, 0, 1, &b"\x40\x01x\x01y".repeat(1000)),
         }))
     }),
-    flood("h2: empty DATA", Door::Http2, 16, From::Everywhere, |stream, counts| {
+    flood("h2: empty DATA", Listener::Http2, 16, Source::Everywhere, |stream, counts| {
         Box::pin(h2(stream, counts, |stream| match stream {
             1 => frame(1, 4, 1, POST),
             _ => frame(0, 0, 1, b""),
         }))
     }),
-    flood("h2: SETTINGS", Door::Http2, 16, From::Everywhere, |stream, counts| {
+    flood("h2: SETTINGS", Listener::Http2, 16, Source::Everywhere, |stream, counts| {
         Box::pin(h2(stream, counts, |_| frame(4, 0, 0, &[0, 4, 0, 1, 0, 0])))
     }),
-    flood("h2: PING", Door::Http2, 16, From::Everywhere, |stream, counts| {
+    flood("h2: PING", Listener::Http2, 16, Source::Everywhere, |stream, counts| {
         Box::pin(h2(stream, counts, |_| frame(6, 0, 0, b"wxrelay?")))
     }),
-    flood("h2: windows of no size", Door::Http2, 16, From::Everywhere, |stream, counts| {
+    flood("h2: windows of no size", Listener::Http2, 16, Source::Everywhere, |stream, counts| {
         Box::pin(h2(stream, counts, |stream| match stream {
             1 => frame(4, 0, 0, &[0, 4, 0, 0, 0, 0]),
             _ => frame(1, 5, stream, REQUEST),
@@ -151,16 +153,16 @@ pub(crate) struct Attack {
     target: SocketAddr,
     end: Instant,
     connections: usize,
-    from: From,
-    deed: fn(TcpStream, Arc<Counts>) -> Deed,
+    from: Source,
+    attack: fn(TcpStream, Arc<Counts>) -> AttackFuture,
     counts: Arc<Counts>,
 }
 
 impl Attack {
     pub(crate) fn new(flood: &Flood, target: SocketAddr, end: Instant, tls: Option<TlsConnector>) -> Self {
-        let Flood { connections, from, deed, .. } = *flood;
+        let Flood { connections, from, attack, .. } = *flood;
         let counts = Counts { connections: AtomicU64::new(0), sent: AtomicU64::new(0), tls };
-        Self { target, end, connections, from, deed, counts: Arc::new(counts) }
+        Self { target, end, connections, from, attack, counts: Arc::new(counts) }
     }
 
     /// Starts them; they end by themselves.
@@ -170,15 +172,15 @@ impl Attack {
 
     async fn attacker(self: Arc<Self>, number: usize) {
         let from = match self.from {
-            From::Everywhere => Ipv4Addr::new(127, 0, 1, u8::try_from(number % 200).expect("under 200") + 1),
-            From::WeChat => Ipv4Addr::LOCALHOST,
+            Source::Everywhere => Ipv4Addr::new(127, 0, 1, u8::try_from(number % 200).expect("under 200") + 1),
+            Source::WeChat => Ipv4Addr::LOCALHOST,
         };
         let deeds = async {
             loop {
                 match connect(from, self.target).await {
                     Ok(stream) => {
                         self.counts.connections.fetch_add(1, Ordering::Relaxed);
-                        (self.deed)(stream, self.counts.clone()).await;
+                        (self.attack)(stream, self.counts.clone()).await;
                     }
                     // The machine has no ports left, or the relay accepts too slowly.
                     Err(_) => sleep(Duration::from_millis(10)).await,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// p50, p99 and p99.9 of a latency.
+/// p50, p99 and maximum of a latency.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Latency {
     pub(crate) count: usize,

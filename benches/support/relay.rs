@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a start and a stop may take before the benchmark gives up.
-const PATIENCE: Duration = Duration::from_secs(60);
+const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A running relay; killed when dropped.
 pub(crate) struct Relay {
@@ -62,7 +62,7 @@ impl Relay {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut relay =
             Self { child, folder: folder.to_owned(), push: nowhere, admin: nowhere, ready_after: Duration::ZERO };
-        let ready = timeout(PATIENCE, relay.listening(&log)).await;
+        let ready = timeout(START_TIMEOUT, relay.listening(&log)).await;
         ready.unwrap_or_else(|_| panic!("the relay does not get ready; see {}", log.display()));
         relay.ready_after = begun.elapsed();
         relay
@@ -136,7 +136,7 @@ impl Relay {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(PATIENCE, gone).await.expect("the relay ends");
+        timeout(START_TIMEOUT, gone).await.expect("the relay ends");
     }
 }
 

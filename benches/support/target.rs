@@ -16,7 +16,7 @@ use super::wechat::MARK;
 
 /// How a target behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Manner {
+pub(crate) enum Behaviour {
     /// Answers 200 at once.
     Fast,
     /// Answers 200 after a time.
@@ -65,19 +65,19 @@ impl Down {
 
     /// From now on it is up.
     pub(crate) fn come_up(self) -> Target {
-        Target::serve(self.0.listen(1024).expect("the socket is bound"), Manner::Fast)
+        Target::serve(self.0.listen(1024).expect("the socket is bound"), Behaviour::Fast)
     }
 }
 
 impl Target {
-    pub(crate) async fn start(manner: Manner) -> Self {
-        Self::serve(TcpListener::bind("127.0.0.1:0").await.expect("a port is free"), manner)
+    pub(crate) async fn start(behaviour: Behaviour) -> Self {
+        Self::serve(TcpListener::bind("127.0.0.1:0").await.expect("a port is free"), behaviour)
     }
 
-    fn serve(listener: TcpListener, manner: Manner) -> Self {
+    fn serve(listener: TcpListener, behaviour: Behaviour) -> Self {
         let address = listener.local_addr().expect("a bound socket has an address");
         let shared = Arc::<Shared>::default();
-        let task = tokio::spawn(accept(listener, manner, Arc::clone(&shared)));
+        let task = tokio::spawn(accept(listener, behaviour, Arc::clone(&shared)));
         Self { address, shared, task }
     }
 
@@ -114,19 +114,19 @@ impl Drop for Target {
     }
 }
 
-async fn accept(listener: TcpListener, manner: Manner, shared: Arc<Shared>) {
+async fn accept(listener: TcpListener, behaviour: Behaviour, shared: Arc<Shared>) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let shared = Arc::clone(&shared);
         connections.spawn(async move {
             // A broken connection comes from the relay, or is the point of the behaviour.
-            drop(serve(stream, manner, &shared).await);
+            drop(serve(stream, behaviour, &shared).await);
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn serve(mut stream: TcpStream, manner: Manner, shared: &Shared) -> io::Result<()> {
+async fn serve(mut stream: TcpStream, behaviour: Behaviour, shared: &Shared) -> io::Result<()> {
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
     const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n";
     stream.set_nodelay(true)?;
@@ -138,20 +138,20 @@ async fn serve(mut stream: TcpStream, manner: Manner, shared: &Shared) -> io::Re
             shared.arrivals.lock().expect("no connection panics").push((now, read));
         }
         buffer.clear();
-        match manner {
-            Manner::Fast => stream.write_all(OK).await?,
-            Manner::Slow(pause) => {
+        match behaviour {
+            Behaviour::Fast => stream.write_all(OK).await?,
+            Behaviour::Slow(pause) => {
                 sleep(pause).await;
                 stream.write_all(OK).await?;
             }
-            Manner::Hangs => std::future::pending().await,
-            Manner::Drips => {
+            Behaviour::Hangs => std::future::pending().await,
+            Behaviour::Drips => {
                 for byte in OK {
                     stream.write_all(&[*byte]).await?;
                     sleep(Duration::from_secs(1)).await;
                 }
             }
-            Manner::Endless => {
+            Behaviour::Endless => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await?;
                 let chunk = [&b"1000\r\n"[..], &[b'x'; 0x1000], b"\r\n"].concat();
                 loop {
@@ -160,7 +160,7 @@ async fn serve(mut stream: TcpStream, manner: Manner, shared: &Shared) -> io::Re
                     sleep(Duration::from_millis(1)).await;
                 }
             }
-            Manner::Flips => {
+            Behaviour::Flips => {
                 let up = (now / 500_000_000).is_multiple_of(2);
                 stream.write_all(if up { OK } else { UNAVAILABLE }).await?;
             }

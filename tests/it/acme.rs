@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::certificates::{connect, exchange, shown};
 use crate::support::command::{run, wxrelay};
-use crate::support::pebble::Place;
+use crate::support::pebble::PebbleSetup;
 use crate::support::program::is_missing;
 use crate::support::relay::{Relay, Setup};
 use crate::support::target::Target;
@@ -31,16 +31,16 @@ async fn a_certificate_is_had_from_nothing_and_outlives_a_restart() {
     if is_missing("pebble") {
         return;
     }
-    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, PebbleSetup::new());
     let mut relay = serve(&wechat, &crm, &acme(&place)).await;
     let line = relay.log("the failure", failure).await;
     assert!(line["error"].as_str().is_some_and(|error| error.contains("cannot be asked")), "{line}");
     assert!(line["remedy"].as_str().is_some_and(|remedy| remedy.contains("server.tls.acme.directory")), "{line}");
     assert!(relay.metric(ORDERS, &[("domain", "localhost"), ("result", "failed")]).await >= 1.0);
     connect(&relay, &trusting(&[]), "localhost").await.expect_err("there is no certificate yet");
-    let told = doctor(&relay, &[]).await;
-    assert!(told.contains("none yet: the relay orders it while it runs"), "{told}");
-    assert!(told.contains("takes connections; not asked, as no certificate is here"), "{told}");
+    let output = doctor(&relay, &[]).await;
+    assert!(output.contains("none yet: the relay orders it while it runs"), "{output}");
+    assert!(output.contains("takes connections; not asked, as no certificate is here"), "{output}");
 
     let pebble = place.start(&relay.push, LONG).await;
     relay.signal(Signal::HUP);
@@ -54,8 +54,8 @@ async fn a_certificate_is_had_from_nothing_and_outlives_a_restart() {
     assert_eq!(left, 21.0 * 86_400.0);
     let ca = relay.store().join("root.pem");
     fs::write(&ca, &pebble.pem).expect("it can be written");
-    let told = doctor(&relay, &["--ca", &ca.display().to_string()]).await;
-    assert!(told.contains("for localhost, ends on") && told.contains("takes WeChat's verification"), "{told}");
+    let output = doctor(&relay, &["--ca", &ca.display().to_string()]).await;
+    assert!(output.contains("for localhost, ends on") && output.contains("takes WeChat's verification"), "{output}");
 
     let mut curious = ClientConfig::clone(&trusting(&[&pebble.root]));
     curious.alpn_protocols = vec![b"acme-tls/1".to_vec()];
@@ -81,7 +81,7 @@ async fn a_refusal_is_told_and_holds_up_nobody_until_it_is_overcome() {
     if is_missing("pebble") {
         return;
     }
-    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, PebbleSetup::new());
     let (files, closed) = (Certificate::of(&["other.test"], 4096), closed_port().await);
     let pebble = place.start(&closed, LONG).await;
     let tls = format!("[{}, {{ cert = \"{}\", key = \"{}\" }}]", acme(&place), files.cert(), files.key());
@@ -110,7 +110,7 @@ async fn a_certificate_is_renewed_before_its_end_while_it_is_served() {
     if is_missing("pebble") {
         return;
     }
-    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, PebbleSetup::new());
     let relay = serve(&wechat, &crm, &acme(&place)).await;
     let pebble = place.start(&relay.push, 12).await;
     relay.log("the failure", failure).await;
@@ -129,7 +129,7 @@ async fn a_certificate_that_cannot_be_kept_is_served_all_the_same() {
     if is_missing("pebble") {
         return;
     }
-    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, PebbleSetup::new());
     let relay = serve(&wechat, &crm, &acme(&place)).await;
     relay.log("the failure", failure).await;
     let kept = relay.store().join(place.folder());
@@ -150,7 +150,7 @@ async fn an_authority_that_is_not_trusted_gets_nothing() {
     if is_missing("pebble") {
         return;
     }
-    let (wechat, crm, place, other) = (WeChat::secure(), Target::start().await, Place::new(), Certificate::new());
+    let (wechat, crm, place, other) = (WeChat::secure(), Target::start().await, PebbleSetup::new(), Certificate::new());
     let pebble = place.start("127.0.0.1:1", LONG).await;
     let relay = serve(&wechat, &crm, &acme(&place).replace(&place.ca(), &other.cert())).await;
     let line = relay.log("the failure", failure).await;
@@ -161,7 +161,7 @@ async fn an_authority_that_is_not_trusted_gets_nothing() {
 
 #[tokio::test]
 async fn an_order_under_way_does_not_hold_up_the_stop() {
-    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, PebbleSetup::new());
     let silent = TcpListener::bind(&place.address).await.expect("the place is free");
     let other = Certificate::new();
     let tls = format!("[{}, {{ cert = \"{}\", key = \"{}\" }}]", acme(&place), other.cert(), other.key());
@@ -178,7 +178,7 @@ async fn what_is_kept_and_no_good_is_ordered_anew() {
     if is_missing("pebble") {
         return;
     }
-    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, Place::new());
+    let (wechat, crm, place) = (WeChat::secure(), Target::start().await, PebbleSetup::new());
     let mut relay = serve(&wechat, &crm, &acme(&place)).await;
     let kept = relay.store().join(place.folder());
     relay.stop().await;
@@ -202,7 +202,7 @@ fn failure(line: &serde_json::Value) -> bool {
     line["message"].as_str().is_some_and(|message| message.starts_with("server.tls.acme: no new certificate"))
 }
 
-fn acme(place: &Place) -> String {
+fn acme(place: &PebbleSetup) -> String {
     format!("{{ acme = {{ domains = [\"localhost\"], email = \"ops@example.com\", {} }} }}", place.keys())
 }
 

@@ -99,8 +99,8 @@ async fn the_api_tells_status_audit_and_events() {
 
     let status = relay.get("/api/status").await;
     assert_eq!(status.status, 200);
-    let told = status.json().to_string();
-    assert!(["shop", "login", "crm"].iter().all(|name| told.contains(name)), "{told}");
+    let output = status.json().to_string();
+    assert!(["shop", "login", "crm"].iter().all(|name| output.contains(name)), "{output}");
 
     let audit = relay.get("/api/audit").await.json();
     assert_eq!((&audit["events"], &audit["delivered"], &audit["unaccounted"]), (&2.into(), &2.into(), &0.into()));

@@ -64,7 +64,7 @@ async fn every_route_is_served_to_the_tokens_bearer_alone() {
         answer.is_hardened(&route);
     }
     let answer = ask(&relay.admin, &source(), "GET", "/nothing", "").await;
-    assert_eq!(answer.status, 401, "nor does a stranger learn what there is");
+    assert_eq!(answer.status, 401, "an unauthenticated client learns nothing about routes");
     println!("{tried} wrong tokens");
     assert!(tried > 150, "only {tried}");
 }
@@ -124,13 +124,13 @@ async fn no_get_changes_anything_and_no_other_method_is_taken() {
     let relay = relay(&format!("token = \"{TOKEN}\"")).await;
     let right = format!("Authorization: Bearer {TOKEN}\r\n");
     let state = async || {
-        let mut told = Vec::new();
+        let mut output = Vec::new();
         for path in ["/api/audit", "/api/targets", "/api/events"] {
-            told.push(ask(&relay.admin, &source(), "GET", path, &right).await.body);
+            output.push(ask(&relay.admin, &source(), "GET", path, &right).await.body);
         }
         let status = ask(&relay.admin, &source(), "GET", "/api/status", &right).await;
         let status: Value = serde_json::from_str(&status.body).expect("JSON");
-        (told, status["generation"].clone(), status["targets"].clone())
+        (output, status["generation"].clone(), status["targets"].clone())
     };
     let before = state().await;
     let (mut refused, mut posts) = (0, 0);
@@ -212,8 +212,8 @@ async fn wrong_tokens_are_slowed_down_by_source_and_the_right_one_never() {
     }
     assert!(fastest < Duration::from_millis(900), "each would take a second if it waited: {fastest:?}");
     assert!(guesses.join_all().await.into_iter().all(|status| status == 429));
-    let told = |line: &Value| line["level"] == "WARN" && line["peer"] == guesser.as_str();
-    let line = relay.log("a line about it", told).await;
+    let output = |line: &Value| line["level"] == "WARN" && line["peer"] == guesser.as_str();
+    let line = relay.log("a line about it", output).await;
     assert!(line["message"].as_str().is_some_and(|message| message.contains("wrong admin tokens")), "{line}");
     let lines = relay.lines().iter().filter(|line| line.contains("wrong admin tokens")).count();
     assert_eq!(lines, 1, "a line a while, not one a guess");

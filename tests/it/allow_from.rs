@@ -20,7 +20,7 @@ async fn an_unlisted_address_is_counted_and_logged_and_its_push_accepted() {
         }
         crm.wait_for(6).await;
         assert_eq!(relay.metric(METRIC, &[("account", "shop"), ("result", "accepted")]).await, 5.0);
-        let line = relay.log("the line of the stranger", outside).await;
+        let line = relay.log("the line of the unexpected client", outside).await;
         let said = [&line["level"], &line["account"], &line["peer"], &line["result"]];
         assert_eq!(said, ["WARN", "shop", "127.6.1.1", "accepted"], "{line}");
         let lines = relay.lines();

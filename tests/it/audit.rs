@@ -21,9 +21,9 @@ async fn a_good_store_passes_while_the_relay_runs_and_after() {
         let report = store.passes().await;
         assert_eq!(report["deep"]["events"], 3);
         assert_eq!(report["deep"]["deliverable"], 6, "what is pending can be written for its targets: {report}");
-        let told = store.relay.run(&["audit", "--deep"]).await;
-        assert!(told.stdout.contains("every event can be opened, parsed and delivered"), "{told:?}");
-        assert_eq!(told.stderr, "", "no progress bar where nobody looks");
+        let output = store.relay.run(&["audit", "--deep"]).await;
+        assert!(output.stdout.contains("every event can be opened, parsed and delivered"), "{output:?}");
+        assert_eq!(output.stderr, "", "no progress bar without a terminal");
         assert!(store.relay.audit().await.get("deep").is_none(), "the cheap audit reads nothing back");
     }
 }
@@ -145,7 +145,7 @@ async fn changed_keys_matter_to_raw_deliveries_that_are_open() {
     store.relay.configure(rotated.account() + &store.targets());
     let report = store.fails().await;
     assert_eq!(report["deep"]["keys_changed"], 3);
-    assert_eq!(report["deep"]["found"], serde_json::json!({ "raw_keys": 3 }), "the other format is sealed anew");
+    assert_eq!(report["deep"]["found"], serde_json::json!({ "raw_keys": 3 }), "the other format is encrypted again");
     let other_key =
         WeChat { aes_key: "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abcdefg".to_owned(), ..store.wechat.clone() };
     store.relay.configure(other_key.account() + &store.targets());

@@ -14,9 +14,9 @@ use crate::support::wechat::{GH, PATH, WeChat, event, text, text_reply};
 async fn demo_once_goes_as_told() {
     let finished = run(wxrelay(["demo", "--once"])).await;
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    let told = (finished.stdout + &finished.stderr).to_lowercase();
+    let output = (finished.stdout + &finished.stderr).to_lowercase();
     for part in ["verif", "subscribe", "scan", "text", "click", "retry", "forged", "outage", "audit"] {
-        assert!(told.contains(part), "{part} in\n{told}");
+        assert!(output.contains(part), "{part} in\n{output}");
     }
 }
 
@@ -54,8 +54,8 @@ async fn init_writes_a_config_that_check_takes() {
     check.arg(&path).current_dir(dir.path());
     let checked = run(check).await;
     assert_eq!(checked.code, Some(0), "{checked:?}\n{written}");
-    let told = finished.stdout.to_lowercase();
-    assert!(told.contains("token") && told.contains("encodingaeskey"), "what to paste: {}", finished.stdout);
+    let output = finished.stdout.to_lowercase();
+    assert!(output.contains("token") && output.contains("encodingaeskey"), "what to paste: {}", finished.stdout);
 
     let mut again = wxrelay(["init", "--dir"]);
     again.arg(dir.path());

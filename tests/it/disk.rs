@@ -44,9 +44,9 @@ async fn a_full_disk_is_answered_503_until_there_is_room() {
     relay.accept(&wechat, &refused).await;
     let audit = relay.audited("delivered", stored + 2).await;
     assert_eq!(audit["events"], stored + 2);
-    let told = |what: &str| relay.lines().iter().filter(|line| line.contains(what)).count();
-    assert_eq!(told("new events cannot be stored"), 1, "said once");
-    assert_eq!(told("new events can be stored again"), 1, "said once");
+    let output = |what: &str| relay.lines().iter().filter(|line| line.contains(what)).count();
+    assert_eq!(output("new events cannot be stored"), 1, "said once");
+    assert_eq!(output("new events can be stored again"), 1, "said once");
     relay.stop().await;
 }
 
@@ -121,7 +121,7 @@ async fn on_a_full_disk_finished_events_make_room_for_new_ones() {
     disk.fill();
     let (stored, refused) = push_until_refused(&relay, &wechat, 40_000).await;
     let taken = async || (wechat.push(&refused).send(&relay.push).await.status == 200).then_some(());
-    eventually("the push is taken, on a disk as full as before", taken).await;
+    eventually("the push is accepted, on a disk as full as before", taken).await;
     let audit = relay.audited("pending", 0).await;
     let (events, stored) = (audit["events"].as_u64().expect("a number"), stored + 1);
     assert!((stored..stored + 12).contains(&events), "{events} events, {stored} of them new");
@@ -231,7 +231,7 @@ impl SmallDisk {
     }
 
     pub(crate) fn make_read_only(&self) {
-        assert!(privileged(&["mount", "-o", "remount,ro"], self.0.path()), "nobody writes there");
+        assert!(privileged(&["mount", "-o", "remount,ro"], self.0.path()), "the remount succeeds");
     }
 }
 

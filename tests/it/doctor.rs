@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::disk::SmallDisk;
-use crate::support::authority::{Authority, Behind, Front, Identity, server_for};
+use crate::support::authority::{Authority, Identity, ReverseProxy, Upstream, server_for};
 use crate::support::command::{Finished, Running, free_address, run, wxrelay};
 use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{PATH, WeChat};
@@ -47,12 +47,14 @@ async fn a_sound_setup_passes_every_check() {
     let legacy = format!("[targets.legacy]\nurl = \"{}\"\nformat = \"wechat\"\n", sink.1);
     let setup = Setup::new(&(WeChat::secure().account() + PREVIOUS + &crm.config("crm", "") + &legacy));
     let _relay = setup.serve().await;
-    let front = Front::start(Some(&authority.issue(&server_for("localhost"))), Behind::Relay(setup.push.clone())).await;
+    let front =
+        ReverseProxy::start(Some(&authority.issue(&server_for("localhost"))), Upstream::Relay(setup.push.clone()))
+            .await;
     let ca = authority.file();
     let args = ["--url", URL, "--connect", &front.address, "--ca", ca.to_str().expect("a path of text")];
-    let told = setup.doctor(&args).await;
-    assert_eq!(told.code, Some(0), "{}", told.text);
-    let names: Vec<_> = told.checks().iter().map(|line| line["check"].as_str().unwrap_or_default()).collect();
+    let report = setup.doctor(&args).await;
+    assert_eq!(report.code, Some(0), "{}", report.text);
+    let names: Vec<_> = report.checks().iter().map(|line| line["check"].as_str().unwrap_or_default()).collect();
     let expected = CHECKS.iter().filter(|name| **name != "certificate").flat_map(|name| {
         // One more warning than those counted; two targets.
         let twice = ["config", "target"].contains(name);
@@ -69,11 +71,11 @@ async fn a_sound_setup_passes_every_check() {
         ("tls", "TLS 1.3, 2 certificates, for localhost, ends on 4096-01-01"),
         ("verification", "taken, by the token of accounts.shop"),
     ] {
-        let line = told.line(check);
-        assert!(line["result"] == "ok" && line["text"].as_str().is_some_and(|told| told.contains(text)), "{line}");
+        let line = report.line(check);
+        assert!(line["result"] == "ok" && line["text"].as_str().is_some_and(|found| found.contains(text)), "{line}");
     }
-    told.says("dns", "warning", "127.0.0.1 is a loopback address", "must lead to a public address");
-    told.says("clock", "warning", "only peers of this machine answered", "timedatectl");
+    report.says("dns", "warning", "127.0.0.1 is a loopback address", "must lead to a public address");
+    report.says("clock", "warning", "only peers of this machine answered", "timedatectl");
     let asked = crm.deliveries();
     assert_eq!(asked.len(), 2, "once by each of two runs");
     assert!(asked.iter().all(|asked| asked.method == "HEAD" && asked.body.is_empty() && asked.query.is_none()));
@@ -84,8 +86,8 @@ fn the_page_tells_every_check_in_both_languages() {
     for page in ["docs/doctor.md", "docs/doctor.zh-CN.md"] {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("the page can be read");
         let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
-        let told: Vec<_> = rows.filter(|name| !name.starts_with('-')).collect();
-        assert_eq!(told, CHECKS, "{page}");
+        let report: Vec<_> = rows.filter(|name| !name.starts_with('-')).collect();
+        assert_eq!(report, CHECKS, "{page}");
     }
 }
 
@@ -131,14 +133,14 @@ async fn what_a_target_answers_is_judged() {
         ("timeout = \"300ms\"", Reaction::Hang, "failed", "no answer within 300ms", "does it run"),
     ] {
         let target = Target::always(reaction).await;
-        let told = Setup::new(&(WeChat::secure().account() + &target.config("crm", settings))).doctor(&[]).await;
-        told.says("target", verdict, text, remedy);
-        assert_eq!(told.code, Some(i32::from(verdict == "failed")), "{}", told.text);
-        assert!(!told.text.contains("hunter2"), "{}", told.text);
+        let report = Setup::new(&(WeChat::secure().account() + &target.config("crm", settings))).doctor(&[]).await;
+        report.says("target", verdict, text, remedy);
+        assert_eq!(report.code, Some(i32::from(verdict == "failed")), "{}", report.text);
+        assert!(!report.text.contains("hunter2"), "{}", report.text);
     }
     let gone = format!("[targets.crm]\nurl = \"http://{}/\"\nformat = \"json\"\n", free_address());
-    let told = Setup::new(&(WeChat::secure().account() + &gone)).doctor(&[]).await;
-    told.says("target", "failed", "refused", "does it run");
+    let report = Setup::new(&(WeChat::secure().account() + &gone)).doctor(&[]).await;
+    report.says("target", "failed", "refused", "does it run");
 }
 
 #[tokio::test]
@@ -176,10 +178,10 @@ async fn a_foreign_server_at_the_url_is_told_from_the_relay() {
         ("400 Bad Request", echo, "our query did not arrive", "pass the query on"),
         ("502 Bad Gateway", echo, "nobody behind it", "server.listen"),
     ] {
-        let front = Front::start(None, Behind::Page(head, page)).await;
-        let told = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &front.address]).await;
-        told.says("verification", "failed", text, remedy);
-        assert_eq!(told.code, Some(1), "{}", told.text);
+        let front = ReverseProxy::start(None, Upstream::Page(head, page)).await;
+        let report = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &front.address]).await;
+        report.says("verification", "failed", text, remedy);
+        assert_eq!(report.code, Some(1), "{}", report.text);
     }
 }
 
@@ -188,22 +190,22 @@ async fn every_fault_of_the_chain_that_is_sent_is_named() {
     let (setup, authority) = (Setup::new(&WeChat::secure().account()), Authority::new());
     let ca = authority.file();
     for (identity, verdict, text, remedy) in chains(&authority) {
-        let front = Front::start(Some(&identity), Behind::Page("503 Not Ready", |_| String::new())).await;
+        let front = ReverseProxy::start(Some(&identity), Upstream::Page("503 Not Ready", |_| String::new())).await;
         // By OpenSSL's variable, too.
         let mut command = setup.command(&["--url", URL, "--connect", &front.address, "--json"]);
         command.env("SSL_CERT_FILE", &ca);
-        let told = Told::new(run(command).await, String::new());
-        told.says("tls", verdict, text, remedy);
-        assert_eq!(told.code, Some(1), "no relay is behind it: {}", told.text);
+        let report = Report::new(run(command).await, String::new());
+        report.says("tls", verdict, text, remedy);
+        assert_eq!(report.code, Some(1), "no relay is behind it: {}", report.text);
     }
-    let plain = Front::start(None, Behind::Page("200 OK", |_| String::new())).await;
+    let plain = ReverseProxy::start(None, Upstream::Page("200 OK", |_| String::new())).await;
     let ca = ca.to_str().expect("a path of text");
-    let told = setup.doctor(&["--url", URL, "--connect", &plain.address, "--ca", ca]).await;
-    told.says("tls", "failed", "does not speak TLS", "http://");
+    let report = setup.doctor(&["--url", URL, "--connect", &plain.address, "--ca", ca]).await;
+    report.says("tls", "failed", "does not speak TLS", "http://");
     let mut command = setup.command(&["--url", URL, "--connect", &plain.address, "--json"]);
     command.env("SSL_CERT_FILE", "/nowhere").env("SSL_CERT_DIR", "/nowhere");
-    let told = Told::new(run(command).await, String::new());
-    told.says("tls", "failed", "no certificate authorities", "install ca-certificates");
+    let report = Report::new(run(command).await, String::new());
+    report.says("tls", "failed", "no certificate authorities", "install ca-certificates");
 }
 
 #[tokio::test]
@@ -213,22 +215,25 @@ async fn the_files_of_server_tls_are_looked_at_before_a_relay_serves_them() {
     for (identity, verdict, text, remedy) in chains(&authority) {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let setup = Setup::with_server(&WeChat::secure().account(), &identity.written(dir.path()));
-        let told = setup.doctor(&["--ca", ca.to_str().expect("a path of text"), "--url", URL]).await;
+        let report = setup.doctor(&["--ca", ca.to_str().expect("a path of text"), "--url", URL]).await;
         // A proxy in front may trust them.
         let vouched = !text.contains("self-signed") && !text.contains("authority that");
         let verdict = if vouched { verdict } else { "warning" };
-        told.says("certificate", verdict, text, remedy);
+        report.says("certificate", verdict, text, remedy);
     }
     let dir = tempfile::tempdir().expect("a temporary folder");
     let tls = authority.issue(&server_for("localhost")).written(dir.path());
     let setup = Setup::with_server(&WeChat::secure().account(), &tls);
     let relay = setup.serve().await;
-    let told = setup.doctor(&["--ca", ca.to_str().expect("a path of text")]).await;
-    told.says("certificate", "ok", "fits its key, 2 certificates, for localhost", "");
-    told.says("listen", "ok", "takes WeChat's verification for shop", "");
+    let report = setup.doctor(&["--ca", ca.to_str().expect("a path of text")]).await;
+    report.says("certificate", "ok", "fits its key, 2 certificates, for localhost", "");
+    report.says("listen", "ok", "takes WeChat's verification for shop", "");
     drop(relay);
-    let stranger =
-        Front::start(Some(&authority.issue(&server_for("localhost"))), Behind::Page("200 OK", |_| String::new())).await;
+    let stranger = ReverseProxy::start(
+        Some(&authority.issue(&server_for("localhost"))),
+        Upstream::Page("200 OK", |_| String::new()),
+    )
+    .await;
     let setup = Setup { push: stranger.address.clone(), ..setup };
     fs::write(&setup.config, setup.toml(&WeChat::secure().account())).expect("it can be written");
     setup.doctor(&[]).await.says("listen", "failed", "another certificate is served", "reload");
@@ -265,15 +270,15 @@ fn chains(authority: &Authority) -> Vec<(Identity, &'static str, &'static str, &
 async fn a_url_that_wechat_cannot_take_or_reach_is_told() {
     let setup = Setup::new(&WeChat::secure().account());
     let _relay = setup.serve().await;
-    let told = setup.doctor(&["--url", "http://10.1.2.3/wechat/events", "--connect", &setup.push]).await;
-    told.says("dns", "warning", "10.1.2.3 is a private address", "public address");
-    told.says("verification", "ok", "accounts.shop", "");
-    assert_eq!(told.code, Some(0), "{}", told.text);
-    let told = setup.doctor(&["--url", &format!("http://{}{PATH}", setup.push)]).await;
-    told.says("port", "failed", "80 and 443 only", "reverse proxy");
-    assert_eq!(told.code, Some(1), "{}", told.text);
-    let told = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &free_address()]).await;
-    told.says("port", "failed", "refused", "firewall");
+    let report = setup.doctor(&["--url", "http://10.1.2.3/wechat/events", "--connect", &setup.push]).await;
+    report.says("dns", "warning", "10.1.2.3 is a private address", "public address");
+    report.says("verification", "ok", "accounts.shop", "");
+    assert_eq!(report.code, Some(0), "{}", report.text);
+    let report = setup.doctor(&["--url", &format!("http://{}{PATH}", setup.push)]).await;
+    report.says("port", "failed", "80 and 443 only", "reverse proxy");
+    assert_eq!(report.code, Some(1), "{}", report.text);
+    let report = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &free_address()]).await;
+    report.says("port", "failed", "refused", "firewall");
     let finished = setup.run(&["--url", "nobody=http://localhost/"]).await;
     assert!(finished.code == Some(2) && finished.stderr.contains("it has: shop"), "{finished:?}");
 }
@@ -286,10 +291,10 @@ async fn a_clock_that_is_wrong_is_told_by_how_much() {
         let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&then).expect("a date");
         let target =
             Target::always(Reaction::Answer(Reply { headers: vec![("date", date)], ..Reply::status(405) })).await;
-        let told = Setup::new(&(WeChat::secure().account() + &target.config("crm", ""))).doctor(&[]).await;
-        told.says("clock", verdict, text, "NTP");
-        told.says("clock", verdict, "target crm", "NTP");
-        assert_eq!(told.code, Some(i32::from(verdict == "failed")), "{}", told.text);
+        let report = Setup::new(&(WeChat::secure().account() + &target.config("crm", ""))).doctor(&[]).await;
+        report.says("clock", verdict, text, "NTP");
+        report.says("clock", verdict, "target crm", "NTP");
+        assert_eq!(report.code, Some(i32::from(verdict == "failed")), "{}", report.text);
     }
 }
 
@@ -299,16 +304,16 @@ async fn a_folder_that_the_store_cannot_be_in_is_told() {
     setup.doctor(&[]).await.says("folder", "warning", "missing", "start it");
     assert!(!setup.queue().exists(), "nothing is made");
     fs::write(setup.queue(), "a file").expect("a file can be written");
-    let told = setup.doctor(&[]).await;
-    told.says("folder", "failed", "is no folder", "queue.path");
-    assert_eq!(told.code, Some(1), "{}", told.text);
+    let report = setup.doctor(&[]).await;
+    report.says("folder", "failed", "is no folder", "queue.path");
+    assert_eq!(report.code, Some(1), "{}", report.text);
     let Some(disk) = SmallDisk::mount() else { return };
     fs::create_dir(disk.queue()).expect("a folder can be made");
     let setup = Setup::new(&WeChat::secure().account()).with_queue(disk.queue());
-    let told = setup.doctor(&[]).await;
-    told.says("space", "failed", "free", "503");
-    told.says("folder", "warning", "everybody on this machine", "chmod 700");
-    told.says("disk", "ok", "a flush takes", "");
+    let report = setup.doctor(&[]).await;
+    report.says("space", "failed", "free", "503");
+    report.says("folder", "warning", "everybody on this machine", "chmod 700");
+    report.says("disk", "ok", "a flush takes", "");
     assert_eq!(fs::read_dir(disk.queue()).expect("a folder").count(), 0, "nothing is left");
     disk.make_read_only();
     setup.doctor(&[]).await.says("folder", "failed", "cannot be written", "remount");
@@ -322,8 +327,8 @@ async fn too_few_files_are_told() {
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("ulimit -n {limit}; exec \"$0\" \"$@\"")).arg(doctor.get_program());
         command.args(doctor.get_args());
-        let told = Told::new(run(command).await, String::new());
-        told.says("files", verdict, &format!("is {limit} open files"), "LimitNOFILE");
+        let report = Report::new(run(command).await, String::new());
+        report.says("files", verdict, &format!("is {limit} open files"), "LimitNOFILE");
     }
 }
 
@@ -338,15 +343,15 @@ async fn a_store_and_a_relay_of_another_kind_are_told() {
     fs::write(&setup.config, setup.toml(&other.account())).expect("it can be written");
     setup.doctor(&[]).await.says("listen", "failed", "answered 403", "is it this relay that listens there");
     drop(relay);
-    let told = setup.doctor(&[]).await;
-    told.says("listen", "ok", "nobody listens there now", "");
-    told.says("admin", "warning", "no relay is running", "wxrelay serve");
-    told.says("store", "ok", "used by nobody", "");
+    let report = setup.doctor(&[]).await;
+    report.says("listen", "ok", "nobody listens there now", "");
+    report.says("admin", "warning", "no relay is running", "wxrelay serve");
+    report.says("store", "ok", "used by nobody", "");
     let store = Connection::open(setup.queue().join("wxrelay.db")).expect("the store can be opened");
     store.execute_batch("PRAGMA user_version = 99").expect("it can be written");
-    let told = setup.doctor(&[]).await;
-    told.says("store", "failed", "schema 99", "run the newer release");
-    assert_eq!(told.code, Some(1), "{}", told.text);
+    let report = setup.doctor(&[]).await;
+    report.says("store", "failed", "schema 99", "run the newer release");
+    assert_eq!(report.code, Some(1), "{}", report.text);
 }
 
 /// A `wxrelay sink` that verifies as a backend with the account's token does, and its address.
@@ -420,20 +425,20 @@ impl Setup {
     }
 
     /// The output as text and as JSON; neither holds a secret.
-    async fn doctor(&self, args: &[&str]) -> Told {
+    async fn doctor(&self, args: &[&str]) -> Report {
         let text = self.run(args).await;
-        Told::new(self.run(&[args, &["--json"]].concat()).await, text.stdout + &text.stderr)
+        Report::new(self.run(&[args, &["--json"]].concat()).await, text.stdout + &text.stderr)
     }
 }
 
 /// A report.
-struct Told {
+struct Report {
     code: Option<i32>,
     report: Value,
     text: String,
 }
 
-impl Told {
+impl Report {
     fn new(json: Finished, text: String) -> Self {
         let text = text + &json.stdout + &json.stderr;
         let WeChat { token, aes_key, .. } = WeChat::secure();

@@ -20,7 +20,7 @@ async fn a_push_under_way_is_answered_and_the_relay_ends_well() {
 
     relay.signal(Signal::TERM);
     let late = text("o2", "late");
-    eventually("no more pushes are taken", async || {
+    eventually("no more pushes are accepted", async || {
         let answer = try_exchange(&relay.push, &wechat.push(&late).request(PATH)).await;
         answer.map_or(true, |answer| answer.status == 503).then_some(())
     })
@@ -72,7 +72,8 @@ async fn whoever_was_connected_is_still_answered() {
     // The relay accepts in order, so it has these two connections.
     relay.accept(&wechat, &text("o3", "later")).await;
     relay.signal(Signal::TERM);
-    eventually("nobody else is let in", async || Connection::open(&relay.push).await.is_err().then_some(())).await;
+    eventually("new connections are refused", async || Connection::open(&relay.push).await.is_err().then_some(()))
+        .await;
 
     fresh.write(&requests[0]).await.expect("the relay still reads");
     half.write(rest).await.expect("the relay still reads");

@@ -26,13 +26,13 @@ fn keys(fills: &[u8]) -> String {
 }
 
 /// In compatible mode, where the body has the clear text too; one target replies, one refuses.
-struct Stage {
+struct Fixture {
     wechat: WeChat,
     bot: Target,
     legacy: Target,
 }
 
-impl Stage {
+impl Fixture {
     async fn new() -> Self {
         let reply = format!("{{\"reply\":{{\"msg_type\":\"text\",\"content\":\"{REPLY}\"}}}}");
         let bot = Target::always(Reaction::Answer(Reply::body("application/json", reply))).await;
@@ -78,9 +78,9 @@ fn one(folder: &Path, sql: &str) -> String {
 #[tokio::test]
 async fn no_byte_of_a_payload_is_in_the_folder_with_a_key_and_every_one_is_without() {
     for (queue, sealed) in [(keys(&[1]), true), (String::new(), false)] {
-        let stage = Stage::new().await;
-        let mut relay = stage.setup(&queue).start().await;
-        let push = stage.confess(&relay).await;
+        let fixture = Fixture::new().await;
+        let mut relay = fixture.setup(&queue).start().await;
+        let push = fixture.confess(&relay).await;
         let signature = parameter(&push.query, "msg_signature").expect("a push in compatible mode has it");
         let store = relay.store();
         let check = |when: &str| {
@@ -94,28 +94,28 @@ async fn no_byte_of_a_payload_is_in_the_folder_with_a_key_and_every_one_is_witho
         relay.stop().await;
         check("after it has stopped");
         let (text, answer) = ("SELECT text FROM events", "SELECT answer FROM attempts WHERE status = 500 LIMIT 1");
-        let told = [one(&store, text), one(&store, answer)];
-        assert_eq!(told.iter().all(|told| told == "sealed"), sealed, "{told:?}");
+        let output = [one(&store, text), one(&store, answer)];
+        assert_eq!(output.iter().all(|output| output == "sealed"), sealed, "{output:?}");
     }
 }
 
 #[tokio::test]
 async fn what_is_sealed_is_delivered_after_kill_9_and_a_repeat_has_its_reply() {
-    let stage = Stage::new().await;
-    let mut relay = stage.setup(&keys(&[1])).start().await;
-    let push = stage.confess(&relay).await;
-    let late = stage.wechat.push(&text(OPENID, "the second one"));
-    stage.bot.script([Reaction::Hang]);
+    let fixture = Fixture::new().await;
+    let mut relay = fixture.setup(&keys(&[1])).start().await;
+    let push = fixture.confess(&relay).await;
+    let late = fixture.wechat.push(&text(OPENID, "the second one"));
+    fixture.bot.script([Reaction::Hang]);
     let pushing = relay.push.clone();
     let second = tokio::spawn(async move { late.send(&pushing).await });
-    stage.bot.wait_for(2).await;
+    fixture.bot.wait_for(2).await;
     relay.kill().await;
     second.abort();
 
     relay.restart().await;
     let repeated = push.send(&relay.push).await;
-    assert!(stage.wechat.open_reply(repeated.text()).contains(REPLY), "{repeated:?}");
-    let deliveries = stage.bot.wait_for(3).await;
+    assert!(fixture.wechat.open_reply(repeated.text()).contains(REPLY), "{repeated:?}");
+    let deliveries = fixture.bot.wait_for(3).await;
     assert_eq!(deliveries[1].header("wxrelay-event-id"), deliveries[2].header("wxrelay-event-id"));
     assert_eq!(deliveries[1].body, deliveries[2].body);
     relay.audited("delivered", 2).await;
@@ -124,10 +124,10 @@ async fn what_is_sealed_is_delivered_after_kill_9_and_a_repeat_has_its_reply() {
 
 #[tokio::test]
 async fn commands_and_api_show_what_is_sealed_to_who_has_the_key() {
-    let stage = Stage::new().await;
-    let mut relay = stage.setup(&keys(&[1])).start().await;
-    stage.confess(&relay).await;
-    let id = stage.bot.delivery(0).await.header("wxrelay-event-id").to_owned();
+    let fixture = Fixture::new().await;
+    let mut relay = fixture.setup(&keys(&[1])).start().await;
+    fixture.confess(&relay).await;
+    let id = fixture.bot.delivery(0).await.header("wxrelay-event-id").to_owned();
     let shown = relay.run(&["events", "show", &id, "--text"]).await.stdout;
     for part in [CONTENT, ANSWER, REPLY] {
         assert!(shown.contains(part), "{part}: {shown}");
@@ -139,7 +139,7 @@ async fn commands_and_api_show_what_is_sealed_to_who_has_the_key() {
     assert_eq!(deep.code, Some(0), "{deep:?}");
     assert!(encryption(&relay).await["text"].as_str().is_some_and(|text| text.starts_with("payloads are sealed by ")));
     relay.stop().await;
-    stage.legacy.then(Reaction::Answer(Reply::status(200)));
+    fixture.legacy.then(Reaction::Answer(Reply::status(200)));
     assert_eq!(relay.run(&["dead", "retry", "legacy"]).await.code, Some(0), "in the store itself");
     relay.restart().await;
     relay.audited("delivered", 2).await;
@@ -147,16 +147,16 @@ async fn commands_and_api_show_what_is_sealed_to_who_has_the_key() {
 
 #[tokio::test]
 async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
-    let stage = Stage::new().await;
-    let mut relay = stage.setup(&keys(&[1])).start().await;
-    stage.confess(&relay).await;
-    let id = stage.bot.delivery(0).await.header("wxrelay-event-id").to_owned();
-    relay.configure_all(stage.setup(&keys(&[2, 1])));
+    let fixture = Fixture::new().await;
+    let mut relay = fixture.setup(&keys(&[1])).start().await;
+    fixture.confess(&relay).await;
+    let id = fixture.bot.delivery(0).await.header("wxrelay-event-id").to_owned();
+    relay.configure_all(fixture.setup(&keys(&[2, 1])));
     relay.signal(Signal::HUP);
     relay.log("line about the restart", |line| line["key"] == "queue.encryption_keys").await;
     relay.stop().await;
     relay.restart().await;
-    relay.accept(&stage.wechat, &text(OPENID, "by the second key")).await;
+    relay.accept(&fixture.wechat, &text(OPENID, "by the second key")).await;
     relay.audited("delivered", 2).await;
     relay.audited("dead", 2).await;
     assert!(relay.run(&["events", "show", &id, "--text"]).await.stdout.contains(CONTENT));
@@ -165,13 +165,13 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
     relay.stop().await;
 
     for without in [keys(&[2]), String::new()] {
-        relay.configure_all(stage.setup(&without));
+        relay.configure_all(fixture.setup(&without));
         let missing = encryption(&relay).await;
         assert_eq!(missing["result"], "failed", "{missing}");
         let refused = relay.run(&["serve"]).await;
         assert!(refused.code.is_some_and(|code| code != 0), "{refused:?}");
-        let told = refused.stdout + &refused.stderr;
-        assert!(told.contains("queue.encryption_keys lacks: put it back"), "{told}");
+        let output = refused.stdout + &refused.stderr;
+        assert!(output.contains("queue.encryption_keys lacks: put it back"), "{output}");
         assert!(!relay.run(&["dead", "retry", "legacy"]).await.stderr.is_empty());
         // What needs no key is reported all the same.
         relay.audit().await;
@@ -187,18 +187,18 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
 
 /// The line of `doctor`.
 async fn encryption(relay: &Relay) -> serde_json::Value {
-    let told = relay.run(&["doctor", "--json"]).await;
+    let output = relay.run(&["doctor", "--json"]).await;
     let report: serde_json::Value =
-        serde_json::from_str(&told.stdout).unwrap_or_else(|error| panic!("{error}: {told:?}"));
+        serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
     let checks = report["checks"].as_array().expect("a list of checks");
     checks.iter().find(|check| check["check"] == "encryption").expect("a line about encryption").clone()
 }
 
 #[tokio::test]
 async fn a_key_of_the_wrong_form_is_an_error_that_says_how_to_make_one() {
-    let stage = Stage::new().await;
-    let mut relay = stage.setup("").start().await;
-    relay.configure_all(stage.setup("encryption_keys = [\"NotAKeyButSecret\"]"));
+    let fixture = Fixture::new().await;
+    let mut relay = fixture.setup("").start().await;
+    relay.configure_all(fixture.setup("encryption_keys = [\"NotAKeyButSecret\"]"));
     let checked = relay.run(&["check"]).await;
     assert_eq!(checked.code, Some(78), "{checked:?}");
     assert!(
@@ -208,6 +208,6 @@ async fn a_key_of_the_wrong_form_is_an_error_that_says_how_to_make_one() {
     assert!(checked.stderr.contains("wxrelay keygen") && !checked.stderr.contains("NotAKey"), "{checked:?}");
     let made = run(wxrelay(["keygen"])).await.stdout;
     let key = made.lines().find_map(|line| line.strip_prefix("encryption_key")).expect("a key for the store").trim();
-    relay.configure_all(stage.setup(&format!("encryption_keys = \"{key}\"")));
+    relay.configure_all(fixture.setup(&format!("encryption_keys = \"{key}\"")));
     assert_eq!(relay.run(&["check"]).await.code, Some(0));
 }

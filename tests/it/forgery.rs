@@ -42,7 +42,7 @@ async fn every_known_forgery_is_refused_with_one_answer_and_leaves_nothing() {
     let mut good = 0;
     let mut answers: BTreeMap<u16, BTreeSet<Vec<String>>> = BTreeMap::new();
     let mut counts: BTreeMap<(&str, u16), usize> = BTreeMap::new();
-    for Try { mode, what, status, request } in &tries {
+    for ForgedRequest { mode, what, status, request } in &tries {
         let answer = exchange(&relay.push, request).await;
         assert_eq!(answer.status, *status, "{mode:?}: {what}: {}", answer.text());
         if *status == 200 {
@@ -100,14 +100,14 @@ async fn clear_elements_beside_a_sealed_text_change_nothing_of_the_event() {
 }
 
 /// A request, and the status that it must get.
-struct Try {
+struct ForgedRequest {
     mode: Mode,
     what: String,
     status: u16,
     request: Vec<u8>,
 }
 
-impl Try {
+impl ForgedRequest {
     fn post(mode: Mode, what: impl Into<String>, status: u16, query: impl Into<String>, body: &[u8]) -> Self {
         let push = Push { query: query.into(), body: body.to_vec() };
         Self { mode, what: what.into(), status, request: push.request(path(mode)) }
@@ -120,7 +120,7 @@ impl Try {
 }
 
 /// Wrong signatures; and the right one in upper case, which is valid.
-fn signatures(mode: Mode) -> Vec<Try> {
+fn signatures(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "good"));
     let push = wechat.push(&clear);
     let name = if mode == Mode::Plaintext { "signature" } else { "msg_signature" };
@@ -128,26 +128,38 @@ fn signatures(mode: Mode) -> Vec<Try> {
     let verification = wechat.verification(now(), ECHO);
     let proof = parameter(&verification, "signature").expect("it is signed").to_owned();
     let mut tries = vec![
-        Try::post(mode, "the push itself", 200, push.query.clone(), &push.body),
-        Try::post(mode, "upper-case hex", 200, push.query.replace(&right, &right.to_uppercase()), &push.body),
-        Try::post(mode, "none", if name == "signature" { 400 } else { 403 }, without(&push.query, name), &push.body),
-        Try::post(mode, "an empty one", 400, push.query.replace(&right, ""), &push.body),
+        ForgedRequest::post(mode, "the push itself", 200, push.query.clone(), &push.body),
+        ForgedRequest::post(mode, "upper-case hex", 200, push.query.replace(&right, &right.to_uppercase()), &push.body),
+        ForgedRequest::post(
+            mode,
+            "none",
+            if name == "signature" { 400 } else { 403 },
+            without(&push.query, name),
+            &push.body,
+        ),
+        ForgedRequest::post(mode, "an empty one", 400, push.query.replace(&right, ""), &push.body),
     ];
     let [timestamp, nonce] = ["timestamp", "nonce"].map(|part| parameter(&push.query, part).expect("a part"));
     for (what, wrong) in spoilt(&right, timestamp, nonce) {
-        tries.push(Try::post(mode, what, 403, push.query.replace(&right, &wrong), &push.body));
+        tries.push(ForgedRequest::post(mode, what, 403, push.query.replace(&right, &wrong), &push.body));
     }
     let [timestamp, nonce] = ["timestamp", "nonce"].map(|part| parameter(&verification, part).expect("a part"));
     for (what, wrong) in spoilt(&proof, timestamp, nonce) {
-        tries.push(Try::get(mode, what, 403, &verification.replace(&proof, &wrong)));
+        tries.push(ForgedRequest::get(mode, what, 403, &verification.replace(&proof, &wrong)));
     }
     // The signature of one parameter in the other: they cover different parts.
     if mode != Mode::Plaintext {
         let plain = parameter(&push.query, "signature").expect("it is there").to_owned();
-        tries.push(Try::post(mode, "signature for msg_signature", 403, push.query.replace(&right, &plain), &push.body));
-        tries.push(Try::get(mode, "msg_signature for signature", 403, &verification.replace(&proof, &right)));
+        tries.push(ForgedRequest::post(
+            mode,
+            "signature for msg_signature",
+            403,
+            push.query.replace(&right, &plain),
+            &push.body,
+        ));
+        tries.push(ForgedRequest::get(mode, "msg_signature for signature", 403, &verification.replace(&proof, &right)));
         let offered = verification.replace("signature=", "msg_signature=");
-        tries.push(Try::get(mode, "a verification as WeCom has it", 400, &offered));
+        tries.push(ForgedRequest::get(mode, "a verification as WeCom has it", 400, &offered));
     }
     tries
 }
@@ -189,7 +201,7 @@ fn spoilt(right: &str, timestamp: &str, nonce: &str) -> Vec<(String, String)> {
 }
 
 /// Parameters twice, under other names, changed, and exchanged.
-fn queries(mode: Mode) -> Vec<Try> {
+fn queries(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let Push { query, body } = wechat.push(&clear);
     let verification = wechat.verification(now(), ECHO);
@@ -205,12 +217,12 @@ fn queries(mode: Mode) -> Vec<Try> {
             ("behind, encoded", format!("{query}&{encoded}=x")),
             ("before, encoded", format!("{encoded}={value}&{query}")),
         ] {
-            tries.push(Try::post(mode, format!("{name} twice, {what}"), 400, twice, &body));
+            tries.push(ForgedRequest::post(mode, format!("{name} twice, {what}"), 400, twice, &body));
         }
     }
     for name in ["signature", "echostr", "timestamp", "nonce"] {
-        tries.push(Try::get(mode, format!("{name} twice"), 400, &format!("{verification}&{name}=x")));
-        tries.push(Try::get(mode, format!("{name} twice"), 400, &format!("{name}=x&{verification}")));
+        tries.push(ForgedRequest::get(mode, format!("{name} twice"), 400, &format!("{verification}&{name}=x")));
+        tries.push(ForgedRequest::get(mode, format!("{name} twice"), 400, &format!("{name}=x&{verification}")));
     }
     let signed = if mode == Mode::Plaintext { "signature" } else { "msg_signature" };
     for (name, value) in names.iter().filter(|(name, _)| [signed, "timestamp", "nonce"].contains(name)) {
@@ -219,7 +231,7 @@ fn queries(mode: Mode) -> Vec<Try> {
             [name.to_uppercase(), format!("{name}[]"), format!("{name}%20"), format!("%20{name}"), format!("x.{name}")]
         {
             let renamed = format!("{}&{other}={value}", without(&query, name));
-            tries.push(Try::post(mode, format!("{other} for {name}"), status, renamed, &body));
+            tries.push(ForgedRequest::post(mode, format!("{other} for {name}"), status, renamed, &body));
         }
     }
     let [timestamp, nonce] = ["timestamp", "nonce"].map(|part| parameter(&query, part).expect("a part").to_owned());
@@ -227,20 +239,20 @@ fn queries(mode: Mode) -> Vec<Try> {
         format!("{}&timestamp={timestamp}&nonce={nonce}", without(&without(&query, "timestamp"), "nonce"))
     };
     let later = (timestamp.parse::<i64>().expect("a number") + 1).to_string();
-    tries.push(Try::post(mode, "a second later", 403, stamped(&later, &nonce), &body));
-    tries.push(Try::post(mode, "another nonce", 403, stamped(&timestamp, "1"), &body));
+    tries.push(ForgedRequest::post(mode, "a second later", 403, stamped(&later, &nonce), &body));
+    tries.push(ForgedRequest::post(mode, "another nonce", 403, stamped(&timestamp, "1"), &body));
     // The sorted parts are the same, so the signature is too; but the timestamp is not now.
-    tries.push(Try::post(mode, "timestamp and nonce exchanged", 403, stamped(&nonce, &timestamp), &body));
+    tries.push(ForgedRequest::post(mode, "timestamp and nonce exchanged", 403, stamped(&nonce, &timestamp), &body));
     let both = format!("{timestamp}{nonce}");
     for cut in (0..=both.len()).filter(|cut| *cut != timestamp.len()) {
         let moved = stamped(&both[..cut], &both[cut..]);
-        tries.push(Try::post(mode, format!("a timestamp of {cut} digits"), 400, moved, &body));
+        tries.push(ForgedRequest::post(mode, format!("a timestamp of {cut} digits"), 400, moved, &body));
     }
     tries
 }
 
 /// Requests in the form of another mode.
-fn modes(mode: Mode) -> Vec<Try> {
+fn modes(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let Push { query, body } = wechat.push(&clear);
     let kind = |kind: &str| format!("{}&encrypt_type={kind}", without(&query, "encrypt_type"));
@@ -250,43 +262,61 @@ fn modes(mode: Mode) -> Vec<Try> {
         Mode::Compatible | Mode::Secure => *kind != "aes",
     });
     for other in sealing.chain(["AES", "Aes", "aes%20", "%20aes", "RAW", "none", "aes256", "1"]) {
-        tries.push(Try::post(mode, format!("encrypt_type={other}"), 403, kind(other), &body));
+        tries.push(ForgedRequest::post(mode, format!("encrypt_type={other}"), 403, kind(other), &body));
     }
     for pair in ["encrypt_type=raw", "encrypt_type=aes"] {
         for doubled in [format!("{}&{pair}", kind("aes")), format!("{pair}&{}", kind("raw"))] {
-            tries.push(Try::post(mode, "encrypt_type twice", 400, doubled, &body));
+            tries.push(ForgedRequest::post(mode, "encrypt_type twice", 400, doubled, &body));
         }
     }
     // A complete push in the form of each other mode, correctly signed with this account's token.
     for other in MODES.into_iter().filter(|other| (*other == Mode::Plaintext) != (mode == Mode::Plaintext)) {
         let strange = WeChat { mode: other, ..wechat.clone() }.push(&clear);
-        tries.push(Try::post(mode, format!("a push as in {other:?}"), 403, strange.query.clone(), &strange.body));
-        tries.push(Try::post(mode, format!("the body of {other:?}"), 403, query.clone(), &strange.body));
-        tries.push(Try::post(mode, format!("the query of {other:?}"), 403, strange.query, &body));
+        tries.push(ForgedRequest::post(
+            mode,
+            format!("a push as in {other:?}"),
+            403,
+            strange.query.clone(),
+            &strange.body,
+        ));
+        tries.push(ForgedRequest::post(mode, format!("the body of {other:?}"), 403, query.clone(), &strange.body));
+        tries.push(ForgedRequest::post(mode, format!("the query of {other:?}"), 403, strange.query, &body));
     }
     if mode != Mode::Plaintext {
-        tries.push(Try::post(mode, "no encrypt_type", 403, without(&query, "encrypt_type"), &body));
+        tries.push(ForgedRequest::post(mode, "no encrypt_type", 403, without(&query, "encrypt_type"), &body));
         let bare = without(&without(&query, "encrypt_type"), "msg_signature");
-        tries.push(Try::post(mode, "a clear body under a right signature", 403, bare.clone(), clear.as_bytes()));
-        tries.push(Try::post(mode, "the same as raw", 403, format!("{bare}&encrypt_type=raw"), clear.as_bytes()));
+        tries.push(ForgedRequest::post(
+            mode,
+            "a clear body under a right signature",
+            403,
+            bare.clone(),
+            clear.as_bytes(),
+        ));
+        tries.push(ForgedRequest::post(
+            mode,
+            "the same as raw",
+            403,
+            format!("{bare}&encrypt_type=raw"),
+            clear.as_bytes(),
+        ));
         let json = format!("{{\"ToUserName\":\"{GH}\",\"MsgType\":\"text\",\"Content\":\"x\"}}");
-        tries.push(Try::post(mode, "clear JSON", 403, bare, json.as_bytes()));
+        tries.push(ForgedRequest::post(mode, "clear JSON", 403, bare, json.as_bytes()));
     } else {
         let beside = clear.replace("</xml>", "<Encrypt>x</Encrypt></xml>");
-        tries.push(Try::post(mode, "an Encrypt beside", 403, query, beside.as_bytes()));
+        tries.push(ForgedRequest::post(mode, "an Encrypt beside", 403, query, beside.as_bytes()));
     }
     tries
 }
 
 /// What was captured once, sent late, to other paths, and by other accounts.
-fn replays(mode: Mode) -> Vec<Try> {
+fn replays(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let mut tries = Vec::new();
     // The window is ten minutes; some seconds are for the test itself.
     for away in [-660, -3600, -86_400, 660, 3600] {
         let old = wechat.push_at(now() + away, &clear);
-        tries.push(Try::post(mode, format!("a push of {away} s"), 403, old.query, &old.body));
-        tries.push(Try::get(
+        tries.push(ForgedRequest::post(mode, format!("a push of {away} s"), 403, old.query, &old.body));
+        tries.push(ForgedRequest::get(
             mode,
             format!("a verification of {away} s"),
             403,
@@ -297,24 +327,24 @@ fn replays(mode: Mode) -> Vec<Try> {
     let elsewhere = MODES.into_iter().filter(|other| *other != mode).map(path).chain(["/twin", OTHER]);
     for path in elsewhere {
         let (what, request) = (format!("posted to {path}"), push.request(path));
-        tries.push(Try { mode, what, status: 403, request });
+        tries.push(ForgedRequest { mode, what, status: 403, request });
     }
     let stranger = WeChat { token: "anothertoken".to_owned(), ..wechat.clone() };
     let other = WeChat { app_id: "wxthetwin000000000".to_owned(), ..wechat.clone() };
     let prefix = WeChat { app_id: wechat.app_id[..wechat.app_id.len() - 1].to_owned(), ..wechat.clone() };
     let push = stranger.push(&clear);
-    tries.push(Try::post(mode, "signed by another token", 403, push.query, &push.body));
+    tries.push(ForgedRequest::post(mode, "signed by another token", 403, push.query, &push.body));
     if mode != Mode::Plaintext {
         for (what, account) in [("another AppID", other), ("an AppID that is the beginning of ours", prefix)] {
             let push = account.push(&clear);
-            tries.push(Try::post(mode, what, 403, push.query, &push.body));
+            tries.push(ForgedRequest::post(mode, what, 403, push.query, &push.body));
         }
     }
     tries
 }
 
 /// The signature has no delimiters: bytes moved between nonce and Encrypt leave it as it is.
-fn cuts(mode: Mode) -> Vec<Try> {
+fn cuts(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     // One whose parts sort as timestamp, nonce, Encrypt, token, so that nonce and Encrypt are neighbours.
     let sealed = (0_u8..=255).map(|seed| wechat.seal([seed; 16], clear.as_bytes()));
@@ -331,14 +361,14 @@ fn cuts(mode: Mode) -> Vec<Try> {
         let query = format!("{}&nonce={escaped}", without(&push.query, "nonce"));
         let what = format!("nonce and Encrypt cut at {cut}");
         // Refused by their form: the rest is no whole number of blocks, or the nonce is too long.
-        tries.push(Try::post(mode, what, 400, query, body.replace(&encrypt, moved).as_bytes()));
+        tries.push(ForgedRequest::post(mode, what, 400, query, body.replace(&encrypt, moved).as_bytes()));
     }
     assert!(alike > 50, "the forgeries are none: {alike}");
     tries
 }
 
 /// Bodies around the encrypted text that WeChat does not send.
-fn bodies(mode: Mode) -> Vec<Try> {
+fn bodies(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let Push { query, body } = wechat.push(&clear);
     let body = String::from_utf8(body).expect("UTF-8");
@@ -370,10 +400,10 @@ fn bodies(mode: Mode) -> Vec<Try> {
         ("a DOCTYPE before", 400, format!("<!DOCTYPE xml>{body}")),
     ]
     .into_iter()
-    .map(|(what, status, body)| Try::post(mode, what, status, query.clone(), body.as_bytes()))
+    .map(|(what, status, body)| ForgedRequest::post(mode, what, status, query.clone(), body.as_bytes()))
     .collect();
     for place in (0..encrypt.trim_end_matches('=').len() - 1).step_by(7) {
-        tries.push(Try::post(
+        tries.push(ForgedRequest::post(
             mode,
             format!("Encrypt changed at {place}"),
             403,
@@ -381,16 +411,16 @@ fn bodies(mode: Mode) -> Vec<Try> {
             flipped(place).as_bytes(),
         ));
     }
-    tries.push(Try::post(mode, "another push's query", 403, another.query, body.as_bytes()));
+    tries.push(ForgedRequest::post(mode, "another push's query", 403, another.query, body.as_bytes()));
     if mode == Mode::Secure {
         let other = body.replace(GH, "gh_000000000000");
-        tries.push(Try::post(mode, "another ToUserName outside", 403, query, other.as_bytes()));
+        tries.push(ForgedRequest::post(mode, "another ToUserName outside", 403, query, other.as_bytes()));
     }
     tries
 }
 
 /// Envelopes with a valid signature and invalid contents, as a padding-oracle attack sends them.
-fn envelopes(mode: Mode) -> Vec<Try> {
+fn envelopes(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let inside = |length: u32, app_id: &str| {
         [&b"0123456789abcdef"[..], &length.to_be_bytes(), clear.as_bytes(), app_id.as_bytes()].concat()
@@ -429,11 +459,11 @@ fn envelopes(mode: Mode) -> Vec<Try> {
         .into_iter()
         .map(|(what, text)| {
             let push = wechat.push_encrypted(now(), &clear, &wechat.encrypt(&text));
-            Try::post(mode, what, 403, push.query, &push.body)
+            ForgedRequest::post(mode, what, 403, push.query, &push.body)
         })
         .collect();
     let other_key = WeChat { aes_key: wechat.aes_key.replace('a', "b"), ..wechat.clone() }.push(&clear);
-    tries.push(Try::post(mode, "another key", 403, other_key.query, &other_key.body));
+    tries.push(ForgedRequest::post(mode, "another key", 403, other_key.query, &other_key.body));
     tries
 }
 

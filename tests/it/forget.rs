@@ -62,8 +62,8 @@ async fn a_user_is_forgotten_with_and_without_a_running_relay_down_to_the_bytes(
         assert!(!holds(&relay.store(), OTHER) && !holds(&relay.store(), MARKER));
         assert_eq!(relay.audit().await["deliveries"], 0);
         if runs {
-            let told = relay.log("the line about it", |line| line["count"] == 2).await;
-            assert_eq!(told["message"], "events of a user forgotten by hand");
+            let output = relay.log("the line about it", |line| line["count"] == 2).await;
+            assert_eq!(output["message"], "events of a user forgotten by hand");
             let lines = relay.lines();
             let clear = lines.iter().find(|line| line.contains(USER) || line.contains(MARKER));
             assert_eq!(clear, None, "in the log");
@@ -144,7 +144,7 @@ async fn forgetting_that_is_not_meant_is_refused() {
     let (relay, wechat, _crm, _bot) = relay("").await;
     relay.accept(&wechat, &text(USER, "hello")).await;
     let path = "/api/events/forget";
-    for (query, body, told) in [
+    for (query, body, output) in [
         ("?openid=o1", "", "belongs into the body"),
         ("?openid=o1", r#"{"openid":"o1"}"#, "belongs into the body"),
         ("", "", "EOF"),
@@ -157,17 +157,17 @@ async fn forgetting_that_is_not_meant_is_refused() {
     ] {
         let answer = post_with(&relay.admin, &format!("{path}{query}"), body).await;
         assert_eq!(answer.status, 400, "{query} {body}: {}", answer.text());
-        assert!(answer.text().contains(told), "{query} {body}: {}", answer.text());
+        assert!(answer.text().contains(output), "{query} {body}: {}", answer.text());
     }
     let past = post_with(&relay.admin, path, &format!(r#"{{"openid":"{USER}","until":"1h"}}"#)).await;
     assert_eq!(past.text(), r#"{"forgotten":0,"next":null}"#);
-    for (args, code, told) in [
+    for (args, code, output) in [
         (&[][..], 2, "--openid"),
         (&["--openid", "", "--yes"], 2, "expected an OpenID"),
         (&["--openid", USER], 1, "add --yes"),
     ] {
         let finished = relay.run(&[&["events", "forget"], args].concat()).await;
-        assert!(finished.code == Some(code) && finished.stderr.contains(told), "{args:?}: {finished:?}");
+        assert!(finished.code == Some(code) && finished.stderr.contains(output), "{args:?}: {finished:?}");
     }
     assert_eq!(relay.audit().await["events"], 1);
     let answer = post_with(&relay.admin, path, &format!(r#"{{"openid":"{USER}"}}"#)).await;

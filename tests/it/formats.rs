@@ -147,7 +147,7 @@ async fn wechat_is_signed_and_sealed_anew_at_each_attempt_around_the_same_text()
     for name in ["nonce", "signature", "msg_signature"] {
         assert_ne!(parameter(queries[0], name), parameter(queries[1], name), "{name}");
     }
-    assert_ne!(element(sent[0].text(), "Encrypt"), element(sent[1].text(), "Encrypt"), "sealed anew");
+    assert_ne!(element(sent[0].text(), "Encrypt"), element(sent[1].text(), "Encrypt"), "encrypted again");
 }
 
 #[tokio::test]

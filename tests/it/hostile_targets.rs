@@ -187,7 +187,7 @@ async fn hostile_answers_are_cut_cost_no_memory_and_hold_nobody_up() {
         assert!(taken >= PUSHES, "{name}: {taken} deliveries");
         // Hints are skipped, up to the target's timeout; all else is read up to a limit.
         let bounded = name == "informs" || written < taken * ON_THE_WAY;
-        assert!(bounded, "{name}: {} KiB in {taken} answers were taken", written / KIB);
+        assert!(bounded, "{name}: {} KiB in {taken} answers were read", written / KIB);
         // Nothing is read any more, so every connection ends.
         eventually(&format!("the end of {name}'s connections"), async || {
             (target.open.load(Ordering::Relaxed) == 0).then_some(())
@@ -289,7 +289,7 @@ async fn check(target: &str) -> crate::support::command::Finished {
 /// The most memory that the relay has had, in bytes.
 fn memory(relay: &Relay) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", relay.id())).expect("the relay runs on Linux");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux tells it");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux reports it");
     line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * KIB
 }
 

@@ -55,14 +55,14 @@ async fn a_target_without_a_token_is_asked_with_that_of_every_account_whose_even
     let online = online(&finished);
     let of = |account: &str| online.iter().find(|line| line["account"] == account).expect("a line for each account");
     assert_eq!((of("club")["ok"].clone(), of("shop")["ok"].clone()), (json!(true), json!(false)), "{online:?}");
-    assert!(of("shop")["problem"].as_str().is_some_and(|told| told.contains("answered 403")), "{online:?}");
+    assert!(of("shop")["problem"].as_str().is_some_and(|output| output.contains("answered 403")), "{online:?}");
 }
 
 #[tokio::test]
 async fn what_is_wrong_is_told_with_its_remedy() {
     let mut moved = Reply::status(301);
     moved.headers.push(("location", "/hook/?signature=hunter2".to_owned()));
-    for (reaction, told) in [
+    for (reaction, output) in [
         (Reaction::Answer(moved), "answered 301, a redirect to /hook/, which is not followed"),
         (
             Reaction::Answer(Reply::status(403)),
@@ -76,9 +76,9 @@ async fn what_is_wrong_is_told_with_its_remedy() {
         let backend = Target::always(reaction).await;
         let toml = WeChat::secure().account() + &backend.config("legacy", "format = \"wechat\"\ntimeout = \"300ms\"");
         let finished = check(&toml, &[]).await;
-        assert_eq!(finished.code, Some(1), "{told}: {finished:?}");
-        assert!(finished.stdout.contains("target legacy: NOT OK"), "{told}: {}", finished.stdout);
-        assert!(finished.stdout.contains(told), "{told}: {}", finished.stdout);
+        assert_eq!(finished.code, Some(1), "{output}: {finished:?}");
+        assert!(finished.stdout.contains("target legacy: NOT OK"), "{output}: {}", finished.stdout);
+        assert!(finished.stdout.contains(output), "{output}: {}", finished.stdout);
         assert!(!finished.stdout.contains("hunter2") && !finished.stdout.contains("pamtest"), "{}", finished.stdout);
     }
 }
@@ -100,8 +100,8 @@ async fn a_target_that_is_not_there_or_not_trusted_is_told() {
     let found: Vec<_> = online(&finished).iter().map(|line| (line["target"].clone(), line["ok"].clone())).collect();
     let expected = [("gone", false), ("silent", false), ("trusted", true), ("untrusted", false)];
     assert_eq!(found, expected.map(|(name, ok)| (json!(name), json!(ok))));
-    let told = finished.stdout.to_lowercase();
-    assert!(told.contains("refused") && told.contains("certificate"), "{told}");
+    let output = finished.stdout.to_lowercase();
+    assert!(output.contains("refused") && output.contains("certificate"), "{output}");
 }
 
 #[tokio::test]

@@ -18,14 +18,14 @@ async fn a_paused_target_gets_nothing_until_it_is_resumed() {
     bot.wait_for(2).await;
     let audit = relay.audited("delivered", 2).await;
     assert_eq!((&audit["pending"], crm.deliveries().len()), (&2.into(), 0));
-    assert_eq!(told(&relay, "crm").await, [true; 4]);
-    assert_eq!(told(&relay, "bot").await, [false; 4]);
+    assert_eq!(output(&relay, "crm").await, [true; 4]);
+    assert_eq!(output(&relay, "bot").await, [false; 4]);
 
     let resumed = relay.run(&["targets", "resume", "crm"]).await;
     assert_eq!((resumed.code, resumed.stdout.as_str()), (Some(0), "resumed crm\n"), "{resumed:?}");
     relay.log("line that says so", |line| line["message"] == "resumed" && line["target"] == "crm").await;
     relay.audited("delivered", 4).await;
-    assert_eq!(told(&relay, "crm").await, [false; 4]);
+    assert_eq!(output(&relay, "crm").await, [false; 4]);
     relay.accept(&wechat, &text("o1", "three")).await;
     crm.wait_for(3).await;
 }
@@ -41,7 +41,7 @@ async fn paused_is_kept_over_reloads_and_restarts() {
     relay.restart().await;
     relay.accept(&wechat, &text("o1", "two")).await;
     relay.audited("delivered", 2).await;
-    assert_eq!((told(&relay, "crm").await, crm.deliveries().len()), ([true; 4], 0));
+    assert_eq!((output(&relay, "crm").await, crm.deliveries().len()), ([true; 4], 0));
 
     relay.stop().await;
     let resumed = relay.run(&["targets", "resume", "crm", "--json"]).await;
@@ -51,7 +51,7 @@ async fn paused_is_kept_over_reloads_and_restarts() {
     relay.stop().await;
     assert_eq!(relay.run(&["targets", "pause", "crm"]).await.code, Some(0));
     relay.restart().await;
-    assert_eq!(told(&relay, "crm").await, [true; 4]);
+    assert_eq!(output(&relay, "crm").await, [true; 4]);
 }
 
 #[tokio::test]
@@ -103,19 +103,19 @@ async fn only_a_target_that_is_known_can_be_paused() {
 }
 
 /// Whether `/api/targets`, `/api/status`, the metrics and `targets ls` report the target as paused.
-async fn told(relay: &Relay, target: &str) -> [bool; 4] {
-    let mut told = [false; 4];
-    for (told, path) in told.iter_mut().zip(["/api/targets", "/api/status"]) {
+async fn output(relay: &Relay, target: &str) -> [bool; 4] {
+    let mut output = [false; 4];
+    for (output, path) in output.iter_mut().zip(["/api/targets", "/api/status"]) {
         let answer = relay.get(path).await.json();
         let of = answer["targets"].as_array().expect("targets").iter().find(|of| of["name"] == target);
-        *told = of.unwrap_or_else(|| panic!("{path} tells of {target}: {answer}"))["paused"] == true;
+        *output = of.unwrap_or_else(|| panic!("{path} has {target}: {answer}"))["paused"] == true;
     }
     let gauge = async || relay.samples("wxrelay_target_paused").await.into_iter().find(|(has, _)| has.contains(target));
-    told[2] = eventually("the gauge", gauge).await.1 == 1.0;
+    output[2] = eventually("the gauge", gauge).await.1 == 1.0;
     let listed = relay.run(&["targets", "ls"]).await;
     let line = listed.stdout.lines().find(|line| line.starts_with(target));
-    told[3] = line.unwrap_or_else(|| panic!("{listed:?} tells of {target}")).contains("paused");
-    told
+    output[3] = line.unwrap_or_else(|| panic!("{listed:?} has {target}")).contains("paused");
+    output
 }
 
 async fn relay(settings: &str) -> (Relay, WeChat, Target, Target) {

@@ -87,7 +87,7 @@ async fn passes_pushes_on(software: Software) {
         let delivery = crm.delivery(count).await;
         assert_eq!(delivery.query.as_deref(), Some(push.query.as_str()), "{software:?}");
         assert_eq!(delivery.body, push.body, "{software:?}");
-        assert_eq!(relay.peer(count).await, CLIENT, "{software:?} tells who it was");
+        assert_eq!(relay.peer(count).await, CLIENT, "{software:?} passes on the client");
     }
     let opened = counter.opened();
     assert!(opened <= 3, "{software:?} keeps connections for other clients' pushes, not {opened} for 10");

@@ -22,10 +22,10 @@ async fn a_file_without_end_or_of_gigabytes_is_an_error_that_names_it() {
     let account = WeChat::secure().account();
     let (cert, key) = (certificate.cert(), certificate.key());
     for path in [Path::new("/dev/zero"), &huge] {
-        let told = check(path).await;
-        assert_eq!(told.code, Some(78), "{told:?}");
+        let output = check(path).await;
+        assert_eq!(output.code, Some(78), "{output:?}");
         let expected = format!("{0}: cannot read this file: it is longer than 4 MiB", path.display());
-        assert!(told.stderr.contains(&expected), "{}", told.stderr);
+        assert!(output.stderr.contains(&expected), "{}", output.stderr);
 
         let path = path.display();
         let target = |keys: &str| {
@@ -48,9 +48,9 @@ async fn a_file_without_end_or_of_gigabytes_is_an_error_that_names_it() {
                  [queue]\npath = \"store\"\n{rest}"
             );
             fs::write(&config, &text).expect("the config can be written");
-            let told = within(wxrelay(["serve", "-c"]), &config).await;
-            assert_ne!(told.code, Some(0), "{text}");
-            let said = told.stderr + &told.stdout;
+            let output = within(wxrelay(["serve", "-c"]), &config).await;
+            assert_ne!(output.code, Some(0), "{text}");
+            let said = output.stderr + &output.stdout;
             assert!(said.contains(&path.to_string()) && said.contains("it is longer than 4 MiB"), "{text}\n{said}");
         }
     }
@@ -67,9 +67,9 @@ async fn a_configuration_and_a_secret_may_come_by_a_pipe() {
         writer.args(["-c", "printf %s \"$1\" >\"$0\"", pipe, text]).stdin(Stdio::null());
         writers.push(Running::spawn(writer));
     }
-    let told = check(Path::new(&config)).await;
-    assert_eq!(told.code, Some(0), "{told:?}");
-    assert!(told.stdout.starts_with("account shop\n"), "{told:?}");
+    let output = check(Path::new(&config)).await;
+    assert_eq!(output.code, Some(0), "{output:?}");
+    assert!(output.stdout.starts_with("account shop\n"), "{output:?}");
     for writer in writers {
         assert_eq!(writer.end().await, Some(0));
     }
@@ -81,10 +81,10 @@ async fn a_pipe_that_nobody_writes_to_is_an_error_and_holds_nobody_up() {
     let (pipe, config) = (pipe(&folder, "token"), folder.path().join("config.toml"));
     let account = WeChat::secure().account().replace("\"pamtest\"", "{ file = \"token\" }");
     fs::write(&config, account).expect("the config can be written");
-    let told = check(&config).await;
-    assert_eq!(told.code, Some(78), "{told:?}");
+    let output = check(&config).await;
+    assert_eq!(output.code, Some(78), "{output:?}");
     let expected = format!("accounts.shop.token: cannot read {pipe}: nothing came for 10 s");
-    assert!(told.stderr.contains(&expected), "{}", told.stderr);
+    assert!(output.stderr.contains(&expected), "{}", output.stderr);
 }
 
 async fn check(config: &Path) -> Finished {

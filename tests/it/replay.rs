@@ -108,7 +108,7 @@ async fn a_replay_that_is_not_meant_is_refused() {
     let id = crm.delivery(0).await.header("wxrelay-event-id").to_owned();
     relay.audited("delivered", 1).await;
     let one = format!("/api/events/{id}/replay");
-    for (path, body, status, told) in [
+    for (path, body, status, output) in [
         ("/api/events/replay", "", 400, "which events"),
         ("/api/events/replay?to=bot", "", 400, "which events"),
         ("/api/events/replay", r#"{"all":false}"#, 400, "which events"),
@@ -126,7 +126,7 @@ async fn a_replay_that_is_not_meant_is_refused() {
     ] {
         let answer = post_with(&relay.admin, path, body).await;
         assert_eq!(answer.status, status, "{path} {body}: {}", answer.text());
-        assert!(error(&answer).contains(told), "{path} {body}: {}", answer.text());
+        assert!(error(&answer).contains(output), "{path} {body}: {}", answer.text());
     }
     let commands = [
         (&[][..], "which events"),
@@ -138,10 +138,10 @@ async fn a_replay_that_is_not_meant_is_refused() {
         (&[id.as_str(), "--all"], "cannot be used with"),
     ];
     for runs in [true, false] {
-        for (args, told) in commands {
+        for (args, output) in commands {
             let finished = relay.run(&[&["events", "replay"], args].concat()).await;
             assert!(finished.code.is_some_and(|code| code != 0), "{args:?}: {finished:?}");
-            assert!(finished.stderr.contains(told), "{args:?}: {finished:?}");
+            assert!(finished.stderr.contains(output), "{args:?}: {finished:?}");
         }
         if runs {
             relay.stop().await;

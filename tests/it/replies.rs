@@ -160,7 +160,7 @@ async fn only_the_named_target_replies() {
     let relay = Relay::start(wechat.account() + route + &targets).await;
     let answer = relay.accept(&wechat, &text("o1", "hi")).await;
     assert_eq!(content(&wechat, &answer).as_deref(), Some("mine"));
-    assert!(other.delivery(0).await.headers.get("wxrelay-deadline-ms").is_none(), "nobody waits for it");
+    assert!(other.delivery(0).await.headers.get("wxrelay-deadline-ms").is_none(), "no reply is awaited");
 }
 
 /// The answer to WeChat when the target, with these settings, gives that reply to a text of `o1`.

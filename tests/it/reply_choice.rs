@@ -15,7 +15,7 @@ const OUTDONE: &str = "reply not used: another target's was";
 
 #[tokio::test]
 async fn the_first_in_the_list_wins_though_another_replies_sooner() {
-    let Stage { relay, wechat, bot, crm } = stage("", "[\"bot\", \"crm\"]").await;
+    let Fixture { relay, wechat, bot, crm } = fixture("", "[\"bot\", \"crm\"]").await;
     bot.then(Reaction::Hold(reply("the bot's")));
     crm.then(Reaction::Answer(reply("the crm's")));
     let mut connection = push(&relay, &wechat).await;
@@ -39,7 +39,7 @@ async fn the_first_in_the_list_wins_though_another_replies_sooner() {
 
 #[tokio::test]
 async fn the_first_in_the_list_wins_as_soon_as_it_replies() {
-    let Stage { relay, wechat, bot, crm } = stage("", "[\"bot\", \"crm\"]").await;
+    let Fixture { relay, wechat, bot, crm } = fixture("", "[\"bot\", \"crm\"]").await;
     bot.then(Reaction::Answer(reply("the bot's")));
     crm.then(Reaction::Hold(reply("the crm's")));
     let answer = relay.accept(&wechat, &text("o1", "hi")).await;
@@ -61,7 +61,7 @@ async fn the_next_replies_where_the_first_says_nothing_fails_or_breaks_the_rules
         Reaction::Close,
     ] {
         let what = format!("{bots:?}");
-        let Stage { relay, wechat, bot, crm } = stage("", "[\"bot\", \"crm\"]").await;
+        let Fixture { relay, wechat, bot, crm } = fixture("", "[\"bot\", \"crm\"]").await;
         bot.then(bots);
         crm.then(Reaction::Answer(reply("the crm's")));
         let answer = relay.accept(&wechat, &text("o1", "hi")).await;
@@ -87,7 +87,7 @@ async fn the_next_replies_where_the_first_is_down() {
 
 #[tokio::test]
 async fn at_the_deadline_the_best_that_is_there_wins() {
-    let Stage { relay, wechat, bot, crm } = stage("reply_budget = \"1s\"\n", "[\"bot\", \"crm\"]").await;
+    let Fixture { relay, wechat, bot, crm } = fixture("reply_budget = \"1s\"\n", "[\"bot\", \"crm\"]").await;
     bot.then(Reaction::Hold(reply("the bot's")));
     crm.then(Reaction::Answer(reply("the crm's")));
     let answer = relay.accept(&wechat, &text("o1", "hi")).await;
@@ -102,7 +102,7 @@ async fn at_the_deadline_the_best_that_is_there_wins() {
 #[tokio::test]
 async fn a_fixed_reply_at_the_end_is_the_last_resort_also_after_a_crash() {
     let rule = "[\"bot\", { text = \"One moment.\" }]";
-    let Stage { mut relay, wechat, bot, .. } = stage("reply_budget = \"1s\"\n", rule).await;
+    let Fixture { mut relay, wechat, bot, .. } = fixture("reply_budget = \"1s\"\n", rule).await;
     bot.script([
         Reaction::Answer(reply("the bot's")),
         Reaction::Answer(Reply::status(500)),
@@ -128,7 +128,7 @@ async fn a_fixed_reply_at_the_end_is_the_last_resort_also_after_a_crash() {
 
 #[tokio::test]
 async fn a_slow_target_does_not_keep_the_others_delivery_open() {
-    let Stage { relay, wechat, bot, crm } = stage("", "[\"bot\", \"crm\"]").await;
+    let Fixture { relay, wechat, bot, crm } = fixture("", "[\"bot\", \"crm\"]").await;
     bot.then(Reaction::Slow(Duration::from_secs(3), reply("the bot's")));
     crm.then(Reaction::Answer(reply("the crm's")));
     let mut connection = push(&relay, &wechat).await;
@@ -137,18 +137,18 @@ async fn a_slow_target_does_not_keep_the_others_delivery_open() {
     assert_eq!(content(&wechat, &answer(&mut connection).await).as_deref(), Some("the bot's"));
 }
 
-struct Stage {
+struct Fixture {
     relay: Relay,
     wechat: WeChat,
     bot: Target,
     crm: Target,
 }
 
-async fn stage(account: &str, rule: &str) -> Stage {
+async fn fixture(account: &str, rule: &str) -> Fixture {
     let (wechat, bot, crm) = (WeChat::secure(), Target::start().await, Target::start().await);
     let targets = bot.config("bot", "retry = [\"1h\"]\ntimeout = \"60s\"") + &crm.config("crm", "");
     let relay = Relay::start(wechat.account() + account + &route(rule) + &targets).await;
-    Stage { relay, wechat, bot, crm }
+    Fixture { relay, wechat, bot, crm }
 }
 
 fn route(rule: &str) -> String {

@@ -36,15 +36,15 @@ async fn logs_and_metrics_hold_no_secret() {
     relay.log("a line per attempt", |line| line["message"] == "attempt" && line["target"] == "crm").await;
 
     let signature = parameter(&good.query, "msg_signature").expect("a sealed push has it");
-    let told = relay.lines().join("\n") + relay.get("/metrics").await.text() + relay.get("/api/status").await.text();
+    let printed = relay.lines().join("\n") + relay.get("/metrics").await.text() + relay.get("/api/status").await.text();
     relay.stop().await;
     let traced: Vec<_> =
         collector.deliveries().iter().map(|sent| String::from_utf8_lossy(&sent.body).into_owned()).collect();
     // Protobuf holds texts as they are.
     assert!(traced.concat().contains("answered 500"), "the spans are there: {traced:?}");
-    let told = told + "\n" + &traced.concat();
+    let printed = printed + "\n" + &traced.concat();
     for secret in [&wechat.token, &wechat.aes_key, OPENID, CONTENT, signature, "c29tZSBzaWduaW5nIGtleSBvZi"] {
-        let line = told.lines().find(|line| line.contains(secret));
+        let line = printed.lines().find(|line| line.contains(secret));
         assert_eq!(line, None, "{secret} got out");
     }
 }
@@ -84,7 +84,7 @@ async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_f
         relay.audited("delivered", 1).await;
         running.find("an attempt", |line| (line.contains("attempt") && line.contains("stamp")).then_some(())).await;
         collector.wait_for(1).await;
-        let mut told = running.lines().join("\n");
+        let mut printed = running.lines().join("\n");
         // Output that an operator asks for has OpenIDs; texts are shown only with `--text`.
         for args in [
             &["check"][..],
@@ -97,7 +97,7 @@ async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_f
             &["top", "--once"],
         ] {
             let finished = relay.run(args).await;
-            told += &format!("{}{}", finished.stdout, finished.stderr);
+            printed += &format!("{}{}", finished.stdout, finished.stderr);
         }
         let shown = relay.run(&["events", "ls", "--json"]).await.stdout + &relay.run(&["why", OPENID]).await.stderr;
         let queries = [&good.query, &stranger.query, &verification];
@@ -109,11 +109,11 @@ async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_f
         let mut looked_for = 0;
         for secret in kept {
             looked_for += 1;
-            let line = told.lines().chain(shown.lines()).find(|line| line.contains(secret));
+            let line = printed.lines().chain(shown.lines()).find(|line| line.contains(secret));
             assert_eq!(line, None, "{format}: {secret} got out");
         }
         assert!(looked_for > 12, "only {looked_for}");
-        assert_eq!(told.lines().find(|line| line.contains(OPENID)), None, "{format}: a clear OpenID got out");
+        assert_eq!(printed.lines().find(|line| line.contains(OPENID)), None, "{format}: a clear OpenID got out");
     }
 }
 

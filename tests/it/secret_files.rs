@@ -20,7 +20,7 @@ use crate::support::wechat::{WeChat, text};
 use crate::tls::Certificate;
 
 /// An arbitrary user, for a process that is not root's.
-const SOMEBODY: u32 = 65_534;
+const OTHER_USER: u32 = 65_534;
 
 #[tokio::test]
 async fn a_secret_file_that_others_may_read_is_warned_of_with_the_chmod_to_do() {
@@ -30,17 +30,17 @@ async fn a_secret_file_that_others_may_read_is_warned_of_with_the_chmod_to_do() 
         let path = files.path(name).display().to_string();
         for mode in [0o640, 0o604, 0o620, 0o644] {
             files.set(name, mode);
-            let told = files.check().await;
-            assert_eq!(told.code, Some(0), "{told:?}");
+            let printed = files.check().await;
+            assert_eq!(printed.code, Some(0), "{printed:?}");
             let expected = format!(
                 ": {path} holds a secret that group or others may read or change (mode {mode:04o}); chmod 600 {path}\n"
             );
             assert!(
-                told.stderr.starts_with("warning: ") && told.stderr.ends_with(&expected),
+                printed.stderr.starts_with("warning: ") && printed.stderr.ends_with(&expected),
                 "{name}: {}",
-                told.stderr
+                printed.stderr
             );
-            assert_eq!(told.stderr.lines().count(), 1, "{}", told.stderr);
+            assert_eq!(printed.stderr.lines().count(), 1, "{}", printed.stderr);
         }
         files.set(name, 0o400);
         assert_eq!(files.check().await.stderr, "", "{name}");
@@ -55,10 +55,10 @@ async fn with_strict_such_a_file_is_an_error() {
     for name in Files::NAMES {
         files.set(name, 0o644);
         for command in ["check", "serve"] {
-            let told = files.run(command).await;
-            assert_eq!(told.code, Some(78), "{command}, {name}: {told:?}");
+            let printed = files.run(command).await;
+            assert_eq!(printed.code, Some(78), "{command}, {name}: {printed:?}");
             let path = files.path(name).display().to_string();
-            assert!(told.stderr.contains(&format!("chmod 600 {path}")), "{name}: {}", told.stderr);
+            assert!(printed.stderr.contains(&format!("chmod 600 {path}")), "{name}: {}", printed.stderr);
         }
         files.set(name, 0o600);
     }
@@ -68,8 +68,8 @@ async fn with_strict_such_a_file_is_an_error() {
 async fn all_files_that_are_open_to_others_are_told_at_once() {
     let files = Files::new("strict = true\n");
     Files::NAMES.iter().for_each(|name| files.set(name, 0o644));
-    let told = files.check().await;
-    assert_eq!((told.code, told.stderr.lines().count()), (Some(78), Files::NAMES.len()), "{}", told.stderr);
+    let printed = files.check().await;
+    assert_eq!((printed.code, printed.stderr.lines().count()), (Some(78), Files::NAMES.len()), "{}", printed.stderr);
 }
 
 #[tokio::test]
@@ -88,8 +88,8 @@ async fn a_configuration_without_secrets_may_be_read_by_anybody() {
     let mut command = wxrelay(["check", "-c"]);
     command.arg(&path).env("SHOP_TOKEN", "pamtest").env("CREDENTIALS_DIRECTORY", folder.path());
     command.env("WXRELAY__ACCOUNTS__SHOP__PREVIOUS_TOKEN", "pamtest2");
-    let told = run(command).await;
-    assert_eq!((told.code, told.stderr.as_str()), (Some(0), ""), "{told:?}");
+    let printed = run(command).await;
+    assert_eq!((printed.code, printed.stderr.as_str()), (Some(0), ""), "{printed:?}");
 }
 
 #[tokio::test]
@@ -105,8 +105,8 @@ async fn a_start_and_a_reload_warn_and_a_strict_reload_changes_nothing() {
     write(0o644);
     relay.configure(account.clone() + &crm.config("crm", ""));
     assert_eq!(post(&relay.admin, "/api/reload").await.status, 200);
-    let told = format!("{} holds a secret", token.display());
-    let warned = |line: &serde_json::Value| line["level"] == "WARN" && line.to_string().contains(&told);
+    let printed = format!("{} holds a secret", token.display());
+    let warned = |line: &serde_json::Value| line["level"] == "WARN" && line.to_string().contains(&printed);
     relay.log("a warning at the reload", warned).await;
     relay.stop().await;
     relay.restart().await;
@@ -275,7 +275,7 @@ fn as_root(command: &[&str]) -> Option<Vec<u8>> {
 /// A user that is not root.
 fn user() -> u32 {
     let own = geteuid().as_raw();
-    if own == 0 { SOMEBODY } else { own }
+    if own == 0 { OTHER_USER } else { own }
 }
 
 fn as_user(mut command: Command, user: u32) -> Command {

@@ -52,25 +52,25 @@ async fn systemd_is_told_how_the_relay_is_from_its_start_to_its_end() {
     let relay = Service::start(&["http"], "", &(wechat.account() + &crm.config("crm", ""))).await;
     let answer = wechat.push(&text("o1", "hello")).send(&relay.addresses[0]).await;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    relay.told("READY=1").await;
-    relay.told("STATUS=ready; 1 events, 0 pending, 0 dead").await;
-    relay.told("WATCHDOG=1").await;
-    relay.told("WATCHDOG=1").await;
+    relay.printed("READY=1").await;
+    relay.printed("STATUS=ready; 1 events, 0 pending, 0 dead").await;
+    relay.printed("WATCHDOG=1").await;
+    relay.printed("WATCHDOG=1").await;
 
     relay.running.signal(Signal::HUP);
-    let reloading = relay.told("RELOADING=1").await;
+    let reloading = relay.printed("RELOADING=1").await;
     let since = reloading.split_once("MONOTONIC_USEC=").expect("systemd wants the time beside it").1;
     assert!(since.trim().parse::<u64>().expect("a number") > 0, "{reloading}");
-    relay.told("READY=1").await;
+    relay.printed("READY=1").await;
 
     fs::write(&relay.config, "[server]\nlisten = 5").expect("the config can be written");
     relay.running.signal(Signal::HUP);
-    relay.told("RELOADING=1").await;
-    relay.told("READY=1").await;
-    relay.told("WATCHDOG=1").await;
+    relay.printed("RELOADING=1").await;
+    relay.printed("READY=1").await;
+    relay.printed("WATCHDOG=1").await;
 
     relay.running.signal(Signal::TERM);
-    let stopping = relay.told("STOPPING=1").await;
+    let stopping = relay.printed("STOPPING=1").await;
     assert!(stopping.contains("STATUS=draining"), "{stopping}");
     assert_eq!(relay.running.end().await, Some(0));
 }
@@ -133,9 +133,9 @@ impl Service {
     }
 
     /// The next message with this prefix; others before it are skipped.
-    async fn told(&self, beginning: &str) -> String {
+    async fn printed(&self, beginning: &str) -> String {
         let mut buffer = [0; 4096];
-        soon(&format!("systemd is told {beginning}"), async {
+        soon(&format!("systemd is notified with {beginning}"), async {
             loop {
                 let length = self.notify.recv(&mut buffer).await.expect("the socket can be read");
                 let message = String::from_utf8_lossy(&buffer[..length]).into_owned();

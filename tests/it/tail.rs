@@ -20,8 +20,8 @@ async fn each_push_and_each_attempt_is_told_as_it_happens() {
     let relay = Relay::start(wechat.account() + &crm.config("crm", "retry = [\"20ms\"]")).await;
     let mut stream = Stream::open(&relay.admin, "").await;
     relay.accept(&wechat, &text("oPerson", "a message that nobody else reads")).await;
-    let told = [stream.next().await, stream.next().await, stream.next().await];
-    let (pushes, attempts): (Vec<_>, Vec<_>) = told.iter().partition(|(name, _)| name == "push");
+    let output = [stream.next().await, stream.next().await, stream.next().await];
+    let (pushes, attempts): (Vec<_>, Vec<_>) = output.iter().partition(|(name, _)| name == "push");
     let (push, id) = (&pushes[0].1, &pushes[0].1["event"]);
     assert_eq!(
         (&push["account"], &push["kind"], &push["result"]),
@@ -34,7 +34,7 @@ async fn each_push_and_each_attempt_is_told_as_it_happens() {
         assert_eq!((&attempt["event"], &attempt["target"]), (id, &"crm".into()));
         assert_eq!(attempt["openid"], push["openid"], "the same user");
     }
-    let all = format!("{told:?}");
+    let all = format!("{output:?}");
     assert!(!all.contains("oPerson") && !all.contains("nobody else") && !all.contains("signature"), "{all}");
 }
 
@@ -68,7 +68,7 @@ async fn a_reader_that_stalls_holds_nobody_up_and_is_told_how_much_it_missed() {
     let request = b"GET /wechat/events?x HTTP/1.1\r\nHost: relay.test\r\n\r\n".repeat(500);
     let mut pushed = 0_u64;
     for _ in 0..50 {
-        storm.write(&request).await.expect("pushes are taken");
+        storm.write(&request).await.expect("pushes are accepted");
         for _ in 0..500 {
             assert_eq!(soon("an answer", storm.read()).await.expect("an answer").status, 400);
             pushed += 1;
@@ -98,7 +98,7 @@ async fn only_so_many_can_watch() {
         streams.push(Stream::open(&relay.admin, "").await);
     }
     assert_eq!(relay.get("/api/tail").await.status, 503);
-    assert_eq!(relay.get("/api/status").await.status, 200, "who watches takes nobody's place");
+    assert_eq!(relay.get("/api/status").await.status, 200, "a watcher takes no other connection's slot");
 }
 
 #[tokio::test]

@@ -102,7 +102,7 @@ async fn a_change_that_is_not_meant_is_refused() {
     let (mut relay, wechat, _crm) = relay("").await;
     relay.accept(&wechat, &text("o1", "one")).await;
     relay.audited("delivered", 1).await;
-    for (path, body, status, told) in [
+    for (path, body, status, output) in [
         ("/api/targets/odl/drop-pending", "", 404, "no target"),
         ("/api/targets/odl/redirect", r#"{"to":"crm"}"#, 404, "no target"),
         ("/api/targets/old/redirect", r#"{"to":"old"}"#, 400, "to itself"),
@@ -114,10 +114,10 @@ async fn a_change_that_is_not_meant_is_refused() {
         let answer = post_with(&relay.admin, path, body).await;
         assert_eq!(answer.status, status, "{path} {body}: {}", answer.text());
         let error = answer.json()["error"].as_str().unwrap_or_default().to_owned();
-        assert!(error.contains(told), "{path} {body}: {error}");
+        assert!(error.contains(output), "{path} {body}: {error}");
     }
     for runs in [true, false] {
-        for (args, told) in [
+        for (args, output) in [
             (&["drop", "odl"][..], "expected one of: crm, old"),
             (&["redirect", "odl", "--to", "crm"], "expected one of: crm, old"),
             (&["redirect", "old", "--to", "crn"], "expected one of: crm, old"),
@@ -126,7 +126,7 @@ async fn a_change_that_is_not_meant_is_refused() {
         ] {
             let finished = relay.run(&[&["targets"], args].concat()).await;
             assert!(finished.code.is_some_and(|code| code != 0), "{args:?}: {finished:?}");
-            assert!(finished.stderr.contains(told), "{args:?}: {finished:?}");
+            assert!(finished.stderr.contains(output), "{args:?}: {finished:?}");
         }
         if runs {
             relay.stop().await;

@@ -49,7 +49,7 @@ async fn the_screen_is_refreshed_outlives_its_relay_and_gives_the_terminal_back(
     command.arg(relay.config());
     let mut top = screen.run(command);
     screen.shows("waiting 0  delivered 0").await;
-    assert!(screen.is_raw(), "keys are taken one by one");
+    assert!(screen.is_raw(), "keys are read one by one");
     relay.accept(&wechat, &event("o1", "SCAN", "login_7")).await;
     screen.shows("waiting 0  delivered 1").await;
     relay.stop().await;

@@ -49,15 +49,11 @@ async fn a_push_its_failed_attempt_and_the_next_are_one_trace_that_the_handler_i
     }
     assert!(push.attributes["wxrelay.openid"].len() == 12 && push.attributes.contains_key("wxrelay.stamp"), "{push:?}");
 
-    let told: Vec<_> = crm.deliveries().iter().map(|sent| sent.header("traceparent").to_owned()).collect();
+    let output: Vec<_> = crm.deliveries().iter().map(|sent| sent.header("traceparent").to_owned()).collect();
     assert_eq!(attempts.len(), 2);
-    for (attempt, told) in attempts.iter().zip(&told) {
+    for (attempt, output) in attempts.iter().zip(&output) {
         assert_eq!((&attempt.trace, &attempt.parent), (&push.trace, &push.span), "{attempt:?}");
-        assert_eq!(
-            *told,
-            format!("00-{}-{}-01", attempt.trace, attempt.span),
-            "the handler is told the attempt's span"
-        );
+        assert_eq!(*output, format!("00-{}-{}-01", attempt.trace, attempt.span), "the handler gets the attempt's span");
         assert_eq!((attempt.kind, &attempt.attributes["wxrelay.target"]), (SpanKind::Client, &"crm".to_owned()));
         assert!(push.begun <= attempt.begun && attempt.begun < attempt.ended, "{push:?} {attempt:?}");
     }
@@ -212,8 +208,8 @@ async fn an_https_collector_gets_spans_only_if_the_system_trusts_its_authority()
     let relay = setup().env("SSL_CERT_FILE", Certificate::new().cert()).start().await;
     relay.accept(&wechat, &text("o1", "hello")).await;
     let about_it = |line: &serde_json::Value| line["message"].to_string().contains("telemetry.otlp");
-    let told = relay.log("a line about the collector", about_it).await;
-    assert!(told["error"].to_string().contains("certificate"), "{told}");
+    let output = relay.log("a line about the collector", about_it).await;
+    assert!(output["error"].to_string().contains("certificate"), "{output}");
     assert!(collector.deliveries().is_empty());
     let relay = setup().env("SSL_CERT_FILE", files.cert()).start().await;
     relay.accept(&wechat, &text("o1", "hello")).await;

@@ -17,9 +17,9 @@ async fn pushes_are_answered_while_nobody_reads_the_log_and_what_is_lost_of_it_i
     }
     assert!(lost(&relay).await > 0);
     drop(unread);
-    let told = relay.log("what was lost", |line| line["level"] == "WARN" && line["lost"].is_u64()).await;
+    let output = relay.log("what was lost", |line| line["level"] == "WARN" && line["lost"].is_u64()).await;
     let pushes = relay.lines().iter().filter(|line| line.contains("\"message\":\"push\"")).count() as u64;
-    assert_eq!(pushes + told["lost"].as_u64().unwrap(), 150);
+    assert_eq!(pushes + output["lost"].as_u64().unwrap(), 150);
     relay.accept(&wechat, &event("oUser", "CLICK", "after")).await;
     relay.log("what comes after", |line| line["message"] == "push" && line["openid"] == "oUser").await;
     relay.signal(Signal::TERM);

@@ -29,10 +29,13 @@ async fn an_alarm_leads_to_its_event_with_every_attempt() {
     ] {
         let found = relay.run(&["why", &line]).await;
         assert_eq!(found.code, Some(0), "{line}: {found:?}");
-        let told = &found.stdout;
-        assert_eq!(told.matches("evt_").count(), 1, "{line}: {told}");
-        assert!(told.contains("event CLICK menu") && told.contains("oAlarmed"), "{line}: {told}");
-        assert!(told.contains("attempt 1") && told.contains("500") && told.contains("attempt 2"), "{line}: {told}");
+        let output = &found.stdout;
+        assert_eq!(output.matches("evt_").count(), 1, "{line}: {output}");
+        assert!(output.contains("event CLICK menu") && output.contains("oAlarmed"), "{line}: {output}");
+        assert!(
+            output.contains("attempt 1") && output.contains("500") && output.contains("attempt 2"),
+            "{line}: {output}"
+        );
     }
     let found = json(&relay.run(&["why", "--json", &format!("[Stamp={stamp}][Event=CLICK]")]).await);
     assert_eq!(found["events"].as_array().map(Vec::len), Some(2), "both users' clicks: {found}");
@@ -43,10 +46,10 @@ async fn an_alarm_leads_to_its_event_with_every_attempt() {
 async fn where_nothing_is_found_it_says_what_that_means() {
     let (relay, wechat, _crm) = relay().await;
     let now = element(&text("o1", "now"), "CreateTime").expect("it has one").to_owned();
-    let why = async |line: String, word: &str, told: &str| {
+    let why = async |line: String, word: &str, output: &str| {
         let found = relay.run(&["why", &line]).await;
         assert_eq!(found.code, Some(3), "{line}: {found:?}");
-        assert!(found.stdout.contains(told), "{line}: {}", found.stdout);
+        assert!(found.stdout.contains(output), "{line}: {}", found.stdout);
         let found = relay.run(&["why", "--json", &line]).await;
         assert_eq!((found.code, &json(&found)["not_found"]), (Some(3), &word.into()), "{line}");
     };

@@ -111,9 +111,9 @@ fn pem(certificate: &CertificateDer<'static>) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
-/// What stands behind a [`Front`].
+/// The upstream of a [`ReverseProxy`].
 #[derive(Clone)]
-pub(crate) enum Behind {
+pub(crate) enum Upstream {
     /// A relay, at that address.
     Relay(String),
     /// A page: it answers by itself, with that head (status line and headers) and a body made of the request line.
@@ -121,51 +121,51 @@ pub(crate) enum Behind {
 }
 
 /// A reverse proxy with or without TLS, which forwards the bytes. It stops listening when dropped.
-pub(crate) struct Front {
+pub(crate) struct ReverseProxy {
     pub(crate) address: String,
     task: JoinHandle<()>,
 }
 
-impl Front {
-    pub(crate) async fn start(identity: Option<&Identity>, behind: Behind) -> Self {
+impl ReverseProxy {
+    pub(crate) async fn start(identity: Option<&Identity>, upstream: Upstream) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("a bound socket has an address").to_string();
         let tls = identity.map(Identity::acceptor);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, tls.clone(), behind.clone()));
+                tokio::spawn(serve(stream, tls.clone(), upstream.clone()));
             }
         });
         Self { address, task }
     }
 }
 
-impl Drop for Front {
+impl Drop for ReverseProxy {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, behind: Behind) {
+async fn serve(stream: TcpStream, tls: Option<TlsAcceptor>, upstream: Upstream) {
     match tls {
-        None => pass(stream, behind).await,
+        None => pass(stream, upstream).await,
         // Some tests break off the handshake on purpose.
         Some(tls) => {
             if let Ok(stream) = tls.accept(stream).await {
-                pass(stream, behind).await;
+                pass(stream, upstream).await;
             }
         }
     }
 }
 
-async fn pass(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, behind: Behind) {
-    match behind {
-        Behind::Relay(address) => {
+async fn pass(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin, upstream: Upstream) {
+    match upstream {
+        Upstream::Relay(address) => {
             let mut relay = TcpStream::connect(address).await.expect("the relay listens");
             // When one side ends, the other side sees it.
             drop(copy_bidirectional(&mut stream, &mut relay).await);
         }
-        Behind::Page(head, page) => {
+        Upstream::Page(head, page) => {
             let mut request = vec![0; 4096];
             let length = stream.read(&mut request).await.unwrap_or(0);
             let line = String::from_utf8_lossy(&request[..length]).lines().next().unwrap_or_default().to_owned();

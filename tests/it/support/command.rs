@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::time;
 
-use super::{PATIENCE, soon};
+use super::{TIMEOUT, soon};
 
 /// Exit code and output of a finished command.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(crate) async fn run(mut command: Command) -> Finished {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
     let pid = Pid::from_child(&child);
     let end = tokio::task::spawn_blocking(move || child.wait_with_output());
-    let Ok(output) = time::timeout(PATIENCE * 3, end).await else {
+    let Ok(output) = time::timeout(TIMEOUT * 3, end).await else {
         // The child is not reaped yet, so the id is still its own.
         kill_process(pid, Signal::KILL).expect("the command can be ended");
         panic!("{command:?} does not end");
@@ -60,17 +60,17 @@ pub(crate) struct Running {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
     /// How many pipes are still open; a message for every line.
-    news: watch::Receiver<usize>,
+    activity: watch::Receiver<usize>,
 }
 
 impl Running {
     pub(crate) fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the binary starts");
-        let (tell, news) = watch::channel(2);
-        let (tell, lines) = (Arc::new(tell), Arc::default());
-        keep(child.stdout.take().expect("a pipe"), &tell, &lines);
-        keep(child.stderr.take().expect("a pipe"), &tell, &lines);
-        Self { child, lines, news }
+        let (sender, activity) = watch::channel(2);
+        let (sender, lines) = (Arc::new(sender), Arc::default());
+        collect(child.stdout.take().expect("a pipe"), &sender, &lines);
+        collect(child.stderr.take().expect("a pipe"), &sender, &lines);
+        Self { child, lines, activity }
     }
 
     /// Its process id.
@@ -90,24 +90,24 @@ impl Running {
 
     /// The first value that a line gives; fails if the command ends without one.
     pub(crate) async fn find<T>(&self, what: &str, mut pick: impl FnMut(&str) -> Option<T>) -> T {
-        let (mut news, mut seen) = (self.news.clone(), 0);
+        let (mut activity, mut seen) = (self.activity.clone(), 0);
         let search = async {
             loop {
-                let open = *news.borrow_and_update();
+                let open = *activity.borrow_and_update();
                 let lines = self.lines();
                 if let Some(found) = lines[seen..].iter().find_map(|line| pick(line)) {
                     return Some(found);
                 }
                 seen = lines.len();
-                if open == 0 || news.changed().await.is_err() {
+                if open == 0 || activity.changed().await.is_err() {
                     return None;
                 }
             }
         };
-        match time::timeout(PATIENCE, search).await {
+        match time::timeout(TIMEOUT, search).await {
             Ok(Some(found)) => found,
             Ok(None) => panic!("ended without {what}:\n{}", self.lines().join("\n")),
-            Err(_) => panic!("no {what} in {PATIENCE:?}:\n{}", self.lines().join("\n")),
+            Err(_) => panic!("no {what} in {TIMEOUT:?}:\n{}", self.lines().join("\n")),
         }
     }
 
@@ -119,8 +119,8 @@ impl Running {
     pub(crate) async fn end(mut self) -> Option<i32> {
         let lines = Arc::clone(&self.lines);
         let what =
-            move || format!("the command ends; it said:\n{}", lines.lock().expect("no reader panics").join("\n"));
-        soon(&what(), self.news.wait_for(|open| *open == 0)).await.expect("the readers tell their end");
+            move || format!("the command ends; its output:\n{}", lines.lock().expect("no reader panics").join("\n"));
+        soon(&what(), self.activity.wait_for(|open| *open == 0)).await.expect("the readers report their end");
         self.child.wait().expect("the child can be waited for").code()
     }
 }
@@ -133,14 +133,14 @@ impl Drop for Running {
     }
 }
 
-fn keep(pipe: impl Read + Send + 'static, tell: &Arc<watch::Sender<usize>>, lines: &Arc<Mutex<Vec<String>>>) {
-    let (tell, lines) = (Arc::clone(tell), Arc::clone(lines));
+fn collect(pipe: impl Read + Send + 'static, sender: &Arc<watch::Sender<usize>>, lines: &Arc<Mutex<Vec<String>>>) {
+    let (sender, lines) = (Arc::clone(sender), Arc::clone(lines));
     thread::spawn(move || {
         for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
             lines.lock().expect("no test panics with it").push(String::from_utf8_lossy(&line).into_owned());
-            tell.send_modify(|_| {});
+            sender.send_modify(|_| {});
         }
-        tell.send_modify(|open| *open -= 1);
+        sender.send_modify(|open| *open -= 1);
     });
 }
 

@@ -19,13 +19,13 @@ use std::time::Duration;
 use tokio::time;
 
 /// How long anything that must happen may take, on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The value of `future`, or a failure that says what did not happen.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    match time::timeout(PATIENCE, future).await {
+    match time::timeout(TIMEOUT, future).await {
         Ok(value) => value,
-        Err(_) => panic!("waited {PATIENCE:?} in vain: {what}"),
+        Err(_) => panic!("waited {TIMEOUT:?} in vain: {what}"),
     }
 }
 

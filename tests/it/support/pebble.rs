@@ -17,12 +17,12 @@ use super::eventually;
 use crate::tls::{Certificate, over_tls};
 
 /// Its address and the certificate of its API: known before it runs.
-pub(crate) struct Place {
+pub(crate) struct PebbleSetup {
     pub(crate) address: String,
     files: Certificate,
 }
 
-impl Place {
+impl PebbleSetup {
     pub(crate) fn new() -> Self {
         let address = free_address();
         let host = address.split(':').next().expect("an address has a host").to_owned();
@@ -68,7 +68,7 @@ impl Place {
             eventually("pebble listens", async || TcpStream::connect(address).await.ok()).await;
         }
         let answer = over_tls(&management, &self.files, b"GET /roots/0 HTTP/1.0\r\n\r\n").await;
-        let pem = answer[answer.find("-----BEGIN").expect("it tells its root")..].to_owned();
+        let pem = answer[answer.find("-----BEGIN").expect("it has its root")..].to_owned();
         let root = CertificateDer::from_pem_slice(pem.as_bytes()).expect("it is one");
         Pebble { _running: running, _folder: folder, root, pem }
     }

@@ -33,9 +33,9 @@ struct Tally {
 impl Storm {
     /// Runs until [`Storm::end`].
     pub(crate) fn begin(address: &str, wechat: &WeChat) -> Self {
-        let (tell, count) = watch::channel(0);
+        let (sender, count) = watch::channel(0);
         let (answered, failures) = (Mutex::default(), Mutex::default());
-        let tally = Arc::new(Tally { over: AtomicBool::new(false), count: tell, answered, failures });
+        let tally = Arc::new(Tally { over: AtomicBool::new(false), count: sender, answered, failures });
         let mut senders = JoinSet::new();
         for sender in 0..SENDERS {
             let (address, wechat, tally) = (address.to_owned(), wechat.clone(), Arc::clone(&tally));
@@ -52,7 +52,7 @@ impl Storm {
     pub(crate) async fn answered(&self, more: usize) {
         let mut count = self.count.clone();
         let goal = *count.borrow() + more;
-        soon("the storm goes on", count.wait_for(|count| *count >= goal)).await.expect("the senders live");
+        soon("the load continues", count.wait_for(|count| *count >= goal)).await.expect("the senders live");
     }
 
     /// Every try so far that was not answered 200.

@@ -132,11 +132,11 @@ impl Target {
         let scheme = if tls.is_some() { "https" } else { "http" };
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let (tell, count) = watch::channel(0);
+        let (sender, count) = watch::channel(0);
         let shared = Arc::new(Shared {
             script: Mutex::new(Script { next: VecDeque::new(), then }),
             deliveries: Mutex::default(),
-            count: tell,
+            count: sender,
             held: Semaphore::new(0),
         });
         let task = tokio::spawn(accept(listener, tls, Arc::clone(&shared)));
@@ -177,9 +177,9 @@ impl Target {
 
     /// Waits until there are this many; returns all of them.
     pub(crate) async fn wait_for(&self, count: usize) -> Vec<Delivery> {
-        let mut news = self.count.clone();
+        let mut count_watch = self.count.clone();
         let what = format!("{count} deliveries at {}", self.address);
-        soon(&what, news.wait_for(|have| *have >= count)).await.expect("the receiver lives");
+        soon(&what, count_watch.wait_for(|have| *have >= count)).await.expect("the receiver lives");
         self.deliveries()
     }
 
@@ -205,7 +205,7 @@ impl Shared {
         script.next.pop_front().unwrap_or_else(|| script.then.clone())
     }
 
-    fn keep(&self, delivery: Delivery) {
+    fn record(&self, delivery: Delivery) {
         let mut deliveries = self.deliveries.lock().expect("no receiver panics");
         deliveries.push(delivery);
         self.count.send_replace(deliveries.len());
@@ -240,7 +240,7 @@ async fn receive(request: Request<Incoming>, shared: &Shared) -> io::Result<Resp
     #[expect(clippy::disallowed_methods, reason = "capped by Limited")]
     let body = Limited::new(body, 8 << 20).collect().await.map_err(io::Error::other)?.to_bytes();
     let reaction = shared.reaction();
-    shared.keep(Delivery {
+    shared.record(Delivery {
         at: Instant::now(),
         method: head.method,
         path: head.uri.path().to_owned(),

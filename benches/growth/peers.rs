@@ -14,13 +14,13 @@ use super::axis::{Axis, mark};
 use super::support::figures::Latency;
 use super::support::nanos;
 use super::support::relay::Relay;
-use super::support::target::{Manner, Target};
+use super::support::target::{Behaviour, Target};
 use super::support::wechat::{WeChat, read_answer};
 
 /// How many pushes may have deliveries outstanding: fewer than the inbox of a lane holds.
 const AHEAD: u64 = 128;
 
-pub(crate) struct World {
+pub(crate) struct Peers {
     /// The relay's configuration: accounts, routes and targets.
     pub(crate) config: String,
     /// How many targets each push goes to.
@@ -36,12 +36,12 @@ struct Shared {
     sent: AtomicU64,
 }
 
-impl World {
+impl Peers {
     pub(crate) async fn new(axis: Axis, size: u64) -> Self {
         let mut config = axis.config(size);
         let mut targets = Vec::new();
         for number in 0..axis.targets(size) {
-            let target = Target::start(Manner::Fast).await;
+            let target = Target::start(Behaviour::Fast).await;
             write!(config, "[targets.app{number}]\nurl = \"http://{}/hook\"\n", target.address)
                 .expect("a string takes all");
             targets.push(target);
