@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::support::pages::{read, root};
+
 /// English, Chinese.
 const PAGES: [[&str; 2]; 2] =
     [["docs/guarantees.md", "docs/guarantees.zh-CN.md"], ["SECURITY.md", "SECURITY.zh-CN.md"]];
@@ -129,12 +131,4 @@ fn settled(page: &str) -> String {
 fn source(name: &str) -> PathBuf {
     let folder = if name.contains('/') { "" } else { "tests/it" };
     Path::new(folder).join(format!("{name}.rs"))
-}
-
-fn read(page: &str) -> String {
-    fs::read_to_string(root().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"))
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }

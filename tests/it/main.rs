@@ -23,6 +23,7 @@ mod deploy;
 mod disk;
 mod docs;
 mod docs_commands;
+mod docs_names;
 mod doctor;
 mod drain;
 mod encryption;

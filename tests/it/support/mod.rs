@@ -6,6 +6,7 @@
 pub(crate) mod authority;
 pub(crate) mod command;
 pub(crate) mod http;
+pub(crate) mod pages;
 pub(crate) mod pebble;
 pub(crate) mod program;
 pub(crate) mod proxy;
