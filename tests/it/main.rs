@@ -14,6 +14,7 @@ mod audit;
 mod bad_replies;
 mod breaker;
 mod certificates;
+mod ci;
 mod commands;
 mod config;
 mod corpus;
