@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::push::{Accounts, Pipeline};
 use crate::queue::Queue;
-use crate::server::{Bound, acme, stack, tls, watch};
+use crate::server::{Bound, acme, certificate_watch, stack, tls};
 use crate::tail::Tail;
 use crate::{admin, queue, server};
 
@@ -186,8 +186,8 @@ impl App {
         servers.push(tokio::spawn(push_server));
         servers.push(tokio::spawn(admin_server));
         if let Some(acceptor) = self.tls.clone() {
-            acme::keep(&acceptor, &self.metrics, &self.stop_pushes);
-            tokio::spawn(watch::certificates(acceptor, self.metrics.clone(), self.stop_pushes.clone()));
+            acme::spawn_renewals(&acceptor, &self.metrics, &self.stop_pushes);
+            tokio::spawn(certificate_watch::watch(acceptor, self.metrics.clone(), self.stop_pushes.clone()));
         }
     }
 
@@ -216,7 +216,7 @@ impl App {
         let policies = policies(&config)?;
         if let Some(acceptor) = &self.tls {
             acceptor.reload()?;
-            watch::tell_expiries(acceptor, &self.metrics);
+            certificate_watch::publish_expiries(acceptor, &self.metrics);
         }
         for key in needing_restart(&self.config(), &config) {
             tracing::warn!(key, "this change needs a restart");

@@ -1,4 +1,4 @@
-//! The one place that reads the wall clock; everything else is handed a [`UnixMillis`], or a [`UnixNanos`] for traces.
+//! The only file that reads the wall clock; all others get a [`UnixMillis`], or a [`UnixNanos`] for traces.
 
 use std::fmt;
 use std::time::Duration;
@@ -7,24 +7,22 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixMillis(pub i64);
 
-/// A moment: nanoseconds since 1970-01-01T00:00:00Z, as traces count. What they tell takes less than a millisecond.
+/// A moment: nanoseconds since 1970-01-01T00:00:00Z, for traces, whose spans are shorter than a millisecond.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnixNanos(pub u64);
 
 impl UnixNanos {
-    /// The present.
     pub fn now() -> Self {
         Self(u64::try_from(since_epoch().as_nanos()).unwrap_or(u64::MAX))
     }
 
-    /// This moment less `span`, at the least the epoch.
+    /// This moment minus `span`, but not before the epoch.
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX)))
     }
 }
 
 impl UnixMillis {
-    /// The present.
     pub fn now() -> Self {
         Self(i64::try_from(since_epoch().as_millis()).unwrap_or(i64::MAX))
     }
@@ -34,12 +32,12 @@ impl UnixMillis {
         self.0.div_euclid(1000)
     }
 
-    /// This moment plus `wait`, at most the end of time.
+    /// This moment plus `wait`, saturating.
     pub fn after(self, wait: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How long ago `earlier` was; zero if it lies ahead.
+    /// The time since `earlier`; zero if that is in the future.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
     }
@@ -64,7 +62,7 @@ impl fmt::Display for UnixMillis {
     }
 }
 
-/// A wall clock for simulations: it runs with tokio's clock, and jumps when told. One per thread.
+/// A wall clock for simulations, one per thread: it runs with tokio's clock, and jumps when set.
 #[cfg(test)]
 pub(crate) mod simulated {
     use std::cell::Cell;
@@ -77,7 +75,7 @@ pub(crate) mod simulated {
         static SET: Cell<Option<(Instant, UnixMillis)>> = const { Cell::new(None) };
     }
 
-    /// Sets this thread's clock; `None` gives it the system's again.
+    /// Sets this thread's clock; `None` returns to the system's.
     pub(crate) fn set(now: Option<UnixMillis>) {
         SET.set(now.map(|now| (Instant::now(), now)));
     }

@@ -10,13 +10,14 @@
 //! | 3 | [`otlp`] | spans to a collector |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
 //! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`trace`] | pure: protocol, event, routing, schedule, trace |
-//! | 0 | [`secret`], [`reading`], [`clock`], [`metrics`], [`telemetry`] | foundation |
+//! | 0 | [`secret`], [`bounded_file`], [`clock`], [`metrics`], [`telemetry`] | foundation |
 //!
 //! To know the structure, read [`push`], then [`dispatcher`], then [`app`].
 
 pub mod admin;
 pub mod app;
 pub mod backoff;
+pub mod bounded_file;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -27,7 +28,6 @@ pub mod metrics;
 pub mod otlp;
 pub mod push;
 pub mod queue;
-pub mod reading;
 pub mod route;
 pub mod secret;
 pub mod server;

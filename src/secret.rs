@@ -3,8 +3,8 @@
 //! Invariants: `Debug` prints a mask, the memory is wiped on drop, and the only way to the text is
 //! [`Secret::expose`], so that a reader can find every use by searching for that word.
 //!
-//! What can't be wiped: the process's environment; what the TOML parser and figment copy of a value that stands in the
-//! configuration itself; the values of `headers`, which the HTTP client keeps; keys inside the TLS library; what a
+//! What can't be wiped: the process's environment; what the TOML parser and figment copy of a value in the configuration
+//! itself; the values of `headers`, which the HTTP client keeps; keys inside the TLS library; what a
 //! moved value leaves on the stack. [`seal_process`] is for all of that.
 
 #![warn(missing_docs)]
@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 pub struct Secret(Zeroizing<String>);
 
 impl Secret {
-    /// Takes the text over.
+    /// Wraps a text.
     pub fn new(text: impl Into<String>) -> Self {
         Self(Zeroizing::new(text.into()))
     }
@@ -31,7 +31,7 @@ impl Secret {
         &self.0
     }
 
-    /// Compares by hash, so that the time tells neither where the texts differ nor how long this one is.
+    /// Compares by hash, so that the time reveals neither where the texts differ nor the length of this one.
     pub fn matches(&self, other: &str) -> bool {
         Sha256::digest(self.0.as_bytes()).ct_eq(&Sha256::digest(other)).into()
     }
@@ -43,21 +43,21 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Keeps this process's memory to itself: it leaves no core dump, and no other process of the same user may trace it
-/// or read its memory and environment. Root still may.
+/// Protects this process's memory: no core dump, and no other process of the same user can trace it or read its memory
+/// and environment. Root still can.
 ///
 /// # Errors
-/// The system's, where a filter of system calls refuses.
+/// The system's, for example from a seccomp filter.
 #[cfg(target_os = "linux")]
 pub fn seal_process() -> io::Result<()> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    // A dump into a pipe is made whatever this says, and the line above keeps that from happening too.
+    // This limit does not apply to a core_pattern that is a pipe; the line above covers that too.
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(())
 }
 
-/// Leaves no core dump.
+/// Disables core dumps.
 ///
 /// # Errors
 /// The system's.

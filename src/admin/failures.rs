@@ -1,9 +1,8 @@
-//! Wrong tokens, counted by where they come from.
+//! Wrong admin tokens, counted by source.
 //!
-//! More than [`ALLOWED`] within [`PERIOD`] from one source are told of in the log, and answered late and few at a time.
-//! Invariants: the right token never comes here, so somebody who guesses behind the same address can't lock an operator
-//! out; the table is bounded, however many sources there are. A long token is what makes guessing hopeless: this keeps
-//! it from costing anything.
+//! More than [`ALLOWED`] within [`PERIOD`] from one source are logged, and answered late, with limited concurrency.
+//! Invariants: a request with the right token is never counted or delayed, so an attacker behind the same address cannot
+//! lock an operator out; the table is bounded. The token's length is what defeats guessing: this only keeps it cheap.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -15,66 +14,66 @@ use tokio::time::{Instant, sleep};
 use crate::server::Peer;
 use crate::telemetry::LogThrottle;
 
-/// The failures of one source that are answered at once.
+/// The failures of one source that are answered at once, within [`PERIOD`].
 const ALLOWED: u32 = 10;
-/// Within that time.
 const PERIOD: Duration = Duration::from_secs(60);
-/// Further ones are answered after it.
-const PAUSE: Duration = Duration::from_secs(1);
-/// So many at a time; the others wait for their turn.
-const PAUSES: usize = 64;
-/// The most sources that are told apart.
-const SOURCES: usize = 1024;
+/// The delay of further ones.
+const DELAY: Duration = Duration::from_secs(1);
+/// The most concurrent delays; further requests queue.
+const MAX_DELAYED: usize = 64;
+/// The most sources that are counted separately.
+const MAX_SOURCES: usize = 1024;
 
-/// The failures of late.
-pub(super) struct Failures {
-    /// By source; `None` is all that came when the table was full.
-    counts: Mutex<HashMap<Option<Peer>, Count>>,
-    pauses: Semaphore,
-    told: LogThrottle,
+/// Recent failures.
+pub(super) struct TokenFailures {
+    /// By source; `None` counts all that came when the table was full.
+    counts: Mutex<HashMap<Option<Peer>, FailureCount>>,
+    delayed: Semaphore,
+    warnings: LogThrottle,
 }
 
-struct Count {
+struct FailureCount {
     since: Instant,
     failures: u32,
 }
 
-impl Failures {
+impl TokenFailures {
     pub(super) fn new() -> Self {
-        Self { counts: Mutex::default(), pauses: Semaphore::new(PAUSES), told: LogThrottle::default() }
+        Self { counts: Mutex::default(), delayed: Semaphore::new(MAX_DELAYED), warnings: LogThrottle::default() }
     }
 
-    /// Counts one. If there were too many, says so after a pause: in how long they are forgotten.
-    pub(super) async fn count(&self, peer: Peer) -> Option<Duration> {
-        let left = self.note(peer.subscriber())?;
-        if let Some(held_back) = self.told.due() {
+    /// Counts one. After too many this returns late, with the time until they are forgotten.
+    pub(super) async fn record(&self, peer: Peer) -> Option<Duration> {
+        let remaining = self.count(peer.subscriber())?;
+        if let Some(suppressed) = self.warnings.allow() {
             let peer = peer.0.map(tracing::field::display);
             tracing::warn!(
                 peer,
-                held_back,
-                "wrong admin tokens, more than {ALLOWED} in a minute: somebody is guessing"
+                held_back = suppressed,
+                limit = ALLOWED,
+                "too many wrong admin tokens within a minute"
             );
         }
-        // Never closed; and without a place there is no pause, which is no harm.
-        let place = self.pauses.acquire().await;
-        sleep(PAUSE).await;
-        drop(place);
-        Some(left)
+        // The semaphore is never closed.
+        let permit = self.delayed.acquire().await;
+        sleep(DELAY).await;
+        drop(permit);
+        Some(remaining)
     }
 
-    fn note(&self, source: Peer) -> Option<Duration> {
+    fn count(&self, source: Peer) -> Option<Duration> {
         let now = Instant::now();
         let mut source = Some(source);
         let mut counts = self.counts.lock();
-        if counts.len() >= SOURCES && !counts.contains_key(&source) {
+        if counts.len() >= MAX_SOURCES && !counts.contains_key(&source) {
             counts.retain(|_, count| now < count.since + PERIOD);
-            if counts.len() >= SOURCES {
+            if counts.len() >= MAX_SOURCES {
                 source = None;
             }
         }
-        let count = counts.entry(source).or_insert(Count { since: now, failures: 0 });
+        let count = counts.entry(source).or_insert(FailureCount { since: now, failures: 0 });
         if now >= count.since + PERIOD {
-            *count = Count { since: now, failures: 0 };
+            *count = FailureCount { since: now, failures: 0 };
         }
         count.failures = count.failures.saturating_add(1);
         (count.failures > ALLOWED).then(|| (count.since + PERIOD).duration_since(now))
@@ -85,37 +84,40 @@ impl Failures {
 mod tests {
     use super::*;
 
-    fn noted(failures: &Failures, peer: &str) -> bool {
-        failures.note(Peer(Some(peer.parse().unwrap())).subscriber()).is_some()
+    fn is_limited(failures: &TokenFailures, peer: &str) -> bool {
+        failures.count(Peer(Some(peer.parse().unwrap())).subscriber()).is_some()
     }
 
     #[tokio::test(start_paused = true)]
-    async fn ten_failures_a_minute_are_let_pass_by_source() {
-        let failures = Failures::new();
+    async fn ten_failures_a_minute_are_allowed_per_source() {
+        let failures = TokenFailures::new();
         for peer in ["192.0.2.1", "::ffff:192.0.2.2", "2001:db8::1"] {
-            assert!((0..ALLOWED).all(|_| !noted(&failures, peer)), "{peer}");
-            assert!(noted(&failures, peer), "{peer}");
+            assert!((0..ALLOWED).all(|_| !is_limited(&failures, peer)), "{peer}");
+            assert!(is_limited(&failures, peer), "{peer}");
         }
-        assert!(noted(&failures, "192.0.2.2") && noted(&failures, "2001:db8::ffff:1"), "the same in another form");
-        assert!(!noted(&failures, "192.0.2.3") && !noted(&failures, "2001:db8:0:1::1"));
+        assert!(
+            is_limited(&failures, "192.0.2.2") && is_limited(&failures, "2001:db8::ffff:1"),
+            "the same in another form"
+        );
+        assert!(!is_limited(&failures, "192.0.2.3") && !is_limited(&failures, "2001:db8:0:1::1"));
         let before = Instant::now();
-        assert_eq!(failures.count(Peer(Some("192.0.2.1".parse().unwrap()))).await, Some(PERIOD));
-        assert_eq!(before.elapsed(), PAUSE);
+        assert_eq!(failures.record(Peer(Some("192.0.2.1".parse().unwrap()))).await, Some(PERIOD));
+        assert_eq!(before.elapsed(), DELAY);
         tokio::time::advance(PERIOD).await;
-        assert!(!noted(&failures, "192.0.2.1"), "forgotten");
+        assert!(!is_limited(&failures, "192.0.2.1"), "forgotten");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_table_is_bounded_and_what_overflows_it_is_counted_as_one() {
-        let failures = Failures::new();
+        let failures = TokenFailures::new();
         let peer = |number: u32| Peer(Some(std::net::Ipv4Addr::from(number).into()));
         assert_eq!(
-            (0..100_000).filter(|number| failures.note(peer(*number)).is_none()).count(),
-            SOURCES + ALLOWED as usize
+            (0..100_000).filter(|number| failures.count(peer(*number)).is_none()).count(),
+            MAX_SOURCES + ALLOWED as usize
         );
-        assert_eq!(failures.counts.lock().len(), SOURCES + 1);
+        assert_eq!(failures.counts.lock().len(), MAX_SOURCES + 1);
         tokio::time::advance(PERIOD).await;
-        assert!(failures.note(peer(200_000)).is_none());
-        assert_eq!(failures.counts.lock().len(), 1, "the old ones make room");
+        assert!(failures.count(peer(200_000)).is_none());
+        assert_eq!(failures.counts.lock().len(), 1, "the old ones are removed");
     }
 }

@@ -1,8 +1,9 @@
-//! Who may use the API.
+//! Access control of the API.
 //!
-//! With a token: who sends it, and wrong ones are counted (`failures.rs`). Without one the listener is on loopback or a
-//! Unix socket, and the danger is a web page in a browser of this machine: a page that resolves its own name to
-//! 127.0.0.1 still says its own name in Host, and a page that posts from elsewhere says so in Origin or Sec-Fetch-Site.
+//! With a token: every request must bear it, and wrong ones are counted (`failures.rs`). Without one the listener is on
+//! loopback or a Unix socket, and the threat is a web page in a browser of this machine: a page whose name resolves to
+//! 127.0.0.1 (DNS rebinding) still sends its own name in Host, and a page of another site shows in Origin or
+//! Sec-Fetch-Site.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,20 +14,20 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Error;
-use super::failures::Failures;
+use super::failures::TokenFailures;
 use crate::secret::Secret;
 use crate::server::Peer;
 
-/// The guard, with the token it asks for.
+/// The access check, with the required token.
 #[derive(Clone)]
-pub(super) struct Guard {
+pub(super) struct AccessControl {
     token: Option<Arc<Secret>>,
-    failures: Arc<Failures>,
+    failures: Arc<TokenFailures>,
 }
 
-impl Guard {
+impl AccessControl {
     pub(super) fn new(token: Option<Secret>) -> Self {
-        Self { token: token.map(Arc::new), failures: Arc::new(Failures::new()) }
+        Self { token: token.map(Arc::new), failures: Arc::new(TokenFailures::new()) }
     }
 
     fn admits(&self, headers: &HeaderMap) -> Result<(), Error> {
@@ -37,14 +38,14 @@ impl Guard {
     }
 }
 
-/// Lets a request through, or answers it.
-pub(super) async fn check(State(guard): State<Guard>, request: Request, next: Next) -> Response {
-    match guard.admits(request.headers()) {
+/// Passes a request on, or refuses it.
+pub(super) async fn check(State(access): State<AccessControl>, request: Request, next: Next) -> Response {
+    match access.admits(request.headers()) {
         Ok(()) => next.run(request).await,
-        // Who sends none does not guess.
+        // A request without a token is no guess.
         Err(Error::Token) if request.headers().contains_key(header::AUTHORIZATION) => {
             let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer(None));
-            guard.failures.count(peer).await.map_or(Error::Token, Error::TooManyTokens).into_response()
+            access.failures.record(peer).await.map_or(Error::Token, Error::TooManyTokens).into_response()
         }
         Err(error) => error.into_response(),
     }
@@ -63,19 +64,19 @@ fn from_this_machine(headers: &HeaderMap) -> Result<(), Error> {
     if headers.contains_key(header::ORIGIN) && !text(headers, &header::ORIGIN).is_some_and(local_origin) {
         return Err(Error::Origin);
     }
-    // Browsers leave Origin out of a plain GET; this they send with every request.
-    let from_elsewhere = |site: &HeaderValue| !matches!(site.as_bytes(), b"none" | b"same-origin");
-    if headers.get_all("sec-fetch-site").iter().any(from_elsewhere) { Err(Error::Origin) } else { Ok(()) }
+    // Browsers send no Origin with a plain GET, but this with every request.
+    let is_cross_site = |site: &HeaderValue| !matches!(site.as_bytes(), b"none" | b"same-origin");
+    if headers.get_all("sec-fetch-site").iter().any(is_cross_site) { Err(Error::Origin) } else { Ok(()) }
 }
 
-/// Whether `host` or `host:port` names the machine itself.
+/// Whether `host` or `host:port` names this machine.
 fn is_loopback(authority: &str) -> bool {
     let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// A header that stands there once: of two, somebody in front may have looked at the other.
+/// A header that occurs once: of two, a proxy in front may have checked the other.
 fn text<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;
@@ -88,11 +89,11 @@ mod tests {
 
     fn admits(token: Option<&str>, headers: &[(&'static str, &'static str)]) -> bool {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        Guard::new(token.map(Secret::new)).admits(&headers).is_ok()
+        AccessControl::new(token.map(Secret::new)).admits(&headers).is_ok()
     }
 
     #[test]
-    fn a_token_is_asked_for_and_nothing_else() {
+    fn a_token_is_required_and_nothing_else() {
         let admitted = |value| admits(Some("t0ken"), &[("authorization", value), ("host", "relay.example")]);
         assert!(admitted("Bearer t0ken") && admitted("bearer t0ken"));
         assert!(!admitted("Bearer t0kem") && !admitted("Bearer") && !admitted("Basic t0ken") && !admitted("t0ken"));
@@ -111,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_token_no_page_of_another_site_gets_in() {
+    fn without_a_token_pages_of_other_sites_are_refused() {
         let admitted = |name, value| admits(None, &[("host", "localhost:9180"), (name, value)]);
         assert!(admitted("origin", "http://localhost:9180") && admitted("origin", "http://[::1]:3000"));
         assert!(!admitted("origin", "https://evil.example") && !admitted("origin", "null"));

@@ -12,7 +12,7 @@ pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse 
     // metrics are wanted all the more.
     let is_ready = context.obstacle().await.is_none();
     context.state.metrics.ready.set(is_ready.into());
-    context.glance.stats().await.ok();
-    context.state.metrics.log_lines_lost.inc_by(telemetry::take_lost());
+    context.stats.get().await.ok();
+    context.state.metrics.log_lines_lost.inc_by(telemetry::take_dropped());
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], context.state.metrics.render())
 }

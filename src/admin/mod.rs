@@ -31,13 +31,13 @@ mod error;
 mod events;
 mod failures;
 mod forget;
-mod glance;
 mod guard;
 mod health;
 mod metrics;
 mod openapi;
 mod reload;
 mod replay;
+mod stats_cache;
 mod status;
 mod tail;
 mod targets;
@@ -69,7 +69,7 @@ pub use health::Ready;
 pub use reload::Reload;
 
 use error::Error;
-use glance::Glance;
+use stats_cache::StatsCache;
 
 /// `[admin]` of the configuration.
 #[derive(Clone, Debug)]
@@ -115,8 +115,8 @@ const CONCURRENCY: usize = 8;
 /// The admin listener's service, for [`crate::server::serve`].
 pub fn service(state: State, settings: &Settings) -> Router {
     let context =
-        Context { glance: Glance::new(state.queue.clone(), state.store.clone(), state.metrics.clone()), state };
-    let guard = guard::Guard::new(settings.token.clone());
+        Context { stats: StatsCache::new(state.queue.clone(), state.store.clone(), state.metrics.clone()), state };
+    let guard = guard::AccessControl::new(settings.token.clone());
     let guarded = Router::new()
         .route("/metrics", get(metrics::scrape))
         .route("/api/status", get(status::status))
@@ -155,7 +155,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
 #[derive(Clone)]
 struct Context {
     state: State,
-    glance: Glance,
+    stats: StatsCache,
 }
 
 impl Context {
@@ -163,7 +163,7 @@ impl Context {
     async fn obstacle(&self) -> Option<&'static str> {
         match self.state.ready.obstacle().or_else(|| self.state.queue.obstacle().map(Obstacle::word)) {
             // Its writer writes to what it has open, and need not see that the store is gone.
-            None if self.glance.stats().await.is_err() => Some(Obstacle::Failing.word()),
+            None if self.stats.get().await.is_err() => Some(Obstacle::Failing.word()),
             obstacle => obstacle,
         }
     }
@@ -175,7 +175,7 @@ impl Context {
         for _ in 0..STEPS {
             let step = self.state.queue.sweep(&sweep, after, now).await;
             // Also after a failure: the steps before it stand.
-            self.glance.forget().await;
+            self.stats.invalidate().await;
             let Swept { changed, next } = step.map_err(Error::Store)?;
             page = Swept { changed: page.changed + changed, next };
             after = next;

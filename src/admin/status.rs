@@ -8,7 +8,7 @@ use super::{Context, Error};
 
 /// What the app says of itself, whether it is ready, and the queue's totals.
 pub(super) async fn status(State(context): State<Context>) -> Result<Json<Value>, Error> {
-    let stats = context.glance.stats().await?;
+    let stats = context.stats.get().await?;
     let sum = |count: fn(&crate::queue::view::Counts) -> u64| -> u64 {
         stats.targets.iter().map(|target| count(&target.counts)).sum()
     };

@@ -97,7 +97,7 @@ async fn changed(context: &Context, sweep: Sweep, fate: &'static str) -> Result<
     let target = sweep.filter.target.clone();
     let count = context.state.queue.sweep_all(sweep, UnixMillis::now()).await;
     // Also after a failure: the steps before it stand.
-    context.glance.forget().await;
+    context.stats.invalidate().await;
     let count = count.map_err(Error::Store)?;
     tracing::info!(target, fate, count, "deliveries changed by hand");
     Ok(Json(json!({ fate: count })))
@@ -141,7 +141,7 @@ fn names(status: &Value) -> impl Iterator<Item = &str> {
 }
 
 async fn targets(context: &Context) -> Result<BTreeMap<String, Target>, Error> {
-    let (stats, status) = (context.glance.stats().await?, (context.state.status)());
+    let (stats, status) = (context.stats.get().await?, (context.state.status)());
     let mut targets: BTreeMap<_, _> = names(&status)
         .map(|name| {
             let (name, counts) = (name.to_owned(), view::Counts::default());

@@ -6,7 +6,7 @@ use super::error::Problem;
 use super::file;
 use super::key_reader::KeyReader;
 use super::value;
-use crate::server::{Certificate, TlsFiles, acme};
+use crate::server::{AcmeSettings, Certificate, TlsFiles, acme};
 
 /// One certificate, or several selected by SNI, the default first.
 pub(super) fn all(reader: &KeyReader<'_>, file: &file::Tables<file::TlsSection>, store: &Path) -> Vec<Certificate> {
@@ -55,7 +55,7 @@ fn files(reader: &KeyReader<'_>, file: &file::TlsSection) -> Option<TlsFiles> {
     Some(TlsFiles { cert: cert?, key: key? })
 }
 
-fn by_acme(reader: &KeyReader<'_>, file: &file::AcmeSection, store: &Path) -> Option<acme::Settings> {
+fn by_acme(reader: &KeyReader<'_>, file: &file::AcmeSection, store: &Path) -> Option<AcmeSettings> {
     let at = reader.at("domains");
     let given = file.domains.as_ref().map_or(&[][..], |list| &list.0);
     if given.is_empty() {
@@ -77,5 +77,5 @@ fn by_acme(reader: &KeyReader<'_>, file: &file::AcmeSection, store: &Path) -> Op
     let email = reader.read("email", &file.email, value::email);
     let ca = reader.existing_file("ca", &file.ca);
     let file = acme::file(store, &directory, domains.first()?);
-    Some(acme::Settings { domains, email, directory, ca, file })
+    Some(AcmeSettings { domains, email, directory, ca, file })
 }

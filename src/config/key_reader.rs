@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use super::error::{Advised, ConfigError, Problem};
 use super::file::{Scalar, SecretLocation, SecretSource, SecretSources};
 use super::layers::{Environment, KeyPath, Layers};
-use crate::reading;
+use crate::bounded_file;
 use crate::secret::Secret;
 
 /// Set by systemd for services with `LoadCredential=`.
@@ -285,6 +285,6 @@ impl KeyReader<'_> {
 
 /// A file's text without the line end that editors and `echo` leave, and its rights.
 fn read(path: &Path) -> io::Result<(Secret, Metadata)> {
-    let (text, metadata) = reading::text(path)?;
+    let (text, metadata) = bounded_file::read_text(path)?;
     Ok((Secret::new(text.trim_end_matches(['\r', '\n'])), metadata))
 }

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use super::error::{ConfigError, Problem, nearest};
 use super::file::ConfigFile;
-use crate::reading;
+use crate::bounded_file;
 
 /// The prefix of environment variables that override keys.
 const PREFIX: &str = "WXRELAY__";
@@ -74,7 +74,7 @@ impl Layers {
         let mut lower = Dict::new();
         if let Some(path) = file {
             let fault = |problem| ConfigError { key: path.display().to_string(), problem, origin: None };
-            let (text, _) = reading::text(path).map_err(|error| fault(Problem::File(error)))?;
+            let (text, _) = bounded_file::read_text(path).map_err(|error| fault(Problem::File(error)))?;
             hash.update(text.as_bytes());
             let parsed = Toml::from_str(&text);
             lower = parsed.map_err(|error| fault(Problem::Syntax(toml_message(&error.to_string()))))?;

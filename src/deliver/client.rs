@@ -30,7 +30,7 @@ use tower::{BoxError, Service, ServiceExt as _};
 
 use super::ANSWER_CAP;
 use super::resolver::Resolver;
-use crate::reading;
+use crate::bounded_file;
 
 /// What is sent: whole, with a Content-Length.
 pub type RequestBody = Full<Bytes>;
@@ -255,7 +255,7 @@ fn client_config(options: &TlsOptions, trust: &SystemRoots) -> Result<ClientConf
         None => Ok(builder.with_no_client_auth()),
         Some((cert, key)) => {
             let fault = |source| ClientError::Pem { path: key.clone(), source };
-            let (pem, _) = reading::bytes(key).map_err(|error| fault(pem::Error::Io(error)))?;
+            let (pem, _) = bounded_file::read(key).map_err(|error| fault(pem::Error::Io(error)))?;
             let key_der = PrivateKeyDer::from_pem_slice(&pem).map_err(fault)?;
             Ok(builder.with_client_auth_cert(certificates(cert)?, key_der)?)
         }
@@ -268,7 +268,7 @@ fn no_tls() -> ClientConfig {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError> {
-    reading::certificates(path).map_err(|source| ClientError::Pem { path: path.to_owned(), source })
+    bounded_file::read_certificates(path).map_err(|source| ClientError::Pem { path: path.to_owned(), source })
 }
 
 /// What was read of an answer's body.

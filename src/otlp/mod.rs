@@ -157,8 +157,8 @@ impl Sender {
                 }
                 Err(refusal) => refusal,
             };
-            if let Some(held_back) = self.trouble.due() {
-                tracing::warn!(error = %refusal, held_back, "the collector of telemetry.otlp takes no spans");
+            if let Some(suppressed) = self.trouble.allow() {
+                tracing::warn!(error = %refusal, held_back = suppressed, "span export failed");
             }
             let asked = match refusal {
                 Refusal::Unreached(_) => None,
@@ -190,9 +190,9 @@ impl Sender {
 
     fn tell_of_refused(&self, refused: u64, count: u64) {
         if refused > 0
-            && let Some(held_back) = self.trouble.due()
+            && let Some(suppressed) = self.trouble.allow()
         {
-            tracing::warn!(refused, of = count, held_back, "the collector of telemetry.otlp refuses spans");
+            tracing::warn!(refused, of = count, held_back = suppressed, "collector rejected spans");
         }
     }
 }

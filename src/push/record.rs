@@ -78,8 +78,8 @@ impl Record {
     fn tell_of_elsewhere(&self) {
         let (account, peer) = (&self.entry.account.name, self.peer.map(tracing::field::display));
         self.entry.metrics.from_elsewhere(self.result);
-        if let Some(held_back) = self.entry.elsewhere.due() {
-            tracing::warn!(%account, peer, result = self.result, held_back, "a request from outside allow_from");
+        if let Some(suppressed) = self.entry.elsewhere.allow() {
+            tracing::warn!(%account, peer, result = self.result, held_back = suppressed, "a request from outside allow_from");
         }
     }
 
@@ -127,7 +127,7 @@ impl Drop for Record {
         let (event, result, stamp, duration_ms) = (self.event, self.result, self.stamp, took.as_secs_f64() * 1e3);
         let openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid));
         let by_stranger = self.openid.is_none() && self.status != Some(StatusCode::OK);
-        if let Some(held_back) = if by_stranger { entry.refusals.due() } else { Some(0) } {
+        if let Some(suppressed) = if by_stranger { entry.refusals.allow() } else { Some(0) } {
             tracing::info!(
                 account = %entry.account.name,
                 kind,
@@ -137,7 +137,7 @@ impl Drop for Record {
                 duration_ms,
                 openid = openid.as_deref(),
                 stamp,
-                held_back = Some(held_back).filter(|count| *count > 0),
+                held_back = Some(suppressed).filter(|count| *count > 0),
                 "push"
             );
         }

@@ -1,7 +1,6 @@
-//! From when to when a certificate is valid: the one field of X.509 that the relay reads itself, so that it can be renewed
-//! and an alert can tell of its end.
+//! A certificate's validity: the one field of X.509 that the relay parses itself, for renewal and for alerts on expiry.
 //!
-//! The input is the operator's own file or an authority's answer, already taken by rustls; what is not understood is
+//! The input is the operator's own file or an authority's response, already accepted by rustls; what cannot be parsed is
 //! `None`, never an error.
 
 /// The tags of DER (X.690) on the way to the field.
@@ -13,17 +12,15 @@ const GENERALIZED_TIME: u8 = 0x18;
 /// 21 days, in seconds.
 const AHEAD: i64 = 21 * 86_400;
 
-/// The time that a certificate is valid for, in seconds since the epoch.
+/// A certificate's `notBefore` and `notAfter`, in seconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
-    /// The first second.
     pub from: i64,
-    /// The last.
     pub until: i64,
 }
 
 impl Validity {
-    /// That of a DER certificate.
+    /// Parses a DER certificate.
     ///
     /// RFC 5280, 4.1: `Certificate { TBSCertificate { [0] version, serial, signature, issuer, validity { from, until } .. } .. }`
     pub fn of(certificate: &[u8]) -> Option<Self> {
@@ -39,12 +36,12 @@ impl Validity {
         Some(Self { from: moment(validity.next()?)?, until: moment(validity.next()?)? })
     }
 
-    /// When ACME orders the next one: with a third of the time left, as authorities ask for.
+    /// When ACME orders the next one: with a third of the lifetime left, as authorities recommend.
     pub fn renewal(self) -> i64 {
         self.until - self.length() / 3
     }
 
-    /// By when it should have been renewed, by whomever: with 21 days left, or a quarter of the time where that is less.
+    /// By when it should be renewed, by any means: with 21 days left, or a quarter of the lifetime where that is less.
     pub fn renew_by(self) -> i64 {
         self.until - AHEAD.min(self.length() / 4)
     }
@@ -54,7 +51,7 @@ impl Validity {
     }
 }
 
-/// A date by its tag and text, in seconds since the epoch.
+/// Parses a DER date, to seconds since the epoch.
 fn moment((tag, text): (u8, &[u8])) -> Option<i64> {
     let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
     let text = match tag {
@@ -68,7 +65,7 @@ fn moment((tag, text): (u8, &[u8])) -> Option<i64> {
     Some(moment.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
 }
 
-/// A row of DER values.
+/// A sequence of DER values.
 struct Der<'a>(&'a [u8]);
 
 impl<'a> Der<'a> {
@@ -88,7 +85,7 @@ impl<'a> Der<'a> {
         Some((tag, content))
     }
 
-    /// The row inside the next value, which is a SEQUENCE.
+    /// The values inside the next value, which is a SEQUENCE.
     fn enter(&mut self) -> Option<Self> {
         self.next().filter(|(tag, _)| *tag == SEQUENCE).map(|(_, content)| Der(content))
     }
@@ -121,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn acme_renews_before_that_is_overdue_however_short_the_time() {
+    fn acme_renews_before_that_is_overdue_however_short_the_lifetime() {
         let day = 86_400;
         for (days, renewal, renew_by) in [(90, 60, 69 * day), (45, 30, 45 * day * 3 / 4), (6, 4, 6 * day * 3 / 4)] {
             let validity = Validity { from: 0, until: days * day };
@@ -131,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_certificate_has_no_end() {
+    fn a_truncated_certificate_has_no_validity() {
         let der = ending(2031);
         assert!((0..der.len()).all(|length| not_after(&der[..length]).is_none()));
     }

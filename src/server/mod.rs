@@ -1,36 +1,39 @@
 //! HTTP in: listeners, connections, drain. Knows nothing of WeChat.
 //!
+//! - `settings.rs`: [`Settings`], [`Listen`], [`Options`]
 //! - `socket.rs`: [`bind`], the listening sockets
 //! - `mod.rs`: [`serve`], one accept loop per socket and one task per connection
-//! - `stack.rs`: [`stack::around`], the layers that any public service wants
-//! - `tls.rs`: [`tls::Acceptor`], certificates that can be loaded anew; `certificate.rs`: when they end;
-//!   `watch.rs`: taken up when renewed, told of when they end soon; `acme/`: ordered and renewed by ourselves
-//! - `places.rs`: how many connections there may be, and which are closed for others
-//! - `wire.rs`: what a connection is read from and written to
-//! - `peer.rs`: [`Peer`], whom a request comes from; `proxied.rs`: what the PROXY protocol says of that
+//! - `stack.rs`: [`stack::around`], the layers that any public service needs
+//! - `tls.rs`: [`tls::Acceptor`], the certificates that are served; `certificate.rs`: their validity;
+//!   `challenge.rs`: the answers to an ACME authority's validation
+//! - `certificate_watch.rs`: reloads renewed certificates, warns before they expire; `acme/`: orders and renews them
+//! - `connection_slots.rs`: the limit on connections, and which are evicted
+//! - `transport.rs`: what a connection is read from and written to
+//! - `peer.rs`: [`Peer`], the client of a request; `proxied.rs`: the same by the PROXY protocol
 //!
-//! Invariants: nothing a client does or leaves undone holds up the accept loop: handshake and headers are read in the
-//! connection's own task, each within a limit. Every connection's task is owned by its accept loop and ends with it.
-//! Whoever was accepted has its first request answered, also when the stop comes before that request.
-//! The service runs in the connection's task, so a client that hangs up ends it: what must finish is the service's to
-//! spawn.
+//! Imports go one way: `acme` uses `certificate_watch`, both use `tls`, and `tls` uses `challenge`.
+//!
+//! Invariants: no client can hold up the accept loop: handshake and headers are read in the connection's own task, each
+//! with a timeout. Every connection's task is owned by its accept loop and ends with it. An accepted connection has its
+//! first request answered, also when the stop comes before that request. The service runs in the connection's task, so a
+//! client that hangs up cancels it: a service spawns what must finish.
 
 pub mod acme;
 mod certificate;
+pub mod certificate_watch;
+mod challenge;
+mod connection_slots;
 mod peer;
-mod places;
 pub mod proxied;
+mod settings;
 mod socket;
 pub mod stack;
 pub mod tls;
-pub mod watch;
-mod wire;
+mod transport;
 
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::DerefMut;
-use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,117 +59,21 @@ use tower_http::body::UnsyncBoxBody;
 
 pub use certificate::Validity;
 pub use peer::Peer;
+pub use settings::{AcmeSettings, Certificate, Listen, Options, Settings, TlsFiles};
 pub use socket::{BindError, Bound, bind};
-pub use tls::{Certificate, TlsFiles};
 
-use places::{Place, Places};
-use proxied::Refused;
+use connection_slots::{ConnectionSlot, ConnectionSlots};
+use proxied::ProxyHeaderError;
 use socket::Stream;
-use stack::Answer;
-use wire::Wire;
+use stack::BoxedResponse;
+use transport::Transport;
 
 use crate::telemetry::LogThrottle;
 
-/// `[server]` of the configuration.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Where pushes are taken.
-    pub listen: Vec<Listen>,
-    /// The certificates to serve, the default first; none if TLS does not end here.
-    pub tls: Vec<Certificate>,
-    /// Whose `X-Forwarded-For` is believed.
-    pub trusted_proxies: Vec<ipnet::IpNet>,
-    /// Whether every connection begins with a PROXY header, from one of `trusted_proxies`.
-    pub proxy_protocol: bool,
-    /// Whether HTTP/2 is spoken.
-    pub http2: bool,
-    /// How long a stop waits for what is under way.
-    pub drain: Duration,
-    /// The largest body taken, in bytes.
-    pub max_body: usize,
-}
-
-/// One place to listen at.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A TCP address; port 0 lets the system choose.
-    Tcp(SocketAddr),
-    /// A Unix socket.
-    Unix(PathBuf),
-    /// The sockets that systemd passes.
-    Systemd,
-}
-
-/// As the configuration writes it.
-impl Display for Listen {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => write!(f, "{address}"),
-            Self::Unix(path) => write!(f, "unix:{}", path.display()),
-            Self::Systemd => f.write_str("systemd"),
-        }
-    }
-}
-
-impl Listen {
-    /// What a program of this machine connects to: loopback for "any address". `None` where that can't be known.
-    pub fn reachable(&self) -> Option<SocketAddr> {
-        let Self::Tcp(mut address) = *self else { return None };
-        match address.ip() {
-            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
-            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
-            IpAddr::V4(_) | IpAddr::V6(_) => {}
-        }
-        Some(address).filter(|address| address.port() != 0)
-    }
-}
-
-/// How connections are treated.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Whether HTTP/2 is spoken; if not, its code is not reached.
-    pub http2: bool,
-    /// Whether every connection begins with a PROXY header.
-    pub proxy_protocol: bool,
-    /// How long a TLS handshake may take.
-    pub handshake_timeout: Duration,
-    /// How long a new connection's first request may take to arrive, headers only; a PROXY header too.
-    pub header_timeout: Duration,
-    /// How long a connection may stay without the headers of a further request. Longer than a reverse proxy keeps its
-    /// idle connections (nginx: 60 s), so that it is the proxy that closes and no push meets a closing connection.
-    pub idle_timeout: Duration,
-    /// The most connections held at a time; for further ones those are closed that have no request under way.
-    pub max_connections: usize,
-    /// Whose `X-Forwarded-For` and PROXY header are believed.
-    pub trusted_proxies: Arc<[ipnet::IpNet]>,
-}
-
-impl Options {
-    /// What `[server]` says; the rest as by default.
-    pub fn new(settings: &Settings) -> Self {
-        let trusted_proxies = settings.trusted_proxies.as_slice().into();
-        Self { http2: settings.http2, proxy_protocol: settings.proxy_protocol, trusted_proxies, ..Self::default() }
-    }
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            http2: false,
-            proxy_protocol: false,
-            handshake_timeout: Duration::from_secs(3),
-            header_timeout: Duration::from_secs(2),
-            idle_timeout: Duration::from_secs(75),
-            max_connections: 4096,
-            trusted_proxies: Arc::new([]),
-        }
-    }
-}
-
-/// Serves until `shutdown`, then lets what is under way end for at most `drain`, and cuts the rest off.
+/// Serves until `shutdown`, then waits up to `drain` for active requests, and closes the rest.
 ///
-/// TLS is spoken on TCP sockets only. Returns when no connection is left. The service should answer whatever happens: on
-/// its errors the connection is closed without an answer.
+/// TLS is for TCP sockets only. Returns when no connection is left. The service should always respond: on its errors the
+/// connection is closed without a response.
 pub async fn serve<S, B>(
     bound: Vec<Bound>,
     tls: Option<tls::Acceptor>,
@@ -180,36 +87,36 @@ pub async fn serve<S, B>(
     S::Error: Into<BoxError>,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    let places = Places::new(options.max_connections);
+    let slots = ConnectionSlots::new(options.max_connections);
     let refusals = Arc::new(LogThrottle::default());
-    let boxed = |answer: Response<B>| answer.map(|body| UnsyncBoxBody::new(body.map_err(Into::into)));
+    let boxed = |response: Response<B>| response.map(|body| UnsyncBoxBody::new(body.map_err(Into::into)));
     let service = service.map_response(boxed).map_err(Into::into);
     let handler: Handler = Arc::new(move |request| Box::pin(service.clone().oneshot(request)));
-    let server = Server { handler, tls, places, options: Arc::new(options), refusals };
+    let server = Server { handler, tls, slots, options: Arc::new(options), refusals };
     let loops = bound.into_iter().map(|bound| server.clone().run(bound, shutdown.clone(), drain));
     loops.collect::<JoinSet<()>>().join_all().await;
 }
 
-/// A service. One type for all, since HTTP/1 and HTTP/2 are compiled anew for each.
+/// A service. One type for all, since HTTP/1 and HTTP/2 are compiled once for each type.
 type Handler = Arc<dyn Fn(Request<Incoming>) -> Handling + Send + Sync>;
-type Handling = Pin<Box<dyn Future<Output = Result<Answer, BoxError>> + Send>>;
+type Handling = Pin<Box<dyn Future<Output = Result<BoxedResponse, BoxError>> + Send>>;
 
 /// What every accept loop shares.
 #[derive(Clone)]
 struct Server {
     handler: Handler,
     tls: Option<tls::Acceptor>,
-    places: Arc<Places>,
+    slots: Arc<ConnectionSlots>,
     options: Arc<Options>,
     refusals: Arc<LogThrottle>,
 }
 
 impl Server {
     async fn run(mut self, bound: Bound, shutdown: CancellationToken, drain: Duration) {
-        if bound.is_clear() {
+        if bound.is_plain() {
             self.tls = None;
         }
-        let last_call = LAST_CALL.min(drain);
+        let accept_grace = ACCEPT_GRACE.min(drain);
         let mut connections = JoinSet::new();
         loop {
             let stream = tokio::select! {
@@ -218,101 +125,106 @@ impl Server {
                 stream = accept(&bound) => stream,
             };
             // Not in the select, which would drop the connection where another branch is ready first.
-            if let Some(place) = place(&self.places, stream.peer(), &shutdown, last_call).await {
-                self.hold(&mut connections, stream, place, &shutdown);
+            if let Some(slot) = acquire_slot(&self.slots, stream.peer(), &shutdown, accept_grace).await {
+                self.spawn_connection(&mut connections, stream, slot, &shutdown);
             }
         }
-        // Whom the system has let in already would be cut off with the socket.
+        // Connections that the system has accepted already would be reset with the socket.
         let now = Instant::now();
-        let (until, end) = (now + last_call, now + drain);
+        let (until, end) = (now + accept_grace, now + drain);
         while Instant::now() < until
-            && let Ok(stream) = timeout(ARRIVED, accept(&bound)).await
-            && let Some(place) = place(&self.places, stream.peer(), &shutdown, last_call).await
+            && let Ok(stream) = timeout(BACKLOG_POLL, accept(&bound)).await
+            && let Some(slot) = acquire_slot(&self.slots, stream.peer(), &shutdown, accept_grace).await
         {
-            self.hold(&mut connections, stream, place, &shutdown);
+            self.spawn_connection(&mut connections, stream, slot, &shutdown);
         }
         // From here on the system refuses new connections, or keeps them for the next process where systemd has the socket.
         drop(bound);
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout_at(end, ended).await.is_err() {
-            tracing::warn!(connections = connections.len(), "drain over, connections cut off");
+            tracing::warn!(connections = connections.len(), "drain timed out, connections closed");
         }
         connections.shutdown().await;
     }
 
-    /// Gives a connection a task of its own.
-    fn hold(&self, connections: &mut JoinSet<()>, stream: Stream, place: Place, shutdown: &CancellationToken) {
-        let (server, place, shutdown) = (self.clone(), Arc::new(place), shutdown.clone());
+    fn spawn_connection(
+        &self,
+        connections: &mut JoinSet<()>,
+        stream: Stream,
+        slot: ConnectionSlot,
+        shutdown: &CancellationToken,
+    ) {
+        let (server, slot, shutdown) = (self.clone(), Arc::new(slot), shutdown.clone());
         connections.spawn(async move {
             tokio::select! {
                 biased;
-                () = server.connection(stream, place.clone(), shutdown) => {}
-                () = place.leave() => tracing::debug!("connection closed to make room for another"),
+                () = server.serve_connection(stream, slot.clone(), shutdown) => {}
+                () = slot.evicted() => tracing::debug!("idle connection evicted"),
             }
         });
     }
 
-    async fn connection(self, stream: Stream, place: Arc<Place>, shutdown: CancellationToken) {
+    async fn serve_connection(self, stream: Stream, slot: Arc<ConnectionSlot>, shutdown: CancellationToken) {
         let Self { handler, tls, options, refusals, .. } = self;
-        let Some((wire, peer)) = open(stream, tls.as_ref(), &options, &refusals, &place).await else { return };
-        let io = TokioIo::new(wire);
-        let begun = Arc::new(Notify::new());
+        let Some((transport, peer)) = handshake(stream, tls.as_ref(), &options, &refusals, &slot).await else { return };
+        let io = TokioIo::new(transport);
+        let first_request = Arc::new(Notify::new());
         let trusted_proxies = options.trusted_proxies.clone();
-        let service = Connected { handler, peer, place, begun: begun.clone(), trusted_proxies };
+        let service = Connected { handler, peer, slot, first_request: first_request.clone(), trusted_proxies };
         if options.http2 {
             let builder = http1_and_2(&options);
-            // On the heap, as the handshake is: each connection's task would have room for what few need.
+            // Boxed, as the handshake is: else each connection's task would reserve the space that few need.
             let connection = Box::pin(builder.serve_connection(io, service));
-            until_closed(connection, options.header_timeout, &begun, shutdown).await;
+            until_closed(connection, options.header_timeout, &first_request, shutdown).await;
         } else {
             let connection = pin!(http1_only(&options).serve_connection(io, service));
-            until_closed(connection, options.header_timeout, &begun, shutdown).await;
+            until_closed(connection, options.header_timeout, &first_request, shutdown).await;
         }
     }
 }
 
-/// What comes before HTTP: the PROXY header and the TLS handshake, where there have to be any.
-async fn open(
+/// What comes before HTTP: the PROXY header and the TLS handshake, where they are configured.
+async fn handshake(
     stream: Stream,
     tls: Option<&tls::Acceptor>,
     options: &Options,
     refusals: &LogThrottle,
-    place: &Place,
-) -> Option<(Wire, Peer)> {
-    let (wire, peer) = match stream {
+    slot: &ConnectionSlot,
+) -> Option<(Transport, Peer)> {
+    let (transport, peer) = match stream {
         Stream::Unix(stream) => {
-            let (io, peer) = announced(stream, Peer(None), options, refusals).await?;
-            (Wire::Unix(io), peer)
+            let (io, peer) = read_proxy_header(stream, Peer(None), options, refusals).await?;
+            (Transport::Unix(io), peer)
         }
         Stream::Tcp(stream, peer) => {
-            let (io, peer) = announced(stream, peer, options, refusals).await?;
-            (Wire::Tcp(io), peer)
+            let (io, peer) = read_proxy_header(stream, peer, options, refusals).await?;
+            (Transport::Tcp(io), peer)
         }
     };
     if options.proxy_protocol {
-        place.is_of(peer);
+        slot.set_peer(peer);
     }
-    let (io, tls) = match (wire, tls) {
-        (Wire::Tcp(io), Some(tls)) => (io, tls),
-        (wire, _) => return Some((wire, peer)),
+    let (io, tls) = match (transport, tls) {
+        (Transport::Tcp(io), Some(tls)) => (io, tls),
+        (transport, _) => return Some((transport, peer)),
     };
     let limit = options.handshake_timeout;
     match timeout(limit, Box::pin(tls.accept(io))).await {
-        // The handshake was all that an ACME authority wanted to see (RFC 8737, 3).
-        Ok(Ok(mut io)) if acme::is_validation(io.get_ref().1.alpn_protocol()) => {
-            tracing::debug!("an ACME authority has looked");
+        // The handshake is all that an ACME authority needs (RFC 8737, 3).
+        Ok(Ok(mut io)) if challenge::is_validation(io.get_ref().1.alpn_protocol()) => {
+            tracing::debug!("ACME authority validated a domain");
             timeout(limit, io.shutdown()).await.ok();
             return None;
         }
-        Ok(Ok(io)) => return Some((Wire::Tls(Box::new(io)), peer)),
-        Ok(Err(error)) => tracing::debug!(%error, "no TLS handshake"),
-        Err(_) => tracing::debug!("TLS handshake too slow"),
+        Ok(Ok(io)) => return Some((Transport::Tls(Box::new(io)), peer)),
+        Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+        Err(_) => tracing::debug!("TLS handshake timed out"),
     }
     None
 }
 
-/// Takes the PROXY header off, where there has to be one. The log cannot be flooded by those who send none.
-async fn announced<I: AsyncRead + Unpin>(
+/// Reads the PROXY header, where one is configured. Clients that send none cannot flood the log.
+async fn read_proxy_header<I: AsyncRead + Unpin>(
     io: I,
     peer: Peer,
     options: &Options,
@@ -321,30 +233,33 @@ async fn announced<I: AsyncRead + Unpin>(
     if !options.proxy_protocol {
         return Some((ProxiedStream::unproxied(io), peer));
     }
-    let refused = match timeout(options.header_timeout, proxied::accept(io, peer, &options.trusted_proxies)).await {
-        Ok(Ok(announced)) => return Some(announced),
-        // As the checks of load balancers do that only look whether somebody listens.
-        Ok(Err(Refused::Broken(error))) => {
-            tracing::debug!(%error, "ended before its PROXY header");
+    let refused = match timeout(options.header_timeout, proxied::read_header(io, peer, &options.trusted_proxies)).await
+    {
+        Ok(Ok(proxied)) => return Some(proxied),
+        // The TCP health checks of load balancers end so.
+        Ok(Err(ProxyHeaderError::Broken(error))) => {
+            tracing::debug!(%error, "connection ended before its PROXY header");
             return None;
         }
         Ok(Err(refused)) => refused,
-        Err(_) => Refused::Late,
+        Err(_) => ProxyHeaderError::Late,
     };
-    if let Some(held_back) = refusals.due() {
+    if let Some(suppressed) = refusals.allow() {
         let peer = peer.0.map(tracing::field::display);
-        tracing::warn!(peer, reason = %refused, held_back, "connection refused");
+        tracing::warn!(peer, reason = %refused, held_back = suppressed, "connection refused");
     }
     None
 }
 
-/// hyper has one limit for a first request's headers and for the pause before a further request; this adds the shorter
-/// one for the first. And a connection that is told to end before its first request was read would be closed without an
-/// answer; so it is told after that.
+/// Drives a connection to its end, with a timeout of its own for the first request.
+///
+/// hyper has one timeout for a first request's headers and for the pause before a further request; this adds the shorter
+/// one for the first. `graceful_shutdown` before the first request was read would close without a response, so it is
+/// called after that.
 async fn until_closed<P, C>(
     mut connection: Pin<P>,
     header_timeout: Duration,
-    begun: &Notify,
+    first_request: &Notify,
     shutdown: CancellationToken,
 ) where
     P: DerefMut<Target = C>,
@@ -353,9 +268,9 @@ async fn until_closed<P, C>(
 {
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        begun = timeout(header_timeout, begun.notified()) => match begun {
+        first = timeout(header_timeout, first_request.notified()) => match first {
             Ok(()) => None,
-            Err(_) => return tracing::debug!("first request too slow"),
+            Err(_) => return tracing::debug!("first request timed out"),
         },
     };
     let ended = match ended {
@@ -369,40 +284,41 @@ async fn until_closed<P, C>(
         },
     };
     if let Err(error) = ended {
-        tracing::debug!(%error, "connection broken");
+        tracing::debug!(%error, "connection failed");
     }
 }
 
-/// The service as one connection sees it: tells it the peer, and remembers that a request came and how it ended.
+/// The service for one connection: adds the peer to a request, and reports its begin and end to the slot.
 struct Connected {
     handler: Handler,
     peer: Peer,
-    place: Arc<Place>,
-    begun: Arc<Notify>,
+    slot: Arc<ConnectionSlot>,
+    /// Wakes [`until_closed`].
+    first_request: Arc<Notify>,
     trusted_proxies: Arc<[ipnet::IpNet]>,
 }
 
 impl hyper::service::Service<Request<Incoming>> for Connected {
-    type Response = Answer;
+    type Response = BoxedResponse;
     type Error = BoxError;
     type Future = Handling;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
-        self.begun.notify_one();
-        let under_way = self.place.begin();
+        self.first_request.notify_one();
+        let active = self.slot.begin_request();
         let peer = self.peer.behind_proxies(request.headers(), &self.trusted_proxies);
         request.extensions_mut().insert(peer);
-        let answer = (self.handler)(request);
+        let response = (self.handler)(request);
         Box::pin(async move {
-            let answer = answer.await;
-            under_way.answered(answer.as_ref().is_ok_and(|answer| answer.status().is_success()));
-            answer
+            let response = response.await;
+            active.answered(response.as_ref().is_ok_and(|response| response.status().is_success()));
+            response
         })
     }
 }
 
-/// Without `pipeline_flush`: with it, hyper 1.12 holds an answer back while unread bytes lie in its buffer, so that a
-/// request it cannot parse gets none.
+/// Without `pipeline_flush`: with it, hyper 1.12 delays a response while its buffer holds unread bytes, so that a request
+/// that it cannot parse gets none.
 fn http1_only(options: &Options) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
@@ -431,37 +347,42 @@ fn http1_and_2(options: &Options) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Long enough to see that nobody else has arrived.
-const ARRIVED: Duration = Duration::from_millis(1);
-/// How long a stop takes in whom it finds waiting, at the most.
-const LAST_CALL: Duration = Duration::from_millis(500);
+/// The wait for one more connection from the backlog.
+const BACKLOG_POLL: Duration = Duration::from_millis(1);
+/// How long a stop still accepts connections from the backlog.
+const ACCEPT_GRACE: Duration = Duration::from_millis(500);
 /// The most headers a request may have; WeChat's has about ten, a chain of proxies adds as many.
 const MAX_HEADERS: usize = 64;
 /// The most bytes read ahead on a connection, which also bounds the headers.
 const MAX_BUFFER: usize = 32 << 10;
 
-/// A place for a connection; none if there is none `last_call` after the stop has begun.
-async fn place(places: &Arc<Places>, peer: Peer, shutdown: &CancellationToken, last_call: Duration) -> Option<Place> {
+/// A slot for a connection; `None` if there is none `accept_grace` after the stop began.
+async fn acquire_slot(
+    slots: &Arc<ConnectionSlots>,
+    peer: Peer,
+    shutdown: &CancellationToken,
+    accept_grace: Duration,
+) -> Option<ConnectionSlot> {
     let too_late = async {
         shutdown.cancelled().await;
-        tokio::time::sleep(last_call).await;
+        tokio::time::sleep(accept_grace).await;
     };
     tokio::select! {
         biased;
-        place = places.take(peer) => Some(place),
+        slot = slots.acquire(peer) => Some(slot),
         () = too_late => None,
     }
 }
 
-/// The next connection. What fails for one client is skipped; what fails for want of descriptors or memory is waited
-/// out, as trying at once would only spin.
+/// The next connection. An error of one client is skipped. After an error of the system (descriptors, memory) this waits,
+/// as retrying at once would spin.
 async fn accept(bound: &Bound) -> Stream {
     loop {
         match bound.accept().await {
             Ok(stream) => return stream,
             Err(error) if concerns_one_client(&error) => tracing::debug!(%error, "connection lost before accept"),
             Err(error) => {
-                tracing::error!(%error, address = bound.address(), "cannot accept connections, trying again in 1 s");
+                tracing::error!(%error, address = bound.address(), "accept failed, retrying in 1 s");
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

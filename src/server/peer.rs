@@ -1,11 +1,11 @@
-//! Whom a request comes from: the connection's other end, or what trusted proxies say of it.
+//! The client of a request: the connection's remote address, or the one that trusted proxies name.
 
 use std::net::{IpAddr, SocketAddr};
 
 use http::HeaderMap;
 use ipnet::IpNet;
 
-/// The address that a request comes from, in each request's extensions; `None` on a Unix socket without
+/// The client's address, in each request's extensions; `None` on a Unix socket without
 /// `X-Forwarded-For`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Peer(pub Option<IpAddr>);
@@ -13,8 +13,8 @@ pub struct Peer(pub Option<IpAddr>);
 impl Peer {
     /// The right-most address of `X-Forwarded-For` that is no trusted proxy's, if this peer itself is one.
     ///
-    /// Only what a trusted hop wrote is read: everything further left is the client's own claim. Whoever may open a
-    /// Unix socket is trusted.
+    /// Only what a trusted hop wrote is read: everything further left is the client's own claim. Peers on a Unix socket
+    /// are trusted.
     pub(super) fn behind_proxies(self, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
         if !self.is_trusted(trusted) {
             return self;
@@ -31,7 +31,7 @@ impl Peer {
         peer
     }
 
-    /// Who counts as one: an IPv4 address, or the /64 of an IPv6 one, which is what a single subscriber has.
+    /// The unit that limits count by: an IPv4 address, or the /64 of an IPv6 address, which a single subscriber has.
     pub fn subscriber(self) -> Self {
         Self(self.0.map(|address| match address.to_canonical() {
             IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
@@ -39,7 +39,7 @@ impl Peer {
         }))
     }
 
-    /// Whether what this peer says of others is believed.
+    /// Whether this peer may name the client.
     pub(super) fn is_trusted(self, trusted: &[IpNet]) -> bool {
         self.0.is_none_or(|address| trusted.iter().any(|net| net.contains(&address)))
     }
@@ -63,7 +63,7 @@ mod tests {
     }
 
     #[test]
-    fn an_untrusted_peer_is_not_believed() {
+    fn an_untrusted_peer_cannot_name_the_client() {
         assert_eq!(behind(Some("203.0.113.9"), &["192.0.2.1"]).as_deref(), Some("203.0.113.9"));
     }
 
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_ends_the_search() {
+    fn anything_but_an_address_ends_the_search() {
         assert_eq!(behind(Some("10.0.0.1"), &["192.0.2.1, unknown"]).as_deref(), Some("10.0.0.1"));
         assert_eq!(behind(Some("10.0.0.1"), &["192.0.2.1, unknown, 10.0.0.2"]).as_deref(), Some("10.0.0.2"));
         assert_eq!(behind(Some("10.0.0.1"), &[]).as_deref(), Some("10.0.0.1"));

@@ -1,7 +1,7 @@
-//! The PROXY protocol, versions 1 and 2: whom a load balancer passes a connection on for, told before anything else.
+//! The PROXY protocol, versions 1 and 2: a load balancer names the client before anything else on the connection.
 //!
-//! Invariants: read from trusted peers only, never guessed: where it is asked for, every connection begins with it. What
-//! is kept of a header is one address.
+//! Invariants: read from trusted peers only, and never guessed: where it is configured, every connection begins with it.
+//! Of a header one address is kept.
 
 use std::io;
 
@@ -12,43 +12,40 @@ use tokio::io::AsyncRead;
 
 use super::Peer;
 
-/// Only the address is of use; the rest is skipped.
+/// Only the address is used; the rest is skipped.
 const PARSE: ParseConfig = ParseConfig { include_tlvs: false, allow_v1: true, allow_v2: true };
 
-/// Why a connection is not taken.
+/// Why a connection is refused.
 #[derive(Debug, thiserror::Error)]
-pub enum Refused {
-    /// Anybody could claim anything.
+pub enum ProxyHeaderError {
     #[error("not from one of server.trusted_proxies, which alone may speak the PROXY protocol")]
     Untrusted,
-    /// HTTP or TLS comes at once, or noise.
+    /// The connection begins with HTTP, TLS or noise.
     #[error(
         "no PROXY header; switch it on in the load balancer (send-proxy-v2, proxy_protocol on), or server.proxy_protocol off"
     )]
     Malformed,
-    /// It trickles in, or nothing comes.
-    #[error("its PROXY header did not come in time")]
+    #[error("its PROXY header did not arrive in time")]
     Late,
-    /// It ended before, or is lost.
     #[error("ended before its PROXY header")]
     Broken(#[source] io::Error),
 }
 
-/// Reads the header of a new connection and says who is behind it: the address told, or this very peer where the
-/// header tells none (`LOCAL`, `UNKNOWN`: the load balancer itself asks).
-pub async fn accept<I>(io: I, peer: Peer, trusted: &[IpNet]) -> Result<(ProxiedStream<I>, Peer), Refused>
+/// Reads the header of a new connection. Returns the client that it names, or this peer where it names none (`LOCAL`,
+/// `UNKNOWN`: a request of the load balancer's own, such as a health check).
+pub async fn read_header<I>(io: I, peer: Peer, trusted: &[IpNet]) -> Result<(ProxiedStream<I>, Peer), ProxyHeaderError>
 where
     I: AsyncRead + Unpin,
 {
     if !peer.is_trusted(trusted) {
-        return Err(Refused::Untrusted);
+        return Err(ProxyHeaderError::Untrusted);
     }
     let refused = |error: io::Error| match error.kind() {
-        io::ErrorKind::InvalidData => Refused::Malformed,
-        _ => Refused::Broken(error),
+        io::ErrorKind::InvalidData => ProxyHeaderError::Malformed,
+        _ => ProxyHeaderError::Broken(error),
     };
     let stream = ProxiedStream::create_from_tokio(io, PARSE).await.map_err(refused)?;
-    let behind = stream.proxy_header().proxied_address().map(|told| Peer(Some(told.source.ip().to_canonical())));
+    let behind = stream.proxy_header().proxied_address().map(|named| Peer(Some(named.source.ip().to_canonical())));
     Ok((stream, behind.unwrap_or(peer)))
 }
 
@@ -63,8 +60,8 @@ mod tests {
 
     const BALANCER: Peer = Peer(Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1))));
 
-    /// What comes of bytes that arrive in two parts before the end: who is behind, and what is left to read.
-    fn taken(bytes: &[u8], cut: usize) -> Result<(Peer, Vec<u8>), Refused> {
+    /// What comes of bytes that arrive in two parts before the end: the client, and what is left to read.
+    fn taken(bytes: &[u8], cut: usize) -> Result<(Peer, Vec<u8>), ProxyHeaderError> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let (mut near, far) = tokio::io::duplex(64);
@@ -79,7 +76,7 @@ mod tests {
                 }
             };
             let receive = async move {
-                let (mut stream, peer) = accept(far, BALANCER, &["10.0.0.0/8".parse().unwrap()]).await?;
+                let (mut stream, peer) = read_header(far, BALANCER, &["10.0.0.0/8".parse().unwrap()]).await?;
                 let mut rest = Vec::new();
                 stream.read_to_end(&mut rest).await.unwrap();
                 Ok((peer, rest))
@@ -105,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn both_versions_tell_who_is_behind() {
+    fn both_versions_name_the_client() {
         for from in ["203.0.113.7:4711", "[2001:db8::7]:4711"] {
             let from: SocketAddr = from.parse().unwrap();
             // A TLV of the kind NOOP, three bytes long.
@@ -139,19 +136,19 @@ mod tests {
             b"\r\n\r\n\0\r\nQUIT\n\x31\x11\0\x0c203.0.113.7.",
             b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x02abGET / HTTP/1.0\r\n\r\n",
         ] {
-            assert!(matches!(taken(bytes, 3), Err(Refused::Malformed)), "{}", bytes.escape_ascii());
+            assert!(matches!(taken(bytes, 3), Err(ProxyHeaderError::Malformed)), "{}", bytes.escape_ascii());
         }
         let endless = [&b"PROXY TCP4 "[..], &[b'1'; 4096]].concat();
-        assert!(matches!(taken(&endless, 0), Err(Refused::Malformed)));
-        assert!(matches!(taken(b"PROXY TCP4 203.0.113.7 ", 3), Err(Refused::Broken(_))));
-        assert!(matches!(taken(b"", 0), Err(Refused::Broken(_))));
+        assert!(matches!(taken(&endless, 0), Err(ProxyHeaderError::Malformed)));
+        assert!(matches!(taken(b"PROXY TCP4 203.0.113.7 ", 3), Err(ProxyHeaderError::Broken(_))));
+        assert!(matches!(taken(b"", 0), Err(ProxyHeaderError::Broken(_))));
     }
 
     #[tokio::test]
-    async fn a_stranger_is_not_even_read() {
-        let stranger = Peer(Some("203.0.113.9".parse().unwrap()));
-        let refused = accept(tokio::io::empty(), stranger, &["10.0.0.0/8".parse().unwrap()]).await;
-        assert!(matches!(refused, Err(Refused::Untrusted)));
+    async fn an_untrusted_peer_is_not_even_read() {
+        let untrusted = Peer(Some("203.0.113.9".parse().unwrap()));
+        let refused = read_header(tokio::io::empty(), untrusted, &["10.0.0.0/8".parse().unwrap()]).await;
+        assert!(matches!(refused, Err(ProxyHeaderError::Untrusted)));
     }
 
     proptest! {

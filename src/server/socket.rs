@@ -1,7 +1,7 @@
 //! Listening sockets: TCP, Unix, and those that systemd passes.
 //!
 //! Invariants: a Unix socket's file is removed only when nothing answers on it; the sockets of systemd are taken once
-//! per process. The file of a Unix socket is left behind at the end: removing it could hit a successor's.
+//! per process. The file of a Unix socket stays at the end: removing it could remove a successor's.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,20 +10,21 @@ use std::path::{Path, PathBuf};
 
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
-use super::{Listen, Peer};
+use super::Peer;
+use super::settings::Listen;
 
-/// How many connections the system holds until they are accepted.
+/// The most connections that the system queues until they are accepted.
 const BACKLOG: u32 = 4096;
-/// What a socket of systemd is called (`FileDescriptorName=`) that speaks no TLS, for port 80 beside 443.
-const CLEAR: &str = "http";
+/// The `FileDescriptorName=` of a systemd socket without TLS, for port 80 beside 443.
+const PLAIN_NAME: &str = "http";
 
 /// A bound listener.
 #[derive(Debug)]
 pub struct Bound {
     listener: Listener,
     address: String,
-    /// Whether it stays in clear beside others that speak TLS.
-    is_clear: bool,
+    /// Whether it has no TLS beside others that have.
+    is_plain: bool,
 }
 
 #[derive(Debug)]
@@ -39,7 +40,7 @@ pub(super) enum Stream {
 }
 
 impl Stream {
-    /// The other end, as the socket tells it.
+    /// The remote address of the socket.
     pub(super) fn peer(&self) -> Peer {
         match self {
             Self::Tcp(_, peer) => *peer,
@@ -51,70 +52,53 @@ impl Stream {
 /// Why a listener cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// Somebody else listens there.
     #[error("cannot listen at {address}: another process does already; stop it or choose another address")]
     InUse {
-        /// Where.
         address: String,
-        /// The system's word.
         #[source]
         source: io::Error,
     },
-    /// We may not.
     #[error(
         "cannot listen at {address}: not permitted; for a port under 1024 use systemd socket activation (\"systemd\") \
-         or `setcap cap_net_bind_service=+ep` on the binary, for a Unix socket a folder that we may write to"
+         or `setcap cap_net_bind_service=+ep` on the binary, for a Unix socket a folder that this user may write to"
     )]
     Denied {
-        /// Where.
         address: String,
-        /// The system's word.
         #[source]
         source: io::Error,
     },
-    /// The file at a Unix socket's path is something else.
-    #[error("cannot listen at unix:{path}: the file there is no socket; move it away or choose another path")]
-    NoSocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// systemd passed nothing.
+    #[error("cannot listen at unix:{path}: the file there is not a socket; move it away or choose another path")]
+    NoSocket { path: PathBuf },
     #[error("no sockets passed by systemd: start by a .socket unit, or configure an address instead of \"systemd\"")]
     NothingPassed,
-    /// Two listeners want systemd's sockets.
     #[error("the sockets passed by systemd are in use: only one listener can be \"systemd\"")]
     Taken,
-    /// A passed socket is of another kind.
-    #[error("socket {index} passed by systemd is no listening stream socket: use ListenStream= in the .socket unit")]
+    #[error("socket {index} passed by systemd is not a listening stream socket: use ListenStream= in the .socket unit")]
     Unfit {
-        /// Its place, from 0.
+        /// From 0.
         index: usize,
-        /// The system's word.
         #[source]
         source: io::Error,
     },
-    /// Anything else.
-    #[error("cannot listen at {address}: check that this address is one of this machine")]
+    #[error("cannot listen at {address}: check that this machine has this address")]
     Other {
-        /// Where.
         address: String,
-        /// The system's word.
         #[source]
         source: io::Error,
     },
 }
 
-/// Binds one place to listen at; systemd may pass several sockets for one.
+/// Binds one entry of `listen`; systemd may pass several sockets for one.
 pub async fn bind(listen: &Listen) -> Result<Vec<Bound>, BindError> {
     match listen {
-        Listen::Tcp(address) => Ok(vec![tcp(*address).map_err(|error| refused(address.to_string(), error))?]),
+        Listen::Tcp(address) => Ok(vec![tcp(*address).map_err(|error| bind_error(address.to_string(), error))?]),
         Listen::Unix(path) => Ok(vec![unix(path).await?]),
         Listen::Systemd => systemd(),
     }
 }
 
 impl Bound {
-    /// Where it listens: `127.0.0.1:8080` with the real port, or `unix:/path`.
+    /// The address: `127.0.0.1:8080` with the real port, or `unix:/path`.
     pub fn address(&self) -> String {
         self.address.clone()
     }
@@ -131,8 +115,8 @@ impl Bound {
         match &self.listener {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // An answer is one write; waiting for more to send would only delay it. Fails only on a connection
-                // that is lost already, which is no fault of the listener's.
+                // A response is one write, so Nagle's algorithm would only delay it. Fails only on a connection that is
+                // lost already, which is not the listener's error.
                 stream.set_nodelay(true).ok();
                 Ok(Stream::Tcp(stream, Peer(Some(address.ip().to_canonical()))))
             }
@@ -140,27 +124,27 @@ impl Bound {
         }
     }
 
-    /// Whether it speaks no TLS, though others do.
-    pub(super) fn is_clear(&self) -> bool {
-        self.is_clear
+    /// Whether it has no TLS though others have.
+    pub(super) fn is_plain(&self) -> bool {
+        self.is_plain
     }
 
     fn from_tcp(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?.to_string();
-        Ok(Self { address, listener: Listener::Tcp(listener), is_clear: false })
+        Ok(Self { address, listener: Listener::Tcp(listener), is_plain: false })
     }
 
     fn from_unix(listener: UnixListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let path = address.as_pathname().unwrap_or(Path::new("?"));
         let address = format!("unix:{}", path.display());
-        Ok(Self { address, listener: Listener::Unix(listener), is_clear: true })
+        Ok(Self { address, listener: Listener::Unix(listener), is_plain: true })
     }
 }
 
 fn tcp(address: SocketAddr) -> io::Result<Bound> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Otherwise the connections of the run before, in TIME_WAIT, would keep us from the port.
+    // Else the previous process's connections in TIME_WAIT would block the port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Bound::from_tcp(socket.listen(BACKLOG)?)
@@ -168,7 +152,7 @@ fn tcp(address: SocketAddr) -> io::Result<Bound> {
 
 async fn unix(path: &Path) -> Result<Bound, BindError> {
     let address = format!("unix:{}", path.display());
-    let failed = |error| refused(address.clone(), error);
+    let failed = |error| bind_error(address.clone(), error);
     if let Ok(file) = std::fs::symlink_metadata(path) {
         if !file.file_type().is_socket() {
             return Err(BindError::NoSocket { path: path.to_owned() });
@@ -178,7 +162,7 @@ async fn unix(path: &Path) -> Result<Bound, BindError> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(failed)?;
             }
-            // Not known to be dead: binding says what is wrong.
+            // Not known to be dead: the error of binding names the cause.
             Err(_) => {}
         }
     }
@@ -188,7 +172,7 @@ async fn unix(path: &Path) -> Result<Bound, BindError> {
 #[cfg(target_os = "linux")]
 fn systemd() -> Result<Vec<Bound>, BindError> {
     use std::sync::atomic::{AtomicBool, Ordering};
-    // A descriptor that two owners close is a descriptor closed under somebody else's feet.
+    // Two owners of one descriptor would each close it, and the second close could hit another file.
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Err(BindError::Taken);
@@ -200,7 +184,7 @@ fn systemd() -> Result<Vec<Bound>, BindError> {
         .map(|index| {
             let name = names.next();
             let bound = adopt(&mut passed, index).map_err(|source| BindError::Unfit { index, source })?;
-            Ok(Bound { is_clear: bound.is_clear || name == Some(CLEAR), ..bound })
+            Ok(Bound { is_plain: bound.is_plain || name == Some(PLAIN_NAME), ..bound })
         })
         .collect();
     bound.and_then(|bound| if bound.is_empty() { Err(BindError::NothingPassed) } else { Ok(bound) })
@@ -208,7 +192,7 @@ fn systemd() -> Result<Vec<Bound>, BindError> {
 
 #[cfg(target_os = "linux")]
 fn adopt(passed: &mut listenfd::ListenFd, index: usize) -> io::Result<Bound> {
-    // A socket of another kind is an error that leaves it in its place.
+    // For a socket of another kind this fails and leaves it there.
     if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
         listener.set_nonblocking(true)?;
         return Bound::from_tcp(TcpListener::from_std(listener)?);
@@ -223,7 +207,7 @@ fn systemd() -> Result<Vec<Bound>, BindError> {
     Err(BindError::NothingPassed)
 }
 
-fn refused(address: String, source: io::Error) -> BindError {
+fn bind_error(address: String, source: io::Error) -> BindError {
     match source.kind() {
         io::ErrorKind::AddrInUse => BindError::InUse { address, source },
         io::ErrorKind::PermissionDenied => BindError::Denied { address, source },
@@ -236,7 +220,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_taken_port_is_named_with_the_remedy() {
+    async fn a_port_in_use_is_named_with_the_remedy() {
         let bound = bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap().remove(0);
         let address = bound.tcp_address().unwrap();
         let error = bind(&Listen::Tcp(address)).await.unwrap_err();
@@ -255,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_no_socket_is_left_alone() {
+    async fn a_file_that_is_not_a_socket_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("precious");
         std::fs::write(&path, "data").unwrap();
@@ -264,7 +248,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn sockets_of_systemd_are_had_once() {
+    async fn sockets_of_systemd_are_taken_once() {
         assert!(matches!(bind(&Listen::Systemd).await, Err(BindError::NothingPassed)));
         assert!(matches!(bind(&Listen::Systemd).await, Err(BindError::Taken)));
     }

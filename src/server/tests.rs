@@ -1,6 +1,7 @@
-//! The server through its door: raw bytes on real sockets, so that what a client sees is what is tested.
+//! The server from outside: raw bytes on real sockets, so that what a client sees is what is tested.
 
 use std::convert::Infallible;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -207,7 +208,7 @@ async fn a_body_that_does_not_arrive_is_not_waited_for() {
 }
 
 #[tokio::test]
-async fn drain_answers_what_is_under_way_and_refuses_what_is_new() {
+async fn drain_answers_active_requests_and_refuses_new_ones() {
     let (began, mut begins) = mpsc::channel(1);
     let go_on = Arc::new(Notify::new());
     let gate = go_on.clone();
@@ -234,7 +235,7 @@ async fn drain_answers_what_is_under_way_and_refuses_what_is_new() {
 }
 
 #[tokio::test]
-async fn drain_answers_whom_the_system_has_let_in() {
+async fn drain_answers_connections_that_the_system_has_accepted() {
     let bound = bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
     let address = bound[0].tcp_address().unwrap();
     let mut waiting = Vec::new();
@@ -272,7 +273,7 @@ async fn drain_ends_at_its_limit() {
 }
 
 #[tokio::test]
-async fn a_connection_without_a_request_makes_room_for_one_that_comes() {
+async fn an_idle_connection_is_evicted_for_a_new_one() {
     let server = run(hello, LIMITS, Options { max_connections: 1, ..Options::default() }).await;
     let mut silent = server.send("").await;
     let mut kept = server.send(GET).await;
@@ -283,7 +284,7 @@ async fn a_connection_without_a_request_makes_room_for_one_that_comes() {
 }
 
 #[tokio::test]
-async fn an_address_that_was_answered_keeps_its_connections_while_strangers_have_some() {
+async fn an_authenticated_address_keeps_its_connections_while_unauthenticated_clients_have_some() {
     let server = run(hello, LIMITS, Options { max_connections: 4, ..Options::default() }).await;
     let mut kept = server.send(GET).await;
     assert!(one(&mut kept, 5).await.ends_with("hello"));
@@ -305,7 +306,7 @@ async fn an_address_that_was_answered_keeps_its_connections_while_strangers_have
 }
 
 #[tokio::test]
-async fn a_request_under_way_is_not_given_up_for_another_connection() {
+async fn an_active_request_is_not_evicted_for_another_connection() {
     let (begun, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let work = {
         let (begun, go) = (begun.clone(), go.clone());
@@ -330,7 +331,7 @@ async fn a_request_under_way_is_not_given_up_for_another_connection() {
 }
 
 #[tokio::test]
-async fn the_peer_is_what_trusted_proxies_say() {
+async fn the_peer_is_the_one_that_trusted_proxies_name() {
     let forwarded = "GET / HTTP/1.0\r\nx-forwarded-for: 1.1.1.1, 192.0.2.7\r\n\r\n";
     let server = run(who, LIMITS, Options::default()).await;
     assert!(server.ask(forwarded).await.ends_with("Some(Peer(Some(127.0.0.1)))"));

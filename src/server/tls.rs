@@ -1,10 +1,10 @@
 //! The certificates that are served, and TLS handshakes with them.
 //!
-//! A client gets the first certificate that is good for the name it asks for, else the first of all: WeChat and old
-//! clients may ask for none. An ACME authority that validates a domain gets what `acme/` has put there for it, and nobody
-//! else does. Invariants: TLS 1.2 and 1.3 by rustls and ring; a certificate that cannot be loaded anew leaves the one in
-//! use; sessions outlive a certificate's renewal; while ACME has given none for an entry yet, the others are served. When
-//! to load anew is the caller's to decide.
+//! A client gets the first certificate that is valid for the name it asks for, else the first of all: WeChat and old
+//! clients may send no name. An ACME authority that validates a domain gets its challenge's answer, and no other client
+//! does. Invariants: TLS 1.2 and 1.3 by rustls and ring; a certificate that cannot be reloaded leaves the one in use;
+//! sessions outlive a certificate's renewal; while ACME has issued none for an entry yet, the others are served. The
+//! caller decides when to reload.
 
 use std::fmt;
 use std::io;
@@ -27,38 +27,11 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::Validity;
-use super::acme::{self, Challenges};
-use crate::reading;
+use super::challenge::{self, Challenges};
+use super::settings::{AcmeSettings, Certificate, TlsFiles};
+use crate::bounded_file;
 
-/// Where a certificate comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Certificate {
-    /// Somebody else renews these files.
-    Files(TlsFiles),
-    /// An authority, asked by ACME.
-    Acme(acme::Settings),
-}
-
-impl Certificate {
-    /// The file that the chain is in; with ACME it may not be there yet.
-    pub fn chain(&self) -> &Path {
-        match self {
-            Self::Files(files) => &files.cert,
-            Self::Acme(settings) => &settings.file,
-        }
-    }
-}
-
-/// The PEM files of a certificate.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TlsFiles {
-    /// The full chain, leaf first.
-    pub cert: PathBuf,
-    /// The leaf's private key.
-    pub key: PathBuf,
-}
-
-/// Makes TLS connections of plain ones, with the certificates loaded last.
+/// Accepts TLS connections, with the certificates loaded last.
 #[derive(Clone)]
 pub struct Acceptor {
     config: Arc<ServerConfig>,
@@ -67,10 +40,10 @@ pub struct Acceptor {
     reloads: watch::Sender<()>,
 }
 
-/// Where one certificate comes from, and what came last.
+/// One certificate: its source, and what was loaded last.
 struct Served {
     source: Certificate,
-    /// `None` as long as ACME has not given one.
+    /// `None` until ACME has issued one.
     loaded: ArcSwapOption<Loaded>,
 }
 
@@ -80,57 +53,36 @@ struct Loaded {
     modified: Modified,
 }
 
-/// When the certificate's and the key's file were written last, where the file system says.
+/// The modification times of the certificate's and the key's file, where the file system knows them.
 type Modified = [Option<SystemTime>; 2];
 
 /// Why a certificate cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be read.
     #[error("cannot read {path}: check server.tls, that the file exists, and that this user may read it")]
     Read {
-        /// The file.
         path: PathBuf,
-        /// The system's word.
         #[source]
         source: io::Error,
     },
-    /// A file is not PEM.
-    #[error("{path} is no PEM file")]
+    #[error("{path} is not a PEM file")]
     Pem {
-        /// The file.
         path: PathBuf,
-        /// What is wrong with it.
         #[source]
         source: pem::Error,
     },
-    /// A file is PEM, without what is looked for.
+    /// A PEM file without the expected item.
     #[error("{path} holds no {what}: check that server.tls.cert and server.tls.key are not swapped")]
-    Missing {
-        /// The file.
-        path: PathBuf,
-        /// What is looked for.
-        what: &'static str,
-    },
-    /// TLS itself cannot be set up.
+    Missing { path: PathBuf, what: &'static str },
     #[error("TLS cannot be set up: this machine gives no random numbers, or knows none of its ciphers")]
     Setup(#[source] rustls::Error),
-    /// Other names are wanted than those that it was ordered for.
+    /// The configured domains are not those that it was ordered for.
     #[error("the certificate in {path} is not for {domain}")]
-    Misnamed {
-        /// The certificate's file.
-        path: PathBuf,
-        /// A name that it lacks.
-        domain: String,
-    },
-    /// The two do not work together.
+    Misnamed { path: PathBuf, domain: String },
     #[error("the certificate in {cert} cannot be served with the key in {key}: is the key another certificate's?")]
     Unfit {
-        /// The certificate's file.
         cert: PathBuf,
-        /// The key's file.
         key: PathBuf,
-        /// rustls' word.
         #[source]
         source: rustls::Error,
     },
@@ -150,14 +102,14 @@ fn provider() -> CryptoProvider {
 }
 
 impl Acceptor {
-    /// Loads certificates and their keys, at least one; with `http2`, h2 is offered too. One that is ACME's to give may be
-    /// missing, or no good: then it is told of, and for [`acme::keep`] to order.
+    /// Loads certificates and their keys, at least one; with `http2`, h2 is offered too. One from ACME may be missing or
+    /// unusable: the latter is logged, and `acme` orders another.
     pub fn load(certificates: &[Certificate], http2: bool) -> Result<Self, Error> {
         let served = |source: &Certificate| {
             let loaded = match source {
                 Certificate::Files(files) => Some(load(files)?),
                 Certificate::Acme(settings) => stored(settings).unwrap_or_else(|error| {
-                    tracing::warn!(%error, "a stored certificate is no good: another one is ordered");
+                    tracing::warn!(%error, "stored certificate unusable, ordering another");
                     None
                 }),
             };
@@ -176,13 +128,13 @@ impl Acceptor {
         config.send_tls13_tickets = 1;
         config.alpn_protocols = if http2 { vec![b"h2".into(), b"http/1.1".into()] } else { vec![b"http/1.1".into()] };
         if certificates.iter().any(|source| matches!(source, Certificate::Acme(_))) {
-            config.alpn_protocols.push(acme::PROTOCOL.into());
+            config.alpn_protocols.push(challenge::PROTOCOL.into());
         }
         Ok(Self { config: Arc::new(config), served, challenges, reloads: watch::Sender::new(()) })
     }
 
-    /// Loads all files anew, for connections to come, and lets ACME try again at once what it could not do; on an error
-    /// every certificate in use stays.
+    /// Reloads all files, for new connections, and lets ACME retry failed orders at once. On an error every certificate in
+    /// use stays.
     pub fn reload(&self) -> Result<(), Error> {
         let files = self.served.iter().filter_map(|served| Some((served, served.files()?)));
         let loaded = files.map(|(served, files)| Ok((served, load(files)?))).collect::<Result<Vec<_>, Error>>()?;
@@ -193,8 +145,8 @@ impl Acceptor {
         Ok(())
     }
 
-    /// Loads those anew whose files were written since; each by itself, so that a bad one keeps no other from being
-    /// renewed. Says which were loaded, and what is wrong with those that were not.
+    /// Reloads those whose files changed; each by itself, so that an unusable one does not stop the others. Returns the
+    /// reloaded ones, and the errors of the others.
     pub fn reload_changed(&self) -> Vec<Result<&Path, Error>> {
         let changed = self.served.iter().filter_map(|served| {
             let files = served.files()?;
@@ -209,7 +161,7 @@ impl Acceptor {
         changed.map(|(served, files)| reload(served, files).map(|()| files.cert.as_path())).collect()
     }
 
-    /// The certificates in use, by their files, and how long they are valid.
+    /// The validity of each certificate in use, with its file.
     pub fn validities(&self) -> impl Iterator<Item = (&Path, Validity)> {
         self.served.iter().filter_map(|served| {
             let validity = served.loaded.load().as_ref()?.validity?;
@@ -217,38 +169,38 @@ impl Acceptor {
         })
     }
 
-    /// The entries that are ACME's to give, by their place.
-    pub(super) fn by_acme(&self) -> impl Iterator<Item = (usize, &acme::Settings)> {
-        self.served.iter().enumerate().filter_map(|(place, served)| match &served.source {
+    /// The entries that ACME issues, with their index.
+    pub(super) fn acme_entries(&self) -> impl Iterator<Item = (usize, &AcmeSettings)> {
+        self.served.iter().enumerate().filter_map(|(index, served)| match &served.source {
             Certificate::Files(_) => None,
-            Certificate::Acme(settings) => Some((place, settings)),
+            Certificate::Acme(settings) => Some((index, settings)),
         })
     }
 
-    /// The validity of what is served from that place; `None` if there is nothing, or nobody can tell.
-    pub(super) fn validity(&self, place: usize) -> Option<Validity> {
-        self.served.get(place)?.loaded.load().as_ref()?.validity
+    /// The validity of the entry's certificate; `None` if there is none, or its validity cannot be read.
+    pub(super) fn validity(&self, index: usize) -> Option<Validity> {
+        self.served.get(index)?.loaded.load().as_ref()?.validity
     }
 
-    /// Serves what an authority has given, as it is stored: chain and key in one text.
-    pub(super) fn take(&self, place: usize, pem: &[u8]) -> Result<(), Error> {
-        if let Some(served) = self.served.get(place)
+    /// Serves an issued certificate, in the form that is stored: chain and key in one text.
+    pub(super) fn install(&self, index: usize, pem: &[u8]) -> Result<(), Error> {
+        if let Some(served) = self.served.get(index)
             && let Certificate::Acme(settings) = &served.source
         {
             let path = settings.file.as_path();
             let loaded = parse((path, pem), (path, pem), Modified::default())?;
-            served.loaded.store(Some(Arc::new(as_ordered(loaded, settings)?)));
+            served.loaded.store(Some(Arc::new(check_domains(loaded, settings)?)));
         }
         Ok(())
     }
 
-    /// What authorities are shown.
+    /// The answers to authorities.
     pub(super) fn challenges(&self) -> &Challenges {
         &self.challenges
     }
 
-    /// Tells of every [`Acceptor::reload`].
-    pub(super) fn reloads(&self) -> watch::Receiver<()> {
+    /// Changes with every [`Acceptor::reload`].
+    pub(super) fn subscribe_reloads(&self) -> watch::Receiver<()> {
         self.reloads.subscribe()
     }
 
@@ -267,7 +219,7 @@ impl fmt::Debug for Acceptor {
 }
 
 impl Served {
-    /// The files, where they are what is served.
+    /// The files to reload; `None` for ACME.
     fn files(&self) -> Option<&TlsFiles> {
         match &self.source {
             Certificate::Files(files) => Some(files),
@@ -284,7 +236,7 @@ struct ByName {
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        if hello.alpn().is_some_and(acme::asks_for_validation) {
+        if hello.alpn().is_some_and(challenge::asks_for_validation) {
             return self.challenges.answer(hello.server_name()?);
         }
         let name = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
@@ -307,22 +259,22 @@ fn is_for(certified: &CertifiedKey, name: &ServerName<'_>) -> bool {
     leaf.is_ok_and(|leaf| verify_server_name(&leaf, name).is_ok())
 }
 
-/// Whether a certificate is stored that ACME has given, and that can be served.
-pub fn is_stored(settings: &acme::Settings) -> Result<bool, Error> {
+/// Whether a certificate from ACME is stored and can be served.
+pub fn is_stored(settings: &AcmeSettings) -> Result<bool, Error> {
     stored(settings).map(|loaded| loaded.is_some())
 }
 
-fn stored(settings: &acme::Settings) -> Result<Option<Loaded>, Error> {
+fn stored(settings: &AcmeSettings) -> Result<Option<Loaded>, Error> {
     let file = &settings.file;
     let loaded = match load(&TlsFiles { cert: file.clone(), key: file.clone() }) {
         Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),
         loaded => loaded?,
     };
-    as_ordered(loaded, settings).map(Some)
+    check_domains(loaded, settings).map(Some)
 }
 
-/// The same if it is for every domain.
-fn as_ordered(loaded: Loaded, settings: &acme::Settings) -> Result<Loaded, Error> {
+/// Checks that the certificate is for every ordered domain.
+fn check_domains(loaded: Loaded, settings: &AcmeSettings) -> Result<Loaded, Error> {
     let has = |domain: &str| ServerName::try_from(domain).is_ok_and(|name| is_for(&loaded.certified, &name));
     match settings.domains.iter().find(|domain| !has(domain)) {
         Some(domain) => Err(Error::Misnamed { path: settings.file.clone(), domain: domain.clone() }),
@@ -334,13 +286,13 @@ fn load(files: &TlsFiles) -> Result<Loaded, Error> {
     // Before reading, so that a file written meanwhile counts as changed.
     let modified = modified(files);
     let read = |path: &Path| {
-        let read = reading::bytes(path).map(|(bytes, _)| bytes);
+        let read = bounded_file::read(path).map(|(bytes, _)| bytes);
         read.map_err(|source| Error::Read { path: path.to_owned(), source })
     };
     parse((&files.cert, &read(&files.cert)?), (&files.key, &read(&files.key)?), modified)
 }
 
-/// Each with the file that it stands in.
+/// Parses a chain and a key, each with the path of its file.
 fn parse(cert: (&Path, &[u8]), key: (&Path, &[u8]), modified: Modified) -> Result<Loaded, Error> {
     let ((cert, chain), (key, secret)) = (cert, key);
     let chain = CertificateDer::pem_slice_iter(chain)

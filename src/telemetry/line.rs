@@ -1,7 +1,7 @@
-//! A log line as one JSON object.
+//! A log line as one JSON object, formatted in one buffer.
 //!
-//! Each is put together in one piece. The JSON of tracing-subscriber goes through a writer in some ninety parts, which
-//! took a tenth of a push's time.
+//! The simple version is `fmt::layer().json()` of tracing-subscriber: it writes a line to the writer in about ninety parts,
+//! which took a tenth of a push's time. The timestamp is humantime's, which takes 3,000 instructions less a push.
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -14,23 +14,20 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// What most lines fit into, in bytes.
-const USUAL: usize = 512;
+/// The usual size of a line, in bytes.
+const USUAL_SIZE: usize = 512;
 
 /// Writes each event as a JSON object: `timestamp`, `level`, and its fields beside them.
-pub(super) struct Json;
+pub(super) struct JsonFormat;
 
-impl<S, N> FormatEvent<S, N> for Json
+impl<S, N> FormatEvent<S, N> for JsonFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'w> FormatFields<'w> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut line = Line { bytes: Vec::with_capacity(USUAL), shown: String::new() };
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "only a reader of the log sees it; and this floor knows no clock"
-        )]
+        let mut line = JsonLine { bytes: Vec::with_capacity(USUAL_SIZE), debug: String::new() };
+        #[expect(clippy::disallowed_methods, reason = "only a reader of the log sees it, and this layer has no clock")]
         let now = humantime::format_rfc3339_micros(SystemTime::now());
         // Writing to a Vec cannot fail.
         write!(line.bytes, "{{\"timestamp\":\"{now}\",\"level\":\"").ok();
@@ -42,14 +39,13 @@ where
     }
 }
 
-/// A line as far as it is written.
-struct Line {
+struct JsonLine {
     bytes: Vec<u8>,
-    /// What a value shows of itself, before it is escaped.
-    shown: String,
+    /// Reused for each `Debug` value, before it is escaped.
+    debug: String,
 }
 
-impl Line {
+impl JsonLine {
     fn field(&mut self, field: &Field, value: impl Serialize) {
         self.bytes.push(b',');
         push(&mut self.bytes, field.name());
@@ -58,7 +54,7 @@ impl Line {
     }
 }
 
-impl Visit for Line {
+impl Visit for JsonLine {
     fn record_f64(&mut self, field: &Field, value: f64) {
         self.field(field, value);
     }
@@ -80,16 +76,16 @@ impl Visit for Line {
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        let mut shown = std::mem::take(&mut self.shown);
-        shown.clear();
+        let mut debug = std::mem::take(&mut self.debug);
+        debug.clear();
         // Writing to a String cannot fail.
-        write!(shown, "{value:?}").ok();
-        self.field(field, &shown);
-        self.shown = shown;
+        write!(debug, "{value:?}").ok();
+        self.field(field, &debug);
+        self.debug = debug;
     }
 }
 
 fn push(bytes: &mut Vec<u8>, value: impl Serialize) {
-    // Neither strings, numbers nor a Vec can fail to be written.
+    // Strings and numbers always serialize, and writing to a Vec cannot fail.
     serde_json::to_writer(bytes, &value).ok();
 }

@@ -1,11 +1,11 @@
-//! Logs: one line per thing that happened, on stderr. `line.rs`: how it is written; `outlet.rs`: how it leaves.
+//! Logs: one line per event, on stderr. `line.rs` formats a line as JSON, `log_writer.rs` writes it.
 //!
-//! Invariants: nobody who logs waits for whoever reads; a line's fields lie flat beside `timestamp`, `level` and `message`, so the module path (which is called
-//! `target` too) is left out of JSON; the level can change while the relay runs. What may be logged is decided where it
-//! is logged; this file only says how an OpenID is shown.
+//! Invariants: logging never waits for the reader of the log; a line's fields are flat beside `timestamp`, `level` and
+//! `message`, so the module path (also called `target`) is left out of JSON; the level can change while the relay runs.
+//! Each caller decides what it logs; this file only decides how an OpenID is shown.
 
 mod line;
-mod outlet;
+mod log_writer;
 
 use std::borrow::Cow;
 use std::io::{self, IsTerminal};
@@ -19,21 +19,19 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
-pub use outlet::{flush, take_lost};
+pub use log_writer::{flush, take_dropped};
 
-use outlet::Outlet;
+use log_writer::LogWriter;
 
-/// For how long lines are counted that a stranger can cause.
-const SELDOM: Duration = Duration::from_secs(10);
+/// The period of a [`LogThrottle`].
+const THROTTLE_PERIOD: Duration = Duration::from_secs(10);
 
 /// `[log]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How a line is written.
     pub format: LogFormat,
     /// A level (`info`) or a filter (`info,wxrelay::push=debug`).
     pub level: String,
-    /// How OpenIDs are shown.
     pub openid: OpenIds,
 }
 
@@ -42,7 +40,7 @@ pub struct Settings {
 pub enum LogFormat {
     /// One JSON object a line.
     Json,
-    /// For people.
+    /// Text for people.
     Text,
 }
 
@@ -51,50 +49,45 @@ pub enum LogFormat {
 pub enum OpenIds {
     /// As a short hash, the same for one user.
     Hash,
-    /// As they are.
+    /// In clear text.
     Clear,
 }
 
-/// What keeps logs from starting, or the level from changing.
+/// Why logs cannot start, or the level cannot change.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The level is neither a level nor a filter.
     #[error(
         "log.level is `{level}`: expected trace, debug, info, warn, error or off, or a filter as in `info,wxrelay=debug`"
     )]
     Level {
-        /// What it is.
         level: String,
-        /// What is wrong with it, if it is a filter.
+        /// `None` if it is not a filter either.
         #[source]
         source: Option<ParseError>,
     },
-    /// Logs are set up once per process.
-    #[error("logs are set up already")]
+    #[error("logs are already set up in this process")]
     Started(#[source] TryInitError),
-    /// The thread that writes the lines could not be started.
-    #[error("no thread for the log")]
+    #[error("cannot start the log's thread")]
     Thread(#[source] io::Error),
-    /// The subscriber is gone.
-    #[error("the log level cannot change any more")]
+    #[error("the log level cannot change: logging has stopped")]
     Gone(#[source] reload::Error),
 }
 
-/// The running logs; dropped, it waits until what was logged is written.
+/// The running logs; dropping it flushes them.
 #[derive(Debug)]
 pub struct Handle(reload::Handle<Targets, Registry>);
 
 /// Starts the logs of this process.
 pub fn init(settings: &Settings) -> Result<Handle, Error> {
     let (filter, handle) = reload::Layer::new(filter(&settings.level)?);
-    let outlet = Outlet::to_stderr().map_err(Error::Thread)?;
-    let lines = lines(settings.format, outlet, io::stderr().is_terminal());
+    let writer = LogWriter::to_stderr().map_err(Error::Thread)?;
+    let lines = lines(settings.format, writer, io::stderr().is_terminal());
     tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(Error::Started)?;
     Ok(Handle(handle))
 }
 
 impl Handle {
-    /// Changes what is logged; on an error everything stays as it is.
+    /// Changes the level; on an error the old one stays.
     pub fn set_level(&self, level: &str) -> Result<(), Error> {
         self.0.reload(filter(level)?).map_err(Error::Gone)
     }
@@ -134,19 +127,20 @@ pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
     }
 }
 
-/// Keeps a line that strangers can cause from filling the log: once every ten seconds, or as often as it was made for.
+/// A rate limit for a log line that unauthenticated clients can cause: one line in ten seconds, or as many as it was made
+/// for.
 #[derive(Debug)]
 pub struct LogThrottle {
-    /// The most lines in ten seconds.
-    most: u32,
-    held: Mutex<Held>,
+    /// The most lines in one period.
+    limit: u32,
+    period: Mutex<ThrottlePeriod>,
 }
 
 #[derive(Debug, Default)]
-struct Held {
-    since: Option<Instant>,
+struct ThrottlePeriod {
+    started: Option<Instant>,
     written: u32,
-    back: u64,
+    suppressed: u64,
 }
 
 impl Default for LogThrottle {
@@ -156,23 +150,23 @@ impl Default for LogThrottle {
 }
 
 impl LogThrottle {
-    /// For a line that may be written so many times in ten seconds.
-    pub fn at_most(most: u32) -> Self {
-        Self { most, held: Mutex::default() }
+    /// Allows up to `limit` lines in ten seconds.
+    pub fn at_most(limit: u32) -> Self {
+        Self { limit, period: Mutex::default() }
     }
 
-    /// Whether to write the line now: how many were held back since the last, or `None` for hold this one back too.
-    pub fn due(&self) -> Option<u64> {
-        let mut held = self.held.lock();
-        if held.since.is_none_or(|since| since.elapsed() >= SELDOM) {
-            (held.since, held.written) = (Some(Instant::now()), 0);
+    /// Whether to write the line now: the number suppressed since the last one, or `None` to suppress this one too.
+    pub fn allow(&self) -> Option<u64> {
+        let mut period = self.period.lock();
+        if period.started.is_none_or(|started| started.elapsed() >= THROTTLE_PERIOD) {
+            (period.started, period.written) = (Some(Instant::now()), 0);
         }
-        if held.written == self.most {
-            held.back += 1;
+        if period.written == self.limit {
+            period.suppressed += 1;
             return None;
         }
-        held.written += 1;
-        Some(std::mem::take(&mut held.back))
+        period.written += 1;
+        Some(std::mem::take(&mut period.suppressed))
     }
 }
 
@@ -182,7 +176,7 @@ where
     W: for<'w> fmt::MakeWriter<'w> + Send + Sync + 'static,
 {
     match format {
-        LogFormat::Json => fmt::layer().event_format(line::Json).with_writer(writer).boxed(),
+        LogFormat::Json => fmt::layer().event_format(line::JsonFormat).with_writer(writer).boxed(),
         LogFormat::Text => fmt::layer().with_ansi(ansi).with_writer(writer).boxed(),
     }
 }
@@ -196,7 +190,8 @@ mod tests {
     #[test]
     fn json_lines_are_flat_and_a_field_may_be_called_target() {
         let written = Arc::new(Mutex::new(Vec::new()));
-        let subscriber = tracing_subscriber::registry().with(lines(LogFormat::Json, Shared(written.clone()), false));
+        let subscriber =
+            tracing_subscriber::registry().with(lines(LogFormat::Json, SharedBuffer(written.clone()), false));
         tracing::subscriber::with_default(subscriber, || {
             let (shown, absent) = (tracing::field::display("a \"b\"\n\u{1}c"), None::<u8>);
             tracing::info!(
@@ -244,27 +239,27 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_is_written_seldom_and_says_how_many_were_held_back() {
-        let seldom = LogThrottle::default();
-        assert_eq!(seldom.due(), Some(0));
-        assert!((0..1000).all(|_| seldom.due().is_none()));
-        tokio::time::advance(SELDOM).await;
-        assert_eq!(seldom.due(), Some(1000));
-        assert_eq!(seldom.due(), None);
+    async fn a_throttled_line_counts_the_suppressed_ones() {
+        let throttle = LogThrottle::default();
+        assert_eq!(throttle.allow(), Some(0));
+        assert!((0..1000).all(|_| throttle.allow().is_none()));
+        tokio::time::advance(THROTTLE_PERIOD).await;
+        assert_eq!(throttle.allow(), Some(1000));
+        assert_eq!(throttle.allow(), None);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_line_may_be_written_some_times_before_it_is_held_back() {
-        let seldom = LogThrottle::at_most(3);
-        assert_eq!([(); 5].map(|()| seldom.due()), [Some(0), Some(0), Some(0), None, None]);
-        tokio::time::advance(SELDOM).await;
-        assert_eq!([(); 4].map(|()| seldom.due()), [Some(2), Some(0), Some(0), None]);
+    async fn a_throttle_may_allow_some_lines_in_a_period() {
+        let throttle = LogThrottle::at_most(3);
+        assert_eq!([(); 5].map(|()| throttle.allow()), [Some(0), Some(0), Some(0), None, None]);
+        tokio::time::advance(THROTTLE_PERIOD).await;
+        assert_eq!([(); 4].map(|()| throttle.allow()), [Some(2), Some(0), Some(0), None]);
     }
 
     #[derive(Clone)]
-    struct Shared(Arc<Mutex<Vec<u8>>>);
+    struct SharedBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl io::Write for Shared {
+    impl io::Write for SharedBuffer {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
             self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
@@ -275,7 +270,7 @@ mod tests {
         }
     }
 
-    impl fmt::MakeWriter<'_> for Shared {
+    impl fmt::MakeWriter<'_> for SharedBuffer {
         type Writer = Self;
 
         fn make_writer(&self) -> Self {

@@ -44,7 +44,7 @@ async fn a_certificate_is_had_from_nothing_and_outlives_a_restart() {
 
     let pebble = place.start(&relay.push, LONG).await;
     relay.signal(Signal::HUP);
-    let line = relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    let line = relay.log("the certificate", |line| line["message"] == "certificate issued").await;
     assert!(line["ends"].as_str().is_some(), "{line}");
     let leaf = pushes(&relay, &wechat, &pebble.root).await;
     relay.audited("delivered", 1).await;
@@ -98,7 +98,7 @@ async fn a_refusal_is_told_and_holds_up_nobody_until_it_is_overcome() {
     drop(pebble);
     let pebble = place.start(&relay.push, LONG).await;
     relay.signal(Signal::HUP);
-    relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    relay.log("the certificate", |line| line["message"] == "certificate issued").await;
     relay
         .log("the new account", |line| line["message"].as_str().is_some_and(|m| m.contains("a new one is made")))
         .await;
@@ -115,7 +115,7 @@ async fn a_certificate_is_renewed_before_its_end_while_it_is_served() {
     let pebble = place.start(&relay.push, 12).await;
     relay.log("the failure", failure).await;
     relay.signal(Signal::HUP);
-    relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    relay.log("the certificate", |line| line["message"] == "certificate issued").await;
     let first = pushes(&relay, &wechat, &pebble.root).await;
     let other = async || leaf(&relay, &pebble.root).await.filter(|leaf| *leaf != first);
     eventually("another certificate", other).await;
@@ -140,7 +140,7 @@ async fn a_certificate_that_cannot_be_kept_is_served_all_the_same() {
     let line =
         relay.log("the warning", |line| line["message"].as_str().is_some_and(|m| m.contains("is not kept"))).await;
     assert!(line["error"].as_str().is_some_and(|error| error.contains("localhost.pem")), "{line}");
-    relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    relay.log("the certificate", |line| line["message"] == "certificate issued").await;
     pushes(&relay, &wechat, &pebble.root).await;
     assert!(!kept.join("localhost.pem").exists());
 }
@@ -193,13 +193,13 @@ async fn what_is_kept_and_no_good_is_ordered_anew() {
     let pebble = place.start(&relay.push, LONG).await;
     relay.log("the failure", failure).await;
     relay.signal(Signal::HUP);
-    relay.log("the certificate", |line| line["message"] == "a new certificate is in use").await;
+    relay.log("the certificate", |line| line["message"] == "certificate issued").await;
     pushes(&relay, &wechat, &pebble.root).await;
 }
 
 /// The line of an order that failed.
 fn failure(line: &serde_json::Value) -> bool {
-    line["message"].as_str().is_some_and(|message| message.starts_with("server.tls.acme: no new certificate"))
+    line["message"].as_str().is_some_and(|message| message.starts_with("certificate order failed"))
 }
 
 fn acme(place: &PebbleSetup) -> String {

@@ -142,7 +142,7 @@ async fn an_ended_certificate_is_served_and_loudly_told_of() {
     let relay = serve(&[&files], &wechat, &crm).await;
     let line = relay.log("the warning", |line| line["cert"] == files.cert()).await;
     assert_eq!(line["level"], "ERROR");
-    assert!(line["message"].as_str().is_some_and(|message| message.contains("HAS ENDED")), "{line}");
+    assert!(line["message"].as_str().is_some_and(|message| message.contains("certificate expired")), "{line}");
     let error = connect(&relay, &client(&[&files], BOTH), "localhost").await.expect_err("clients see it");
     assert!(error.to_string().contains("expired"), "{error}");
 }

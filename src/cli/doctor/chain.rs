@@ -13,8 +13,8 @@ use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
 use super::report::{Check, Line};
+use crate::bounded_file;
 use crate::clock::UnixMillis;
-use crate::reading;
 use crate::server::Validity;
 
 const DAY: i64 = 86_400;
@@ -49,7 +49,7 @@ fn load(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, Untrusting> {
         None => Vec::new(),
         Some(path) => {
             let file = |source| Untrusting::File { path: path.display().to_string(), source };
-            reading::certificates(path).map_err(file)?
+            bounded_file::read_certificates(path).map_err(file)?
         }
     };
     Ok(Arc::new(Verifier::new_with_extra_roots(more, provider())?))

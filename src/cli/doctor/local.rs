@@ -13,12 +13,12 @@ use super::LIMIT;
 use super::chain::{Leaf, Trust, is_for, is_unvouched, refusal};
 use super::exchange::{handshake, verify};
 use super::report::{Check, Line};
+use crate::bounded_file;
 use crate::cli::api::Api;
 use crate::cli::simulate::ServerUrl;
 use crate::config::Config;
 use crate::push::Account;
 use crate::queue::Holder;
-use crate::reading;
 use crate::server::{Certificate, Listen, bind, tls};
 
 /// A line for each certificate of `server.tls`: do the files parse, does the key fit, how long do they last, is the chain
@@ -86,7 +86,7 @@ fn owned(hosts: &[&str]) -> Vec<String> {
 
 /// Empty if it cannot be read, which the relay's own code tells better.
 fn chain(source: &Certificate) -> Vec<CertificateDer<'static>> {
-    reading::certificates(source.chain()).unwrap_or_default()
+    bounded_file::read_certificates(source.chain()).unwrap_or_default()
 }
 
 fn trusted(chain: &[CertificateDer<'_>], host: &str, trust: &dyn ServerCertVerifier) -> Result<(), rustls::Error> {

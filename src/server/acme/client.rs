@@ -1,4 +1,4 @@
-//! HTTPS to an authority: each exchange within a limit, and no more of an answer than an authority has to say.
+//! HTTPS to an authority: each exchange with a timeout, each response with a size limit.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -10,22 +10,22 @@ use http_body_util::{BodyExt as _, Limited};
 use instant_acme::{BodyWrapper, BytesResponse, Error, HttpClient};
 use tokio::time::timeout;
 
-use super::Settings;
 use crate::deliver::{self, ClientError, ConnectOptions, RequestBody, SystemRoots, TlsOptions};
+use crate::server::AcmeSettings;
 
-/// The longest until an answer begins.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most bytes of an answer's body; a chain takes some thousand.
+/// The most bytes of a response body; a chain takes a few thousand.
 const ANSWER_CAP: usize = 256 << 10;
 
 /// The connections to one authority.
 pub(super) struct Client(deliver::Client);
 
 impl Client {
-    pub(super) fn new(settings: &Settings) -> Result<Self, ClientError> {
+    pub(super) fn new(settings: &AcmeSettings) -> Result<Self, ClientError> {
         let tls = TlsOptions { ca: settings.ca.clone(), client: None };
-        let way = ConnectOptions { https: true, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
-        Ok(Self(deliver::Client::new(&way, &SystemRoots::default())?))
+        let options =
+            ConnectOptions { https: true, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
+        Ok(Self(deliver::Client::new(&options, &SystemRoots::default())?))
     }
 }
 

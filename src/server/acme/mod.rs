@@ -1,110 +1,83 @@
-//! Certificates that the relay orders and renews itself, by ACME (RFC 8555) with TLS-ALPN-01 (RFC 8737).
+//! Certificates from an ACME authority (RFC 8555), validated by TLS-ALPN-01 (RFC 8737).
 //!
-//! - `mod.rs`: [`keep`], a task per entry of `server.tls` that knows when to order
+//! - `mod.rs`: [`spawn_renewals`], a task per entry of `server.tls` that decides when to order
 //! - `order.rs`: one order; `client.rs`: HTTPS to the authority
-//! - `challenge.rs`: what an authority is shown that looks whether a domain is ours
 //! - `state.rs`: what outlives the process
 //!
-//! Invariants: nothing else waits for an order, it waits for nothing but the authority, and it is given up when the relay
-//! stops; one order at a time, so that entries of one authority share an account; after failures the pauses grow, as
-//! authorities count them. Not here: wildcards and addresses, which TLS-ALPN-01 cannot show, external account binding.
+//! Invariants: nothing else waits for an order, an order waits for nothing but the authority, and it is cancelled when the
+//! relay stops; one order at a time, so that entries of one authority share an account; after failures the pauses grow, as
+//! authorities limit failures. Not here: wildcards and addresses, which TLS-ALPN-01 cannot validate, external account
+//! binding.
 
-mod challenge;
 mod client;
 mod order;
 mod state;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
-use tokio::sync::{Mutex, watch as news};
+use tokio::sync::{Mutex, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-pub use challenge::ChallengeError;
-pub(super) use challenge::{Challenges, PROTOCOL, asks_for_validation, is_validation};
 pub use order::Error;
 pub use state::{SaveError, file};
 
-use super::{tls, watch};
+use super::{AcmeSettings, certificate_watch, tls};
 use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
 use crate::metrics::Metrics;
 
-/// The authority that is asked if none is named: Let's Encrypt.
+/// The default authority: Let's Encrypt.
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
-/// How often it is looked whether a renewal is due, in case the wall clock was set.
-const LOOK: Duration = Duration::from_hours(1);
-/// The most time for one order.
-const LIMIT: Duration = Duration::from_secs(300);
-/// The pauses after failures, in minutes; the last repeats. Let's Encrypt takes 5 an hour.
+/// How often the renewal time is checked, in case the wall clock was set.
+const CHECK_INTERVAL: Duration = Duration::from_hours(1);
+const ORDER_TIMEOUT: Duration = Duration::from_secs(300);
+/// The pauses after failures, in minutes; the last repeats. Let's Encrypt allows 5 failures an hour.
 const PAUSES: [u64; 5] = [1, 5, 15, 60, 180];
 
-/// `acme` of an entry of `server.tls`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// The names that the certificate is for, in lower case; at least one.
-    pub domains: Vec<String>,
-    /// Whom the authority may write to.
-    pub email: Option<String>,
-    /// The URL of the authority's directory.
-    pub directory: String,
-    /// A PEM file of the certificate authorities to trust for that URL instead of the system's.
-    pub ca: Option<PathBuf>,
-    /// Where the certificate is kept, by [`file()`].
-    pub file: PathBuf,
-}
-
-impl Settings {
-    /// What the certificate is called by.
-    fn domain(&self) -> &str {
-        self.domains.first().map_or("", String::as_str)
-    }
-}
-
-/// Keeps a certificate for every entry that wants one, until `stop`.
-pub fn keep(acceptor: &tls::Acceptor, metrics: &Arc<Metrics>, stop: &CancellationToken) {
-    let turn = Arc::new(Mutex::new(()));
-    for (place, settings) in acceptor.by_acme() {
+/// Spawns a renewal task for every entry from ACME, until `stop`.
+pub fn spawn_renewals(acceptor: &tls::Acceptor, metrics: &Arc<Metrics>, stop: &CancellationToken) {
+    let order_lock = Arc::new(Mutex::new(()));
+    for (index, settings) in acceptor.acme_entries() {
         let [issued, failed] = metrics.acme_orders(settings.domain());
-        let keeper = Keeper {
+        let renewal = Renewal {
             acceptor: acceptor.clone(),
-            place,
+            index,
             settings: settings.clone(),
-            turn: turn.clone(),
-            reloads: acceptor.reloads(),
+            order_lock: order_lock.clone(),
+            reloads: acceptor.subscribe_reloads(),
             metrics: metrics.clone(),
             issued,
             failed,
         };
         let stop = stop.clone();
-        tokio::spawn(async move { stop.run_until_cancelled(keeper.run()).await });
+        tokio::spawn(async move { stop.run_until_cancelled(renewal.run()).await });
     }
 }
 
-/// Who keeps one entry's certificate.
-struct Keeper {
+/// Orders and renews one entry's certificate.
+struct Renewal {
     acceptor: tls::Acceptor,
-    place: usize,
-    settings: Settings,
+    index: usize,
+    settings: AcmeSettings,
     /// Held during an order.
-    turn: Arc<Mutex<()>>,
-    reloads: news::Receiver<()>,
+    order_lock: Arc<Mutex<()>>,
+    reloads: watch::Receiver<()>,
     metrics: Arc<Metrics>,
     issued: IntCounter,
     failed: IntCounter,
 }
 
-impl Keeper {
+impl Renewal {
     async fn run(mut self) {
         let pauses = Schedule::repeating(PAUSES.map(|minutes| Duration::from_secs(60 * minutes)).into());
         let mut failures = 0;
         loop {
-            let left = self.left();
-            if !left.is_zero() {
-                self.pause(left.min(LOOK)).await;
+            let remaining = self.remaining();
+            if !remaining.is_zero() {
+                self.pause(remaining.min(CHECK_INTERVAL)).await;
                 continue;
             }
             match self.renew().await {
@@ -115,8 +88,8 @@ impl Keeper {
                 Err(error) => {
                     failures += 1;
                     self.failed.inc();
-                    let pause = pauses.wait(failures, jitter(), None).unwrap_or(LOOK);
-                    self.complain(&error, pause);
+                    let pause = pauses.wait(failures, jitter(), None).unwrap_or(CHECK_INTERVAL);
+                    self.log_failure(&error, pause);
                     self.pause(pause).await;
                 }
             }
@@ -124,13 +97,13 @@ impl Keeper {
     }
 
     /// The time until the certificate in use is renewed; zero if that is due, or if there is none.
-    fn left(&self) -> Duration {
-        let Some(validity) = self.acceptor.validity(self.place) else { return Duration::ZERO };
+    fn remaining(&self) -> Duration {
+        let Some(validity) = self.acceptor.validity(self.index) else { return Duration::ZERO };
         let seconds = validity.renewal().saturating_sub(UnixMillis::now().seconds());
         Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
     }
 
-    /// Until that is over, or the operator reloads: maybe the obstacle is gone.
+    /// Waits for `pause`, or until the operator reloads: the cause may be fixed.
     async fn pause(&mut self, pause: Duration) {
         tokio::select! {
             () = sleep(pause) => {}
@@ -140,28 +113,28 @@ impl Keeper {
     }
 
     async fn renew(&mut self) -> Result<(), Error> {
-        let _turn = self.turn.lock().await;
-        let Settings { domains, directory, file, .. } = &self.settings;
-        tracing::info!(domains = domains.join(", "), directory, "ordering a certificate");
+        let _order = self.order_lock.lock().await;
+        let AcmeSettings { domains, directory, file, .. } = &self.settings;
+        tracing::info!(domains = domains.join(", "), directory, "ordering certificate");
         let ordered = order::place(&self.settings, self.acceptor.challenges());
-        let pem = timeout(LIMIT, ordered).await.map_err(|_| Error::Slow)??;
-        self.acceptor.take(self.place, pem.as_bytes())?;
-        // It is served all the same: an authority gives only so many for the same names.
+        let pem = timeout(ORDER_TIMEOUT, ordered).await.map_err(|_| Error::Slow)??;
+        self.acceptor.install(self.index, pem.as_bytes())?;
+        // It is served all the same: an authority limits certificates for the same names.
         if let Err(error) = state::save(file.clone(), pem.as_bytes().to_vec().into()).await {
-            tracing::warn!(%error, "the certificate is not kept, and ordered again after a restart: look at queue.path");
+            tracing::warn!(%error, "certificate not stored, a restart orders it again: check queue.path");
         }
-        if self.left().is_zero() {
+        if self.remaining().is_zero() {
             return Err(Error::Stale);
         }
-        let ends = self.acceptor.validity(self.place).map(|validity| UnixMillis(validity.until.saturating_mul(1000)));
-        tracing::info!(cert = %file.display(), ends = ends.map(tracing::field::display), "a new certificate is in use");
-        watch::tell_expiries(&self.acceptor, &self.metrics);
+        let ends = self.acceptor.validity(self.index).map(|validity| UnixMillis(validity.until.saturating_mul(1000)));
+        tracing::info!(cert = %file.display(), ends = ends.map(tracing::field::display), "certificate issued");
+        certificate_watch::publish_expiries(&self.acceptor, &self.metrics);
         Ok(())
     }
 
-    fn complain(&self, error: &Error, pause: Duration) {
+    fn log_failure(&self, error: &Error, pause: Duration) {
         let (domain, remedy) = (self.settings.domain(), error.remedy());
-        let served = self.acceptor.validity(self.place).is_some();
+        let served = self.acceptor.validity(self.index).is_some();
         let again = humantime::format_duration(Duration::from_secs(pause.as_secs()));
         tracing::warn!(
             domain,
@@ -169,12 +142,12 @@ impl Keeper {
             remedy,
             served,
             again_in = %again,
-            "server.tls.acme: no new certificate; a reload tries again at once"
+            "certificate order failed, a reload retries at once"
         );
     }
 }
 
-/// A random number of 0..1.
+/// A random number in 0..1.
 fn jitter() -> f64 {
     getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX))
 }

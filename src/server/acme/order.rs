@@ -1,8 +1,8 @@
 //! One order: account, authorizations, challenges, certificate (RFC 8555, 7).
 //!
-//! Invariants: the account is kept before anything is ordered with it; a key leaves this machine never, and is made
-//! afresh for every certificate; what the authority says goes to the operator in its own words, cut and without control
-//! signs. Dropping the future gives the order up and leaves nothing behind that is served.
+//! Invariants: the account is stored before anything is ordered with it; a key never leaves this machine, and every
+//! certificate has a new one; the authority's own error text reaches the operator, truncated and without control
+//! characters. Dropping the future cancels the order and leaves nothing served.
 
 use std::time::Duration;
 
@@ -12,57 +12,42 @@ use instant_acme::{
 };
 use zeroize::Zeroizing;
 
-use super::challenge::{ChallengeError, Challenges};
 use super::client::Client;
 use super::state::{self, SaveError};
-use super::{Settings, tls};
 use crate::deliver::ClientError;
+use crate::server::challenge::{ChallengeError, Challenges};
+use crate::server::{AcmeSettings, tls};
 
 /// How long an authority may take to validate, and then to sign.
 const PATIENCE: RetryPolicy =
     RetryPolicy::new().initial_delay(Duration::from_millis(500)).backoff(1.5).timeout(Duration::from_secs(90));
-/// The most of an authority's words that is told on.
-const TOLD: usize = 500;
-/// What it says of an account that it does not know (RFC 8555, 6.7).
+/// The most characters of an authority's error text.
+const MAX_ERROR_TEXT: usize = 500;
+/// The error for an unknown account (RFC 8555, 6.7).
 const NO_ACCOUNT: &str = "urn:ietf:params:acme:error:accountDoesNotExist";
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// TLS to the authority cannot be set up.
     #[error(transparent)]
     Client(#[from] ClientError),
-    /// The authority cannot be asked, or is none.
-    #[error("the authority cannot be asked: {0}")]
+    #[error("the authority cannot be reached: {0}")]
     Unreached(#[source] instant_acme::Error),
-    /// It says no.
     #[error("the authority refuses: {0}")]
     Refused(String),
-    /// It could not validate a domain.
     #[error("the authority could not validate {domain}: {said}")]
-    Invalid {
-        /// The domain.
-        domain: String,
-        /// Its words.
-        said: String,
-    },
-    /// It wants another kind of challenge.
+    Invalid { domain: String, said: String },
     #[error("the authority offers no TLS-ALPN-01 for {0}")]
     Unknown(String),
-    /// A challenge cannot be answered.
     #[error("the challenge cannot be answered: {0}")]
     Challenge(#[from] ChallengeError),
-    /// It took too long.
     #[error("the authority took too long")]
     Slow,
-    /// The account cannot be kept.
     #[error(transparent)]
     Unkept(#[from] SaveError),
-    /// The certificate cannot be served.
-    #[error("the certificate that was given cannot be served: {0}")]
+    #[error("the issued certificate cannot be served: {0}")]
     Unfit(#[from] tls::Error),
-    /// By our clock it wants to be renewed already.
-    #[error("the certificate that was given is due for renewal already")]
+    #[error("the issued certificate is already due for renewal")]
     Stale,
 }
 
@@ -73,16 +58,16 @@ impl Error {
             Self::Client(_) | Self::Unreached(_) => {
                 "check server.tls.acme.directory and .ca, and that this machine reaches that host by https"
             }
-            Self::Refused(_) => "do as it says; too many tries are forgiven after a time",
+            Self::Refused(_) => "fix what it names; rate limits end after a time",
             Self::Invalid { .. } => {
                 "the domain's DNS must lead here, IPv6 too, and its port 443 to this listener, with TLS unbroken"
             }
-            Self::Unknown(_) => "choose an authority that does, or give server.tls files that another client renews",
-            Self::Challenge(_) => "does this machine give random numbers?",
-            Self::Slow => "wait; if it stays so, look whether the authority has troubles",
-            Self::Unkept(_) => "make room, or let this user write to queue.path",
-            Self::Unfit(_) => "ask the authority: it is not what was ordered",
-            Self::Stale => "is this machine's clock right?",
+            Self::Unknown(_) => "choose an authority that does, or set server.tls to files that another client renews",
+            Self::Challenge(_) => "check that this machine has a source of random numbers",
+            Self::Slow => "wait; if it persists, check the authority's status page",
+            Self::Unkept(_) => "free disk space, or let this user write to queue.path",
+            Self::Unfit(_) => "ask the authority: it is not the certificate that was ordered",
+            Self::Stale => "check this machine's clock",
         }
     }
 }
@@ -90,22 +75,22 @@ impl Error {
 impl From<instant_acme::Error> for Error {
     fn from(error: instant_acme::Error) -> Self {
         match error {
-            instant_acme::Error::Api(problem) => Self::Refused(words(&problem)),
+            instant_acme::Error::Api(problem) => Self::Refused(error_text(&problem)),
             instant_acme::Error::Timeout(_) => Self::Slow,
             other => Self::Unreached(other),
         }
     }
 }
 
-/// Gets a certificate: its key and its chain, as one PEM text.
-pub(super) async fn place(settings: &Settings, challenges: &Challenges) -> Result<Zeroizing<String>, Error> {
+/// Orders a certificate: its key and its chain, as one PEM text.
+pub(super) async fn place(settings: &AcmeSettings, challenges: &Challenges) -> Result<Zeroizing<String>, Error> {
     let mut order = open(settings).await?;
     let mut offered = Vec::new();
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
         if authorization.status != AuthorizationStatus::Pending {
-            // Validated lately; or it is no good, which the order's state tells below.
+            // Validated recently; or invalid, which the order's state shows below.
             continue;
         }
         let domain = authorization.identifier().to_string();
@@ -129,17 +114,17 @@ pub(super) async fn place(settings: &Settings, challenges: &Challenges) -> Resul
     Ok(pem)
 }
 
-/// Opens an order, with the account that there is or a new one.
-async fn open(settings: &Settings) -> Result<Order, Error> {
+/// Opens an order, with the stored account or a new one.
+async fn open(settings: &AcmeSettings) -> Result<Order, Error> {
     let identifiers: Vec<_> = settings.domains.iter().cloned().map(Identifier::Dns).collect();
-    let wanted = NewOrder::new(&identifiers);
+    let new_order = NewOrder::new(&identifiers);
     let path = settings.file.with_file_name("account.json");
     if let Some(credentials) = state::account(&path).await {
         let http = Box::new(Client::new(settings)?);
         let account = Account::builder_with_http(http).from_credentials(credentials).await?;
-        match account.new_order(&wanted).await {
+        match account.new_order(&new_order).await {
             Err(instant_acme::Error::Api(problem)) if problem.r#type.as_deref() == Some(NO_ACCOUNT) => {
-                tracing::warn!(path = %path.display(), "the authority does not know this account: a new one is made");
+                tracing::warn!(path = %path.display(), "ACME account unknown to the authority, creating another");
             }
             opened => return Ok(opened?),
         }
@@ -147,33 +132,33 @@ async fn open(settings: &Settings) -> Result<Order, Error> {
     let (account, credentials) = create(settings).await?;
     let text = serde_json::to_vec(&credentials).map_err(instant_acme::Error::from)?;
     state::save(path, text.into()).await?;
-    Ok(account.new_order(&wanted).await?)
+    Ok(account.new_order(&new_order).await?)
 }
 
-async fn create(settings: &Settings) -> Result<(Account, AccountCredentials), Error> {
+async fn create(settings: &AcmeSettings) -> Result<(Account, AccountCredentials), Error> {
     let contact = settings.email.as_ref().map(|email| format!("mailto:{email}"));
     let contact: Vec<_> = contact.iter().map(String::as_str).collect();
-    // That is said where `server.tls.acme` is documented.
+    // The documentation of `server.tls.acme` says so.
     let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
     let http = Box::new(Client::new(settings)?);
     Ok(Account::builder_with_http(http).create(&new, settings.directory.clone(), None).await?)
 }
 
-/// What a domain was refused for, by the authority's own record.
+/// Why a domain was refused, by the authority's record.
 async fn refusal(order: &mut Order) -> Option<Error> {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {
         let state = authorization.refresh().await.ok()?;
         if let Some(problem) = state.challenges.iter().find_map(|challenge| challenge.error.as_ref()) {
-            return Some(Error::Invalid { domain: state.identifier().to_string(), said: words(problem) });
+            return Some(Error::Invalid { domain: state.identifier().to_string(), said: error_text(problem) });
         }
     }
     None
 }
 
-/// What the authority says, for a line of the log.
-fn words(problem: &Problem) -> String {
+/// The authority's error text, for the log.
+fn error_text(problem: &Problem) -> String {
     let text = problem.to_string();
     let text = text.trim_start_matches("API error: ");
-    text.chars().filter(|sign| !sign.is_control()).take(TOLD).collect()
+    text.chars().filter(|sign| !sign.is_control()).take(MAX_ERROR_TEXT).collect()
 }

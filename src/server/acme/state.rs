@@ -1,6 +1,6 @@
-//! What is kept of ACME beside the store: the account, and each certificate with its key in one file.
+//! The files of ACME beside the store: the account, and each certificate with its key in one file.
 //!
-//! Invariants: a file is whole, the old one or the new one, since it is flushed and then renamed; nobody but the relay's
+//! Invariants: a file is always whole, the old one or the new one, since it is synced and then renamed; only the relay's
 //! own user may read it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -19,13 +19,11 @@ pub fn file(store: &Path, directory: &str, domain: &str) -> PathBuf {
     store.join("acme").join(authority).join(format!("{domain}.pem"))
 }
 
-/// Why something is not kept.
+/// A file that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}: {source}")]
 pub struct SaveError {
-    /// The file.
     path: PathBuf,
-    /// The system's word.
     source: io::Error,
 }
 
@@ -33,13 +31,13 @@ pub struct SaveError {
 pub(super) async fn account(path: &Path) -> Option<AccountCredentials> {
     let text = tokio::fs::read(path).await.map(Zeroizing::new).ok()?;
     let parsed = serde_json::from_slice(&text);
-    // Without serde's word, which may quote the key.
+    // Without serde's error, which may quote the key.
     parsed
-        .map_err(|_| tracing::warn!(path = %path.display(), "no ACME account can be read here: a new one is made"))
+        .map_err(|_| tracing::warn!(path = %path.display(), "ACME account file unusable, creating another account"))
         .ok()
 }
 
-/// Puts a file in place of the one before.
+/// Replaces a file.
 pub(super) async fn save(path: PathBuf, bytes: Zeroizing<Vec<u8>>) -> Result<(), SaveError> {
     let to = path.clone();
     let saved = tokio::task::spawn_blocking(move || replace(&to, &bytes)).await;
@@ -50,7 +48,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let fresh = path.with_extension("new");
-    // One that a crash has left may be anybody's.
+    // One that a crash has left may have other rights.
     fs::remove_file(&fresh)
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;

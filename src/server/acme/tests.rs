@@ -11,12 +11,13 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::tls::Acceptor;
 use super::*;
+use crate::server::challenge::PROTOCOL;
+use crate::server::tls::Acceptor;
 use crate::server::{self, Certificate, TlsFiles};
 
 #[tokio::test]
-async fn who_asks_by_acme_s_protocol_gets_the_challenge_of_its_domain_or_nothing() {
+async fn a_client_of_acme_s_protocol_gets_the_challenge_of_its_domain_or_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     let (cert, key) = (folder.path().join("cert.pem"), folder.path().join("key.pem"));
@@ -32,7 +33,7 @@ async fn who_asks_by_acme_s_protocol_gets_the_challenge_of_its_domain_or_nothing
     assert!(matches!(seen(&acceptor, "other.test", alone).await, Err(rustls::Error::AlertReceived(_))));
     for protocols in [&[][..], &[&b"http/1.1"[..]], &[PROTOCOL, b"http/1.1"]] {
         let (shown, agreed) = seen(&acceptor, "wx.test", protocols).await.unwrap();
-        assert_eq!(shown, *made.cert.der(), "nothing is had for it yet, so the first of all");
+        assert_eq!(shown, *made.cert.der(), "none was issued yet, so the first of all");
         assert_ne!(agreed.as_deref(), Some(PROTOCOL));
     }
     drop(offered);
@@ -42,7 +43,7 @@ async fn who_asks_by_acme_s_protocol_gets_the_challenge_of_its_domain_or_nothing
 }
 
 #[tokio::test]
-async fn who_has_looked_at_a_domain_does_not_reach_http() {
+async fn an_authority_that_validated_a_domain_does_not_reach_http() {
     let folder = tempfile::tempdir().unwrap();
     let acceptor = Acceptor::load(&[ordered(folder.path(), "wx.test")], false).unwrap();
     let _offered = acceptor.challenges().offer("wx.test", &[7; 32]).unwrap();
@@ -66,23 +67,23 @@ async fn who_has_looked_at_a_domain_does_not_reach_http() {
 }
 
 #[test]
-fn what_acme_gave_is_served_if_it_is_whole_and_for_every_domain() {
+fn a_stored_certificate_is_served_if_it_is_whole_and_for_every_domain() {
     let folder = tempfile::tempdir().unwrap();
     let Certificate::Acme(settings) = ordered(folder.path(), "localhost") else { unreachable!() };
     assert!(!tls::is_stored(&settings).unwrap());
     let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     fs::write(&settings.file, made.signing_key.serialize_pem() + &made.cert.pem()).unwrap();
     assert!(tls::is_stored(&settings).unwrap());
-    let more = Settings { domains: vec!["localhost".to_owned(), "wx.test".to_owned()], ..settings.clone() };
+    let more = AcmeSettings { domains: vec!["localhost".to_owned(), "wx.test".to_owned()], ..settings.clone() };
     assert!(matches!(tls::is_stored(&more), Err(tls::Error::Misnamed { domain, .. }) if domain == "wx.test"));
     fs::write(&settings.file, made.cert.pem()).unwrap();
     assert!(matches!(tls::is_stored(&settings), Err(tls::Error::Missing { what: "private key", .. })));
     let acceptor = Acceptor::load(&[Certificate::Acme(settings)], false).unwrap();
-    assert_eq!(acceptor.validities().count(), 0, "it is for ACME to mend");
+    assert_eq!(acceptor.validities().count(), 0, "ACME orders another");
 }
 
 fn ordered(folder: &Path, domain: &str) -> Certificate {
-    Certificate::Acme(Settings {
+    Certificate::Acme(AcmeSettings {
         domains: vec![domain.to_owned()],
         email: None,
         directory: LETS_ENCRYPT.to_owned(),

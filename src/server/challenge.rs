@@ -1,7 +1,8 @@
-//! What an authority is shown that validates a domain by TLS-ALPN-01 (RFC 8737).
+//! The answers to an ACME authority that validates a domain by TLS-ALPN-01 (RFC 8737). `acme` offers them, `tls` serves
+//! them.
 //!
-//! Invariants: an answer is there from when it is offered until its [`Offered`] is dropped, however an order ends; who
-//! asks for a domain that nobody orders gets nothing.
+//! Invariants: an answer is served from its offer until its [`OfferedChallenge`] is dropped, however an order ends; a
+//! domain without an order has no answer.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,64 +13,62 @@ use rustls::crypto::ring;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::sign::CertifiedKey;
 
-/// The protocol by which an authority asks (RFC 8737, 6.2).
-pub(in crate::server) const PROTOCOL: &[u8] = b"acme-tls/1";
+/// The protocol (ALPN) of a validation (RFC 8737, 6.2).
+pub(super) const PROTOCOL: &[u8] = b"acme-tls/1";
 
 /// Whether a client that offers these protocols is an authority: it offers that one and no other (RFC 8737, 3).
-pub(in crate::server) fn asks_for_validation<'a>(mut protocols: impl Iterator<Item = &'a [u8]>) -> bool {
+pub(super) fn asks_for_validation<'a>(mut protocols: impl Iterator<Item = &'a [u8]>) -> bool {
     protocols.next() == Some(PROTOCOL) && protocols.next().is_none()
 }
 
 /// Whether the protocol that was agreed on is the authority's, which ends with the handshake.
-pub(in crate::server) fn is_validation(agreed: Option<&[u8]>) -> bool {
+pub(super) fn is_validation(agreed: Option<&[u8]>) -> bool {
     agreed == Some(PROTOCOL)
 }
 
 /// The answers, by domain.
 #[derive(Clone, Default)]
-pub(in crate::server) struct Challenges(Arc<Mutex<HashMap<String, Arc<CertifiedKey>>>>);
+pub(super) struct Challenges(Arc<Mutex<HashMap<String, Arc<CertifiedKey>>>>);
 
-/// Why there is no answer to give.
+/// Why a challenge cannot be answered.
 #[derive(Debug, thiserror::Error)]
 pub enum ChallengeError {
-    /// It cannot be made.
     #[error(transparent)]
     Made(#[from] rcgen::Error),
-    /// It cannot be served.
     #[error(transparent)]
     Served(#[from] rustls::Error),
 }
 
 impl Challenges {
     /// The certificate to show for a domain.
-    pub(in crate::server) fn answer(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
+    pub(super) fn answer(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
         let answers = self.0.lock();
         answers.get(&domain.to_ascii_lowercase()).cloned()
     }
 
-    /// Shows that this relay knows a key authorization, by its SHA-256, until the result is dropped.
-    pub(super) fn offer(&self, domain: &str, sha256: &[u8; 32]) -> Result<Offered, ChallengeError> {
+    /// Serves the proof of a key authorization, by its SHA-256, until the result is dropped.
+    pub(super) fn offer(&self, domain: &str, sha256: &[u8; 32]) -> Result<OfferedChallenge, ChallengeError> {
         let mut params = CertificateParams::new([domain.to_owned()])?;
         params.custom_extensions.push(CustomExtension::new_acme_identifier(sha256));
         let key = KeyPair::generate()?;
         let chain = vec![params.self_signed(&key)?.der().clone()];
         let secret = ring::sign::any_supported_type(&PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
-        // Not `from_der`: no client but an authority understands that extension, webpki neither.
+        // Not `from_der`: webpki does not know this critical extension.
         let certified = CertifiedKey::new(chain, secret);
         let mut answers = self.0.lock();
         answers.insert(domain.to_owned(), Arc::new(certified));
-        Ok(Offered { challenges: self.clone(), domain: domain.to_owned() })
+        Ok(OfferedChallenge { challenges: self.clone(), domain: domain.to_owned() })
     }
 }
 
-/// Takes its answer back when dropped.
+/// Withdraws its answer when dropped.
 #[must_use]
-pub(super) struct Offered {
+pub(super) struct OfferedChallenge {
     challenges: Challenges,
     domain: String,
 }
 
-impl Drop for Offered {
+impl Drop for OfferedChallenge {
     fn drop(&mut self) {
         self.challenges.0.lock().remove(&self.domain);
     }

@@ -1,0 +1,89 @@
+//! The queue's statistics, cached for a second for all requests, and published as metrics with each refresh.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
+
+use super::Error;
+use crate::clock::UnixMillis;
+use crate::metrics::{Backlog, Metrics};
+use crate::queue::{Queue, Stats};
+
+/// How long statistics are served from the cache.
+const MAX_AGE: Duration = Duration::from_secs(1);
+/// How long the queue may take: a store that needs longer cannot accept pushes in time either.
+const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Shared by all requests.
+#[derive(Clone)]
+pub(super) struct StatsCache {
+    queue: Queue,
+    /// The store's folder, for the free space of its disk.
+    store: Arc<PathBuf>,
+    metrics: Arc<Metrics>,
+    last: Arc<Mutex<Option<CachedStats>>>,
+}
+
+/// The last refresh. A failure is cached too: requests behind it need not wait for another timeout.
+struct CachedStats {
+    at: Instant,
+    stats: Option<Arc<Stats>>,
+}
+
+impl StatsCache {
+    pub(super) fn new(queue: Queue, store: PathBuf, metrics: Arc<Metrics>) -> Self {
+        Self { queue, store: Arc::new(store), metrics, last: Arc::default() }
+    }
+
+    /// The queue's statistics, not older than a second.
+    pub(super) async fn get(&self) -> Result<Arc<Stats>, Error> {
+        // Held during the refresh, so that concurrent requests wait for the same result.
+        let mut last = self.last.lock().await;
+        if let Some(cached) = last.as_ref().filter(|cached| cached.at.elapsed() < MAX_AGE) {
+            return cached.stats.clone().ok_or(Error::NoStats);
+        }
+        let stats = self.refresh().await;
+        *last = Some(CachedStats { at: Instant::now(), stats: stats.clone() });
+        stats.ok_or(Error::NoStats)
+    }
+
+    async fn refresh(&self) -> Option<Arc<Stats>> {
+        match timeout(TIMEOUT, async { (self.disk_free().await, self.queue.stats().await) }).await {
+            Ok((free, Ok(stats))) => {
+                self.publish(&stats, free);
+                return Some(Arc::new(stats));
+            }
+            Ok((_, Err(error))) => tracing::warn!(%error, remedy = error.remedy(), "queue statistics failed"),
+            Err(_) => tracing::warn!("queue statistics timed out"),
+        }
+        None
+    }
+
+    /// Makes the next request refresh, after the API changed something.
+    pub(super) async fn invalidate(&self) {
+        *self.last.lock().await = None;
+    }
+
+    /// The bytes of the store's disk that are free for this user. On a blocking thread, as the disk may hang.
+    async fn disk_free(&self) -> Option<u64> {
+        let store = self.store.clone();
+        let disk = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&*store)).await.ok()?.ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    fn publish(&self, stats: &Stats, disk_free: Option<u64>) {
+        let now = UnixMillis::now();
+        if let Some(free) = disk_free {
+            self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+        }
+        self.metrics.queue_bytes.set(i64::try_from(stats.bytes).unwrap_or(i64::MAX));
+        self.metrics.unaccounted.set(i64::try_from(stats.unaccounted).unwrap_or(i64::MAX));
+        self.metrics.set_backlogs(stats.targets.iter().map(|target| {
+            let oldest = target.oldest_pending.map_or(Duration::ZERO, |received| now.since(received));
+            (&*target.target, Backlog { pending: target.counts.pending, oldest, dead: target.counts.dead })
+        }));
+    }
+}

@@ -1,0 +1,149 @@
+//! What `[server]` sets, and the options of a server's connections.
+
+use std::fmt::{self, Display};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// `[server]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub listen: Vec<Listen>,
+    /// The certificates to serve, the default first; none if something in front terminates TLS.
+    pub tls: Vec<Certificate>,
+    /// The proxies whose `X-Forwarded-For` is trusted.
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    /// Whether every connection begins with a PROXY header, from one of `trusted_proxies`.
+    pub proxy_protocol: bool,
+    pub http2: bool,
+    /// How long a stop waits for active requests.
+    pub drain: Duration,
+    /// The largest request body, in bytes.
+    pub max_body: usize,
+}
+
+/// An address to listen at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A TCP address; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+    /// The sockets that systemd passes (socket activation).
+    Systemd,
+}
+
+/// As the configuration writes it.
+impl Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{address}"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+            Self::Systemd => f.write_str("systemd"),
+        }
+    }
+}
+
+impl Listen {
+    /// The address that a program of this machine connects to: loopback for "any address". `None` where it cannot be known.
+    pub fn reachable(&self) -> Option<SocketAddr> {
+        let Self::Tcp(mut address) = *self else { return None };
+        match address.ip() {
+            IpAddr::V4(Ipv4Addr::UNSPECIFIED) => address.set_ip(Ipv4Addr::LOCALHOST.into()),
+            IpAddr::V6(Ipv6Addr::UNSPECIFIED) => address.set_ip(Ipv6Addr::LOCALHOST.into()),
+            IpAddr::V4(_) | IpAddr::V6(_) => {}
+        }
+        Some(address).filter(|address| address.port() != 0)
+    }
+}
+
+/// Limits and protocols of a server's connections.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Without it, the code of HTTP/2 is not reached.
+    pub http2: bool,
+    /// Whether every connection begins with a PROXY header.
+    pub proxy_protocol: bool,
+    pub handshake_timeout: Duration,
+    /// How long a new connection's first request may take to arrive, headers only; a PROXY header too.
+    pub header_timeout: Duration,
+    /// How long a connection may stay without the headers of a further request. Longer than a reverse proxy keeps its
+    /// idle connections (nginx: 60 s), so that it is the proxy that closes and no push meets a closing connection.
+    pub idle_timeout: Duration,
+    /// The most open connections. Above it idle ones are evicted for new ones.
+    pub max_connections: usize,
+    /// The proxies whose `X-Forwarded-For` and PROXY header are trusted.
+    pub trusted_proxies: Arc<[ipnet::IpNet]>,
+}
+
+impl Options {
+    /// The values of `[server]`; the rest are defaults.
+    pub fn new(settings: &Settings) -> Self {
+        let trusted_proxies = settings.trusted_proxies.as_slice().into();
+        Self { http2: settings.http2, proxy_protocol: settings.proxy_protocol, trusted_proxies, ..Self::default() }
+    }
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            http2: false,
+            proxy_protocol: false,
+            handshake_timeout: Duration::from_secs(3),
+            header_timeout: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(75),
+            max_connections: 4096,
+            trusted_proxies: Arc::new([]),
+        }
+    }
+}
+
+/// Where a certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Certificate {
+    /// Files that another program renews.
+    Files(TlsFiles),
+    /// Ordered from an authority by ACME.
+    Acme(AcmeSettings),
+}
+
+impl Certificate {
+    /// The file that the chain is in; with ACME it may not be there yet.
+    pub fn chain(&self) -> &Path {
+        match self {
+            Self::Files(files) => &files.cert,
+            Self::Acme(settings) => &settings.file,
+        }
+    }
+}
+
+/// The PEM files of a certificate.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The full chain, leaf first.
+    pub cert: PathBuf,
+    /// The leaf's private key.
+    pub key: PathBuf,
+}
+
+/// `acme` of an entry of `server.tls`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcmeSettings {
+    /// The names that the certificate is for, in lower case; at least one.
+    pub domains: Vec<String>,
+    /// The contact for the authority.
+    pub email: Option<String>,
+    /// The URL of the authority's directory.
+    pub directory: String,
+    /// A PEM file of the certificate authorities to trust for that URL instead of the system's.
+    pub ca: Option<PathBuf>,
+    /// Where the certificate is kept, by [`file()`].
+    pub file: PathBuf,
+}
+
+impl AcmeSettings {
+    /// The first domain: the name of the certificate in logs and metrics.
+    pub(super) fn domain(&self) -> &str {
+        self.domains.first().map_or("", String::as_str)
+    }
+}
