@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# deploy/build.sh [cargo build's flags]: the release's binary, target/dist/wxrelay, by the profile `dist`. With the same Rust, C compiler and
-# linker it is the same, byte for byte, wherever it is built: the paths of this machine do not get in. deploy/reproduce.sh shows it.
+# deploy/build.sh [FLAGS OF CARGO BUILD]: builds the release binary, target/dist/wxrelay, with the profile `dist`.
+# The build is reproducible: with the same Rust, C compiler and linker, the binary has the same bytes on every machine,
+# because no path of the machine gets into it. deploy/reproduce.sh checks this.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 cargo fetch --locked --quiet
-# From what is to be left out, to what stands in its place; both compilers take the last that fits.
+# Paths to remap, and their replacements. Both compilers use the last match.
 from=("$PWD") to=(/wxrelay)
 for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
   from+=("${registry%/}")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# deploy/release.sh: the files of a release, in target/publish: the binary, the Debian package, what both are made of (SBOM), and
-# SHA256SUMS. None is made of a binary that comes out otherwise when it is built again elsewhere. Needs
-# cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`).
+# deploy/release.sh: writes the files of a release to target/publish: binary, Debian package, SBOM and SHA256SUMS. Stops if
+# a second build of the binary differs. Needs cargo-deb and cargo-cyclonedx
+# (`cargo install cargo-deb cargo-cyclonedx`).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# deploy/reproduce.sh: builds the release a second time, from a copy of the source in another folder, with another CARGO_HOME, and
-# compares it with target/dist/wxrelay as deploy/build.sh has made it. A part of deploy/release.sh.
+# deploy/reproduce.sh: builds the release a second time, from a copy of the source in another folder and with another
+# CARGO_HOME, and compares it with target/dist/wxrelay from deploy/build.sh. Called by deploy/release.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +12,7 @@ build() {
   local home=${CARGO_HOME:-$HOME/.cargo}
   rm -rf "$folder"
   mkdir -p "$folder"/{cargo/registry,elsewhere/source}
-  # What was downloaded already; it is unpacked anew.
+  # Downloaded crates are reused, and unpacked again.
   for part in registry/cache registry/index config.toml; do
     if [[ -e $home/$part ]]; then cp -a "$home/$part" "$folder/cargo/$part"; fi
   done
@@ -21,16 +21,16 @@ build() {
 }
 
 compare() {
-  local place
-  for place in "$PWD" "$HOME" "${CARGO_HOME:-$HOME/.cargo}"; do
-    if grep -aqF "$place/" "$first" "$second"; then
-      echo "$place is in the binary"
+  local path
+  for path in "$PWD" "$HOME" "${CARGO_HOME:-$HOME/.cargo}"; do
+    if grep -aqF "$path/" "$first" "$second"; then
+      echo "the binary contains the path $path"
       return 1
     fi
   done
   sha256sum "$first" "$second"
   cmp "$first" "$second"
-  echo "the same"
+  echo "identical"
 }
 
 build

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# deploy/debian/build.sh [cargo-deb's flags]: the Debian package of target/dist/wxrelay, which deploy/build.sh has built.
-# Needs cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`). The package is in target/debian/.
+# deploy/debian/build.sh [FLAGS OF CARGO-DEB]: builds the Debian package of target/dist/wxrelay from deploy/build.sh, in
+# target/debian/. Needs cargo-deb and cargo-cyclonedx (`cargo install cargo-deb cargo-cyclonedx`).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
