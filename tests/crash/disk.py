@@ -1,4 +1,4 @@
-"""What a power cut leaves: replays the shim's log and makes images of the disk.
+"""The disk after a power cut: replays the shim's log and makes images of the disk.
 
 Conservative, so that it may lose what a real disk would have kept, and never the other way round:
 
@@ -157,7 +157,7 @@ class Disk:
         return found, names[-1]
 
     def image(self, folder, rng, share):
-        """Writes what the cut leaves into a folder. `share` 0: nothing that was not flushed; 1: everything."""
+        """Writes the state after the cut into a folder. `share` 0: nothing that was not flushed; 1: everything."""
         self._write(self.root, Path(folder), rng, share)
 
     def _write(self, what, path, rng, share):

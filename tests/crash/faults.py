@@ -47,7 +47,7 @@ WORDS = {"enospc": "disk-full", "erofs": "store-failing"}  # what `/readyz` says
 
 
 async def script(scene, relay, patient):
-    """The run itself; the exit code of the relay. `patient`: a push that is refused is tried again until it is taken."""
+    """The run itself; the exit code of the relay. `patient`: a push that is refused is tried again until it is accepted."""
     await relay.start()
     try:
         address = await relay.ready()
@@ -105,28 +105,28 @@ async def with_fault(scene, kind, call):
 
 
 def after_fault(scene, kind, entries, fault, code):
-    """What has to hold at once, before the restart."""
+    """The checks before the restart."""
     others = [status for status in scene.statuses if status not in (200, 503, None)]
     expect(others, [], "answers other than 200 and 503")
     if kind == "eio-sync":
         sent = sum(entry.kind == "sent" for entry in entries)
         for lost in lost_by_power_cuts(scene, entries, fault):
             raise Failure(f"answered 200 and lost if the power goes off, {ledger.some(lost)}; {sent} times 200 after the fault")
-        expect_that(code not in (0, None), f"a flush failed and the relay went on to the end (exit code {code}), {sent} times 200 after it")
+        expect_that(code not in (0, None), f"a flush failed and the relay kept running (exit code {code}), {sent} times 200 after it")
     elif kind == "stall-sync":
         expect(code, 0, "exit code")
         expect([status for status in scene.statuses if status != 200], [], "answers other than 200")
         expect_that(scene.longest < WECHAT, f"an answer took {scene.longest:.1f} s")
-        expect(sum(target.repeats() for target in scene.targets), 0, "deliveries that were made twice")
+        expect(sum(target.repeats() for target in scene.targets), 0, "deliveries that were made more than once")
     elif kind in WORDS:
-        # At the start it may refuse to run; once it runs it has to live through it.
+        # At the start it may refuse to run; once it runs it must survive the fault.
         ran = any(entry.kind == "answered" for entry in entries) or bool(scene.statuses)
-        expect_that(code == 0 or not ran, f"it did not live through it: exit code {code}")
+        expect_that(code == 0 or not ran, f"it did not survive the fault: exit code {code}")
         expect_that(not ran or not scene.unanswered(), f"it did not recover: never answered 200, {ledger.some(scene.unanswered())}")
         strange = scene.words - {WORDS[kind], "ready", None}
         expect_that(not strange, f"/readyz said {strange}")
     elif kind == "eio":
-        expect_that(code is not None, "it did not end after SIGTERM")
+        expect_that(code is not None, "it did not exit after SIGTERM")
     else:
         expect(code, -9, "exit code")
 
@@ -148,7 +148,7 @@ def lost_by_power_cuts(scene, entries, fault):
 
 
 async def let_through(scene, finished_may_go):
-    """Starts the relay without faults, pushes again what was not answered, lets everything through, compares."""
+    """Starts the relay without faults, pushes again what was not answered, delivers everything, compares."""
     code, told = await asyncio.to_thread(ledger.audit, scene.binary, scene.config)
     expect_that(code == 0 or not scene.answered, f"`wxrelay audit` before the restart ends with {code}: {told}")
     relay = scene.relay(watched=False)
@@ -157,7 +157,7 @@ async def let_through(scene, finished_may_go):
         address = await relay.ready()
         for number in scene.unanswered():
             expect(await scene.push(address, number), 200, f"answer to push {number} after the restart")
-        expect_that(await scene.settled(relay), "the restarted relay ended by itself")
+        expect_that(await scene.settled(relay), "the restarted relay exited by itself")
         expect(await relay.stop(), 0, "exit code of the restarted relay")
     except Ended as ended:
         raise Failure(f"the restart: {ended}") from None
@@ -172,7 +172,7 @@ async def let_through(scene, finished_may_go):
 
 
 class Sweep:
-    """Every kind over both scripts, some runs at a time."""
+    """Every kind over both scripts, some runs in parallel."""
 
     def __init__(self, arguments, folder):
         self.arguments = arguments
@@ -257,7 +257,7 @@ class Sweep:
 
 
 async def nearly_full(scene):
-    """Fills the store's log until it is about to be written back, and kills the relay."""
+    """Fills the write-ahead log until just before a checkpoint, and kills the relay."""
     await scene.open()
     relay = scene.relay(watched=False)
     await relay.start()

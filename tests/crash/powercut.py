@@ -7,7 +7,7 @@ what is left: the store opens, `wxrelay audit` adds up, and what had been answer
 by then, is in it, under the same event id. On every 20th image the relay is started and delivers all the rest.
 
 With `--lie wal` the shim leaves out the flush of SQLite's log at every commit, and says it was done: exactly what
-synchronous=NORMAL leaves out. `--expect-loss` then turns the verdict round: it fails if no answered push is lost.
+synchronous=NORMAL leaves out. `--expect-loss` then inverts the verdict: it fails if no answered push is lost.
 """
 import argparse
 import asyncio
@@ -41,7 +41,7 @@ async def record(scene, lie):
     while relay.is_alive():
         await scene.push(address)
     expect(await relay.ended(), -9, "exit code of the first life")
-    # What the killed one had written and not flushed is there for the next, and is not on the disk for all that.
+    # The next process can read what the killed one wrote without a flush, but it is not on the disk.
     scene.hanging = True
     await life(scene, lie, 0, kill=True)
     scene.hanging = False
@@ -72,7 +72,7 @@ async def life(scene, lie, pushes, kill=False):
 
 
 class Cut:
-    """What was known when the power went off."""
+    """The promises at the moment of the power cut."""
 
     def __init__(self, index, share, answered, taken):
         self.index = index
@@ -110,7 +110,7 @@ class Cuts:
                 # What was answered after this change and before the next is known at this cut too.
                 disk.feed(entry)
                 last = index + 1 == len(entries) or entries[index + 1].kind in CHANGES
-                # The making of the store is never thinned out: it happens once, and nothing else is like it.
+                # Creating the store is never thinned out: it happens once and is unlike the rest.
                 if not last or (answered and (index + self.arguments.seed) % self.arguments.every):
                     continue
                 waiting = [job for job in waiting if not job.done() or job.result()]
@@ -128,11 +128,11 @@ class Cuts:
                 job.result()
 
     def look(self, image, cut, deliver):
-        """One image; removed unless something is wrong with it."""
+        """One image; removed unless it fails."""
         config = image / "config.toml"
         write_config(config, image / "store", self.scene.targets)
         try:
-            # Before the first answer the store may be half made: then nothing but the relay itself can open it.
+            # Before the first answer the store may be incomplete: then only the relay itself can open it.
             if cut.answered:
                 self.compare(image, config, cut)
             if deliver or not cut.answered:
@@ -203,7 +203,7 @@ def main():
     if checks.failed == 0:
         cut(checks, Cuts(arguments, folder, scene))
     if checks.failed:
-        print(f"the recording and the images that are wrong are kept in {folder}")
+        print(f"the recording and the failed images are kept in {folder}")
     else:
         shutil.rmtree(folder)
     return checks.close()

@@ -1,4 +1,4 @@
-"""The relay as a process: started, heard, killed; and the configuration that all of this folder uses."""
+"""The relay as a process: start, output, kill; and the configuration that this folder uses."""
 import asyncio
 import contextlib
 import json
@@ -50,7 +50,7 @@ url = "http://127.0.0.1:{flaky}/"
 format = "json"
 retry = {retry}
 """
-# So many that an unlucky delivery to the flaky target does not die.
+# Enough retries that no delivery to the flaky target becomes a dead letter by chance.
 RETRY = ["50ms"] * 100
 
 
@@ -67,7 +67,7 @@ def write_config(path, store, targets):
 
 
 class Ended(Exception):
-    """The relay ended by itself; `code` is its exit code."""
+    """The relay exited by itself; `code` is its exit code."""
 
     def __init__(self, code, tail):
         super().__init__(f"the relay ended by itself with {code}: " + " | ".join(tail))
@@ -90,7 +90,7 @@ class Relay:
         self.child = await asyncio.create_subprocess_exec(
             *self.command, env=self.environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE)
-        # Popen's own way to signal asks for the exit code first, and the loop then misses it.
+        # Popen's own method to send a signal polls the exit code first, and the loop then misses it.
         with contextlib.suppress(ProcessLookupError):  # it may be over already
             self.handle = os.pidfd_open(self.child.pid)
         self.reader = asyncio.create_task(self._read())
@@ -117,11 +117,11 @@ class Relay:
             self.address.exception()  # not every caller asks
 
     async def ready(self):
-        """The address that takes pushes; Ended if it ends before."""
+        """The address for pushes; Ended if it exits before."""
         return await asyncio.wait_for(asyncio.shield(self.address), READY)
 
     async def readiness(self):
-        """The word of `/readyz`; None if it ends meanwhile."""
+        """The answer of `/readyz`; None if it exits meanwhile."""
         try:
             reader, writer = await asyncio.open_connection(*self.admin)
             writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
@@ -135,7 +135,7 @@ class Relay:
         return self.child.returncode is None
 
     async def ended(self, within=READY):
-        """Waits for its end; the exit code."""
+        """Waits until it exits; the exit code."""
         code = await asyncio.wait_for(self.child.wait(), within)
         await self.reader
         if self.handle is not None:
@@ -147,7 +147,7 @@ class Relay:
         self._signal(signal.SIGTERM)
 
     async def kill(self):
-        """SIGKILL; the exit code, which is another if it had ended by itself."""
+        """SIGKILL; the exit code, which is another if it had exited by itself."""
         self._signal(signal.SIGKILL)
         return await self.ended()
 

@@ -1,4 +1,4 @@
-"""What every script here stands on: the flags they share, and the count of checks (../checks.py)."""
+"""Shared by the scripts here: their common flags, and the count of checks (../checks.py)."""
 import random
 import sys
 from pathlib import Path

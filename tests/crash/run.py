@@ -34,7 +34,7 @@ def plan(rng, kills):
 
 
 class Run:
-    """One run: the relay's lives over one store."""
+    """One run: the relay's processes over one store."""
 
     def __init__(self, arguments, folder):
         self.arguments = arguments
@@ -104,7 +104,7 @@ class Run:
             self.ends.append(f"kill {self.kills}, {when} + {moment:.3f} s: exit code {code}, {relay.tail}")
 
     async def last_life(self):
-        """Restarts it, lets everything through, stops it; the exit code."""
+        """Restarts it, delivers everything, stops it; the exit code."""
         relay = self.relay()
         await relay.start()
         self.sender.open(await relay.ready())
@@ -126,7 +126,7 @@ class Run:
         return ledger.audit(self.arguments.binary, self.config)[1].get("pending", 1)
 
     def progress(self):
-        """A line that is written over on a terminal, and every few seconds elsewhere."""
+        """A progress line: overwritten on a terminal, printed every few seconds elsewhere."""
         terminal, now = sys.stderr.isatty(), time.monotonic()
         if now - self.shown < (0.2 if terminal else 10):
             return
@@ -153,7 +153,7 @@ class Run:
         audited = ledger.audit(self.arguments.binary, self.config)
         for name, check in ledger.checks(self.found, audited, self.sender, self.targets):
             checks.run(name, check)
-        checks.run("the relay never ended by itself", lambda: expect_that(not self.ends, "; ".join(self.ends[:5])))
+        checks.run("the relay never exited by itself", lambda: expect_that(not self.ends, "; ".join(self.ends[:5])))
         checks.run("SIGTERM ended it with exit code 0", lambda: expect(code, 0, "exit code"))
         others = {status: count for status, count in self.sender.statuses.items() if status not in (200, 503, None)}
         checks.run("pushes were answered 200 or 503, or not at all", lambda: expect(others, {}, "other answers"))
@@ -164,7 +164,7 @@ def main():
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--connections", type=int, default=8)
     parser.add_argument("--rate", type=float, default=400.0, help="pushes a second, at most")
-    parser.add_argument("--keep", action="store_true", help="keep the store, and say where")
+    parser.add_argument("--keep", action="store_true", help="keep the store, and print its folder")
     arguments = parsed(parser)
     checks = Checks()
     folder = Path(tempfile.mkdtemp(prefix="wxrelay-crash-"))

@@ -47,7 +47,7 @@ class Scene:
         return self.seconds[number] if 0 <= number < len(self.seconds) else None
 
     async def open(self, like=None):
-        """Starts the targets; with `like`, goes on from a copy of that scene's store."""
+        """Starts the targets; with `like`, continues from a copy of that scene's store."""
         for target in self.targets:
             await target.start()
         write_config(self.config, self.store, self.targets)
@@ -64,7 +64,7 @@ class Scene:
         self.log.close()
 
     def relay(self, watched=True, **fault):
-        """A relay over the store, under the shim or free of it."""
+        """A relay over the store, with or without the shim."""
         environment = shim.environment(self.library, self.disk, self.log.path, **fault) if watched else None
         return Relay(self.binary, self.config, environment)
 
@@ -96,7 +96,7 @@ class Scene:
         return True
 
     def untaken(self):
-        """(push, target) of what was answered and did not reach its target."""
+        """(push, target) of answered pushes that did not reach their target."""
         named = {target.name: target for target in self.targets}
         return [(number, name) for number in self.answered for name in targets_of(number) if not named[name].taken[number]]
 

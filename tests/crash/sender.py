@@ -28,7 +28,7 @@ async def push(address, clear):
 
 
 class Sender:
-    """Keeps `connections` pushes under way while a relay is up, until `finish`."""
+    """Keeps `connections` pushes in flight while a relay is up, until `finish`."""
 
     def __init__(self, rng, connections, rate, crowded):
         self.rng = rng
@@ -54,7 +54,7 @@ class Sender:
         self.gate.set()
 
     def close(self):
-        """It is down; what is under way ends by itself."""
+        """It is down; pushes in flight end by themselves."""
         self.gate.clear()
 
     def start(self):
@@ -94,7 +94,7 @@ class Sender:
             self.answered[number] = self.answered.get(number, 0) + 1
             if not self.first_200.done():
                 self.first_200.set_result(time.monotonic())
-            # Now and then WeChat does not get the answer and pushes again: that must be the same event.
+            # Sometimes WeChat does not get the answer and pushes again: that must be the same event.
             if self.rng.random() < 0.04 and not self.finishing:
                 self.again.append(number)
         else:

@@ -36,7 +36,7 @@ def build(folder):
 
 
 def environment(library, folder, log, at=None, do=None, calls=1, lie=None):
-    """What a relay is started with: `at` is a (group, call number)."""
+    """The environment of a relay: `at` is a (group, call number)."""
     found = {"LD_PRELOAD": str(library), "SHIM_DIR": str(folder), "SHIM_LOG": str(log)}
     if at:
         found |= {"SHIM_AT": f"{at[0]}:{at[1]}", "SHIM_DO": do, "SHIM_FOR": str(calls)}
@@ -44,14 +44,14 @@ def environment(library, folder, log, at=None, do=None, calls=1, lie=None):
 
 
 class Log:
-    """The shim's log; what the harness sees goes into it too, so that there is one order of things."""
+    """The shim's log; the harness writes into it too, so that all entries have one order."""
 
     def __init__(self, path):
         self.path = path
         self.output = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def note(self, kind, number, text=""):
-        """`answered`: the harness has a 200 for the push; `taken`: a target has taken the event `text`."""
+        """`answered`: the harness has a 200 for the push; `taken`: a target has accepted the event `text`."""
         path = text.encode()
         os.write(self.output, HEAD.pack(KINDS.index(kind), len(path), 0, 0, number, 0, 0) + path)
 
@@ -69,7 +69,7 @@ class Log:
 
 
 def call_counts(entries):
-    """How many calls of each group that did something there were."""
+    """How many calls of each group had an effect."""
     names = Counter(entry.kind for entry in entries)
     created, seen = 0, set()
     for entry in entries:

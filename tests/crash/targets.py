@@ -44,7 +44,7 @@ class Target:
         return sum(self.taken.values()) - len(self.taken)
 
     def note(self, headers, body):
-        """Remembers an attempt; its number."""
+        """Records an attempt; its number."""
         event = headers.get("wxrelay-event-id")
         try:
             if self.sealed:
@@ -73,7 +73,7 @@ class Target:
 
 
 def flaky(rng):
-    """The mood of a target that takes most, but not all, and some late."""
+    """The behaviour of a target that accepts most deliveries, but not all, and some late."""
     def mood(_):
         dice = rng.random()
         return "500" if dice < 0.15 else "cut" if dice < 0.20 else "late" if dice < 0.30 else None
@@ -81,7 +81,7 @@ def flaky(rng):
 
 
 class Connection(asyncio.Protocol):
-    """HTTP/1.1 with Content-Length, which is what the relay speaks; one request after the other."""
+    """HTTP/1.1 with Content-Length, as the relay uses it; one request after the other."""
 
     def __init__(self, target):
         self.target = target

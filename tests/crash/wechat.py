@@ -28,7 +28,7 @@ def is_scan(number):
 
 
 def clear_text(number, second):
-    """The text that WeChat seals: the same number and second give the same text."""
+    """The text that WeChat encrypts: the same number and second give the same text."""
     user = f"o{number % 997:027d}"
     head = (f"<xml><ToUserName><![CDATA[{GH_ID}]]></ToUserName>\n<FromUserName><![CDATA[{user}]]></FromUserName>\n"
             f"<CreateTime>{second}</CreateTime>\n")
@@ -56,17 +56,17 @@ def seal(text):
 
 
 def unseal(body):
-    """The clear text in a sealed push as it was received."""
+    """The clear text in an encrypted push as received."""
     encrypt = re.search(rb"<Encrypt><!\[CDATA\[([^\]]+)\]\]></Encrypt>", body).group(1)
     data = AES.new(_key, AES.MODE_CBC, _key[:16]).decrypt(base64.b64decode(encrypt))
     size = struct.unpack(">I", data[16:20])[0]
     if data[20 + size:-data[-1]] != APP_ID.encode():
-        raise ValueError("another AppID in the sealed text")
+        raise ValueError("another AppID in the encrypted text")
     return data[20:20 + size].decode()
 
 
 def request(clear):
-    """A whole HTTP request as WeChat sends it: HTTP/1.0, a connection of its own, sealed and signed anew at every try."""
+    """A whole HTTP request as WeChat sends it: HTTP/1.0, a connection of its own, encrypted and signed again at every try."""
     now, nonce = str(int(time.time())), str(struct.unpack(">I", os.urandom(4))[0] + 10**9)
     encrypt = seal(clear.encode())
     query = (f"signature={signature(TOKEN, now, nonce)}&timestamp={now}&nonce={nonce}&openid=o&encrypt_type=aes"

@@ -1,4 +1,4 @@
-"""The gate for known weaknesses: `advisories.py CARGO_DENY`. It fails by an advisory about a crate that is locked, and by no other.
+"""The gate for known weaknesses: `advisories.py CARGO_DENY`. It fails for an advisory about a locked crate, and for no other.
 
 deny.toml is the repository's; the database of advisories is a small one, made here.
 """
@@ -40,9 +40,9 @@ class Gate:
     def checks(self):
         yield "an advisory about a locked crate fails it", lambda: self.refused("hyper", "")
         yield "also one about a crate that only others need", lambda: self.refused("h2", "")
-        yield "one that the locked version mends does not", lambda: self.passed("hyper", f'">= {self.locked["hyper"]}"')
+        yield "one that the locked version fixes does not", lambda: self.passed("hyper", f'">= {self.locked["hyper"]}"')
         yield "nor one about a crate that is not here", lambda: self.passed("openssl", "")
-        yield "a direct dependency that nobody keeps fails it", lambda: self.refused("hyper", "", 'informational = "unmaintained"')
+        yield "an unmaintained direct dependency fails it", lambda: self.refused("hyper", "", 'informational = "unmaintained"')
 
     def refused(self, *advisory):
         code, told, name = self.check(*advisory)
@@ -64,7 +64,7 @@ class Gate:
             subprocess.run(["git", *identity, *words], cwd=database, check=True)
         settings = (ROOT / "deny.toml").read_text()
         expect(settings.count("[advisories]\n"), 1, "tables in deny.toml")
-        # What is yanked is asked of the registry, and is no question of this check.
+        # Yanked crates are looked up in the registry, which this check does not use.
         own = f'[advisories]\ndb-path = "{folder}/fetched"\ndb-urls = ["{URL}"]\ndisable-yank-checking = true\n'
         (folder / "deny.toml").write_text(settings.replace("[advisories]\n", own))
         git = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.file://{database}.insteadOf", "GIT_CONFIG_VALUE_0": URL}

@@ -35,7 +35,7 @@ exec chroot --userspec="$user" "$root" "$@"
 
 
 class Image:
-    """The last stage of the Dockerfile, as far as it can be had without Docker."""
+    """The last stage of the Dockerfile, as far as it can be built without Docker."""
 
     def __init__(self, dockerfile, binary, root):
         lines = re.sub(r"\\\n\s*", "", dockerfile.read_text()).splitlines()
@@ -77,14 +77,14 @@ class Container:
 
     def checks(self):
         yield "the binary is static", self.static
-        yield "the Dockerfile's last stage can be made of what its first stage makes", self.made
-        yield "compose.yaml mounts only what is there, at places that the files name", self.mounts
-        yield "`docker run wxrelay init` writes a configuration that `check` takes with compose's environment", self.configured
+        yield "the Dockerfile's last stage can be made from the files of its first stage", self.made
+        yield "compose.yaml mounts only existing files, at paths that the files name", self.mounts
+        yield "`docker run wxrelay init` writes a configuration that `check` accepts with compose's environment", self.configured
         yield "the health check fails while nothing runs", lambda: expect(self.run(*self.image.healthcheck)[0], 1, "exit code")
-        yield "the entry point gets ready on a read-only root, and the health check says so", self.ready
+        yield "the entry point gets ready on a read-only root, and the health check passes", self.ready
         yield "it runs as the image's user", self.user
         yield "a push is stored in the volume, and the audit is clean", self.pushed
-        yield "SIGTERM ends it well", self.stopped
+        yield "SIGTERM stops it with exit code 0", self.stopped
 
     def static(self):
         said = subprocess.run(["file", "-b", self.binary], capture_output=True, text=True).stdout
@@ -107,9 +107,9 @@ class Container:
         compose = (DOCKER / "compose.yaml").read_text()
         mounts = re.findall(r"^      - (\.[^:]*):([^:\n]*):ro$", compose, re.M)
         expect_that(len(mounts) >= 6, f"only {mounts}")
-        # `etc` is made by hand, as the README tells.
+        # The README tells the operator to create `etc`.
         missing = [source for source, _ in mounts if not source.startswith("./etc") and not (DOCKER / source).is_file()]
-        expect(missing, [], "mounts of nothing")
+        expect(missing, [], "mounts of missing files")
         places = {place for _, place in mounts}
         prometheus, dashboards = (DOCKER / "prometheus.yml").read_text(), (DOCKER / "grafana/dashboards.yaml").read_text()
         named = {f"/etc/prometheus/{re.search(r'rule_files:.  - (.*?)$', prometheus, re.S | re.M).group(1)}",

@@ -1,4 +1,4 @@
-"""The Debian package: `package.py DEB`. What is in it, and what installing, upgrading, removing and purging leave.
+"""The Debian package: `package.py DEB`. Its contents, and what remains after installing, upgrading, removing and purging.
 
 dpkg works on a root of its own, an empty folder: this machine's packages, files and services are not touched. The
 maintainer scripts run with DPKG_ROOT, and so leave systemd alone. Needs root, as dpkg does.
@@ -34,7 +34,7 @@ class Package:
         yield "the binary runs, and the service starts it by a name that is found", self.runs
         yield "a manual page for each command, and completions that the shell can read", self.pages
         yield "the units of the repository are in it, and nothing of it can be written by others", self.files
-        yield "what it is made of is told in it, of its own version", self.made_of
+        yield "it has an SBOM of its own version", self.made_of
         yield "an upgrade keeps configuration, secrets, edited conffiles and the store", self.upgraded
         yield "removing keeps configuration and store, and takes the binary", self.removed
         yield "installed again, it finds both", self.again
@@ -117,7 +117,7 @@ class Package:
         self.dpkg("--purge", "wxrelay")
         left = [path for path in self.root.rglob("*wxrelay*")]
         expect(left, [], "what is left")
-        expect_that("Package: wxrelay" not in (self.root / "var/lib/dpkg/status").read_text(), "dpkg has forgotten it")
+        expect_that("Package: wxrelay" not in (self.root / "var/lib/dpkg/status").read_text(), "dpkg does not list it")
 
     def still_there(self):
         found = {name: path.read_text() if (path := self.root / name).exists() else None for name in self.kept}

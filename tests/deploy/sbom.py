@@ -1,4 +1,4 @@
-"""What the release says it is made of: `sbom.py FILE`, held against cargo's own word on what is linked."""
+"""The SBOM of the release: `sbom.py FILE`, compared with cargo's list of linked crates."""
 import json
 import os
 import re
@@ -21,7 +21,7 @@ class Sbom:
     def checks(self):
         yield "it is CycloneDX 1.5, of this version of wxrelay", self.format
         yield "every crate that is linked is in it, and no other, with licence, checksum and package URL", self.crates
-        yield "it says who needs whom, and names nobody that is not in it", self.dependencies
+        yield "its dependencies are complete, and name no crate that is not in it", self.dependencies
         yield "the same source gives the same file: no serial number, the commit's time, no path of this machine", self.same
 
     def format(self):
@@ -54,7 +54,7 @@ class Sbom:
     def dependencies(self):
         refs = {crate["bom-ref"] for crate in self.told["components"]} | {self.told["metadata"]["component"]["bom-ref"]}
         needs = {entry["ref"]: entry.get("dependsOn", []) for entry in self.told["dependencies"]}
-        expect(set(needs), refs, "who is told of")
+        expect(set(needs), refs, "crates with dependencies")
         expect({need for all_of in needs.values() for need in all_of} - refs, set(), "needed and not named")
 
     def same(self):

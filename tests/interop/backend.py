@@ -1,4 +1,4 @@
-"""wechatpy as the handler behind `format = "wechat"`: it must not be able to tell the relay from WeChat."""
+"""wechatpy as the handler behind `format = "wechat"`: it must not be able to distinguish the relay from WeChat."""
 import time
 
 import xmltodict
@@ -10,7 +10,7 @@ INNER = {
     "ScanCodeInfo": "<ScanCodeInfo><ScanType><![CDATA[qrcode]]></ScanType>\n<ScanResult><![CDATA[2]]></ScanResult>\n</ScanCodeInfo>",
     "SendPicsInfo": "<SendPicsInfo><Count>1</Count>\n<PicList><item><PicMd5Sum><![CDATA[5a75aaca]]></PicMd5Sum>\n</item>\n</PicList>\n</SendPicsInfo>",
 }
-# What wechatpy makes of each kind: the name of its class.
+# wechatpy's class for each kind of push.
 KINDS = [
     ("ImageMessage", "image", {"PicUrl": "http://example/p", "MediaId": "M"}, ""),
     ("VoiceMessage", "voice", {"MediaId": "M", "Format": "amr", "Recognition": "你好"}, ""),
@@ -36,7 +36,7 @@ def checks(bench):
         yield f"{account.mode}: wechatpy's handler answers, the sender reads its reply", lambda a=account: answered(bench, a)
     yield "a news reply and an image reply of wechatpy pass through", lambda: rich_replies(bench)
     yield "no reply of wechatpy is `success` for WeChat", lambda: no_reply(bench)
-    yield "WeChat's retry, sealed anew, gets the same reply and reaches the handler once", lambda: retried(bench)
+    yield "WeChat's retry, encrypted again, gets the same reply and reaches the handler once", lambda: retried(bench)
     for account in bench.accounts:
         yield f"{account.mode}: wechatpy parses every kind of message that the relay passes on", lambda a=account: every_kind(bench, a)
 
@@ -62,7 +62,7 @@ def answered(bench, account):
     expect_that(abs(int(query["timestamp"]) - time.time()) < 60, "the timestamp is not now, in seconds")
     expect_that(seen["headers"]["content-type"].startswith("text/xml"), f"Content-Type {seen['headers']['content-type']}")
     expect_that(0 < int(seen["headers"]["wxrelay-deadline-ms"]) <= 5000, "wxrelay-deadline-ms is not within WeChat's 5 s")
-    expect_that("<Content>" not in seen["outer"], "the sealed push carries clear elements")
+    expect_that("<Content>" not in seen["outer"], "the encrypted push has clear elements")
 
 
 def rich_replies(bench):
@@ -98,6 +98,6 @@ def every_kind(bench, account):
         mark = bench.backend.mark()
         expect(bench.send(account, clear).status, 200, name)
         seen = bench.backend.wait_for(lambda line: "error" in line or line.get("clear") == clear, name, since=mark)[0]
-        expect((seen.get("error"), seen.get("class")), (None, name), f"what wechatpy makes of it, {account.mode}")
+        expect((seen.get("error"), seen.get("class")), (None, name), f"class in wechatpy, {account.mode}")
         expect(seen["source"], f"oKIND{account.mode}", "sender")
     return f"{len(KINDS)} kinds"

@@ -1,4 +1,4 @@
-"""The relay under test between its peers: which accounts and targets it has, how all of it starts and ends."""
+"""The relay under test between its peers: its accounts and targets, start and stop."""
 import json
 import subprocess
 import sys
@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 RECORDED = HERE.parent / "data" / "vectors.json"
 WELCOME = "Welcome 你好 😀 <b>&\"' ]]> end"
 
-# Who also reaches the handler; what expat cannot read (control characters) must not come from them.
+# Users whose events also reach the handler; they must not send what expat cannot read (control characters).
 TALKERS = ["oTALK*", "oKIND*", "oFIXED*", "olPjZjsXuQPJoV0HlruZkNzKc91E", "oIDrpjpQ8j8mBuQ8nM26HWzNEZgg"]
 
 ROUTES = """
@@ -48,7 +48,7 @@ class Bench:
         self.compatible = Account("compatible", "compatible", "/wx/compatible")
         self.plaintext = Account("plaintext", "plaintext", "/wx/plaintext")
         self.accounts = [self.secure, self.compatible, self.plaintext]
-        # The handler's own credentials: not one of them is the account's but the AppID.
+        # The handler's own credentials: only the AppID is the account's.
         self.backend_account = Account("backend", "secure", "/wx")
         self.recorded = {}
         for name, vector, mode in [("recorded_secure", "fangbei-secure-push-xml", "secure"),
@@ -78,7 +78,7 @@ class Bench:
         self.folder.cleanup()
 
     def send(self, account, clear, request=None, **options):
-        """Pushes `clear`; a 200 is written down for the last check, the audit."""
+        """Pushes `clear`; a 200 is recorded for the last check, the audit."""
         answer = self.relay.post(account.path, request or push(account, clear, **options))
         if answer.status == 200:
             key = (account.name, clear)
@@ -97,7 +97,7 @@ class Bench:
         return sealed["encrypt"], sealed["signature"]
 
     def open_by_wechat_crypto(self, account, sealed):
-        """The clear text in the elements of a sealed reply, in the second opinion."""
+        """The clear text in the elements of an encrypted reply, by wechat-crypto."""
         request = {"op": "open", "token": account.token, "key": account.key, "id": account.app_id, "encrypt": sealed["Encrypt"]}
         opened = self.crypto.ask(request | {"timestamp": sealed["TimeStamp"], "nonce": sealed["Nonce"]})
         expect(opened["signature"], sealed["MsgSignature"], "wechat-crypto's signature of the reply")

@@ -37,7 +37,7 @@ class Element:
 
     @property
     def text(self):
-        """All texts joined; between elements, blanks that stand in no CDATA section are layout."""
+        """All texts joined; between elements, blanks outside CDATA sections are layout."""
         return "".join(text for text, plain in self.texts if not (self.children and plain and not text.strip(BLANKS)))
 
     def text_of(self, name):
@@ -59,7 +59,7 @@ def read(text):
 
 
 def is_xml(text):
-    """By the first sign: WeChat labels both `text/xml`."""
+    """By the first character: WeChat labels both `text/xml`."""
     return text.lstrip("\ufeff" + BLANKS).startswith("<")
 
 
@@ -164,7 +164,7 @@ def cloudevents_form(root):
 
 
 def wechat_form(root, clear):
-    """What stands around the sealed text; in plaintext mode the body is the push itself."""
+    """The envelope around the encrypted text; in plaintext mode the body is the push itself."""
     to_user, openid = root.text_of("ToUserName").strip(BLANKS), root.text_of("FromUserName")
     sealed = "<Encrypt><![CDATA[ENCRYPT]]></Encrypt>\n"
     if is_xml(clear):
@@ -223,7 +223,7 @@ def expected(path, parser):
 
 
 def check():
-    """Every push has its expectations, they are what is made anew, and there are no others."""
+    """Every push has its expectations, they equal what is generated, and there are no others."""
     differing, files = [], pushes()
     with Parser() as parser:
         for path in files:

@@ -1,4 +1,4 @@
-"""Envelopes, both ways: wechatpy and wechat-crypto seal what the relay opens, and open what the relay seals."""
+"""Envelopes, both ways: wechatpy and wechat-crypto encrypt what the relay decrypts, and decrypt what the relay encrypts."""
 import time
 
 import xmltodict
@@ -20,7 +20,7 @@ def checks(bench):
     for name, seal in (("wechatpy", seal_by_wechatpy), ("wechat-crypto", bench.seal_by_wechat_crypto)):
         yield f"pads 1 to 32 of {name} are opened, pads 1 to 32 of the relay's replies open", lambda s=seal: every_pad(bench, s)
     yield "a text of 1800 bytes and one of 100000 are opened", lambda: long_texts(bench)
-    yield "refused with 403: sealed for another AppID, by another key, signed with another token", lambda: forged(bench)
+    yield "refused with 403: encrypted for another AppID, by another key, signed with another token", lambda: forged(bench)
     yield "refused with 403: a clear message on the secure account, a timestamp of an hour ago", lambda: downgraded_or_stale(bench)
     yield "refused with 400: an Encrypt cut short", lambda: cut_short(bench)
 

@@ -81,7 +81,7 @@ class Backend(BaseHTTPRequestHandler):
         return crypto.encrypt_message(reply.render(), query["nonce"], query["timestamp"]).encode()
 
     def log_message(self, *_):
-        """Standard output and error belong to the runner."""
+        """Standard output and error are for the runner."""
 
 
 def end_with_stdin():

@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana make of the relay: the shipped files in deploy/, evaluated by a real Prometheus.
+"""Prometheus and Grafana: the shipped files in deploy/, evaluated by a real Prometheus.
 
 A relay with pushes of every fate and one with TLS are scraped with the shipped prometheus.yml; then every query of the
 dashboard must return data, and every alert's expression must be evaluated on metrics that are there. `promtool` lints
@@ -44,14 +44,14 @@ class Monitoring:
         self._prometheus()
 
     def checks(self):
-        yield "promtool: the rules are sound and each alert fires when it should, and only then", self.rules
-        yield "promtool: the names and helps of all metrics are as Prometheus wants them", self.linted
+        yield "promtool: the rules are valid and each alert fires when it should, and only then", self.rules
+        yield "promtool: the names and helps of all metrics follow the conventions of Prometheus", self.linted
         yield "Prometheus scrapes both relays with the shipped configuration and the admin token", self.scraped
         for title, expressions in panels():
             yield f"dashboard: '{title}' shows data", lambda e=expressions: self.shows(e)
         yield "dashboard: the variables list the accounts and targets", self.variables
-        yield "alerts: Prometheus evaluates each, and on metrics that are there", self.alerts
-        yield "dashboard: the screen is whole, nothing lies on anything else", laid_out
+        yield "alerts: Prometheus evaluates each, and on existing metrics", self.alerts
+        yield "dashboard: the layout is complete and no panels overlap", laid_out
 
     def rules(self):
         run("promtool", "check", "rules", RULES / "alerts.yml")
@@ -108,7 +108,7 @@ class Monitoring:
             stand.end()
 
     def _pushed(self):
-        """A relay with an answered push, a refused one, a repeat, a login, a dead letter, a late reply's window and a stranger's address."""
+        """A relay with an answered push, a refused one, a duplicate, a login, a dead letter, a reply window and an unexpected address."""
         self.taps = {name: Tap(name) for name in ("crm", "login", "broken")}
         self.taps["broken"].failing = 2
         self.collector = Tap("collector")
@@ -133,7 +133,7 @@ class Monitoring:
             expect(self.relay.post("/wx", push(stranger, message("text", Content="no"))).status, 403, "status")
 
     def _served(self):
-        """A relay that ends TLS, for the certificates' metrics; of ACME it gets none."""
+        """A relay that terminates TLS, for the certificates' metrics; its ACME order fails."""
         cert, key = self.served.path / "cert.pem", self.served.path / "key.pem"
         run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "60",
             "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert)
@@ -145,7 +145,7 @@ class Monitoring:
         self.served.serve(text, server=tls, admin=f'token = "{TOKEN}"')
 
     def _prometheus(self):
-        """The shipped files, but for where the relay and its token are, and how often it is looked at."""
+        """The shipped files, with other addresses, token file and intervals."""
         folder = self.pushed.path / "prometheus"
         folder.mkdir()
         shutil.copy(RULES / "alerts.yml", folder)
@@ -207,14 +207,14 @@ def panels():
 
 
 def laid_out():
-    """What Grafana would accept but show wrongly."""
+    """Mistakes that Grafana accepts but shows wrongly."""
     dashboard = json.loads(DASHBOARD.read_text())
     expect(sorted(panel["id"] for panel in dashboard["panels"]), list(range(1, len(dashboard["panels"]) + 1)), "ids of panels")
     taken = set()
     for panel in dashboard["panels"]:
         place = panel["gridPos"]
         cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
-        expect_that(not cells & taken and place["x"] + place["w"] <= 24, f"'{panel['title']}' lies on another panel or sticks out")
+        expect_that(not cells & taken and place["x"] + place["w"] <= 24, f"'{panel['title']}' overlaps another panel or the edge")
         taken |= cells
         if panel["type"] == "row":
             continue

@@ -1,4 +1,4 @@
-"""Every push of tests/data/pushes through a relay of its own: sealed by wechatpy, sealed anew by the relay, opened by wechatpy and wechat-crypto.
+"""Every push of tests/data/pushes through a relay of its own: encrypted by wechatpy, encrypted again by the relay, decrypted by wechatpy and wechat-crypto.
 
 Three accounts, one per mode, push the whole corpus; three targets take it as `wechat`, each with token, key and mode of its own.
 """
@@ -20,7 +20,7 @@ MODES = ["plaintext", "compatible", "secure"]
 
 
 class Receiver:
-    """An HTTP target that keeps what it gets."""
+    """An HTTP target that records its requests."""
 
     def __init__(self, mode):
         self.account = Account(f"as_{mode}", mode, "/wx")
@@ -41,7 +41,7 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, *_):
-                """Standard error belongs to the runner."""
+                """Standard error is for the runner."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
@@ -61,8 +61,8 @@ class Remade:
         self.accounts = [Account(mode, mode, f"/wx/{mode}", f"wx{at:016x}") for at, mode in enumerate(MODES)]
 
     def checks(self):
-        yield "the corpus's expectations are what product.md, corpus.py and express-xml-bodyparser make", corpus.check
-        yield "every push of the corpus, sealed by wechatpy, is taken in every mode", self.push_all
+        yield "the corpus's expectations equal the output of corpus.py and express-xml-bodyparser", corpus.check
+        yield "every push of the corpus, encrypted by wechatpy, is accepted in every mode", self.push_all
         for mode in MODES:
             yield f"made anew in {mode} mode, every push of the corpus opens in wechatpy and wechat-crypto to the same text", lambda m=mode: self.opened(m)
 
@@ -99,7 +99,7 @@ class Remade:
             return None if (answer.status, answer.body) == (200, b"success") else f"{name} in {account.mode}: {answer.status}"
         jobs = [(account, item) for account in self.accounts for item in self.clear.items()]
         with ThreadPoolExecutor(16) as pool:
-            expect([refused for refused in pool.map(send, jobs) if refused], [], "pushes that were not taken")
+            expect([refused for refused in pool.map(send, jobs) if refused], [], "pushes that were refused")
         return f"{len(jobs)} pushes"
 
     def opened(self, mode):
@@ -130,7 +130,7 @@ class Remade:
         clear = peer.crypto().decrypt_message({"Encrypt": sealed["Encrypt"]}, *stamps)
         request = {"op": "open", "token": peer.token, "key": peer.key, "id": peer.app_id, "encrypt": sealed["Encrypt"]}
         opened = self.crypto.ask(request | {"timestamp": query["timestamp"], "nonce": query["nonce"]})
-        expect((opened["message"], opened["id"], opened["signature"]), (clear, peer.app_id, query["msg_signature"]), "wechat-crypto's opinion")
+        expect((opened["message"], opened["id"], opened["signature"]), (clear, peer.app_id, query["msg_signature"]), "wechat-crypto's result")
         try:
             expect(peer.crypto().decrypt_message(body, *stamps), clear, "what wechatpy opens by itself")
         except Exception as error:

@@ -1,4 +1,4 @@
-"""What every check stands on: processes whose JSON lines are read, and the count of checks (../checks.py).
+"""Shared by all checks: processes whose JSON lines are read, and the count of checks (../checks.py).
 
 Every wait has a deadline, every process is ended by its own pid, every port is the kernel's choice.
 """
@@ -86,7 +86,7 @@ class Process:
         return answer
 
     def end(self):
-        """Asks it to end, insists after the deadline; the exit code."""
+        """Sends SIGTERM, and SIGKILL after the deadline; the exit code."""
         if self.child.poll() is None:
             self.child.terminate()
         try:

@@ -1,4 +1,4 @@
-"""Holds the built relay against independent peers: `run.sh BINARY` prepares what this needs and calls it.
+"""Tests the built relay against independent peers: `run.sh BINARY` prepares what this needs and calls it.
 
 Prints one line per check and closes with `N passed, N failed`. Everything is on loopback, on ports the kernel chooses,
 and ends within TIME, whatever happens.

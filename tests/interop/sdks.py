@@ -100,14 +100,14 @@ class Sdks:
         return answer
 
     def checks(self):
-        yield "check --online: every SDK takes the verification", self.verified
+        yield "check --online: every SDK accepts the verification", self.verified
         yield "check --online: every SDK refuses that of another token, and check says so", self.refused
         for backend in self.backends:
             yield f"{backend.sdk}, {backend.mode}: text in, reply out, for accounts of all three modes", lambda b=backend: self.answered(b)
-        yield "a failed attempt is sent anew: fresh nonce, timestamp and seal, the same text and MsgId", self.tried_again
-        yield "events that the programs have no answer for are taken by all of them", self.no_answer
-        yield "what the programs were sent has WeChat's order, types and headers", self.as_wechat_sends
-        yield "the SDKs' own quirks were among what was opened: times in milliseconds, nonces of letters", self.quirks
+        yield "a failed attempt is sent again: new nonce, timestamp and encryption, the same text and MsgId", self.tried_again
+        yield "events that the programs do not answer are accepted by all of them", self.no_answer
+        yield "the requests to the programs have WeChat's order, types and headers", self.as_wechat_sends
+        yield "the SDKs' own quirks were among the decrypted replies: times in milliseconds, nonces of letters", self.quirks
         yield "the audit: every event went to every program once", self.audited
 
     def verified(self):

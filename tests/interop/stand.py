@@ -1,4 +1,4 @@
-"""A relay with peers of its own, for parts that need other accounts and targets than bench.py has; and taps to listen in.
+"""A relay with peers of its own, for parts that need other accounts and targets than bench.py has; and taps that record requests.
 
 A Tap stands between the relay and a program: it keeps every request with the program's answer, passes it on byte for
 byte, and answers the next ones with 503 itself when told to.
@@ -40,7 +40,7 @@ class Request:
 
 
 class Tap:
-    """Listens between the relay and a program on `port`; without one it answers 204 itself."""
+    """A proxy between the relay and a program on `port`; without one it answers 204 itself."""
 
     def __init__(self, name, port=None):
         self.name, self.port = name, port
@@ -101,11 +101,11 @@ class TapHandler(BaseHTTPRequestHandler):
     do_GET = do_POST
 
     def log_message(self, *_):
-        """Standard output and error belong to the runner."""
+        """Standard output and error are for the runner."""
 
 
 class Stand:
-    """Programs and one relay before them, in a folder of their own."""
+    """A relay and the programs behind it, in a folder of their own."""
 
     def __init__(self, binary):
         self.binary = binary

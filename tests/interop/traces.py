@@ -1,4 +1,4 @@
-"""Traces, judged by OpenTelemetry's own package for Python: it reads what the relay sends a collector.
+"""Traces, checked by OpenTelemetry's own package for Python: it reads what the relay sends to a collector.
 
 A push whose first attempt fails, then WeChat's retry of it, then a push that a proxy has begun a trace for.
 """
@@ -41,9 +41,9 @@ class Traces:
 
     def checks(self):
         yield "opentelemetry-proto of PyPI reads every field of what the collector gets", self.read
-        yield "the push, its attempts and WeChat's retry are one trace, and the handler is told the attempt's span", self.one_trace
+        yield "the push, its attempts and WeChat's retry are one trace, and the handler gets the attempt's span", self.one_trace
         yield "names, kinds, times, status and attributes are as OpenTelemetry has them", self.described
-        yield "a trace that a push came with goes on", self.continued
+        yield "a trace that a push came with is continued", self.continued
 
     def read(self):
         self.spans = self._spans()
@@ -60,7 +60,7 @@ class Traces:
         expect(len(root), 1, "spans without a parent")
         for span in ours:
             expect((len(span.trace_id), len(span.span_id), any(span.trace_id), any(span.span_id)), (16, 8, True, True), "ids")
-            expect_that(span is root[0] or span.parent_span_id == root[0].span_id, f"{span.name} hangs under the push")
+            expect_that(span is root[0] or span.parent_span_id == root[0].span_id, f"{span.name} is a child of the push")
         expect(len({span.span_id for span in ours}), 4, "different spans")
         attempts = sorted((span for span in ours if span.name == "attempt"), key=lambda span: span.start_time_unix_nano)
         expect([headers["traceparent"] for headers in self.told[:2]],

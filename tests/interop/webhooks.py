@@ -1,4 +1,4 @@
-"""Standard Webhooks and CloudEvents, judged by the official packages of both for Python and Node.
+"""Standard Webhooks and CloudEvents, checked by the official packages of both for Python and Node.
 
 Two targets take what the relay signs with `[new, old]` as `json` and `cloudevents`; the FastAPI and Express programs of
 docs/handlers take them too, one knowing the new secret, one the old, and reply.

@@ -1,4 +1,4 @@
-"""WeChat's side, played by wechatpy: it signs, seals, posts and opens the answer.
+"""WeChat's side, by wechatpy: it signs, encrypts, posts and decrypts the answer.
 
 The HTTP is the one real pushes have: HTTP/1.0, `Connection: close`, `User-Agent: Mozilla/4.0`, `Pragma: no-cache`.
 """
@@ -36,7 +36,7 @@ def encoding_aes_key():
 
 @dataclass
 class Account:
-    """What the console knows of an account, and the path its pushes go to."""
+    """The settings of an account in the console, and the path of its pushes."""
 
     name: str
     mode: str
@@ -134,7 +134,7 @@ class Relay:
 
 
 def open_by_wechatpy(account, answer):
-    """The clear reply in a sealed answer, checked as WeChat checks it."""
+    """The clear reply in an encrypted answer, checked as WeChat checks it."""
     expect(answer.status, 200, "status of the reply")
     expect_that(answer.headers["content-type"].split(";")[0] == "text/xml", f"reply is {answer.headers['content-type']}")
     sealed = xmltodict.parse(answer.body)["xml"]

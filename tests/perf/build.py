@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 TARGET = ROOT / "target"
 PROFILE = ["--profile", "dist"]
-# callgrind tells functions by their names. As an argument to the last crate alone: the profile's key is one for all.
+# callgrind needs the functions' names. As an argument to the last crate only: the profile's key is for all crates.
 NAMED = ["--", "-C", "strip=none"]
 
 
@@ -28,7 +28,7 @@ def parts():
 
 
 def package(ours):
-    """Its manifest: versions, features and profile are those of ours."""
+    """Its manifest: versions, features and profile are the relay's."""
     crates = ours["dev-dependencies"] | ours["dependencies"]
     lines = ["[package]", 'name = "wxrelay-parts"', 'version = "0.0.0"', f"edition = {json.dumps(ours['package']['edition'])}",
              "[workspace]", "[[bin]]", 'name = "parts"', f"path = {json.dumps(str(ROOT / 'benches' / 'parts.rs'))}",

@@ -4,7 +4,7 @@ from collections import Counter
 
 # Names in full at every mention, no line numbers relative to others: what a few lines can read.
 COMMAND = ["valgrind", "--tool=callgrind", "--compress-strings=no", "--compress-pos=no"]
-# Functions are told apart by so much of their names, which may go on for a page.
+# This much of a name identifies a function; names can be a page long.
 NAME = 140
 
 
@@ -27,5 +27,5 @@ def counted(file):
 
 
 def plain(name):
-    """Without the hash that each build makes anew, and without callgrind's number of a recursion."""
+    """Without the hash that changes in each build, and without callgrind's number of a recursion."""
     return re.sub(r"::h[0-9a-f]{16}|'\d+$", "", name)[:NAME]

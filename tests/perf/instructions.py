@@ -30,7 +30,7 @@ ROOT = HERE.parent.parent
 FIGURES = HERE / "figures.toml"
 TOLERATED = 0.05
 CALLS = 100
-# Functions that take less of a figure are not worth a line.
+# Functions with a smaller share of a figure are not listed.
 WORTH = 0.01
 LINES = 15
 
@@ -83,7 +83,7 @@ def measure(names, named=False):
 
 
 def part(binary, function, *argument):
-    """What the function of `benches/parts.rs` takes at a call, with all that it calls."""
+    """Instructions of the function of `benches/parts.rs` per call, with all that it calls."""
     name = "::".join(["parts", function, *argument])
     with tempfile.TemporaryDirectory(prefix="wxrelay-perf-") as folder:
         counts = Path(folder) / "counts"
@@ -99,7 +99,7 @@ def part(binary, function, *argument):
 
 
 def compare(figures, counted):
-    """Prints the table, and what there is to say about it; the exit code."""
+    """Prints the table and its findings; the exit code."""
     over, under = [], []
     print(f"{'instructions':<28}{'figure':>12}{'counted':>12}{'ratio':>8}")
     for name, functions in counted.items():
