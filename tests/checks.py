@@ -5,14 +5,14 @@ class Failure(AssertionError):
     """A check that does not hold."""
 
 
-def expect(found, wanted, what):
-    if found == wanted:
+def expect(found, expected, what):
+    if found == expected:
         return
-    if isinstance(found, str) and isinstance(wanted, str) and max(len(found), len(wanted)) > 200:
-        at = next((i for i, pair in enumerate(zip(found, wanted)) if pair[0] != pair[1]), min(len(found), len(wanted)))
+    if isinstance(found, str) and isinstance(expected, str) and max(len(found), len(expected)) > 200:
+        at = next((i for i, pair in enumerate(zip(found, expected)) if pair[0] != pair[1]), min(len(found), len(expected)))
         near = slice(max(0, at - 60), at + 60)
-        raise Failure(f"{what}: from character {at} on, expected ...{wanted[near]!r}..., found ...{found[near]!r}...")
-    raise Failure(f"{what}: expected {wanted!r}, found {found!r}")
+        raise Failure(f"{what}: from character {at} on, expected ...{expected[near]!r}..., found ...{found[near]!r}...")
+    raise Failure(f"{what}: expected {expected!r}, found {found!r}")
 
 
 def expect_that(holds, what):

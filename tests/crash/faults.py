@@ -46,20 +46,20 @@ KINDS = {
 WORDS = {"enospc": "disk-full", "erofs": "store-failing"}  # what `/readyz` says meanwhile
 
 
-async def script(scene, relay, patient):
-    """The run itself; the exit code of the relay. `patient`: a push that is refused is tried again until it is accepted."""
+async def script(scene, relay, retry_refused):
+    """The run itself; the exit code of the relay. `retry_refused`: a push that is refused is tried again until it is accepted."""
     await relay.start()
     try:
         address = await relay.ready()
     except Ended as ended:
         return ended.code
     for count in [1] * IN_A_ROW + [AT_ONCE]:
-        pushes = [push_until_taken(scene, relay, address, patient) for _ in range(count)]
+        pushes = [push_until_taken(scene, relay, address, retry_refused) for _ in range(count)]
         await asyncio.gather(*pushes)
         if not relay.is_alive():
             return await relay.ended()
     await scene.settled(relay)
-    if patient:
+    if retry_refused:
         await healed(scene, relay)
     return await relay.stop()
 
@@ -72,11 +72,11 @@ async def healed(scene, relay):
         await asyncio.sleep(0.05)
 
 
-async def push_until_taken(scene, relay, address, patient):
+async def push_until_taken(scene, relay, address, retry_refused):
     number = len(scene.seconds)
     status = await scene.push(address)
     deadline = time.monotonic() + PATIENCE
-    while patient and status != 200 and relay.is_alive() and time.monotonic() < deadline:
+    while retry_refused and status != 200 and relay.is_alive() and time.monotonic() < deadline:
         scene.words.add(await relay.readiness())
         await asyncio.sleep(0.005)
         status = await scene.push(address, number)
@@ -84,10 +84,10 @@ async def push_until_taken(scene, relay, address, patient):
 
 async def with_fault(scene, kind, call):
     """The script with a fault at a call; False if it was over before that call."""
-    group, deed, calls = KINDS[kind]
-    relay = scene.relay(at=(group, call), do=deed, calls=calls)
+    group, fault_action, calls = KINDS[kind]
+    relay = scene.relay(at=(group, call), do=fault_action, calls=calls)
     try:
-        code = await script(scene, relay, patient=deed in ("eio", "enospc", "erofs"))
+        code = await script(scene, relay, retry_refused=fault_action in ("eio", "enospc", "erofs"))
     finally:
         await relay.kill()
     entries = list(scene.log.entries())
@@ -100,7 +100,7 @@ async def with_fault(scene, kind, call):
         after_fault(scene, kind, entries, fault, code)
         await let_through(scene, finished_may_go=kind == "enospc")
     except Failure as failure:
-        raise Failure(f"{deed} {where}: {failure}") from None
+        raise Failure(f"{fault_action} {where}: {failure}") from None
     return True
 
 

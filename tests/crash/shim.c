@@ -1,20 +1,20 @@
-/* Faults at the relay's own calls, by LD_PRELOAD, for files below SHIM_DIR. Built and driven by shim.py.
+/* Injects faults into the relay's calls, by LD_PRELOAD, for files below SHIM_DIR. Built and driven by shim.py.
  *
  *   SHIM_DIR=/abs/folder   what is watched; everything else passes through
- *   SHIM_LOG=/abs/file     every change that succeeded, in order, appended: what power cuts are made from
+ *   SHIM_LOG=/abs/file     every successful change, in order, appended: the input of the power cuts
  *   SHIM_AT=write:57       at the 57th call of a kind: write (write, writev, pwrite), sync (fsync, fdatasync),
  *                          truncate (ftruncate), name (creating open, mkdir, unlink, rename)
  *   SHIM_DO=kill           SIGKILL in place of the call
  *           tear           only whole 512-byte sectors of its beginning are written, then SIGKILL
  *           eio | enospc   the call fails; a write that fails with ENOSPC writes its first half first, as a full disk does
- *           erofs          so it does, and with it every write, cut-off and change of names while the fault lasts
+ *           erofs          the same, for every write, truncation and change of names while the fault lasts
  *           stall          the call takes 2 s
- *   SHIM_FOR=12 | 300ms    for so many calls from there on, or for so long
- *   SHIM_LIE=-wal          flushes of a name that ends in this say 0, do nothing and are not in the log, where they come after
- *                          a frame: what SQLite leaves out with synchronous=NORMAL. Those that go before a checkpoint
- *                          (nothing was written since the one before) and after a new header are done.
+ *   SHIM_FOR=12 | 300ms    for that many calls from there on, or for that time
+ *   SHIM_LIE=-wal          flushes of a name with this suffix return 0, do nothing and are not in the log, if they follow a
+ *                          frame: those that SQLite leaves out with synchronous=NORMAL. Flushes before a checkpoint
+ *                          (nothing was written since the previous one) and after a new header are done.
  *
- * One lock around call and log entry, so that the log has the order in which things happened. Memory maps (SQLite's -shm)
+ * One lock around call and log entry, so that the log has the true order. Memory maps (SQLite's -shm)
  * are not seen: what is in them does not outlive a power cut anyway.
  */
 #define _GNU_SOURCE
@@ -44,7 +44,7 @@ static const char *const GROUP_NAMES[GROUPS] = {"write", "sync", "truncate", "na
 static struct { uint64_t id; int frame; char path[256]; } files[FDS]; /* id 0: not watched; frame: written last */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static const char *folder, *lie, *deed;
+static const char *folder, *lie, *action;
 static size_t folder_length;
 static int log_fd = -1, at_group = -1;
 static uint64_t at, during = 1, for_ms, ends, calls[GROUPS], opened; /* ends: 0 before the fault */
@@ -55,7 +55,7 @@ __attribute__((constructor)) static void begin(void) {
   if (!folder) return;
   folder_length = strlen(folder);
   lie = getenv("SHIM_LIE");
-  deed = getenv("SHIM_DO");
+  action = getenv("SHIM_DO");
   const char *log = getenv("SHIM_LOG"), *where = getenv("SHIM_AT"), *count = getenv("SHIM_FOR");
   if (log) log_fd = syscall(SYS_openat, AT_FDCWD, log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
   if (count && strstr(count, "ms")) for_ms = strtoull(count, NULL, 10);
@@ -63,7 +63,7 @@ __attribute__((constructor)) static void begin(void) {
   const char *colon = where ? strchr(where, ':') : NULL;
   for (int g = 0; colon && g < GROUPS; g++)
     if (!strncmp(where, GROUP_NAMES[g], colon - where)) at_group = g, at = strtoull(colon + 1, NULL, 10);
-  if ((log && log_fd < 0) || (where && (at_group < 0 || !deed))) abort();
+  if ((log && log_fd < 0) || (where && (at_group < 0 || !action))) abort();
 }
 
 /* One entry of the log: shim.py reads the same layout. */
@@ -94,30 +94,30 @@ static uint64_t now_ms(void) {
 static int is_met(enum group group, uint64_t n) {
   if (!for_ms) return (int)group == at_group && n >= at && n < at + during;
   if (!ends && (int)group == at_group && n >= at) ends = now_ms() + for_ms;
-  int is_of_it = (int)group == at_group || (!strcmp(deed, "erofs") && group != G_SYNC);
+  int is_of_it = (int)group == at_group || (!strcmp(action, "erofs") && group != G_SYNC);
   return ends && is_of_it && now_ms() < ends;
 }
 
-/* Counts the call and says whether it has to fail: 0 no, else the errno. Does not return where it has to die, unless it
+/* Counts the call and says whether it has to fail: 0 no, else the errno. Does not return when it must die, unless it
  * is a write that is to be torn: then -1. */
 static int fate(enum group group, const char *path) {
   uint64_t n = ++calls[group];
   if (!is_met(group, n)) return 0;
-  note(FAULT, 0, path, deed, strlen(deed), n, group, 0);
+  note(FAULT, 0, path, action, strlen(action), n, group, 0);
   faulted = 1;
-  if (!strcmp(deed, "kill")) die();
-  if (!strcmp(deed, "tear")) {
+  if (!strcmp(action, "kill")) die();
+  if (!strcmp(action, "tear")) {
     if (group == G_WRITE) return -1;
     die();
   }
-  if (!strcmp(deed, "stall")) {
-    pthread_mutex_unlock(&lock); /* a slow flush holds up nobody else */
+  if (!strcmp(action, "stall")) {
+    pthread_mutex_unlock(&lock); /* a slow flush blocks no other call */
     struct timespec pause = {2, 0};
     nanosleep(&pause, NULL);
     pthread_mutex_lock(&lock);
     return 0;
   }
-  return !strcmp(deed, "eio") ? EIO : !strcmp(deed, "erofs") ? EROFS : ENOSPC;
+  return !strcmp(action, "eio") ? EIO : !strcmp(action, "erofs") ? EROFS : ENOSPC;
 }
 
 static int watched_fd(int fd) { return folder && fd >= 0 && fd < FDS && files[fd].id; }
@@ -160,7 +160,7 @@ int close(int fd) {
   return syscall(SYS_close, fd);
 }
 
-/* The whole write goes in, or what the fault leaves of it. */
+/* The whole write, or the part that the fault leaves. */
 static ssize_t do_write(int fd, const void *data, size_t size, off_t offset, int positioned) {
   pthread_mutex_lock(&lock);
   if (!positioned) offset = syscall(SYS_lseek, fd, 0, SEEK_CUR);
@@ -186,7 +186,7 @@ static ssize_t do_write(int fd, const void *data, size_t size, off_t offset, int
   return done;
 }
 
-/* After a fault, an answer of 200 on a socket is written down. */
+/* After a fault, an answer of 200 on a socket is logged. */
 static void look_at(const void *data, size_t size) {
   if (faulted && size > 12 && !memcmp(data, "HTTP/1.", 7) && !memcmp((const char *)data + 9, "200", 3))
     note(SENT, 0, NULL, data, 12, 0, 0, 0);

@@ -57,12 +57,12 @@ class Process:
         with self.arrived:
             return self.lines[mark:]
 
-    def wait_for(self, wanted, what, since=0, count=1):
-        """The first `count` lines from `since` on that `wanted` holds for."""
+    def wait_for(self, predicate, what, since=0, count=1):
+        """The first `count` lines from `since` on that `predicate` holds for."""
         deadline = time.monotonic() + WAIT
         with self.arrived:
             while True:
-                found = [line for line in self.lines[since:] if wanted(line)]
+                found = [line for line in self.lines[since:] if predicate(line)]
                 if len(found) >= count:
                     return found[:count]
                 left = deadline - time.monotonic()

@@ -69,12 +69,12 @@ class Tap:
             self.requests.append(request)
             self.news.notify_all()
 
-    def wait_for(self, wanted, count=1):
-        """The first `count` requests that `wanted` holds for."""
+    def wait_for(self, predicate, count=1):
+        """The first `count` requests that `predicate` holds for."""
         deadline = time.monotonic() + WAIT
         with self.news:
             while True:
-                found = [request for request in self.requests if wanted(request)]
+                found = [request for request in self.requests if predicate(request)]
                 if len(found) >= count:
                     return found[:count]
                 if not self.news.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
