@@ -18,7 +18,7 @@ import monitoring
 import sdks
 import traces
 import webhooks
-from bench import HERE, Bench
+from harness import HERE, Harness
 from remade import Remade
 from rig import Checks, expect, expect_that
 
@@ -31,24 +31,24 @@ def golden_data_is_current():
     return run.stdout.strip()
 
 
-def drained(bench):
+def drained(harness):
     """SIGTERM: everything that was under way is finished, exit 0."""
-    expect(bench.relay_process.end(), 0, "exit code after SIGTERM")
+    expect(harness.relay_process.end(), 0, "exit code after SIGTERM")
 
 
-def audited(bench):
+def audited(harness):
     """Every push answered 200 is one event, delivered once to each target of its routes, and nothing else is in the store."""
-    found = bench.audit()
-    expect(found["events"], len(bench.accepted), "events")
+    found = harness.audit()
+    expect(found["events"], len(harness.accepted), "events")
     expect((found["delivered"], found["pending"], found["dead"], found["expired"], found["unaccounted"]),
-           (bench.due(), 0, 0, 0, 0), "delivered, pending, dead, expired, unaccounted")
+           (harness.due(), 0, 0, 0, 0), "delivered, pending, dead, expired, unaccounted")
     arrivals = Counter()
-    for peer in [bench.authing, *bench.backends.values()]:
+    for peer in [harness.authing, *harness.backends.values()]:
         expect([line for line in peer.lines if "error" in line], [], f"pushes that {peer.name} refused")
         arrivals.update((line["headers"]["wxrelay-event-id"], line.get("path", peer.name)) for line in peer.lines if "headers" in line)
     expect([arrival for arrival, times in arrivals.items() if times > 1], [], "deliveries that arrived twice")
-    expect(len(arrivals), bench.due(), "deliveries that arrived")
-    return f"{len(bench.accepted)} events, {len(arrivals)} deliveries"
+    expect(len(arrivals), harness.due(), "deliveries that arrived")
+    return f"{len(harness.accepted)} events, {len(arrivals)} deliveries"
 
 
 class OutOfTime(BaseException):
@@ -67,21 +67,21 @@ def main():
         sys.exit(f"{binary} is not there; build it with `cargo build --profile dist`")
     signal.signal(signal.SIGALRM, stop_at_once)
     signal.alarm(TIME)
-    checks, bench, remade = Checks(), Bench(binary), Remade(binary)
+    checks, harness, remade = Checks(), Harness(binary), Remade(binary)
     parts = [sdks.Sdks(binary), webhooks.Webhooks(binary), monitoring.Monitoring(binary), api.Api(binary),
              traces.Traces(binary)]
     try:
         checks.run("the golden data of authing-json is what the packages make", golden_data_is_current)
         for name, check in remade.checks():
             checks.run(name, check)
-        checks.run("the relay and its peers start", bench.start)
+        checks.run("the relay and its peers start", harness.start)
         if checks.failed == 0:
             for part in (envelopes, backend, identity):
-                for name, check in part.checks(bench):
+                for name, check in part.checks(harness):
                     checks.run(name, check)
-            checks.run("SIGTERM ends the relay with exit code 0", lambda: drained(bench))
-            checks.run("the audit counts what was sent, and the peers got each delivery once", lambda: audited(bench))
-        bench.end()
+            checks.run("SIGTERM ends the relay with exit code 0", lambda: drained(harness))
+            checks.run("the audit counts what was sent, and the peers got each delivery once", lambda: audited(harness))
+        harness.end()
         for part in parts:
             before = checks.failed
             checks.run(f"{type(part).__name__}: the relay and its programs start", part.start)
@@ -94,7 +94,7 @@ def main():
         print(f"FAIL {late}", flush=True)
     finally:
         signal.alarm(0)
-        for one in [bench, remade, *parts]:
+        for one in [harness, remade, *parts]:
             one.end()
     return checks.close()
 

@@ -1,4 +1,4 @@
-"""A relay with peers of its own, for parts that need other accounts and targets than bench.py has; and taps that record requests.
+"""A relay with peers of its own, for parts that need other accounts and targets than harness.py has; and taps that record requests.
 
 A Tap stands between the relay and a program: it keeps every request with the program's answer, passes it on byte for
 byte, and answers the next ones with 503 itself when told to.

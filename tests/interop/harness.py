@@ -37,7 +37,7 @@ def recorded(name):
     return next(vector for vector in vectors if vector["name"] == name)
 
 
-class Bench:
+class Harness:
     def __init__(self, binary):
         self.binary = binary
         self.folder = tempfile.TemporaryDirectory(prefix="wxrelay-interop-")
