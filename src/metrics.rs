@@ -249,7 +249,12 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// The metrics of an account; the empty name stands for requests to no account's path.
+    /// Counts a request to a path of no account. Any client can send any number of these: no handles are made for them.
+    pub fn push_to_unknown_path(&self) {
+        self.pushes.with_label_values(&["", "none", "unknown_path"]).inc();
+    }
+
+    /// The metrics of an account.
     pub fn account(&self, name: &str) -> AccountMetrics {
         AccountMetrics {
             name: name.into(),
@@ -444,7 +449,7 @@ mod tests {
         account.push("text", "stored");
         account.clone().push("text", "stored");
         account.reply("fixed");
-        metrics.account("").push("none", "unknown_path");
+        metrics.push_to_unknown_path();
         metrics.target("crm").delivery("delivered");
         let text = metrics.render();
         assert!(text.contains(r#"wxrelay_pushes_total{account="shop",kind="text",result="stored"} 2"#), "{text}");

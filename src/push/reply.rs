@@ -1,7 +1,7 @@
 //! The passive reply: the first of the asked targets that gives one, or the route's fixed one.
 //!
-//! All are asked at the same time. Invariant: a target that replied in time is told whether its reply is used; one that
-//! replies later finds nobody.
+//! All are asked concurrently. Invariant: a target that replied in time learns whether its reply is used; the offer of
+//! one that replies later finds a closed channel.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,36 +19,36 @@ use crate::wechat::Reply;
 
 /// How one push gets its reply.
 pub(super) struct Replier {
-    asked: Vec<Asked>,
+    asked: Vec<AskedTarget>,
     fixed: Option<String>,
 }
 
-/// A target that was asked for a reply.
-struct Asked {
+struct AskedTarget {
     target: Arc<str>,
+    /// Pairs with [`AwaitedReply::sender`].
     offer: oneshot::Receiver<ReplyOffer>,
 }
 
 /// A push's clear reply.
-pub(super) struct Chosen {
+pub(super) struct ChosenReply {
     pub(super) reply: Option<String>,
     /// Whether a target gave it.
-    pub(super) given: bool,
-    /// How it is counted; `None` where nobody was asked, and where the illegal reply was counted.
+    pub(super) by_target: bool,
+    /// How it is counted; `None` where no target was asked, and where the illegal reply was counted.
     pub(super) result: Option<&'static str>,
 }
 
-/// Why a target gave no reply; a later one tells more about a push that gets none.
+/// Why a target gave no reply, in ascending order of weight for a push that gets none.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Miss {
-    None,
+enum NoReply {
+    Declined,
     Failed,
     Illegal,
     Timeout,
 }
 
 impl Replier {
-    /// The replier that `rule` names, and what the queue hands to the targets it asks. Their replies are of use until
+    /// The replier for `rule`, and what the queue passes to the targets that it asks. Their replies are useful until
     /// `deadline`.
     pub(super) fn new(
         rule: Option<&ReplyRule>,
@@ -58,10 +58,10 @@ impl Replier {
         let Some(rule) = rule else { return (Self { asked: Vec::new(), fixed: None }, Vec::new()) };
         let render = |body: &_| Reply::new(Clone::clone(body)).render(&event.message, event.received_at.seconds());
         let until = UnixMillis::now().after(deadline.saturating_duration_since(Instant::now()));
-        let ask = |(place, target): (usize, &Arc<str>)| {
+        let ask = |(index, target): (usize, &Arc<str>)| {
             let (sender, offer) = oneshot::channel();
-            let awaited = AwaitedReply { until, first: place == 0, sender };
-            (Asked { target: target.clone(), offer }, (target.clone(), awaited))
+            let awaited = AwaitedReply { until, first: index == 0, sender };
+            (AskedTarget { target: target.clone(), offer }, (target.clone(), awaited))
         };
         let (asked, awaited) = rule.asked.iter().enumerate().map(ask).unzip();
         (Self { asked, fixed: rule.fixed.as_ref().map(render) }, awaited)
@@ -72,57 +72,62 @@ impl Replier {
         self.fixed.clone()
     }
 
-    /// The reply of the first target that gives one; when it is `over`, of the first that has given one.
-    pub(super) async fn reply(self, event: &Event, metrics: &AccountMetrics, over: impl Future<Output = ()>) -> Chosen {
+    /// The reply of the first target in the list that gives one; once `over` completes, of the first that has given one.
+    pub(super) async fn reply(
+        self,
+        event: &Event,
+        metrics: &AccountMetrics,
+        over: impl Future<Output = ()>,
+    ) -> ChosenReply {
         let (mut over, mut is_over) = (pin!(over), false);
-        let (mut given, mut miss) = (None, None);
-        for Asked { target, mut offer } in self.asked {
+        let (mut given, mut weightiest) = (None, None);
+        for AskedTarget { target, mut offer } in self.asked {
             let offered = if is_over || given.is_some() {
                 offer
                     .try_recv()
-                    .map_err(|error| if error == TryRecvError::Closed { Miss::Failed } else { Miss::Timeout })
+                    .map_err(|error| if error == TryRecvError::Closed { NoReply::Failed } else { NoReply::Timeout })
             } else {
                 tokio::select! {
                     biased;
-                    offered = &mut offer => offered.map_err(|_| Miss::Failed),
+                    offered = &mut offer => offered.map_err(|_| NoReply::Failed),
                     () = &mut over => {
                         is_over = true;
-                        Err(Miss::Timeout)
+                        Err(NoReply::Timeout)
                     }
                 }
             };
             let missed = match offered {
                 Ok(ReplyOffer { reply: Ok(Some(clear)), choice }) => {
-                    // Not heard if the attempt was cut off meanwhile.
+                    // It fails if the attempt was cut off meanwhile.
                     choice.send(if given.is_none() { ReplyChoice::Used } else { ReplyChoice::Outdone }).ok();
                     given.get_or_insert(clear);
                     continue;
                 }
-                Ok(ReplyOffer { reply: Ok(None), .. }) => Miss::None,
+                Ok(ReplyOffer { reply: Ok(None), .. }) => NoReply::Declined,
                 Ok(ReplyOffer { reply: Err(error), .. }) => {
-                    tracing::warn!(event = %event.id, %target, %error, "the target's reply breaks WeChat's rules; it is not used");
+                    tracing::warn!(event = %event.id, %target, %error, "illegal reply ignored");
                     metrics.reply("illegal");
-                    Miss::Illegal
+                    NoReply::Illegal
                 }
                 Err(missed) => missed,
             };
-            miss = miss.max(Some(missed));
+            weightiest = weightiest.max(Some(missed));
         }
-        let given = given.map(|clear| Chosen { reply: Some(clear), given: true, result: Some("replied") });
-        given.unwrap_or_else(|| Chosen::without_target(self.fixed, miss))
+        let given = given.map(|clear| ChosenReply { reply: Some(clear), by_target: true, result: Some("replied") });
+        given.unwrap_or_else(|| ChosenReply::without_target(self.fixed, weightiest))
     }
 }
 
-impl Chosen {
-    fn without_target(fixed: Option<String>, miss: Option<Miss>) -> Self {
-        let result = match (&fixed, miss) {
+impl ChosenReply {
+    fn without_target(fixed: Option<String>, reason: Option<NoReply>) -> Self {
+        let result = match (&fixed, reason) {
             (Some(_), _) => Some("fixed"),
-            (None, Some(Miss::None)) => Some("none"),
-            (None, Some(Miss::Failed)) => Some("failed"),
-            (None, Some(Miss::Timeout)) => Some("timeout"),
-            (None, Some(Miss::Illegal) | None) => None,
+            (None, Some(NoReply::Declined)) => Some("none"),
+            (None, Some(NoReply::Failed)) => Some("failed"),
+            (None, Some(NoReply::Timeout)) => Some("timeout"),
+            (None, Some(NoReply::Illegal) | None) => None,
         };
-        Self { reply: fixed, given: false, result }
+        Self { reply: fixed, by_target: false, result }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who replies, told from the order of the list and of what comes in.
+//! Which target replies, by the order of the list and of the offers.
 
 use std::future::{pending, ready};
 
@@ -65,7 +65,7 @@ async fn chosen(
         }
     }
     let metrics = Metrics::new().account("shop");
-    let Chosen { reply, result, .. } = if is_over {
+    let ChosenReply { reply, result, .. } = if is_over {
         replier.reply(&event(), &metrics, ready(())).await
     } else {
         replier.reply(&event(), &metrics, pending()).await

@@ -1,15 +1,15 @@
-//! The reply window: how long a late reply may take, and the guard over what that costs.
+//! The reply window: how long a late reply may take, and the budget of failures that this may cost.
 //!
-//! Whoever waits for a late reply leaves WeChat's first tries unanswered. WeChat stops sending anything for a minute to
-//! a server that fails too often (MarkFail), so each account has a budget of failures. Invariants: every timeout made
-//! on purpose is paid for before it is made; other failures that WeChat sees count too; when the budget is used up the
-//! window is closed, until half of it has aged out.
+//! To wait for a late reply, the relay leaves WeChat's first tries unanswered. WeChat stops sending anything for a minute
+//! to a server that fails too often (MarkFail), so each account has a budget of failures. Invariants: every deliberate
+//! timeout is charged before it is made; other failures that WeChat sees are charged too, where the answer is decided;
+//! when the budget is used up the window is closed, until half of it has aged out.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use crate::metrics::AccountMetrics;
@@ -17,72 +17,72 @@ use crate::metrics::AccountMetrics;
 /// `reply_window` of an account, with the failures that it may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyWindow {
-    /// How long after the first try a late reply is still of use; at most 14 s, as WeChat hangs up on its third try
+    /// How long after the first try a late reply is still useful; at most 14 s, as WeChat hangs up on its third try
     /// 15 s after the first.
     pub length: Duration,
-    /// How many failures ..
+    /// This many failures ..
     pub failures: usize,
-    /// .. in how long a time make the window close.
+    /// .. within this time close the window.
     pub period: Duration,
 }
 
-/// Keeps count of an account's failures; outlives changes of the configuration, as WeChat's own count does.
-pub(super) struct Guard {
+/// An account's recent failures; survives a reload, as WeChat's own count does.
+pub(super) struct FailureBudget {
     account: Arc<str>,
     metrics: AccountMetrics,
-    state: Mutex<State>,
+    state: Mutex<BudgetState>,
 }
 
-struct State {
+struct BudgetState {
     window: Option<ReplyWindow>,
-    /// When there was a failure, the oldest first; no more than count.
+    /// The times of the failures, the oldest first; no more than count.
     failures: VecDeque<Instant>,
     open: bool,
 }
 
-impl Guard {
+impl FailureBudget {
     pub(super) fn new(account: Arc<str>, metrics: AccountMetrics) -> Arc<Self> {
-        let state = State { window: None, failures: VecDeque::new(), open: true };
+        let state = BudgetState { window: None, failures: VecDeque::new(), open: true };
         Arc::new(Self { account, metrics, state: Mutex::new(state) })
     }
 
-    /// Guards this window from now on.
-    pub(super) fn adopt(self: &Arc<Self>, window: Option<ReplyWindow>) {
-        let mut state = self.lock();
+    /// Applies to this window from now on.
+    pub(super) fn set_window(self: &Arc<Self>, window: Option<ReplyWindow>) {
+        let mut state = self.state.lock();
         state.window = window;
-        self.look(&mut state);
+        self.update(&mut state);
         self.metrics.reply_window(window.map(|_| state.open));
     }
 
-    /// How long a late reply to a push that arrives now is of use; `None` while the window is closed, or if there is none.
+    /// How long a late reply to a push that arrives now is useful; `None` while the window is closed, or if there is none.
     pub(super) fn window(&self) -> Option<Duration> {
-        let state = self.lock();
+        let state = self.state.lock();
         state.window.filter(|_| state.open).map(|window| window.length)
     }
 
-    /// Pays for one timeout made on purpose; false if there is nothing left to pay with.
-    pub(super) fn spend(self: &Arc<Self>) -> bool {
-        let mut state = self.lock();
+    /// Charges one deliberate timeout; false if the budget is used up.
+    fn spend(self: &Arc<Self>) -> bool {
+        let mut state = self.state.lock();
         if !state.open || state.window.is_none() {
             return false;
         }
         self.metrics.reply_window_timeouts.inc();
-        self.count(&mut state);
+        self.add_failure(&mut state);
         true
     }
 
-    /// Counts a failure that was not made on purpose.
-    pub(super) fn failed(self: &Arc<Self>) {
-        self.count(&mut self.lock());
+    /// Charges a failure that was not deliberate.
+    fn charge(self: &Arc<Self>) {
+        self.add_failure(&mut self.state.lock());
     }
 
-    fn count(self: &Arc<Self>, state: &mut State) {
+    fn add_failure(self: &Arc<Self>, state: &mut BudgetState) {
         state.failures.push_back(Instant::now());
-        self.look(state);
+        self.update(state);
     }
 
     /// Forgets what has aged out, and closes or opens the window accordingly.
-    fn look(self: &Arc<Self>, state: &mut State) {
+    fn update(self: &Arc<Self>, state: &mut BudgetState) {
         let Some(ReplyWindow { failures, period, .. }) = state.window else {
             state.failures.clear();
             state.open = true;
@@ -96,33 +96,77 @@ impl Guard {
         if state.open && count == failures {
             state.open = false;
             self.metrics.reply_window(Some(false));
-            tracing::warn!(account = %self.account, failures, ?period, "the reply window closes: too many pushes failed; all are answered in time now");
-            tokio::spawn(open_again(Arc::downgrade(self)));
+            tracing::warn!(account = %self.account, failures, ?period, "reply window closed");
+            tokio::spawn(reopen(Arc::downgrade(self)));
         } else if !state.open && count <= failures / 2 {
             state.open = true;
             self.metrics.reply_window(Some(true));
-            tracing::info!(account = %self.account, failures = count, "the reply window opens again");
+            tracing::info!(account = %self.account, failures = count, "reply window opened");
         }
     }
 
-    /// When so many failures will have aged out that the closed window opens, if no more come.
-    fn opens(self: &Arc<Self>) -> Option<Instant> {
-        let mut state = self.lock();
-        self.look(&mut state);
+    /// When enough failures will have aged out that the closed window opens, if no more come.
+    fn reopens_at(self: &Arc<Self>) -> Option<Instant> {
+        let mut state = self.state.lock();
+        self.update(&mut state);
         let ReplyWindow { failures, period, .. } = state.window.filter(|_| !state.open)?;
         let last = state.failures.len().checked_sub(failures / 2 + 1)?;
         state.failures.get(last).map(|at| *at + period)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+#[cfg(test)]
+impl FailureBudget {
+    /// How many failures count now.
+    pub(super) fn failures(&self) -> usize {
+        self.state.lock().failures.len()
     }
 }
 
-/// Opens a closed window when its time has come, also while no push comes in.
-async fn open_again(guard: Weak<Guard>) {
-    while let Some(at) = guard.upgrade().and_then(|guard| guard.opens()) {
+/// Opens a closed window when enough has aged out, even if no push arrives.
+async fn reopen(budget: Weak<FailureBudget>) {
+    while let Some(at) = budget.upgrade().and_then(|budget| budget.reopens_at()) {
         tokio::time::sleep_until(at).await;
+    }
+}
+
+/// What one verified push owes the budget: at most one failure.
+///
+/// [`settle`](Self::settle) decides, once the answer is known. A client that hangs up gets no answer: hyper drops the
+/// request's future, and no code runs after that. WeChat has seen a failure then, and the guard charges it when it is
+/// dropped unsettled.
+pub(super) struct FailureCharge<'b> {
+    budget: &'b Arc<FailureBudget>,
+    /// Nothing more is owed: it is charged already, or there is an answer.
+    settled: bool,
+}
+
+impl<'b> FailureCharge<'b> {
+    pub(super) fn new(budget: &'b Arc<FailureBudget>) -> Self {
+        Self { budget, settled: false }
+    }
+
+    /// Charges a deliberate timeout in advance; false if the budget is used up.
+    pub(super) fn spend(&mut self) -> bool {
+        let spent = self.budget.spend();
+        self.settled |= spent;
+        spent
+    }
+
+    /// Charges the push if WeChat takes its answer for a failure, unless it is charged already.
+    pub(super) fn settle(mut self, failed: bool) {
+        if failed && !self.settled {
+            self.budget.charge();
+        }
+        self.settled = true;
+    }
+}
+
+impl Drop for FailureCharge<'_> {
+    fn drop(&mut self) {
+        if !self.settled {
+            self.budget.charge();
+        }
     }
 }
 
@@ -134,11 +178,11 @@ mod tests {
     const WINDOW: ReplyWindow =
         ReplyWindow { length: Duration::from_secs(14), failures: 4, period: Duration::from_secs(300) };
 
-    fn guard() -> (Arc<Guard>, Arc<Metrics>) {
+    fn budget() -> (Arc<FailureBudget>, Arc<Metrics>) {
         let metrics = Metrics::new();
-        let guard = Guard::new("shop".into(), metrics.account("shop"));
-        guard.adopt(Some(WINDOW));
-        (guard, metrics)
+        let budget = FailureBudget::new("shop".into(), metrics.account("shop"));
+        budget.set_window(Some(WINDOW));
+        (budget, metrics)
     }
 
     fn gauge(metrics: &Metrics) -> Option<String> {
@@ -153,52 +197,73 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_budget_is_never_overdrawn_and_half_of_it_must_age_out() {
-        let (guard, metrics) = guard();
+        let (budget, metrics) = budget();
         for _ in 0..4 {
-            assert_eq!(guard.window(), Some(WINDOW.length));
-            assert!(guard.spend());
+            assert_eq!(budget.window(), Some(WINDOW.length));
+            assert!(budget.spend());
             pass(10).await;
         }
-        assert!(guard.window().is_none() && !guard.spend());
+        assert!(budget.window().is_none() && !budget.spend());
         assert_eq!(gauge(&metrics).as_deref(), Some("0"));
         // The failures were at 0, 10, 20 and 30; it is 40 now, and at 310 two are left.
         pass(269).await;
-        assert!(guard.window().is_none(), "one is not enough");
+        assert!(budget.window().is_none(), "one is not enough");
         pass(2).await;
-        assert_eq!(gauge(&metrics).as_deref(), Some("1"), "told without a push");
-        assert!(guard.spend() && guard.spend() && !guard.spend(), "two of the old ones still count");
+        assert_eq!(gauge(&metrics).as_deref(), Some("1"), "reported without a push");
+        assert!(budget.spend() && budget.spend() && !budget.spend(), "two of the old ones still count");
         assert!(metrics.render().contains("wxrelay_reply_window_timeouts_total{account=\"shop\"} 6"));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn failures_not_made_on_purpose_count_too_and_keep_it_closed() {
-        let (guard, metrics) = guard();
+    async fn other_failures_count_too_and_keep_it_closed() {
+        let (budget, metrics) = budget();
         for _ in 0..40 {
-            guard.failed();
+            budget.charge();
             pass(100).await;
         }
-        assert_eq!(guard.window(), Some(WINDOW.length), "never 4 within 300 s");
+        assert_eq!(budget.window(), Some(WINDOW.length), "never 4 within 300 s");
         for _ in 0..10 {
-            guard.failed();
+            budget.charge();
             pass(30).await;
         }
-        assert!(guard.window().is_none());
+        assert!(budget.window().is_none());
         pass(250).await;
         assert_eq!(gauge(&metrics).as_deref(), Some("1"));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_reload_keeps_the_count() {
-        let (guard, metrics) = guard();
-        guard.failed();
-        guard.failed();
-        guard.adopt(Some(ReplyWindow { failures: 2, ..WINDOW }));
-        assert!(guard.window().is_none());
-        guard.adopt(None);
+        let (budget, metrics) = budget();
+        budget.charge();
+        budget.charge();
+        budget.set_window(Some(ReplyWindow { failures: 2, ..WINDOW }));
+        assert!(budget.window().is_none());
+        budget.set_window(None);
         assert!(gauge(&metrics).is_none(), "no window, no series");
-        assert!(!guard.spend());
-        guard.failed();
-        guard.adopt(Some(WINDOW));
-        assert_eq!(guard.window(), Some(WINDOW.length));
+        assert!(!budget.spend());
+        budget.charge();
+        budget.set_window(Some(WINDOW));
+        assert_eq!(budget.window(), Some(WINDOW.length));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_push_is_charged_once_when_it_fails_or_its_client_hangs_up() {
+        let (budget, _) = budget();
+        FailureCharge::new(&budget).settle(false);
+        assert_eq!(budget.failures(), 0, "it was answered");
+        drop(FailureCharge::new(&budget));
+        assert_eq!(budget.failures(), 1, "the client hung up");
+        let mut charge = FailureCharge::new(&budget);
+        assert!(charge.spend());
+        assert_eq!(budget.failures(), 2, "charged before the timeout is made");
+        charge.settle(true);
+        assert_eq!(budget.failures(), 2, "and not again when it fails");
+        let mut charge = FailureCharge::new(&budget);
+        assert!(charge.spend());
+        drop(charge);
+        assert_eq!(budget.failures(), 3, "nor when the client hangs up");
+        FailureCharge::new(&budget).settle(true);
+        assert_eq!(budget.failures(), 4, "it failed");
+        assert!(budget.window().is_none() && !FailureCharge::new(&budget).spend());
     }
 }

@@ -71,7 +71,7 @@ async fn push(wechat: &WeChat, relay: &Relay, source: &str) -> u16 {
 }
 
 fn outside(line: &Value) -> bool {
-    line["message"] == "a request from outside allow_from"
+    line["message"] == "request from outside allow_from"
 }
 
 async fn relay(allow_from: &str) -> (WeChat, Target, Relay) {

@@ -1,6 +1,7 @@
 //! One log line and one count for each request to an account, also when WeChat hangs up before its answer.
 //!
-//! Of what does not open, so many lines and no more: strangers could fill the disk.
+//! Requests that do not open are logged at a limited rate: unauthenticated clients could fill the disk. Nothing is decided
+//! here: what a destructor does is to report.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -9,19 +10,19 @@ use std::sync::Arc;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use super::Entry;
+use super::account::ServedAccount;
 use crate::clock::{UnixMillis, UnixNanos};
 use crate::event::EventId;
 use crate::tail::{Activity, PushActivity, Span, Tail, TracedKind};
 use crate::telemetry::{self, OpenIds};
 use crate::trace::{SpanId, Trace};
 
-/// How a push is counted that nobody waited for to the end.
+/// The result of a push whose client hung up before its answer.
 const HUNG_UP: &str = "hung_up";
 
-/// What is known of a request; filled as the line goes on, told when dropped.
-pub(super) struct Record {
-    entry: Arc<Entry>,
+/// What is known of a request; filled along the pipeline, logged when dropped.
+pub(super) struct RequestLog {
+    served: Arc<ServedAccount>,
     openids: OpenIds,
     tail: Tail,
     peer: Option<IpAddr>,
@@ -31,26 +32,30 @@ pub(super) struct Record {
     pub(super) event: Option<EventId>,
     /// Of a push that has been opened.
     pub(super) openid: Option<String>,
-    /// Of a push that has been opened: the trace of the event that it would be.
+    /// Of a push that has been opened: the trace of the event that it would become.
     pub(super) trace: Option<Trace>,
     /// Where it is a further try of an event: that event's trace.
     pub(super) first: Option<Trace>,
     /// Whether it comes from outside the account's `allow_from`.
-    pub(super) from_elsewhere: bool,
+    pub(super) from_unlisted: bool,
     /// WeChat's: CreateTime, or until that is known the query's timestamp; in seconds since 1970.
     pub(super) stamp: Option<i64>,
-    /// Whether the failure that WeChat sees is counted already, as one made on purpose.
-    pub(super) spent: bool,
     result: &'static str,
-    /// What it was answered; `None` while it was not.
+    /// `None` until it is answered.
     status: Option<StatusCode>,
 }
 
-impl Record {
-    pub(super) fn new(entry: Arc<Entry>, openids: OpenIds, tail: Tail, peer: Option<IpAddr>, started: Instant) -> Self {
-        let from_elsewhere = entry.account.allow_from.as_ref().is_some_and(|from| !from.lists(peer));
+impl RequestLog {
+    pub(super) fn new(
+        served: Arc<ServedAccount>,
+        openids: OpenIds,
+        tail: Tail,
+        peer: Option<IpAddr>,
+        started: Instant,
+    ) -> Self {
+        let from_unlisted = served.account.allow_from.as_ref().is_some_and(|from| !from.lists(peer));
         Self {
-            entry,
+            served,
             openids,
             tail,
             peer,
@@ -60,26 +65,24 @@ impl Record {
             openid: None,
             trace: None,
             first: None,
-            from_elsewhere,
+            from_unlisted,
             stamp: None,
-            spent: false,
             result: HUNG_UP,
             status: None,
         }
     }
 
-    /// The request has its answer.
-    pub(super) fn answered(mut self, result: &'static str, status: StatusCode) {
+    /// Completes the log line with the answer.
+    pub(super) fn finish(mut self, result: &'static str, status: StatusCode) {
         (self.result, self.status) = (result, Some(status));
     }
 
-    /// The result says what it means: `accepted` from an unlisted address is WeChat's new one, or somebody who has the
-    /// token.
-    fn tell_of_elsewhere(&self) {
-        let (account, peer) = (&self.entry.account.name, self.peer.map(tracing::field::display));
-        self.entry.metrics.from_elsewhere(self.result);
-        if let Some(suppressed) = self.entry.elsewhere.allow() {
-            tracing::warn!(%account, peer, result = self.result, held_back = suppressed, "a request from outside allow_from");
+    /// `accepted` from an unlisted address is a new one of WeChat's, or a client that has the token.
+    fn log_unlisted(&self) {
+        let (account, peer) = (&self.served.account.name, self.peer.map(tracing::field::display));
+        self.served.metrics.from_elsewhere(self.result);
+        if let Some(suppressed) = self.served.unlisted_throttle.allow() {
+            tracing::warn!(%account, peer, result = self.result, held_back = suppressed, "request from outside allow_from");
         }
     }
 
@@ -88,13 +91,8 @@ impl Record {
         self.status.is_none_or(|status| status.is_server_error())
     }
 
-    /// Whether it is WeChat that it failed: what does not even open is anybody's.
-    fn failed_wechat(&self) -> bool {
-        self.failed() && self.openid.is_some()
-    }
-
-    /// Only what was opened is traced: what is refused is no event, and strangers can send any number of it.
-    fn trace(&self, news: impl FnOnce() -> Activity) {
+    /// Only pushes that opened are traced: a refused one is no event, and unauthenticated clients can send any number.
+    fn publish_span(&self, news: impl FnOnce() -> Activity) {
         let Some(trace) = self.trace else { return };
         let (event, took) = (self.first.unwrap_or(trace).event, self.started.elapsed());
         let place = || match self.first {
@@ -110,26 +108,23 @@ impl Record {
     }
 }
 
-impl Drop for Record {
+impl Drop for RequestLog {
     fn drop(&mut self) {
-        let (entry, took) = (&self.entry, self.started.elapsed());
+        let (served, took) = (&self.served, self.started.elapsed());
         let kind = self.kind.unwrap_or("none");
-        entry.metrics.push(kind, self.result);
+        served.metrics.push(kind, self.result);
         if self.result != HUNG_UP {
-            entry.metrics.push_duration.observe(took.as_secs_f64());
+            served.metrics.push_duration.observe(took.as_secs_f64());
         }
-        if self.failed_wechat() && !self.spent {
-            entry.guard.failed();
-        }
-        if self.from_elsewhere {
-            self.tell_of_elsewhere();
+        if self.from_unlisted {
+            self.log_unlisted();
         }
         let (event, result, stamp, duration_ms) = (self.event, self.result, self.stamp, took.as_secs_f64() * 1e3);
         let openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid));
-        let by_stranger = self.openid.is_none() && self.status != Some(StatusCode::OK);
-        if let Some(suppressed) = if by_stranger { entry.refusals.allow() } else { Some(0) } {
+        let unauthenticated = self.openid.is_none() && self.status != Some(StatusCode::OK);
+        if let Some(suppressed) = if unauthenticated { served.refusal_throttle.allow() } else { Some(0) } {
             tracing::info!(
-                account = %entry.account.name,
+                account = %served.account.name,
                 kind,
                 result,
                 event = event.map(tracing::field::display),
@@ -142,7 +137,7 @@ impl Drop for Record {
             );
         }
         let news = || {
-            let (account, openid) = (entry.account.name.clone(), openid.clone().map(Cow::into_owned));
+            let (account, openid) = (served.account.name.clone(), openid.clone().map(Cow::into_owned));
             Activity::Push(PushActivity {
                 at: UnixMillis::now(),
                 event,
@@ -155,6 +150,6 @@ impl Drop for Record {
             })
         };
         self.tail.tell(news);
-        self.trace(news);
+        self.publish_span(news);
     }
 }

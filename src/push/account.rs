@@ -1,0 +1,97 @@
+//! The accounts that pushes are accepted for, by path, each with its metrics, failure budget and log throttles.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::sources::AllowFrom;
+use super::window::{FailureBudget, ReplyWindow};
+use crate::metrics::{AccountMetrics, Metrics};
+use crate::route;
+use crate::telemetry::{LogThrottle, OpenIds};
+use crate::wechat::Credentials;
+
+/// Log lines in ten seconds, per account, about requests that do not open: enough for all of WeChat's while an operator
+/// has the token wrong, and too few to fill a disk.
+const REFUSAL_LOG_LINES: u32 = 100;
+
+/// One `[accounts.NAME]` of the configuration.
+#[derive(Clone, Debug)]
+pub struct Account {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// The path of its server URL, without a trailing slash.
+    pub path: String,
+    pub credentials: Credentials,
+    /// How far a push's timestamp may be from our clock; `None` = any distance.
+    pub max_skew: Option<Duration>,
+    /// The latest time after its arrival at which a push is answered.
+    pub reply_budget: Duration,
+    /// Within which a late reply may answer WeChat's 2nd or 3rd try; `None` = never.
+    pub reply_window: Option<ReplyWindow>,
+    /// Where its pushes are expected from; `None` = anywhere.
+    pub allow_from: Option<AllowFrom>,
+    /// Which targets an event goes to, and who replies.
+    pub routes: route::Table,
+}
+
+impl Account {
+    /// Whether a push with a timestamp so many seconds from our clock is fresh.
+    pub(super) fn allows_skew(&self, seconds: i64) -> bool {
+        self.max_skew.is_none_or(|max| seconds.unsigned_abs() <= max.as_secs())
+    }
+}
+
+/// The accounts that pushes are accepted for: replaced as a whole when the configuration changes.
+pub struct Accounts {
+    by_path: HashMap<String, Arc<ServedAccount>>,
+    pub(super) openids: OpenIds,
+}
+
+/// An account with what its pushes need.
+pub(super) struct ServedAccount {
+    pub(super) account: Account,
+    pub(super) metrics: AccountMetrics,
+    pub(super) budget: Arc<FailureBudget>,
+    /// Of log lines about requests from outside `allow_from`.
+    pub(super) unlisted_throttle: LogThrottle,
+    /// Of log lines about requests that do not open.
+    pub(super) refusal_throttle: LogThrottle,
+}
+
+impl Accounts {
+    /// Accounts by their paths.
+    pub fn new(accounts: Vec<Account>, openids: OpenIds, metrics: &Metrics) -> Self {
+        let serve = |account: Account| {
+            let metrics = metrics.account(&account.name);
+            let budget = FailureBudget::new(account.name.clone(), metrics.clone());
+            let path = account.path.clone();
+            let (unlisted_throttle, refusal_throttle) =
+                (LogThrottle::default(), LogThrottle::at_most(REFUSAL_LOG_LINES));
+            (path, Arc::new(ServedAccount { account, metrics, budget, unlisted_throttle, refusal_throttle }))
+        };
+        Self { by_path: accounts.into_iter().map(serve).collect(), openids }
+    }
+
+    pub(super) fn at(&self, path: &str) -> Option<Arc<ServedAccount>> {
+        self.by_path.get(path.trim_end_matches('/')).cloned()
+    }
+
+    /// Starts the failure budgets: those of `previous` where the account was there, so that no failure is forgotten.
+    pub(super) fn with_budgets_of(mut self, previous: Option<&Self>) -> Self {
+        let mut old: HashMap<&str, &Arc<FailureBudget>> = HashMap::new();
+        for served in previous.into_iter().flat_map(|previous| previous.by_path.values()) {
+            old.insert(&served.account.name, &served.budget);
+        }
+        for served in self.by_path.values_mut().filter_map(Arc::get_mut) {
+            if let Some(budget) = old.remove(&*served.account.name) {
+                served.budget = budget.clone();
+            }
+            served.budget.set_window(served.account.reply_window);
+        }
+        for removed in old.into_values() {
+            removed.set_window(None);
+        }
+        self
+    }
+}

@@ -1,0 +1,157 @@
+//! Pushes in progress: a retry that arrives while the first try is still being processed joins it (singleflight).
+//!
+//! WeChat retries after 5 s and shows a reply to any of its tries (protocol facts from SDK authors), so a retry that
+//! were answered `success` at once would destroy the reply. Finished pushes are the queue's to remember, not ours: the
+//! map has no more entries than there are pushes in progress.
+//!
+//! The leader does not wait on the channel for a result that it computes itself. The simple version, in which it was a
+//! follower too, woke the connection's task once more for each push.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{PushError, RelayOutcome};
+use crate::event::ContentKey;
+use crate::trace::Trace;
+
+/// How far a push has come.
+enum Progress {
+    /// It is not stored yet.
+    Storing,
+    /// It is stored, and its reply is awaited.
+    AwaitingReply,
+    /// `None` where it could not be relayed.
+    Finished(Option<RelayOutcome>),
+}
+
+/// The pushes in progress, by content.
+#[derive(Clone, Default)]
+pub(super) struct Inflight(Arc<Mutex<HashMap<ContentKey, Follower>>>);
+
+/// The part that a try has in its push.
+pub(super) enum Joined {
+    /// The first of its content: it has to relay the push. It can also follow its own relaying.
+    Leader(Leader, Follower),
+    /// A retry of a push in progress.
+    Follower(Follower),
+}
+
+/// The duty to publish the outcome. Dropped without one, as by a panic, it closes the channel, which followers see.
+pub(super) struct Leader {
+    inflight: Inflight,
+    key: ContentKey,
+    /// Pairs with [`Follower::progress`].
+    progress: watch::Sender<Progress>,
+}
+
+/// One try's view of its push.
+#[derive(Clone)]
+pub(super) struct Follower {
+    /// Pairs with [`Leader::progress`].
+    progress: watch::Receiver<Progress>,
+    /// When the first try arrived.
+    pub(super) first_arrival: Instant,
+    /// The trace that the first try began.
+    pub(super) trace: Trace,
+    /// When the reply window ends; `None` without one.
+    pub(super) window_ends: Option<Instant>,
+    /// Ends the waiting for a reply: WeChat is to be answered now. Any try may cancel it; the relaying watches it.
+    pub(super) answer_now: CancellationToken,
+}
+
+impl Inflight {
+    /// Joins the push of this content, or begins it.
+    pub(super) fn join(&self, key: ContentKey, trace: Trace, window_ends: Option<Instant>) -> Joined {
+        let mut pushes = self.0.lock();
+        if let Some(follower) = pushes.get(&key) {
+            return Joined::Follower(follower.clone());
+        }
+        let (sender, receiver) = watch::channel(Progress::Storing);
+        let (first_arrival, answer_now) = (Instant::now(), CancellationToken::new());
+        let follower = Follower { progress: receiver, first_arrival, trace, window_ends, answer_now };
+        pushes.insert(key, follower.clone());
+        Joined::Leader(Leader { inflight: self.clone(), key, progress: sender }, follower)
+    }
+}
+
+impl Leader {
+    pub(super) fn key(&self) -> ContentKey {
+        self.key
+    }
+
+    /// From here on only the reply is awaited.
+    pub(super) fn await_reply(&self) {
+        self.progress.send_replace(Progress::AwaitingReply);
+    }
+
+    /// Publishes the outcome to the followers.
+    pub(super) fn finish(self, outcome: Option<RelayOutcome>) {
+        self.progress.send_replace(Progress::Finished(outcome));
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.inflight.0.lock().remove(&self.key);
+    }
+}
+
+impl Follower {
+    /// Waits for the outcome of the push, as another try sees it.
+    pub(super) async fn outcome(mut self) -> Result<RelayOutcome, PushError> {
+        let is_finished = |progress: &Progress| matches!(progress, Progress::Finished(_));
+        let progress = self.progress.wait_for(is_finished).await.map_err(|_| PushError::Internal)?;
+        match &*progress {
+            Progress::Finished(Some(outcome)) => Ok(outcome.clone()),
+            Progress::Finished(None) | Progress::Storing | Progress::AwaitingReply => Err(PushError::Unavailable),
+        }
+    }
+
+    /// Whether the push is stored, and nothing is missing but the reply.
+    pub(super) fn awaits_reply(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::AwaitingReply)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EventId;
+
+    const KEY: ContentKey = ContentKey([7; 24]);
+
+    fn trace() -> Trace {
+        Trace::new(EventId(1), None)
+    }
+
+    fn outcome() -> RelayOutcome {
+        RelayOutcome { event: EventId(1), result: "accepted", reply: Some("hello".into()) }
+    }
+
+    fn leader_and_follower(inflight: &Inflight) -> (Leader, Follower) {
+        let Joined::Leader(leader, _) = inflight.join(KEY, trace(), None) else { panic!("no push is in progress") };
+        let Joined::Follower(follower) = inflight.join(KEY, trace(), None) else { panic!("the first is in progress") };
+        (leader, follower)
+    }
+
+    #[tokio::test]
+    async fn a_follower_gets_the_leaders_outcome_and_the_next_try_leads() {
+        let inflight = Inflight::default();
+        let (leader, follower) = leader_and_follower(&inflight);
+        leader.finish(Some(outcome()));
+        assert_eq!(follower.outcome().await.unwrap().reply.as_deref(), Some("hello"));
+        assert!(matches!(inflight.join(KEY, trace(), None), Joined::Leader(..)));
+    }
+
+    #[tokio::test]
+    async fn a_leader_that_vanishes_leaves_no_follower_waiting() {
+        let (leader, follower) = leader_and_follower(&Inflight::default());
+        drop(leader);
+        assert!(matches!(follower.outcome().await, Err(PushError::Internal)));
+    }
+}
