@@ -15,19 +15,17 @@ use crate::clock::UnixNanos;
 use crate::trace::SpanId;
 
 /// A target's answer.
-pub(crate) enum Answer {
-    /// It answers.
+pub(crate) enum ScriptedAnswer {
     Status(StatusCode, HeaderMap),
     /// The connection breaks.
     Broken,
 }
 
-/// An answer on its way.
-pub(crate) type Answering = Pin<Box<dyn Future<Output = Answer> + Send>>;
+pub(crate) type PendingAnswer = Pin<Box<dyn Future<Output = ScriptedAnswer> + Send>>;
 
 /// What a target does with an attempt.
 #[derive(Clone)]
-pub(crate) struct Script(pub(crate) Arc<dyn Fn(&AttemptRequest<'_>) -> Answering + Send + Sync>);
+pub(crate) struct Script(pub(crate) Arc<dyn Fn(&AttemptRequest<'_>) -> PendingAnswer + Send + Sync>);
 
 impl fmt::Debug for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -45,8 +43,10 @@ impl Upstream {
         let span = SpanId::new(order.event.id.0);
         match tokio::time::timeout_at(started + self.target.timeout, (script.0)(order)).await {
             Err(_) => AttemptReport::failed("timeout", "no answer".to_owned(), started, span),
-            Ok(Answer::Broken) => AttemptReport::failed("broken", "connection broken".to_owned(), started, span),
-            Ok(Answer::Status(status, headers)) => {
+            Ok(ScriptedAnswer::Broken) => {
+                AttemptReport::failed("broken", "connection broken".to_owned(), started, span)
+            }
+            Ok(ScriptedAnswer::Status(status, headers)) => {
                 let outcome = outcome::judge(status, &headers, order.now);
                 let delivered = outcome == Outcome::Delivered;
                 let body = Body { bytes: Vec::new(), end: BodyEnd::Whole };

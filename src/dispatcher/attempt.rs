@@ -1,5 +1,5 @@
-//! One attempt: deliver, decide, tell; and settling it, which is apart, so that the target's next attempt need not wait
-//! for our disk.
+//! One attempt: deliver, decide, log. It is settled separately, so that the target's next attempt need not wait for our
+//! disk.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -19,62 +19,61 @@ use crate::tail::{self, Activity, Span, Tail, TracedKind};
 use crate::telemetry;
 use crate::trace::{SpanId, Trace};
 
-/// Between two tries to settle while the store fails (a full disk).
+/// Between two attempts to settle while the store fails (a full disk).
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the attempts of one lane share.
-pub(super) struct Bench {
+pub(super) struct AttemptContext {
     pub(super) queue: Queue,
     pub(super) metrics: TargetMetrics,
     tail: Tail,
-    /// What is still to be noted of attempts that are settled.
-    pub(super) notes: TaskTracker,
+    /// Of settled attempts whose records are still to be annotated.
+    pub(super) annotations: TaskTracker,
     stop: CancellationToken,
 }
 
 /// How an attempt ended, for the breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(super) enum AttemptEnd {
     /// The target took the event, or refused it for good.
     Answered,
-    /// It did not.
+    /// No answer, or one that asks for a retry.
     Failed(EventId),
-    /// No attempt was made: the delivery had expired or was cancelled, or the lane ends.
+    /// No attempt was made: the delivery had expired or was cancelled, or the lane stops.
     NotMade,
 }
 
-/// An attempt that is over, or was not made, but that the store does not know of yet.
-pub(super) struct Unsettled {
+/// An attempt that has ended, or was not made, but that is not in the store yet.
+pub(super) struct UnsettledAttempt {
     settlement: Settlement,
-    /// For a reply in reserve: the note on it, and where it shows what became of it.
+    /// For a reply in reserve: the record to annotate, and what announces whether the reply was used.
     reserve: Option<(AttemptNote, oneshot::Receiver<ReplyChoice>)>,
-    /// Out until the store knows, so that nobody else makes the same attempt.
+    /// Held until the attempt is settled, so that it is made only once.
     lease: Lease,
 }
 
-impl Bench {
+impl AttemptContext {
     pub(super) fn new(queue: Queue, metrics: TargetMetrics, tail: Tail, stop: CancellationToken) -> Self {
-        Self { queue, metrics, tail, notes: TaskTracker::new(), stop }
+        Self { queue, metrics, tail, annotations: TaskTracker::new(), stop }
     }
 
-    /// Makes the attempt that `lease` allows; what it led to is to be settled. A `probe` of a target that is down does
-    /// not count.
+    /// Makes the attempt that `lease` allows; the caller settles it. A `probe` of a target that is down does not count.
     pub(super) async fn attempt(
         self: Arc<Self>,
         policy: Arc<Policy>,
         mut lease: Lease,
         probe: bool,
-    ) -> (End, Option<Unsettled>) {
+    ) -> (AttemptEnd, Option<UnsettledAttempt>) {
         if let Some(rate) = &policy.rate {
             tokio::select! {
                 biased;
                 () = rate.until_ready() => {}
-                // Nothing is under way yet: the lease goes back.
-                () = self.stop.cancelled() => return (End::NotMade, None),
+                // No attempt is in progress yet: the lease is released.
+                () = self.stop.cancelled() => return (AttemptEnd::NotMade, None),
             }
         }
         if lease.is_revoked() {
-            return (End::NotMade, None);
+            return (AttemptEnd::NotMade, None);
         }
         let now = UnixMillis::now();
         let reply = lease.reply.take();
@@ -82,23 +81,23 @@ impl Bench {
         let settlement = |verdict, attempt| Settlement { event: event.id, target: target.clone(), verdict, attempt };
         let expiry = policy.expire_after.map(|span| event.received_at.after(span));
         if expiry.is_some_and(|expiry| now >= expiry) {
-            self.tell(&policy, event, *attempt, "expired", None);
+            self.log_attempt(&policy, event, *attempt, "expired", None);
             let settlement = settlement(Disposition::End(DeliveryState::Expired), None);
-            return (End::NotMade, Some(Unsettled { settlement, reserve: None, lease }));
+            return (AttemptEnd::NotMade, Some(UnsettledAttempt { settlement, reserve: None, lease }));
         }
         let reply_until = reply.as_ref().map(|reply| reply.until);
         #[cfg(test)]
-        super::simulated::attempting(probe);
+        super::simulated::set_probe(probe);
         let mut report = policy.upstream.deliver(AttemptRequest { event, attempt: *attempt, reply_until, now }).await;
         let verdict = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
         let choice = match reply {
             Some(awaited) => offer::offer(awaited, event, &mut report).await,
             None => None,
         };
-        self.observe(&policy, event, *attempt, verdict, &report);
+        self.record_metrics(&policy, event, *attempt, verdict, &report);
         let end = match report.outcome {
-            Outcome::Delivered | Outcome::Reject => End::Answered,
-            Outcome::Retry { .. } => End::Failed(event.id),
+            Outcome::Delivered | Outcome::Reject => AttemptEnd::Answered,
+            Outcome::Retry { .. } => AttemptEnd::Failed(event.id),
         };
         let record = AttemptRecord {
             number: *attempt,
@@ -111,13 +110,13 @@ impl Bench {
         let note = AttemptNote { event: event.id, target: target.clone(), attempt: *attempt, error: None };
         let reserve = choice.map(|choice| (note, choice));
         let settlement = settlement(verdict, Some(record));
-        (end, Some(Unsettled { settlement, reserve, lease }))
+        (end, Some(UnsettledAttempt { settlement, reserve, lease }))
     }
 
-    /// Settles, however long the store fails: until then the lease is held, and the event stays pending on disk.
-    pub(super) async fn settle(self: Arc<Self>, Unsettled { settlement, reserve, lease }: Unsettled) {
+    /// Settles, however long the store fails: until then the lease is held, and the delivery stays pending on disk.
+    pub(super) async fn settle(self: Arc<Self>, UnsettledAttempt { settlement, reserve, lease }: UnsettledAttempt) {
         while let Err(error) = self.queue.settle(settlement.clone()).await {
-            tracing::warn!(event = %settlement.event, target = %settlement.target, %error, remedy = error.remedy(), "can't settle; trying again");
+            tracing::warn!(event = %settlement.event, target = %settlement.target, %error, remedy = error.remedy(), "attempt not settled; retrying");
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(SETTLE_PAUSE) => {}
@@ -126,11 +125,18 @@ impl Bench {
         }
         drop(lease);
         if let Some((note, choice)) = reserve {
-            self.notes.spawn(offer::note(self.queue.clone(), note, choice));
+            self.annotations.spawn(offer::annotate(self.queue.clone(), note, choice));
         }
     }
 
-    fn observe(&self, policy: &Policy, event: &Event, attempt: u32, verdict: Disposition, report: &AttemptReport) {
+    fn record_metrics(
+        &self,
+        policy: &Policy,
+        event: &Event,
+        attempt: u32,
+        verdict: Disposition,
+        report: &AttemptReport,
+    ) {
         let outcome = match verdict {
             Disposition::Retry(_) | Disposition::Postpone(_) => "retry",
             Disposition::End(state) => state.name(),
@@ -141,10 +147,10 @@ impl Bench {
             let latency = UnixMillis::now().since(event.received_at);
             self.metrics.identity_latency.observe(latency.as_secs_f64());
         }
-        self.tell(policy, event, attempt, outcome, Some(report));
+        self.log_attempt(policy, event, attempt, outcome, Some(report));
     }
 
-    fn tell(
+    fn log_attempt(
         &self,
         policy: &Policy,
         event: &Event,
@@ -219,7 +225,7 @@ fn failure(report: Option<&AttemptReport>) -> Cow<'static, str> {
     }
 }
 
-/// The rule: 2xx delivers, 410 kills, all else is tried again until the schedule or the expiry ends it. A failed probe
+/// 2xx delivers, 410 makes a dead letter, all else is retried until the schedule or the expiry ends it. A failed probe
 /// leaves the delivery as it was.
 fn decide(
     policy: &Policy,
@@ -247,7 +253,7 @@ fn decide(
     }
 }
 
-/// A random number of 0..1.
+/// A random number from 0 to 1.
 fn jitter() -> f64 {
     #[cfg(test)]
     if let Some(jitter) = super::simulated::jitter() {

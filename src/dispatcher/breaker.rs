@@ -1,8 +1,8 @@
-//! The circuit breaker: a target that keeps failing is tried by single probes until it answers again. Pure.
+//! The circuit breaker: a target that keeps failing gets single probes until it answers again. Pure.
 //!
-//! While it is open no attempt but a probe is made, and a probe that fails does not use up its delivery's attempts: an
-//! outage, however long, kills nothing that waits. One event that fails again and again does not open it: that may be
-//! the event's fault, and its own schedule ends it.
+//! While it is open only probes are made, and a probe that fails does not use up its delivery's attempts: an outage,
+//! however long, makes no dead letters. One event that fails again and again does not open it: that may be the event's
+//! fault, and its own schedule ends it.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::event::EventId;
 
-/// Failures in a row, of more than one event, that open it.
+/// ConsecutiveFailures in a row, of more than one event, that open it.
 const OPENS_AFTER: u32 = 5;
 /// The wait for the first probe; each that fails doubles it.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -18,87 +18,86 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Whether attempts may be made.
 #[derive(Debug)]
 pub(super) struct Breaker {
-    state: State,
+    state: BreakerState,
     longest_wait: Duration,
 }
 
 #[derive(Debug)]
-enum State {
-    Closed(Failures),
+enum BreakerState {
+    Closed(ConsecutiveFailures),
     Open { probe_at: Instant, wait: Duration },
     Probing { wait: Duration },
 }
 
-/// The failures in a row.
 #[derive(Clone, Copy, Debug, Default)]
-struct Failures {
+struct ConsecutiveFailures {
     count: u32,
     first: Option<EventId>,
-    of_several: bool,
+    of_several_events: bool,
 }
 
-impl Failures {
-    fn and(self, event: EventId) -> Self {
+impl ConsecutiveFailures {
+    fn with(self, event: EventId) -> Self {
         let first = self.first.unwrap_or(event);
-        Self { count: self.count + 1, first: Some(first), of_several: self.of_several || first != event }
+        Self { count: self.count + 1, first: Some(first), of_several_events: self.of_several_events || first != event }
     }
 }
 
 impl Breaker {
     /// Closed. `longest_wait` bounds the time between two probes.
     pub(super) fn new(longest_wait: Duration) -> Self {
-        Self { state: State::Closed(Failures::default()), longest_wait }
+        Self { state: BreakerState::Closed(ConsecutiveFailures::default()), longest_wait }
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        matches!(self.state, State::Closed(_))
+        matches!(self.state, BreakerState::Closed(_))
     }
 
-    /// When the next probe may be made; `None` while it is closed or a probe is under way.
+    /// When the next probe may be made; `None` while it is closed or a probe is in progress.
     pub(super) fn probe_at(&self) -> Option<Instant> {
         match self.state {
-            State::Open { probe_at, .. } => Some(probe_at),
-            State::Closed(_) | State::Probing { .. } => None,
+            BreakerState::Open { probe_at, .. } => Some(probe_at),
+            BreakerState::Closed(_) | BreakerState::Probing { .. } => None,
         }
     }
 
-    /// Asks for a probe, which must be made or given back with [`Breaker::returned`].
-    pub(super) fn probe(&mut self, now: Instant) -> bool {
+    /// Asks for a probe, which must be made, or return_probe with [`Breaker::return_probe`].
+    pub(super) fn take_probe(&mut self, now: Instant) -> bool {
         match self.state {
-            State::Open { probe_at, wait } if now >= probe_at => {
-                self.state = State::Probing { wait };
+            BreakerState::Open { probe_at, wait } if now >= probe_at => {
+                self.state = BreakerState::Probing { wait };
                 true
             }
-            State::Closed(_) | State::Open { .. } | State::Probing { .. } => false,
+            BreakerState::Closed(_) | BreakerState::Open { .. } | BreakerState::Probing { .. } => false,
         }
     }
 
-    /// The target answered.
-    pub(super) fn answered(&mut self) {
-        self.state = State::Closed(Failures::default());
+    /// Closes it.
+    pub(super) fn record_success(&mut self) {
+        self.state = BreakerState::Closed(ConsecutiveFailures::default());
     }
 
-    /// An attempt failed. Those that were under way when it opened change nothing.
-    pub(super) fn failed(&mut self, event: EventId, now: Instant) {
+    /// Counts a failed attempt. Those that were in progress when it opened change nothing.
+    pub(super) fn record_failure(&mut self, event: EventId, now: Instant) {
         match self.state {
-            State::Closed(failures) => {
-                let failures = failures.and(event);
-                let opens = failures.count >= OPENS_AFTER && failures.of_several;
-                let open = State::Open { probe_at: now + FIRST_WAIT, wait: FIRST_WAIT };
-                self.state = if opens { open } else { State::Closed(failures) };
+            BreakerState::Closed(failures) => {
+                let failures = failures.with(event);
+                let opens = failures.count >= OPENS_AFTER && failures.of_several_events;
+                let open = BreakerState::Open { probe_at: now + FIRST_WAIT, wait: FIRST_WAIT };
+                self.state = if opens { open } else { BreakerState::Closed(failures) };
             }
-            State::Probing { wait } => {
+            BreakerState::Probing { wait } => {
                 let wait = (wait * 2).min(self.longest_wait);
-                self.state = State::Open { probe_at: now + wait, wait };
+                self.state = BreakerState::Open { probe_at: now + wait, wait };
             }
-            State::Open { .. } => {}
+            BreakerState::Open { .. } => {}
         }
     }
 
-    /// A probe that was not made: its delivery had expired.
-    pub(super) fn returned(&mut self, now: Instant) {
-        if let State::Probing { wait } = self.state {
-            self.state = State::Open { probe_at: now, wait };
+    /// Returns a probe that was not made, because its delivery had expired.
+    pub(super) fn return_probe(&mut self, now: Instant) {
+        if let BreakerState::Probing { wait } = self.state {
+            self.state = BreakerState::Open { probe_at: now, wait };
         }
     }
 }
@@ -111,7 +110,7 @@ mod tests {
 
     fn failing(times: u64, now: Instant) -> Breaker {
         let mut breaker = Breaker::new(LONGEST);
-        (0..times).for_each(|event| breaker.failed(EventId(event), now));
+        (0..times).for_each(|event| breaker.record_failure(EventId(event), now));
         breaker
     }
 
@@ -119,10 +118,10 @@ mod tests {
     async fn it_opens_after_failures_in_a_row_only() {
         let now = Instant::now();
         let mut breaker = failing(4, now);
-        breaker.answered();
-        (0..4).for_each(|event| breaker.failed(EventId(event), now));
-        assert!(breaker.is_closed(), "the answer began the count anew");
-        breaker.failed(EventId(9), now);
+        breaker.record_success();
+        (0..4).for_each(|event| breaker.record_failure(EventId(event), now));
+        assert!(breaker.is_closed(), "the success restarted the count");
+        breaker.record_failure(EventId(9), now);
         assert!(!breaker.is_closed());
     }
 
@@ -130,9 +129,9 @@ mod tests {
     async fn one_event_that_fails_for_ever_does_not_open_it() {
         let now = Instant::now();
         let mut breaker = Breaker::new(LONGEST);
-        (0..100).for_each(|_| breaker.failed(EventId(7), now));
+        (0..100).for_each(|_| breaker.record_failure(EventId(7), now));
         assert!(breaker.is_closed());
-        breaker.failed(EventId(8), now);
+        breaker.record_failure(EventId(8), now);
         assert!(!breaker.is_closed());
     }
 
@@ -141,25 +140,25 @@ mod tests {
         let mut now = Instant::now();
         let mut breaker = failing(5, now);
         for wait in [1, 2, 4, 5, 5].map(Duration::from_secs) {
-            assert!(!breaker.probe(now));
+            assert!(!breaker.take_probe(now));
             now += wait;
             assert_eq!(breaker.probe_at(), Some(now));
-            assert!(breaker.probe(now));
-            assert!(!breaker.probe(now + LONGEST), "a probe is under way");
-            breaker.failed(EventId(1), now);
+            assert!(breaker.take_probe(now));
+            assert!(!breaker.take_probe(now + LONGEST), "a probe is in progress");
+            breaker.record_failure(EventId(1), now);
         }
-        assert!(breaker.probe(now + LONGEST));
-        breaker.answered();
+        assert!(breaker.take_probe(now + LONGEST));
+        breaker.record_success();
         assert!(breaker.is_closed() && breaker.probe_at().is_none());
     }
 
     #[tokio::test]
-    async fn a_probe_that_was_not_made_is_had_again() {
+    async fn a_probe_that_was_not_made_is_available_again() {
         let now = Instant::now();
         let mut breaker = failing(5, now);
         let then = now + FIRST_WAIT;
-        assert!(breaker.probe(then));
-        breaker.returned(then);
-        assert!(breaker.probe(then));
+        assert!(breaker.take_probe(then));
+        breaker.return_probe(then);
+        assert!(breaker.take_probe(then));
     }
 }

@@ -1,8 +1,8 @@
-//! One target's lane: takes leases while it has room, fresh ones from memory and the rest from the store.
+//! One target's lane: takes leases while it has capacity, fresh ones from memory and the rest from the store.
 //!
-//! What a backlog goes out at is up to the target: the lane looks into the store for more before it has run out, and an
-//! attempt's room is free again once the target has answered, not when the store has noted it. What is under way or
-//! not noted yet is bounded, as a crash makes it all go out again.
+//! The target alone limits how fast a backlog goes out: the lane polls the store for more before it has run out, and an
+//! attempt's slot is free again once the target has answered, not when the attempt is settled. The attempts in progress
+//! or not settled yet are bounded, as a crash repeats them all.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,32 +14,32 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::Policy;
-use super::attempt::{Bench, End, Unsettled};
+use super::attempt::{AttemptContext, AttemptEnd, UnsettledAttempt};
 use super::breaker::Breaker;
 use crate::clock::UnixMillis;
 use crate::deliver::Role;
 use crate::queue::{Error, Inbox, Lease, Leases};
 
-/// How many leases are read from the store at a time: few, as pushes wait meanwhile; and fewer in the simulation, to have
-/// more than one look.
+/// How many leases one poll reads from the store: few, as pushes wait meanwhile; and fewer in the simulation, to need
+/// more than one poll.
 const BATCH: usize = if cfg!(test) { 6 } else { 64 };
-/// When fewer leases are ready, the store is asked for more.
+/// When fewer leases are ready, the lane polls the store for more.
 const AHEAD: usize = 2 * BATCH;
 /// The most deliveries that are attempted or wait to be settled, where `concurrency` does not ask for more, and as many
-/// again whose reply is awaited: so many are repeated after a crash at most. Few in the simulation, to be reached.
+/// again whose reply is awaited: a crash repeats no more than these. Few in the simulation, to be reached.
 const IN_FLIGHT: usize = if cfg!(test) { 4 } else { 256 };
-/// How long it sleeps at most while something is due later: by then it has seen that the clock was set.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// After the store failed to answer.
+/// The longest sleep while a delivery is due later: by then the lane notices that the clock was set.
+const MAX_SLEEP: Duration = Duration::from_secs(60);
+/// Before the next poll, after one failed.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest wait between two probes of a target that is down: at most so late do its deliveries go on.
+/// The longest wait between two probes of a target that is down: at most so much later do its deliveries continue.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
 /// The same for an identity provider, for which a person waits.
 const IDENTITY_PROBE_WAIT: Duration = Duration::from_secs(5);
 
-/// Serves one target until `stop`, then settles what is under way.
+/// Serves one target until `stop`, then settles the attempts in progress.
 pub(super) async fn run(
-    bench: Bench,
+    context: AttemptContext,
     name: Arc<str>,
     inbox: Inbox,
     policy: watch::Receiver<Arc<Policy>>,
@@ -50,91 +50,96 @@ pub(super) async fn run(
         Role::Handler => PROBE_WAIT,
     };
     let breaker = Breaker::new(longest_wait);
-    let mut lane = Lane {
+    let mut lane = LaneTask {
         name,
         inbox,
         policy,
-        bench: Arc::new(bench),
+        context: Arc::new(context),
         breaker,
         stop,
         ready: VecDeque::new(),
         attempts: JoinSet::new(),
         awaited: JoinSet::new(),
         settling: JoinSet::new(),
-        look: JoinSet::new(),
-        look_at: Some(Instant::now()),
+        poll: JoinSet::new(),
+        poll_at: Some(Instant::now()),
     };
     while lane.step().await {}
     lane.finish().await;
 }
 
-struct Lane {
+/// Pairs with [`Lane`](super::Lane), the dispatcher's handle to this task.
+struct LaneTask {
     name: Arc<str>,
     inbox: Inbox,
     policy: watch::Receiver<Arc<Policy>>,
-    bench: Arc<Bench>,
+    context: Arc<AttemptContext>,
     breaker: Breaker,
     stop: CancellationToken,
-    /// Leased, waiting for room.
+    /// Leased, waiting for a slot.
     ready: VecDeque<Lease>,
-    attempts: JoinSet<Ended>,
-    /// Attempts whose reply WeChat waits for: they have room of their own, so that a backlog can't hold them up.
-    awaited: JoinSet<Ended>,
-    /// Attempts that are over, on their way into the store.
+    attempts: JoinSet<EndedAttempt>,
+    /// Attempts whose reply WeChat waits for: they have slots of their own, so that a backlog can't delay them.
+    awaited: JoinSet<EndedAttempt>,
+    /// Attempts that have ended, on their way into the store.
     settling: JoinSet<()>,
-    /// The one look into the store that is under way, with the time it is as of.
-    look: JoinSet<(UnixMillis, Result<Leases, Error>)>,
-    /// When to look for due deliveries in the store; `None` = when told.
-    look_at: Option<Instant>,
+    /// The one poll of the store in progress, with the time for which it asks.
+    poll: JoinSet<(UnixMillis, Result<Leases, Error>)>,
+    /// When to poll the store for due deliveries; `None` = when woken.
+    poll_at: Option<Instant>,
 }
 
-/// An attempt's end, what is to be settled of it, and whether it was a probe.
-type Ended = (End, Option<Unsettled>, bool);
+/// An ended attempt.
+struct EndedAttempt {
+    end: AttemptEnd,
+    unsettled: Option<UnsettledAttempt>,
+    probe: bool,
+}
 
-impl Lane {
-    /// Starts what there is room for, then waits for the next thing to happen. False when it is time to stop.
+impl LaneTask {
+    /// Starts attempts in free slots, then waits for the next thing to happen. False when it is time to stop.
     async fn step(&mut self) -> bool {
         let concurrency = self.policy.borrow().concurrency;
-        self.start(concurrency);
-        let free = self.has_room(concurrency);
-        let room = self.ready.is_empty() && free;
-        let room_awaited = self.awaited.len() < concurrency && self.in_flight() < 2 * IN_FLIGHT.max(concurrency);
+        self.start_attempts(concurrency);
+        let has_slot = self.has_slot(concurrency);
+        let takes_fresh = self.ready.is_empty() && has_slot;
+        let takes_awaited = self.awaited.len() < concurrency && self.in_flight() < 2 * IN_FLIGHT.max(concurrency);
         // Ahead of need, but not for a target that is down.
-        let wanted = if self.breaker.is_closed() { self.ready.len() < AHEAD } else { self.ready.is_empty() };
-        let look_at = self.look_at.filter(|_| wanted && self.look.is_empty());
-        let probe_at = self.breaker.probe_at().filter(|_| free && !self.ready.is_empty());
+        let needs_more = if self.breaker.is_closed() { self.ready.len() < AHEAD } else { self.ready.is_empty() };
+        let poll_at = self.poll_at.filter(|_| needs_more && self.poll.is_empty());
+        let probe_at = self.breaker.probe_at().filter(|_| has_slot && !self.ready.is_empty());
         tokio::select! {
             biased;
             () = self.stop.cancelled() => return false,
-            Some(lease) = self.inbox.awaited.recv(), if room_awaited => self.start_awaited(lease),
-            Some(ended) = self.awaited.join_next() => self.account(ended.ok()),
-            Some(ended) = self.attempts.join_next() => self.account(ended.ok()),
+            Some(lease) = self.inbox.awaited.recv(), if takes_awaited => self.start_awaited(lease),
+            Some(ended) = self.awaited.join_next() => self.handle_ended(ended.ok()),
+            Some(ended) = self.attempts.join_next() => self.handle_ended(ended.ok()),
             Some(_) = self.settling.join_next() => {}
-            Some(found) = self.look.join_next() => self.take(found.ok()),
-            () = self.inbox.wake.notified() => self.look_at = Some(Instant::now()),
-            () = until(look_at) => self.look(),
+            Some(found) = self.poll.join_next() => self.take_leases(found.ok()),
+            () = self.inbox.wake.notified() => self.poll_at = Some(Instant::now()),
+            () = until(poll_at) => self.poll_store(),
             () = until(probe_at) => {}
-            Some(lease) = self.inbox.fresh.recv(), if room => self.ready.push_back(lease),
+            Some(lease) = self.inbox.fresh.recv(), if takes_fresh => self.ready.push_back(lease),
             Ok(()) = self.policy.changed() => {}
         }
         true
     }
 
     /// Whether another attempt may be made.
-    fn has_room(&self, concurrency: usize) -> bool {
+    fn has_slot(&self, concurrency: usize) -> bool {
         self.attempts.len() < concurrency && self.in_flight() < IN_FLIGHT.max(concurrency)
     }
 
-    /// How many deliveries would be repeated after a crash at this moment.
+    /// How many deliveries a crash at this moment would repeat.
     fn in_flight(&self) -> usize {
         self.attempts.len() + self.awaited.len() + self.settling.len()
     }
 
-    /// Starts attempts as far as there is room; of a target that is down just the probe that is due.
-    fn start(&mut self, concurrency: usize) {
-        while !self.ready.is_empty() && self.has_room(concurrency) {
+    /// Starts attempts while there are slots; of a target that is down just the probe that is due.
+    fn start_attempts(&mut self, concurrency: usize) {
+        while !self.ready.is_empty() && self.has_slot(concurrency) {
             let probe = !self.breaker.is_closed();
-            if probe && !self.breaker.probe(Instant::now()) {
+            if probe && !self.breaker.take_probe(Instant::now()) {
                 return;
             }
             if let Some(lease) = self.ready.pop_front() {
@@ -143,58 +148,60 @@ impl Lane {
         }
     }
 
-    /// Of a target that is down no reply can be had: dropping the lease says so, and leaves the delivery pending.
+    /// A target that is down gives no reply: dropping the lease closes the reply's channel, and leaves the delivery pending.
     fn start_awaited(&mut self, lease: Lease) {
         if self.breaker.is_closed() {
             self.awaited.spawn(self.attempt(lease, false));
         }
     }
 
-    fn attempt(&self, lease: Lease, probe: bool) -> impl Future<Output = Ended> + Send + 'static {
-        let attempt = self.bench.clone().attempt(self.policy.borrow().clone(), lease, probe);
+    fn attempt(&self, lease: Lease, probe: bool) -> impl Future<Output = EndedAttempt> + Send + 'static {
+        let attempt = self.context.clone().attempt(self.policy.borrow().clone(), lease, probe);
         async move {
             let (end, unsettled) = attempt.await;
-            (end, unsettled, probe)
+            EndedAttempt { end, unsettled, probe }
         }
     }
 
-    /// Takes an attempt's end to the store and to the breaker. One that panicked has told the log, and its lease is
-    /// back.
-    fn account(&mut self, ended: Option<Ended>) {
+    /// Settles an attempt and updates the breaker. One that panicked (`None`) is in the log, and its lease is released.
+    fn handle_ended(&mut self, ended: Option<EndedAttempt>) {
         let was_closed = self.breaker.is_closed();
-        let (end, unsettled, probe) = ended.unwrap_or((End::NotMade, None, !was_closed));
+        let not_made = EndedAttempt { end: AttemptEnd::NotMade, unsettled: None, probe: !was_closed };
+        let EndedAttempt { end, unsettled, probe } = ended.unwrap_or(not_made);
         if let Some(unsettled) = unsettled {
-            self.settling.spawn(self.bench.clone().settle(unsettled));
+            self.settling.spawn(self.context.clone().settle(unsettled));
         }
         match (end, probe) {
-            (End::Answered, _) => self.breaker.answered(),
-            (End::Failed(event), probe) if probe || was_closed => self.breaker.failed(event, Instant::now()),
-            (End::NotMade, true) => self.breaker.returned(Instant::now()),
-            (End::Failed(_) | End::NotMade, _) => {}
+            (AttemptEnd::Answered, _) => self.breaker.record_success(),
+            (AttemptEnd::Failed(event), probe) if probe || was_closed => {
+                self.breaker.record_failure(event, Instant::now())
+            }
+            (AttemptEnd::NotMade, true) => self.breaker.return_probe(Instant::now()),
+            (AttemptEnd::Failed(_) | AttemptEnd::NotMade, _) => {}
         }
         match (was_closed, self.breaker.is_closed()) {
             (true, false) => {
-                self.bench.metrics.up.set(0);
-                tracing::warn!(target = %self.name, "the target keeps failing; only probes until it answers");
+                self.context.metrics.up.set(0);
+                tracing::warn!(target = %self.name, "breaker opened");
             }
             (false, true) => {
-                self.bench.metrics.up.set(1);
-                tracing::info!(target = %self.name, "the target answers again");
+                self.context.metrics.up.set(1);
+                tracing::info!(target = %self.name, "breaker closed");
             }
             (true, true) | (false, false) => {}
         }
     }
 
-    /// Begins to look for what is due in the store.
-    fn look(&mut self) {
-        self.look_at = None;
-        let (bench, name, now) = (self.bench.clone(), self.name.clone(), UnixMillis::now());
-        self.look.spawn(async move { (now, bench.queue.lease(&name, BATCH, now).await) });
+    /// Starts to lease due deliveries from the store.
+    fn poll_store(&mut self) {
+        self.poll_at = None;
+        let (context, name, now) = (self.context.clone(), self.name.clone(), UnixMillis::now());
+        self.poll.spawn(async move { (now, context.queue.lease(&name, BATCH, now).await) });
     }
 
-    /// Takes what waits in memory and then what was due in the store, a bounded part of each: so neither starves the
-    /// other, and what overflowed the memory does not pass what came before it.
-    fn take(&mut self, found: Option<(UnixMillis, Result<Leases, Error>)>) {
+    /// Takes the leases that wait in memory and then those from the store, a bounded part of each: so neither starves the
+    /// other, and what overflowed the memory does not overtake what came before it.
+    fn take_leases(&mut self, found: Option<(UnixMillis, Result<Leases, Error>)>) {
         let next = match found {
             Some((now, Ok(found))) => {
                 let more = found.due.len() == BATCH;
@@ -202,24 +209,25 @@ impl Lane {
                     self.ready.push_back(lease);
                 }
                 self.ready.extend(found.due);
-                let next = found.next_due.map(|due| Instant::now() + due.since(now).min(LOOK_AGAIN));
+                let next = found.next_due.map(|due| Instant::now() + due.since(now).min(MAX_SLEEP));
                 if more { Some(Instant::now()) } else { next }
             }
             Some((_, Err(error))) => {
-                tracing::warn!(target = %self.name, %error, remedy = error.remedy(), "the store gives no leases; trying again");
+                tracing::warn!(target = %self.name, %error, remedy = error.remedy(), "store not polled; retrying");
                 Some(Instant::now() + STORE_PAUSE)
             }
             None => Some(Instant::now() + STORE_PAUSE),
         };
-        // It may have been told to look again meanwhile.
-        self.look_at = self.look_at.into_iter().chain(next).min();
+        // It may have been woken meanwhile.
+        self.poll_at = self.poll_at.into_iter().chain(next).min();
     }
 
+    /// Settles the attempts in progress.
     async fn finish(mut self) {
-        // Handed back at once: if the target comes back, nothing waits for the attempts that are under way.
+        // Released at once: if the target is configured again, no lease waits for the attempts in progress.
         drop((self.ready, self.inbox));
-        self.look.shutdown().await;
-        // What has ended is settled at once, whatever is still under way beside it.
+        self.poll.shutdown().await;
+        // What has ended is settled at once, even while other attempts are in progress.
         loop {
             let ended = tokio::select! {
                 Some(ended) = self.attempts.join_next() => ended,
@@ -227,12 +235,12 @@ impl Lane {
                 Some(_) = self.settling.join_next() => continue,
                 else => break,
             };
-            if let Ok((_, Some(unsettled), _)) = ended {
-                self.settling.spawn(self.bench.clone().settle(unsettled));
+            if let Ok(EndedAttempt { unsettled: Some(unsettled), .. }) = ended {
+                self.settling.spawn(self.context.clone().settle(unsettled));
             }
         }
-        self.bench.notes.close();
-        self.bench.notes.wait().await;
+        self.context.annotations.close();
+        self.context.annotations.wait().await;
     }
 }
 

@@ -1,8 +1,8 @@
 //! The background side: leases deliveries, makes attempts, settles them.
 //!
 //! Each target has a lane of its own: its own task, its own share of the queue, its own connections. So a target that is
-//! dead, slow or flooded delays nobody but itself, and an identity provider never waits behind a handler. What an
-//! attempt leads to is decided in `attempt.rs`, once.
+//! down, slow or flooded delays no other, and an identity provider never waits behind a handler. The outcome of an
+//! attempt is decided in one place, `attempt.rs`.
 
 mod attempt;
 mod breaker;
@@ -30,7 +30,7 @@ use crate::queue::{self, DeliveryOrder, Queue};
 use crate::tail::Tail;
 use crate::telemetry::OpenIds;
 
-use attempt::Bench;
+use attempt::AttemptContext;
 
 /// How many fresh events wait for a target in memory; the rest wait on disk. Few in the simulation, to overflow.
 const INBOX: usize = if cfg!(test) { 4 } else { 1024 };
@@ -42,9 +42,9 @@ pub struct TargetSettings {
     pub target: Target,
     /// When a failed attempt is made again.
     pub retry: Schedule,
-    /// How long after the push a delivery is still of use; `None` = always.
+    /// How long after the push a delivery is still useful; `None` = always.
     pub expire_after: Option<Duration>,
-    /// How many attempts are made at one time.
+    /// How many concurrent attempts are made.
     pub concurrency: usize,
     /// The most attempts a second; `None` = no limit.
     pub rate: Option<NonZeroU32>,
@@ -59,11 +59,11 @@ pub struct Policy {
     pub upstream: Upstream,
     /// When a failed attempt is made again.
     pub retry: Schedule,
-    /// How long after the push a delivery is still of use.
+    /// How long after the push a delivery is still useful.
     pub expire_after: Option<Duration>,
-    /// How many attempts are made at one time.
+    /// How many concurrent attempts are made.
     pub concurrency: usize,
-    /// Holds attempts back to the target's rate.
+    /// Limits attempts to the target's rate.
     pub rate: Option<RateLimiter>,
     /// In what order events go out.
     pub order: DeliveryOrder,
@@ -115,15 +115,15 @@ impl Dispatcher {
         Self { queue, metrics, tail, lanes, paused: Mutex::new(paused), pausing, tasks: TaskTracker::new() }
     }
 
-    /// Serves exactly these targets from now on, but for those that are paused. A lane whose target goes on is kept,
-    /// with what it has under way; one whose target is gone ends, and its deliveries stay pending.
+    /// Serves exactly these targets from now on, but for those that are paused. A lane whose target remains is kept,
+    /// with its attempts in progress; one whose target is gone stops, and its deliveries stay pending.
     pub fn apply(&self, policies: Vec<Policy>) {
         let mut lanes = self.lanes();
         let named: BTreeMap<_, _> = policies.into_iter().map(|p| (p.upstream.target().name.clone(), p)).collect();
         lanes.retain(|name, lane| {
             let kept = named.contains_key(name);
             if !kept {
-                self.end(name, lane);
+                self.stop(name, lane);
             }
             kept
         });
@@ -136,7 +136,7 @@ impl Dispatcher {
                     let paused = self.is_paused(&name);
                     self.metrics.target(&name).paused.set(paused.into());
                     if paused {
-                        tracing::warn!(target = %name, "the target is paused; it gets no attempts until it is resumed");
+                        tracing::warn!(target = %name, "target still paused");
                     } else {
                         self.start(&name, &mut lane);
                     }
@@ -146,13 +146,13 @@ impl Dispatcher {
         }
     }
 
-    /// Whether a target gets no attempts, by an operator's hand.
+    /// Whether an operator has paused a target.
     pub fn is_paused(&self, target: &str) -> bool {
         self.paused.lock().contains(target)
     }
 
-    /// Pauses a target, or resumes it: also when it is not configured, for when it is. Over restarts. Paused, it is as
-    /// if it were gone: its deliveries stay pending.
+    /// Pauses a target, or resumes it, across restarts; also one that is not configured, for when it is. A paused target
+    /// is treated like a removed one: its deliveries stay pending.
     ///
     /// # Errors
     /// If that could not be stored; then nothing changes.
@@ -172,14 +172,14 @@ impl Dispatcher {
         let name = lane.policy.borrow().upstream.target().name.clone();
         match (paused, lane.stop.is_some()) {
             (true, true) => {
-                self.end(&name, lane);
+                self.stop(&name, lane);
                 self.metrics.target(&name).paused.set(1);
-                tracing::info!(target = %name, "paused");
+                tracing::info!(target = %name, "target paused");
             }
             (false, false) => {
                 self.start(&name, lane);
                 self.metrics.target(&name).paused.set(0);
-                tracing::info!(target = %name, "resumed");
+                tracing::info!(target = %name, "target resumed");
             }
             (true, false) | (false, true) => {}
         }
@@ -191,12 +191,12 @@ impl Dispatcher {
         let stop = CancellationToken::new();
         let inbox = self.queue.subscribe(name.clone(), INBOX);
         let watched = lane.policy.subscribe();
-        let bench = Bench::new(self.queue.clone(), metrics, self.tail.clone(), stop.clone());
-        self.tasks.spawn(lane::run(bench, name.clone(), inbox, watched, stop.clone()));
+        let context = AttemptContext::new(self.queue.clone(), metrics, self.tail.clone(), stop.clone());
+        self.tasks.spawn(lane::run(context, name.clone(), inbox, watched, stop.clone()));
         lane.stop = Some(stop);
     }
 
-    fn end(&self, name: &str, lane: &mut Lane) {
+    fn stop(&self, name: &str, lane: &mut Lane) {
         if let Some(stop) = lane.stop.take() {
             stop.cancel();
             self.queue.unsubscribe(name);
@@ -207,7 +207,7 @@ impl Dispatcher {
         self.lanes.lock()
     }
 
-    /// Whether each target that gets attempts has its task still; one that a bug has ended would get none for ever.
+    /// Whether each target that gets attempts still has its task; without one, after a panic, it would get none forever.
     pub fn is_whole(&self) -> bool {
         // The task holds the receiver of its policy until its end.
         self.lanes().values().all(|lane| lane.stop.is_none() || lane.policy.receiver_count() > 0)

@@ -1,8 +1,8 @@
-//! A target's reply, offered to the push that waits for it; and what the attempt's record says of it.
+//! A target's reply, offered to the push that waits for it, and what the attempt's record says about it.
 //!
-//! The record's `answer` holds the clear reply, or the beginning of what is none; its `error` says why it was not used.
-//! A reply in reserve may be used only after its delivery is settled: then the record is changed once more, so that no
-//! target's delivery stays open because another target is slow.
+//! The record's `answer` holds the clear reply, or the beginning of an unusable one; its `error` says why it was not used.
+//! A reply in reserve may be used only after its delivery is settled: then the record is annotated, so that no target's
+//! delivery stays open because another target is slow.
 
 use std::error::Error;
 
@@ -17,13 +17,13 @@ const RESERVE: &str = "reply in reserve: another target's comes first";
 const OUTDONE: &str = "reply not used: another target's was";
 const LATE: &str = "reply too late";
 
-/// Offers the reply in `report`, and notes there what became of it. `Some` where that shows later.
+/// Offers the reply in `report`, and records there whether it was used. `Some` where that is known only later.
 pub(super) async fn offer(
     awaited: AwaitedReply,
     event: &Event,
     report: &mut AttemptReport,
 ) -> Option<oneshot::Receiver<ReplyChoice>> {
-    // Without an answer that counts, dropping `awaited` says that there will be no reply.
+    // Without a usable answer, dropping `awaited` closes its channel, which says that there will be no reply.
     let reply = report.reply.take()?;
     let reply = reply.map(|reply| reply.map(|reply| reply.render(&event.message, event.received_at.seconds())));
     match &reply {
@@ -33,7 +33,7 @@ pub(super) async fn offer(
     }
     let AwaitedReply { until, first, sender } = awaited;
     let is_reply = matches!(reply, Ok(Some(_)));
-    let (choice, told) = oneshot::channel();
+    let (choice, chosen) = oneshot::channel();
     let waited_for = sender.send(ReplyOffer { reply, choice }).is_ok();
     if !is_reply {
         return None;
@@ -41,21 +41,21 @@ pub(super) async fn offer(
     let late = if UnixMillis::now() < until { OUTDONE } else { LATE };
     report.error = match (waited_for, first) {
         (false, _) => Some(late.to_owned()),
-        (true, true) => remark(told.await.ok()),
+        (true, true) => remark(chosen.await.ok()),
         (true, false) => {
             report.error = Some(RESERVE.to_owned());
-            return Some(told);
+            return Some(chosen);
         }
     };
     None
 }
 
-/// Notes what became of a reply in reserve. Should that fail, the record goes on to say that it was one.
-pub(super) async fn note(queue: Queue, mut note: AttemptNote, choice: oneshot::Receiver<ReplyChoice>) {
+/// Records whether a reply in reserve was used. If that fails, the record continues to say that it is in reserve.
+pub(super) async fn annotate(queue: Queue, mut note: AttemptNote, choice: oneshot::Receiver<ReplyChoice>) {
     note.error = remark(choice.await.ok());
     let (event, target) = (note.event, note.target.clone());
     if let Err(error) = queue.annotate(note).await {
-        tracing::warn!(%event, %target, %error, "can't note what became of the reply");
+        tracing::warn!(%event, %target, %error, "reply outcome not recorded");
     }
 }
 
@@ -67,7 +67,7 @@ fn remark(choice: Option<ReplyChoice>) -> Option<String> {
     }
 }
 
-/// The causes too, the innermost last: which of its credentials a sealed reply does not fit.
+/// With the causes, the innermost last: they say which of its credentials an encrypted reply does not match.
 fn causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,4 +1,4 @@
-//! What a simulation replaces of an attempt's surroundings, and what it is told of one: each for its own thread.
+//! What a simulation replaces around an attempt, and what it can see of one: each for its own thread.
 
 use std::cell::{Cell, RefCell};
 
@@ -9,7 +9,7 @@ thread_local! {
     static PROBE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Where jitter comes from on this thread; `None` = chance.
+/// The source of jitter on this thread; `None` = random.
 pub(crate) fn set_jitter(jitter: Option<Jitter>) {
     JITTER.set(jitter);
 }
@@ -19,7 +19,7 @@ pub(crate) fn is_probe() -> bool {
     PROBE.get()
 }
 
-pub(super) fn attempting(probe: bool) {
+pub(super) fn set_probe(probe: bool) {
     PROBE.set(probe);
 }
 

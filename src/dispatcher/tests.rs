@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 
 use super::*;
 use crate::clock::{UnixMillis, simulated};
-use crate::deliver::scripted::{Answer, Script};
+use crate::deliver::scripted::{Script, ScriptedAnswer};
 use crate::deliver::{CredentialsOverride, Format, Role, TlsOptions};
 use crate::event::{ContentKey, Event};
 use crate::queue::{AwaitedReply, EncryptionKeys, Faults, NewEvent, Settings};
@@ -41,12 +41,12 @@ fn policy(concurrency: usize) -> Policy {
     };
     let script = Script(Arc::new(|order| match order.event.message.from_user() {
         "mute" => Box::pin(std::future::pending()),
-        "bad" => Box::pin(async { Answer::Broken }),
+        "bad" => Box::pin(async { ScriptedAnswer::Broken }),
         "slow" => Box::pin(async {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            Answer::Status(StatusCode::OK, HeaderMap::new())
+            ScriptedAnswer::Status(StatusCode::OK, HeaderMap::new())
         }),
-        _ => Box::pin(async { Answer::Status(StatusCode::OK, HeaderMap::new()) }),
+        _ => Box::pin(async { ScriptedAnswer::Status(StatusCode::OK, HeaderMap::new()) }),
     }));
     let upstream = Upstream::scripted(target.clone(), script).unwrap();
     let retry = Schedule::ending(vec![HOUR]);
@@ -120,7 +120,7 @@ async fn a_lane_that_ends_settles_an_awaited_attempt_though_another_is_still_und
 
 /// A lane that spins would stop the simulated time for ever, so this one is watched from outside.
 #[test]
-fn a_lane_that_has_no_room_for_a_probe_waits_for_room() {
+fn a_lane_without_a_slot_for_a_probe_waits_for_one() {
     let (tell, hear) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();

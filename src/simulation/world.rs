@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::model::{Model, Spec};
 use crate::clock::UnixMillis;
-use crate::deliver::scripted::{Answer, Answering, Script};
+use crate::deliver::scripted::{PendingAnswer, Script, ScriptedAnswer};
 use crate::deliver::{AttemptRequest, Outcome};
 use crate::dispatcher::simulated::is_probe;
 use crate::event::EventId;
@@ -220,7 +220,7 @@ impl World {
         Script(Arc::new(move |order| world.meet(&spec, order)))
     }
 
-    fn meet(self: &Arc<Self>, spec: &Arc<Spec>, order: &AttemptRequest<'_>) -> Answering {
+    fn meet(self: &Arc<Self>, spec: &Arc<Spec>, order: &AttemptRequest<'_>) -> PendingAnswer {
         let begun = self.state().begin(spec, order);
         if self.is_wrong() {
             self.end.notify_one();
@@ -238,14 +238,14 @@ impl World {
                 Play::Silence => std::future::pending().await,
                 Play::Broken => {
                     guard.end(Outcome::Retry { after: None }).await;
-                    Answer::Broken
+                    ScriptedAnswer::Broken
                 }
                 Play::Status(status, retry_after) => {
                     let after = retry_after.map(Duration::from_secs);
                     guard.end(outcome(status, after)).await;
                     let mut headers = HeaderMap::new();
                     headers.extend(retry_after.map(|seconds| (RETRY_AFTER, HeaderValue::from(seconds))));
-                    Answer::Status(StatusCode::from_u16(status).unwrap(), headers)
+                    ScriptedAnswer::Status(StatusCode::from_u16(status).unwrap(), headers)
                 }
             }
         })

@@ -12,7 +12,7 @@ async fn a_paused_target_gets_nothing_until_it_is_resumed() {
     let (relay, wechat, crm, bot) = relay("").await;
     let answer = post(&relay.admin, "/api/targets/crm/pause").await;
     assert_eq!((answer.status, answer.text()), (200, r#"{"name":"crm","paused":true}"#));
-    relay.log("line that says so", |line| line["message"] == "paused" && line["target"] == "crm").await;
+    relay.log("line that says so", |line| line["message"] == "target paused" && line["target"] == "crm").await;
     relay.accept(&wechat, &text("o1", "one")).await;
     relay.accept(&wechat, &text("o1", "two")).await;
     bot.wait_for(2).await;
@@ -23,7 +23,7 @@ async fn a_paused_target_gets_nothing_until_it_is_resumed() {
 
     let resumed = relay.run(&["targets", "resume", "crm"]).await;
     assert_eq!((resumed.code, resumed.stdout.as_str()), (Some(0), "resumed crm\n"), "{resumed:?}");
-    relay.log("line that says so", |line| line["message"] == "resumed" && line["target"] == "crm").await;
+    relay.log("line that says so", |line| line["message"] == "target resumed" && line["target"] == "crm").await;
     relay.audited("delivered", 4).await;
     assert_eq!(output(&relay, "crm").await, [false; 4]);
     relay.accept(&wechat, &text("o1", "three")).await;
