@@ -70,7 +70,7 @@ const PAIRS: [(&str, Flaw, Flaw); 9] = [
 fn main() -> ExitCode {
     let samples = usize::try_from(argument("--samples", 200_000)).expect("a number of samples");
     let account = account();
-    println!("{samples} samples of each kind; |t| above {DIFFERENT} tells them apart");
+    println!("{samples} samples of each kind; |t| above {DIFFERENT} is a difference");
     let mut alike = true;
     for (name, one, other) in PAIRS {
         let t = compare(&account, &inputs(one), &inputs(other), samples);

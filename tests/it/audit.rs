@@ -57,7 +57,7 @@ async fn damage_to_a_row_is_found_and_the_event_is_named() {
         let finding = finding(&report, kind, reason);
         assert_eq!(finding["event"], store.second, "{sql}: {finding}");
         assert!(finding["remedy"].as_str().is_some_and(|remedy| remedy.len() > 20), "{finding}");
-        assert_eq!(report["deep"]["events"], 3, "the walk goes on behind it: {report}");
+        assert_eq!(report["deep"]["events"], 3, "the walk continues after it: {report}");
     }
 }
 

@@ -65,7 +65,7 @@ async fn a_second_relay_on_the_same_store_is_refused() {
     let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
     let second = relay.run(&["serve"]).await;
     assert!(second.code.is_some_and(|code| code != 0), "{second:?}");
-    assert_eq!(relay.accept(&wechat, &text("o1", "hello")).await.status, 200, "the first goes on");
+    assert_eq!(relay.accept(&wechat, &text("o1", "hello")).await.status, 200, "the first relay still works");
 }
 
 /// Pushes all texts from several senders, kills the relay when half are answered, and returns those answered 200.

@@ -48,7 +48,7 @@ async fn forged_pushes_do_not_fill_the_log() {
     for _ in 0..300 {
         assert_eq!(exchange(&relay.push, &forged.push(&text("o1", "x")).request(PATH)).await.status, 403);
     }
-    relay.accept(&wechat, &text("o1", "told of all the same")).await;
+    relay.accept(&wechat, &text("o1", "logged all the same")).await;
     relay.log("the good push", |line| line["result"] == "accepted").await;
     let refused = relay.lines().iter().filter(|line| line.contains("\"signature\"")).count();
     // A hundred in ten seconds, however slow the machine is.

@@ -176,7 +176,7 @@ impl Stream {
     async fn next(&mut self) -> (String, Value) {
         let mut name = String::new();
         loop {
-            let line = self.line().await.expect("the stream goes on");
+            let line = self.line().await.expect("the stream continues");
             if let Some(said) = line.strip_prefix("event: ") {
                 name = said.to_owned();
             }
