@@ -95,6 +95,24 @@ fn the_guarantees_are_found_from_the_front_pages() {
 }
 
 #[test]
+fn every_file_that_contributors_pages_name_exists() {
+    for page in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
+        let mut checked = 0;
+        for span in spans(&read(page)) {
+            let path = span.split([' ', ',']).next().unwrap_or_default();
+            let is_file =
+                [".rs", ".sql", ".py", ".sh", ".md"].iter().any(|end| path.ends_with(end)) || path.ends_with('/');
+            if is_file && path.contains('/') {
+                let found = ["", "src", "src/queue"].iter().any(|folder| root().join(folder).join(path).exists());
+                assert!(found, "{page} names {path}, which does not exist");
+                checked += 1;
+            }
+        }
+        assert!(checked > 15, "{page} names only {checked} files");
+    }
+}
+
+#[test]
 fn names_of_tests_are_told_from_other_functions() {
     let text = "#[test]\nfn one_is() {}\n#[tokio::test(flavor = \"x\")]\nasync fn two_is() {}\nfn three_is_not() {}\n    \
                 #[test]\n    #[cfg(unix)]\n    fn four_is(a in b()) {}\n";

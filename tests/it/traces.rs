@@ -281,8 +281,7 @@ async fn a_collector_that_is_not_there_harms_nothing() {
         relay.accept(&wechat, &text("o1", "hello")).await;
     }
     relay.audited("delivered", 20).await;
-    let line =
-        relay.log("a line about it", |line| line["message"].to_string().contains("telemetry.otlp")).await;
+    let line = relay.log("a line about it", |line| line["message"].to_string().contains("telemetry.otlp")).await;
     assert!(line["error"].as_str().is_some_and(|error| error.contains("can't connect")), "{line}");
     relay.stop().await;
 }
