@@ -27,7 +27,7 @@ const ORDERS: &str = "wxrelay_acme_orders_total";
 const LONG: u32 = 90 * 86_400;
 
 #[tokio::test]
-async fn a_certificate_is_had_from_nothing_and_outlives_a_restart() {
+async fn a_certificate_is_ordered_and_survives_a_restart() {
     if is_missing("pebble") {
         return;
     }
@@ -77,7 +77,7 @@ async fn a_certificate_is_had_from_nothing_and_outlives_a_restart() {
 }
 
 #[tokio::test]
-async fn a_refusal_is_told_and_holds_up_nobody_until_it_is_overcome() {
+async fn a_refused_order_is_reported_and_blocks_nothing_until_it_succeeds() {
     if is_missing("pebble") {
         return;
     }
@@ -174,7 +174,7 @@ async fn an_order_under_way_does_not_hold_up_the_stop() {
 }
 
 #[tokio::test]
-async fn what_is_kept_and_no_good_is_ordered_anew() {
+async fn an_unusable_stored_certificate_is_ordered_again() {
     if is_missing("pebble") {
         return;
     }

@@ -30,7 +30,7 @@ const METRICS: [&str; 19] = [
 ];
 
 #[tokio::test]
-async fn health_is_told_to_anybody() {
+async fn health_needs_no_token() {
     let (relay, ..) = relay("").await;
     for path in ["/livez", "/readyz"] {
         assert_eq!(relay.get(path).await.status, 200, "{path}");
@@ -91,7 +91,7 @@ async fn metrics_tell_what_happened() {
 }
 
 #[tokio::test]
-async fn the_api_tells_status_audit_and_events() {
+async fn the_api_shows_status_audit_and_events() {
     let (relay, wechat, login, _crm) = relay("").await;
     relay.accept(&wechat, &event("o1", "SCAN", "login_7")).await;
     relay.accept(&wechat, &text("o2", "hello")).await;

@@ -43,7 +43,7 @@ async fn an_unlisted_address_is_refused_where_that_is_asked_for() {
 }
 
 #[tokio::test]
-async fn the_address_is_the_one_that_a_trusted_proxy_tells() {
+async fn the_client_address_comes_from_a_trusted_proxy() {
     let (wechat, _crm, relay) = relay("{ networks = [\"203.0.113.0/24\"], action = \"deny\" }").await;
     for (claim, source, status) in
         [("203.0.113.7", "127.0.0.1", 200), ("198.51.100.7", "127.0.0.1", 403), ("203.0.113.7", "127.6.1.1", 403)]

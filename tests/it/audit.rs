@@ -183,7 +183,7 @@ async fn a_target_or_account_that_is_gone_is_told() {
 }
 
 #[tokio::test]
-async fn twenty_findings_are_told_and_all_are_counted() {
+async fn twenty_findings_are_listed_and_all_are_counted() {
     let (wechat, crm, folder) = (WeChat::secure(), Target::start().await, tempfile::tempdir().expect("a folder"));
     let mut relay = Setup::new(wechat.account() + &crm.config("crm", "")).queue_at(folder.path()).start().await;
     for number in 0..25 {

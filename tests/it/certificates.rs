@@ -136,7 +136,7 @@ async fn certificates_that_cannot_be_served_stop_the_start_with_the_file_and_the
 }
 
 #[tokio::test]
-async fn an_ended_certificate_is_served_and_loudly_told_of() {
+async fn an_expired_certificate_is_served_and_logged_as_an_error() {
     let files = Certificate::of(&["localhost"], 2020);
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = serve(&[&files], &wechat, &crm).await;
@@ -148,7 +148,7 @@ async fn an_ended_certificate_is_served_and_loudly_told_of() {
 }
 
 #[tokio::test]
-async fn silent_and_noisy_clients_hold_up_nobody() {
+async fn silent_and_noisy_clients_block_no_others() {
     let files = Certificate::new();
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = serve(&[&files], &wechat, &crm).await;

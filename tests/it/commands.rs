@@ -11,7 +11,7 @@ use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{GH, PATH, WeChat, event, text, text_reply};
 
 #[tokio::test]
-async fn demo_once_goes_as_told() {
+async fn demo_once_runs_as_documented() {
     let finished = run(wxrelay(["demo", "--once"])).await;
     assert_eq!(finished.code, Some(0), "{finished:?}");
     let output = (finished.stdout + &finished.stderr).to_lowercase();
@@ -179,7 +179,7 @@ async fn events_and_audit_tell_what_is_stored() {
 }
 
 #[tokio::test]
-async fn healthcheck_tells_whether_the_relay_is_ready() {
+async fn healthcheck_reports_whether_the_relay_is_ready() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let mut relay = Setup::new(wechat.account() + &crm.config("crm", "")).admin_at(free_address()).start().await;
     let finished = relay.run(&["healthcheck"]).await;

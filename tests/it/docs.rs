@@ -113,7 +113,7 @@ fn every_file_that_contributors_pages_name_exists() {
 }
 
 #[test]
-fn names_of_tests_are_told_from_other_functions() {
+fn names_of_tests_are_distinguished_from_other_functions() {
     let text = "#[test]\nfn one_is() {}\n#[tokio::test(flavor = \"x\")]\nasync fn two_is() {}\nfn three_is_not() {}\n    \
                 #[test]\n    #[cfg(unix)]\n    fn four_is(a in b()) {}\n";
     for (name, is) in [("one_is", true), ("two_is", true), ("three_is_not", false), ("four_is", true), ("one", false)] {

@@ -55,7 +55,7 @@ async fn every_command_is_run() {
 
 /// Between the lines a command is named with stand-ins for what it is about: its words and flags are held to the help.
 #[tokio::test]
-async fn every_command_that_is_named_in_the_text_is_had() {
+async fn every_command_named_in_the_text_exists() {
     let mut named = BTreeSet::new();
     for line in pages().iter().flat_map(|page| read(page).lines().map(str::to_owned).collect::<Vec<_>>()) {
         let spans = line.split('`').skip(1).step_by(2);

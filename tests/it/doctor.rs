@@ -82,7 +82,7 @@ async fn a_sound_setup_passes_every_check() {
 }
 
 #[test]
-fn the_page_tells_every_check_in_both_languages() {
+fn the_page_lists_every_check_in_both_languages() {
     for page in ["docs/trouble.md", "docs/trouble.zh-CN.md"] {
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).expect("the page can be read");
         let text = text.split("## `wxrelay doctor`").nth(1).expect("the page has a section about it");
@@ -154,7 +154,7 @@ async fn a_key_of_the_wrong_length_is_an_error_of_the_configuration() {
 }
 
 #[tokio::test]
-async fn a_foreign_server_at_the_url_is_told_from_the_relay() {
+async fn a_foreign_server_at_the_url_is_distinguished_from_the_relay() {
     let setup = Setup::new(&WeChat::secure().account());
     let echo =
         |line: &str| line.split("echostr=").nth(1).unwrap_or_default().split('&').next().unwrap_or_default().to_owned();
@@ -210,7 +210,7 @@ async fn every_fault_of_the_chain_that_is_sent_is_named() {
 }
 
 #[tokio::test]
-async fn the_files_of_server_tls_are_looked_at_before_a_relay_serves_them() {
+async fn the_files_of_server_tls_are_checked_before_a_relay_serves_them() {
     let authority = Authority::new();
     let ca = authority.file();
     for (identity, verdict, text, remedy) in chains(&authority) {
@@ -268,7 +268,7 @@ fn chains(authority: &Authority) -> Vec<(Identity, &'static str, &'static str, &
 }
 
 #[tokio::test]
-async fn a_url_that_wechat_cannot_take_or_reach_is_told() {
+async fn a_url_that_wechat_cannot_use_or_reach_is_reported() {
     let setup = Setup::new(&WeChat::secure().account());
     let _relay = setup.serve().await;
     let report = setup.doctor(&["--url", "http://10.1.2.3/wechat/events", "--connect", &setup.push]).await;
@@ -285,7 +285,7 @@ async fn a_url_that_wechat_cannot_take_or_reach_is_told() {
 }
 
 #[tokio::test]
-async fn a_clock_that_is_wrong_is_told_by_how_much() {
+async fn a_wrong_clock_is_reported_with_its_difference() {
     for (behind, verdict, text) in [(3600, "failed", "accounts.shop refuses every push"), (-60, "warning", "ahead of")]
     {
         let then = jiff::Timestamp::now() + jiff::SignedDuration::from_secs(behind);
@@ -300,7 +300,7 @@ async fn a_clock_that_is_wrong_is_told_by_how_much() {
 }
 
 #[tokio::test]
-async fn a_folder_that_the_store_cannot_be_in_is_told() {
+async fn an_unusable_folder_for_the_store_is_reported() {
     let setup = Setup::new(&WeChat::secure().account());
     setup.doctor(&[]).await.says("folder", "warning", "missing", "start it");
     assert!(!setup.queue().exists(), "nothing is made");
@@ -321,7 +321,7 @@ async fn a_folder_that_the_store_cannot_be_in_is_told() {
 }
 
 #[tokio::test]
-async fn too_few_files_are_told() {
+async fn too_few_open_files_are_reported() {
     let setup = Setup::new(&WeChat::secure().account());
     for (limit, verdict) in [("64", "failed"), ("1024", "warning")] {
         let doctor = setup.command(&["--json"]);
@@ -334,7 +334,7 @@ async fn too_few_files_are_told() {
 }
 
 #[tokio::test]
-async fn a_store_and_a_relay_of_another_kind_are_told() {
+async fn a_store_and_a_relay_of_another_kind_are_reported() {
     let wechat = WeChat::secure();
     let setup = Setup::new(&wechat.account());
     let relay = setup.serve().await;

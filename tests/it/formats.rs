@@ -128,7 +128,7 @@ async fn wechat_is_a_fresh_push_sealed_for_the_targets_own_credentials() {
 }
 
 #[tokio::test]
-async fn wechat_is_signed_and_sealed_anew_at_each_attempt_around_the_same_text() {
+async fn wechat_is_signed_and_encrypted_again_at_each_attempt_around_the_same_text() {
     let (wechat, crm, clear) = (WeChat::secure(), Target::start().await, text("o1", "hello"));
     crm.script([Reaction::Answer(Reply::status(500))]);
     let relay = Relay::start(wechat.account() + &crm.config("crm", "format = \"wechat\"\nretry = [\"20ms\"]")).await;
@@ -210,7 +210,7 @@ async fn every_delivery_says_which_event_attempt_and_trace_it_is() {
 }
 
 #[tokio::test]
-async fn the_trace_that_a_push_came_with_goes_on_and_stays_over_a_retry() {
+async fn the_trace_of_a_push_is_continued_and_kept_over_a_retry() {
     const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     crm.script([Reaction::Answer(Reply::status(500))]);

@@ -49,7 +49,7 @@ async fn what_a_store_of_schema_1_holds_is_delivered_in_order_and_retried() {
 
 /// With a key from the same start on: stored events stay in clear and are delivered, new ones are encrypted.
 #[tokio::test]
-async fn what_a_store_of_schema_2_holds_goes_on_in_the_clear_beside_what_is_sealed_from_now_on() {
+async fn a_store_of_schema_2_stays_in_clear_beside_newly_encrypted_events() {
     let (folder, wechat) = (version(2), WeChat::secure());
     let (crm, legacy, ordered) = (Target::start().await, Target::start().await, Target::start().await);
     let targets =

@@ -59,7 +59,7 @@ async fn a_target_without_a_token_is_asked_with_that_of_every_account_whose_even
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_told_with_its_remedy() {
+async fn errors_are_reported_with_the_fix() {
     let mut moved = Reply::status(301);
     moved.headers.push(("location", "/hook/?signature=hunter2".to_owned()));
     for (reaction, output) in [
@@ -84,7 +84,7 @@ async fn what_is_wrong_is_told_with_its_remedy() {
 }
 
 #[tokio::test]
-async fn a_target_that_is_not_there_or_not_trusted_is_told() {
+async fn an_absent_or_untrusted_target_is_reported() {
     let (files, other) = (Certificate::new(), Certificate::new());
     let secured = Target::secured(files.acceptor()).await;
     let toml = format!(
@@ -105,7 +105,7 @@ async fn a_target_that_is_not_there_or_not_trusted_is_told() {
 }
 
 #[tokio::test]
-async fn without_online_nobody_is_asked() {
+async fn without_online_no_target_is_contacted() {
     let backend = Target::start().await;
     let toml = WeChat::secure().account() + &backend.config("legacy", "format = \"wechat\"");
     let finished = run(command(&written(&toml), &[])).await;

@@ -66,7 +66,7 @@ async fn control_characters_reach_the_handler_as_they_came() {
 }
 
 #[tokio::test]
-async fn events_that_nobody_knows_yet_are_taken_and_handed_on() {
+async fn events_of_unknown_kinds_are_accepted_and_delivered() {
     let wechat = WeChat::secure();
     let crm = Target::start().await;
     let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;

@@ -44,12 +44,12 @@ async fn a_forged_address_of_an_untrusted_peer_is_not_believed() {
 }
 
 #[tokio::test]
-async fn a_proxy_header_tells_who_calls_through_nginx_with_tls() {
+async fn a_proxy_header_carries_the_client_address_through_nginx_with_tls() {
     tells_who_calls(Software::Nginx).await;
 }
 
 #[tokio::test]
-async fn a_proxy_header_tells_who_calls_through_haproxy_with_tls() {
+async fn a_proxy_header_carries_the_client_address_through_haproxy_with_tls() {
     tells_who_calls(Software::Haproxy).await;
 }
 

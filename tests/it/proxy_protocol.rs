@@ -34,7 +34,7 @@ async fn both_versions_and_families_tell_who_calls_and_local_is_the_balancer_its
 }
 
 #[tokio::test]
-async fn without_a_header_nobody_is_heard_and_the_log_says_so_once() {
+async fn connections_without_a_header_are_closed_and_logged_once() {
     let (wechat, crm, relay) = relay().await;
     let push = wechat.push(&text("o1", "hello")).request(PATH);
     for _ in 0..50 {

@@ -76,7 +76,7 @@ async fn a_configuration_and_a_secret_may_come_by_a_pipe() {
 }
 
 #[tokio::test]
-async fn a_pipe_that_nobody_writes_to_is_an_error_and_holds_nobody_up() {
+async fn a_pipe_without_a_writer_is_an_error_and_blocks_nothing() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (pipe, config) = (pipe(&folder, "token"), folder.path().join("config.toml"));
     let account = WeChat::secure().account().replace("\"pamtest\"", "{ file = \"token\" }");

@@ -91,7 +91,7 @@ async fn what_would_break_the_xml_is_split_or_left_out() {
 }
 
 #[tokio::test]
-async fn a_wechat_targets_sealed_reply_is_opened_and_sealed_anew() {
+async fn a_wechat_targets_encrypted_reply_is_decrypted_and_encrypted_again() {
     let legacy = WeChat { token: "legacytoken".to_owned(), ..WeChat::secure() };
     let settings = format!("format = \"wechat\"\ntoken = \"{}\"", legacy.token);
     let reply = Reply::xml(legacy.seal_reply(&text_reply("o1", "sealed by the backend")));

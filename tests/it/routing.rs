@@ -137,7 +137,7 @@ async fn an_event_that_no_route_matches_is_answered_and_kept() {
 }
 
 #[tokio::test]
-async fn accounts_are_told_apart_by_their_path() {
+async fn accounts_are_distinguished_by_their_path() {
     let (shop, club) = (WeChat::secure(), WeChat { app_id: "wx669ef95216eef885".to_owned(), ..WeChat::secure() });
     let (a, b) = (Target::start().await, Target::start().await);
     let config = shop.account()

@@ -65,7 +65,7 @@ async fn with_strict_such_a_file_is_an_error() {
 }
 
 #[tokio::test]
-async fn all_files_that_are_open_to_others_are_told_at_once() {
+async fn all_files_that_others_may_read_are_reported_at_once() {
     let files = Files::new("strict = true\n");
     Files::NAMES.iter().for_each(|name| files.set(name, 0o644));
     let printed = files.check().await;

@@ -44,7 +44,7 @@ async fn systemd_takes_the_units_as_they_are_and_finds_them_hardened() {
 }
 
 #[tokio::test]
-async fn systemd_is_told_how_the_relay_is_from_its_start_to_its_end() {
+async fn systemd_is_notified_from_start_to_stop() {
     if is_missing("systemd-socket-activate") {
         return;
     }

@@ -14,7 +14,7 @@ use crate::support::wechat::{WeChat, event, text};
 use crate::support::{eventually, soon};
 
 #[tokio::test]
-async fn each_push_and_each_attempt_is_told_as_it_happens() {
+async fn each_push_and_each_attempt_is_sent_as_it_happens() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     crm.script([Reaction::Answer(Reply::status(500))]);
     let relay = Relay::start(wechat.account() + &crm.config("crm", "retry = [\"20ms\"]")).await;
@@ -59,7 +59,7 @@ async fn a_filter_lets_through_what_is_asked_for_and_an_unknown_one_is_refused()
 }
 
 #[tokio::test]
-async fn a_reader_that_stalls_holds_nobody_up_and_is_told_how_much_it_missed() {
+async fn a_stalled_reader_blocks_nothing_and_learns_how_much_it_missed() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
     let mut stalled = Stream::open(&relay.admin, "?account=shop").await;

@@ -26,7 +26,7 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 
 #[tokio::test]
-async fn a_push_its_failed_attempt_and_the_next_are_one_trace_that_the_handler_is_told_of() {
+async fn a_push_its_failed_attempt_and_the_next_are_one_trace_that_the_handler_gets() {
     let (wechat, crm, collector) = (WeChat::secure(), Target::start().await, Target::start().await);
     crm.script([Reaction::Answer(Reply::status(500))]);
     let relay = Relay::start(telemetry(&collector, "") + &shop(&wechat, &crm, "retry = [\"20ms\"]")).await;
@@ -136,7 +136,7 @@ async fn a_further_try_is_a_span_under_the_first_and_what_is_refused_is_none() {
 }
 
 #[tokio::test]
-async fn a_try_that_joins_the_first_is_under_it_too_and_so_is_one_that_nobody_waits_for() {
+async fn a_try_that_joins_the_first_is_a_child_of_it_and_so_is_an_abandoned_one() {
     let (wechat, crm, collector) = (WeChat::secure(), Target::start().await, Target::start().await);
     crm.script([Reaction::Hold(Reply::status(200))]);
     let route = "[[accounts.shop.routes]]\notherwise = true\nto = [\"crm\"]\nreply = \"crm\"\n";

@@ -64,7 +64,7 @@ async fn where_nothing_is_found_it_says_what_that_means() {
 }
 
 #[tokio::test]
-async fn what_is_no_alarm_and_a_relay_that_is_not_there_are_told_apart() {
+async fn text_without_an_alarm_and_a_stopped_relay_are_distinguished() {
     let (mut relay, ..) = relay().await;
     let nonsense = relay.run(&["why", "[Event=Click]"]).await;
     assert_eq!(nonsense.code, Some(2), "{nonsense:?}");
