@@ -67,3 +67,4 @@ mod unread_log;
 mod vectors;
 mod verification;
 mod why;
+mod words;

@@ -210,8 +210,8 @@ fn sources(folder: &str) -> Vec<Source> {
     paths.into_iter().map(read).collect()
 }
 
-/// The files below a folder with an extension, or all for an empty one.
-fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+/// The files below a folder with an extension, or all for an empty one, in order.
+pub(crate) fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
     let mut found = Vec::new();
     for entry in entries {
@@ -222,6 +222,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
             found.push(path);
         }
     }
+    found.sort();
     found
 }
 

@@ -11,6 +11,7 @@ pub(crate) mod pebble;
 pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod relay;
+pub(crate) mod rust_source;
 pub(crate) mod storm;
 pub(crate) mod target;
 pub(crate) mod wechat;
