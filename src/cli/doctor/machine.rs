@@ -96,15 +96,16 @@ fn folder(path: &Path) -> (Line, bool) {
 /// Whether SQLite is compiled as the tests have it.
 pub(super) fn sqlite() -> Line {
     let check = Check::new("sqlite", "");
-    match SqliteBuild::read() {
-        Ok(build) if build.differences.is_empty() => {
-            check.ok(format!("{}, built with the tested options", build.version))
-        }
-        Ok(build) => check.warning(
-            format!("{}, built with untested options: {}", build.version, build.differences.join(", ")),
+    let build = match SqliteBuild::read() {
+        Ok(build) => build,
+        Err(error) => return check.failed(format!("cannot open a database in memory ({error})"), "reinstall wxrelay"),
+    };
+    match build.differences() {
+        None => check.ok(format!("{}, built with the tested options", build.version)),
+        Some(differences) => check.warning(
+            format!("{}, built with untested options: {differences}", build.version),
             "install a package, or build in the source folder: cargo reads .cargo/config.toml only there",
         ),
-        Err(error) => check.failed(format!("cannot open a database in memory ({error})"), "install wxrelay again"),
     }
 }
 

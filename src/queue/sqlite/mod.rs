@@ -90,8 +90,7 @@ impl Sqlite {
     /// See [`super::Queue::open`].
     pub(super) fn open(settings: &Settings, on_commit: Box<dyn Fn(Duration) + Send>) -> Result<Self, Error> {
         let build = SqliteBuild::read()?;
-        if !build.differences.is_empty() {
-            let differences = build.differences.join(", ");
+        if let Some(differences) = build.differences() {
             tracing::warn!(version = build.version, differences, "sqlite built with untested options");
         }
         let (sqlite, writer, receiver) = Self::assemble(settings, Ballast::find, on_commit)?;
