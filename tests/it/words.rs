@@ -152,7 +152,6 @@ const NOT_YET: &[&str] = &[
     "src/cli/steps.rs",
     "src/cli/top/terminal.rs",
     "src/cli/why.rs",
-    "src/metrics.rs",
     "src/queue/sqlite/schema.rs",
     "src/queue/sqlite/seals.rs",
 ];
