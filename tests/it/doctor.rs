@@ -124,7 +124,7 @@ async fn what_a_target_answers_is_judged() {
             "a redirect to /there,",
             "put the final URL into `url`",
         ),
-        ("format = \"wechat\"", answer(Reply::body("text/plain", "hi")), "failed", "`hi`", "a wrong `token`"),
+        ("format = \"wechat\"", answer(Reply::body("text/plain", "hi")), "failed", "`hi`", "the `token` is wrong"),
         ("", answer(Reply::status(404)), "warning", "answered 404 to a HEAD", "compare `url`"),
         ("", answer(moved), "warning", "a redirect to /there,", "put the final URL into `url`"),
         ("", answer(Reply::status(503)), "failed", "answered 503", "is it running?"),
