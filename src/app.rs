@@ -1,28 +1,28 @@
-//! The wiring: start order, stop order, change of configuration. The only file that knows every part.
+//! The wiring: start order, stop order, reload. The only file that knows every part.
 //!
-//! Start: store, dispatcher, line, listeners, ready. Stop: not ready, listeners drained, pushes under way finished,
-//! attempts settled, store closed. A reload builds everything new first and then swaps; listeners and the store keep
-//! what they started with.
+//! Start: store, dispatcher, push pipeline, listeners, ready. Stop: not ready, listeners drained, active pushes finished,
+//! attempts settled, store closed. A reload builds everything new first and then swaps; listeners and the store keep the
+//! settings that they started with.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use crate::admin::QueueTotals;
 use crate::clock::UnixMillis;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::deliver::{ClientError, SystemRoots, Upstream};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
-use crate::push::{Accounts, Pipeline};
+use crate::push::{Account, Accounts, Pipeline};
 use crate::queue::Queue;
 use crate::server::{Bound, acme, certificate_watch, stack, tls};
 use crate::tail::Tail;
@@ -31,31 +31,21 @@ use crate::{admin, queue, server};
 /// Why the relay does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The store.
     #[error("queue.path")]
     Queue(#[from] queue::Error),
-    /// A target's connections.
     #[error("targets.{name}")]
-    Target {
-        /// The target.
-        name: Arc<str>,
-        /// What is wrong.
-        source: ClientError,
-    },
-    /// The collector of traces.
+    Target { name: Arc<str>, source: ClientError },
     #[error("telemetry.otlp")]
     Collector(#[source] ClientError),
-    /// A listener.
     #[error(transparent)]
     Bind(#[from] server::BindError),
-    /// The certificate.
     #[error("server.tls")]
     Tls(#[from] tls::Error),
 }
 
 /// A running relay.
 pub struct App {
-    line: Arc<Pipeline>,
+    pipeline: Arc<Pipeline>,
     dispatcher: Arc<Dispatcher>,
     queue: Queue,
     metrics: Arc<Metrics>,
@@ -75,7 +65,7 @@ pub struct App {
 }
 
 impl App {
-    /// Starts everything; on return pushes are taken.
+    /// Starts everything; on return pushes are accepted.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let started = UnixMillis::now();
         let metrics = Metrics::new();
@@ -89,7 +79,7 @@ impl App {
         let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), tail.clone(), paused));
         let policies = policies(&config)?;
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
-        let line = Pipeline::new(accounts, queue.clone(), metrics.clone(), tail.clone(), config.server.max_body);
+        let pipeline = Pipeline::new(accounts, queue.clone(), metrics.clone(), tail.clone(), config.server.max_body);
 
         let certificates = &config.server.tls;
         let load = || tls::Acceptor::load(certificates, config.server.http2);
@@ -99,13 +89,13 @@ impl App {
             push_listeners.extend(server::bind(listen).await?);
         }
         let admin_listeners = server::bind(&config.admin.listen).await?;
-        let push_addresses = announce("push", &push_listeners);
-        let admin_address = announce("admin", &admin_listeners).pop().unwrap_or_default();
+        let push_addresses = log_addresses("push", &push_listeners);
+        let admin_address = log_addresses("admin", &admin_listeners).pop().unwrap_or_default();
 
         dispatcher.apply(policies);
         let (reload, reloads) = mpsc::channel(1);
         let app = Arc::new(Self {
-            line: Arc::new(line),
+            pipeline: Arc::new(pipeline),
             dispatcher,
             queue,
             metrics,
@@ -124,7 +114,7 @@ impl App {
             admin_address,
         });
         app.serve(push_listeners, admin_listeners, reload, started);
-        app.adopted();
+        app.record_config();
         app.ready.set_ready();
         tracing::info!("ready");
         Ok(app)
@@ -139,11 +129,11 @@ impl App {
     ) {
         let config = self.config();
         let options = server::Options::new(&config.server);
-        let line = self.line.clone();
+        let pipeline = self.pipeline.clone();
         let pushes = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let peer = request.extensions().get::<server::Peer>().and_then(|peer| peer.0);
-            // Boxed here, or each layer would move all of it.
-            Box::pin(line.clone().handle(request, peer))
+            // Boxed here: else each layer would move the whole future.
+            Box::pin(pipeline.clone().handle(request, peer))
         });
         let pushes = stack::around(pushes, stack::Limits::PUSHES);
         let push_server = server::serve(
@@ -155,14 +145,15 @@ impl App {
             self.drain,
         );
 
-        let this = Arc::downgrade(self);
+        let (for_status, for_targets) = (Arc::downgrade(self), Arc::downgrade(self));
         let state = admin::State {
             queue: self.queue.clone(),
             store: config.queue.path.clone(),
             encryption_keys: config.queue.encryption_keys.clone(),
             metrics: self.metrics.clone(),
             ready: self.ready.clone(),
-            status: Arc::new(move || this.upgrade().map_or(json!({}), |app| app.status(started))),
+            targets: Arc::new(move || for_targets.upgrade().map(|app| app.configured_targets())),
+            status: Arc::new(move |obstacle, queue| Some(for_status.upgrade()?.status(started, obstacle, queue))),
             pause: {
                 let dispatcher = self.dispatcher.clone();
                 Arc::new(move |target, paused| {
@@ -191,12 +182,12 @@ impl App {
         }
     }
 
-    /// Where pushes are taken, with the ports that the system chose.
+    /// The addresses that accept pushes, with the ports that the system chose.
     pub fn push_addresses(&self) -> &[String] {
         &self.push_addresses
     }
 
-    /// Where the admin listener is.
+    /// The address of the admin listener.
     pub fn admin_address(&self) -> &str {
         &self.admin_address
     }
@@ -206,30 +197,30 @@ impl App {
         self.config.lock().clone()
     }
 
-    /// The requests to reload that come in by the admin listener; there is one receiver.
+    /// The reload requests of the admin listener; there is one receiver.
     pub fn take_reloads(&self) -> Option<mpsc::Receiver<admin::Reload>> {
         self.reloads.lock().take()
     }
 
-    /// Puts a new configuration to use, whole or not at all.
+    /// Applies a new configuration, whole or not at all.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
         let policies = policies(&config)?;
         if let Some(acceptor) = &self.tls {
             acceptor.reload()?;
             certificate_watch::publish_expiries(acceptor, &self.metrics);
         }
-        for key in needing_restart(&self.config(), &config) {
-            tracing::warn!(key, "this change needs a restart");
+        for key in config::needs_restart(&self.config(), &config) {
+            tracing::warn!(key, "configuration change needs a restart");
         }
         self.dispatcher.apply(policies);
-        self.line.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
+        self.pipeline.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
         *self.config.lock() = Arc::new(config);
-        self.adopted();
+        self.record_config();
         Ok(())
     }
 
-    /// Counts the configuration that is in use now.
-    fn adopted(&self) {
+    /// Logs the configuration that is in use now, and sets its metric.
+    fn record_config(&self) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let config = self.config();
         self.metrics.config_info(&config.sha256, generation);
@@ -239,32 +230,39 @@ impl App {
         tracing::info!(generation, sha256 = %config.sha256, "configuration in use");
     }
 
-    fn status(&self, started: UnixMillis) -> serde_json::Value {
+    fn configured_targets(&self) -> Vec<admin::ConfiguredTarget> {
+        let target =
+            |name: &str| admin::ConfiguredTarget { name: name.to_owned(), paused: self.dispatcher.is_paused(name) };
+        self.config().targets.iter().map(|settings| target(&settings.target.name)).collect()
+    }
+
+    fn status(&self, started: UnixMillis, obstacle: Option<&'static str>, queue: QueueTotals) -> admin::Status {
         let config = self.config();
-        let account = |account: &crate::push::Account| {
-            let credentials = &account.credentials;
-            let (mode, app_id) = (credentials.mode.as_str(), &*credentials.app_id);
-            json!({ "name": &*account.name, "path": account.path, "mode": mode, "app_id": app_id })
+        let account = |account: &Account| admin::AccountOverview {
+            name: account.name.to_string(),
+            path: account.path.clone(),
+            mode: account.credentials.mode.as_str().to_owned(),
+            app_id: account.credentials.app_id.to_string(),
         };
-        let accounts: Vec<_> = config.accounts.iter().map(account).collect();
-        let target = |name: &str| json!({ "name": name, "paused": self.dispatcher.is_paused(name) });
-        let targets: Vec<_> = config.targets.iter().map(|settings| target(&settings.target.name)).collect();
-        json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "started_at": started.to_string(),
-            "uptime_seconds": UnixMillis::now().since(started).as_secs(),
-            "generation": self.generation.load(Ordering::Relaxed),
-            "config_sha256": config.sha256,
-            "listen": self.push_addresses,
-            "accounts": accounts,
-            "targets": targets,
-        })
+        admin::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: started,
+            uptime_seconds: UnixMillis::now().since(started).as_secs(),
+            generation: self.generation.load(Ordering::Relaxed),
+            config_sha256: config.sha256.clone(),
+            listen: self.push_addresses.clone(),
+            accounts: config.accounts.iter().map(account).collect(),
+            targets: self.configured_targets(),
+            ready: obstacle.is_none(),
+            not_ready_because: obstacle.map(str::to_owned),
+            queue,
+        }
     }
 
     /// Returns when every part that pushes and deliveries need has answered; waits for ever for one that hangs.
     ///
     /// # Errors
-    /// The name of a part that has ended though nobody told it to.
+    /// The name of a part that has stopped by itself.
     pub async fn pulse(&self) -> Result<(), &'static str> {
         if self.servers.lock().iter().any(JoinHandle::is_finished) {
             return Err("listeners");
@@ -275,24 +273,22 @@ impl App {
         self.queue.ping().await.map_err(|_| "store")
     }
 
-    /// How it stands, in a line for people.
+    /// The state, in one line for people.
     pub async fn summary(&self) -> String {
         let obstacle = self.ready.obstacle().or_else(|| self.queue.obstacle().map(queue::Obstacle::word));
         let state = obstacle.map_or_else(|| "ready".to_owned(), |obstacle| format!("not ready: {obstacle}"));
         let Ok(stats) = self.queue.stats().await else { return format!("{state}; the store cannot be read") };
-        let sum =
-            |count: fn(&queue::view::Counts) -> u64| stats.targets.iter().map(|one| count(&one.counts)).sum::<u64>();
-        let (pending, dead) = (sum(|counts| counts.pending), sum(|counts| counts.dead));
-        format!("{state}; {} events, {pending} pending, {dead} dead", stats.events)
+        let QueueTotals { events, counts, .. } = QueueTotals::new(&stats);
+        format!("{state}; {events} events, {} pending, {} dead", counts.pending, counts.dead)
     }
 
-    /// Stops in order, so that nothing that was answered is lost and nothing under way is cut off before `server.drain`.
+    /// Stops in order: nothing that was answered is lost, and nothing is cancelled before `server.drain` is over.
     pub async fn stop(&self) {
         self.ready.set_unready("draining");
         tracing::info!("draining");
         let deadline = Instant::now() + self.drain;
         self.stop_pushes.cancel();
-        self.line.close_windows();
+        self.pipeline.close_windows();
         let servers = std::mem::take(&mut *self.servers.lock());
         let mut servers = servers.into_iter();
         if let Some(pushes) = servers.next() {
@@ -300,11 +296,11 @@ impl App {
             pushes.await.ok();
         }
         let settled = async {
-            self.line.drain().await;
+            self.pipeline.drain().await;
             self.dispatcher.drain().await;
         };
         if tokio::time::timeout_at(deadline, settled).await.is_err() {
-            tracing::warn!("attempts under way are cut off; their deliveries stay pending");
+            tracing::warn!("drain timed out, running attempts cancelled; their deliveries stay pending");
         }
         self.tail.close();
         let exporter = self.exporter.lock().take();
@@ -320,35 +316,6 @@ impl App {
     }
 }
 
-/// The keys that differ and are read at the start alone.
-fn needing_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let same_token = match (&old.admin.token, &new.admin.token) {
-        (Some(old), Some(new)) => old.matches(new.expose()),
-        (old, new) => old.is_none() && new.is_none(),
-    };
-    let same = [
-        ("server.listen", old.server.listen == new.server.listen),
-        ("server.tls", old.server.tls == new.server.tls),
-        ("server.trusted_proxies", old.server.trusted_proxies == new.server.trusted_proxies),
-        ("server.proxy_protocol", old.server.proxy_protocol == new.server.proxy_protocol),
-        ("server.http2", old.server.http2 == new.server.http2),
-        ("server.drain", old.server.drain == new.server.drain),
-        ("server.max_body", old.server.max_body == new.server.max_body),
-        ("admin.listen", old.admin.listen == new.admin.listen),
-        ("admin.token", same_token),
-        ("queue.path", old.queue.path == new.queue.path),
-        ("queue.retention", old.queue.retention == new.queue.retention),
-        ("queue.max_size", old.queue.max_size == new.queue.max_size),
-        ("queue.encryption_keys", old.queue.encryption_keys == new.queue.encryption_keys),
-        ("accounts.*.dedup_window", old.queue.dedup_window == new.queue.dedup_window),
-        ("log.format", old.log.format == new.log.format),
-        ("telemetry.otlp", old.telemetry.url == new.telemetry.url),
-        ("telemetry.headers", old.telemetry.headers == new.telemetry.headers),
-        ("telemetry.service_name", old.telemetry.service_name == new.telemetry.service_name),
-    ];
-    same.into_iter().filter(|(_, same)| !same).map(|(key, _)| key).collect()
-}
-
 fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {
     let trust = SystemRoots::default();
     let build = |settings: &crate::dispatcher::TargetSettings| {
@@ -360,8 +327,8 @@ fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {
     config.targets.iter().map(build).collect()
 }
 
-/// Says where a listener listens, with the port that the system chose.
-fn announce(listener: &str, bound: &[Bound]) -> Vec<String> {
+/// Logs the addresses of a listener, with the port that the system chose.
+fn log_addresses(listener: &str, bound: &[Bound]) -> Vec<String> {
     let addresses: Vec<_> = bound.iter().map(Bound::address).collect();
     for address in &addresses {
         tracing::info!(listener, address, "listening");
@@ -373,9 +340,9 @@ fn announce(listener: &str, bound: &[Bound]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// Nothing of ours ends a lane's task but a bug; here the runtime that it runs on goes, and takes it along.
+    /// Only a bug ends a lane's task; here the runtime that it runs on is shut down.
     #[tokio::test]
-    async fn the_pulse_misses_a_lane_that_has_ended_though_nobody_told_it_to() {
+    async fn the_pulse_reports_a_lane_that_has_stopped_by_itself() {
         let folder = tempfile::tempdir().unwrap();
         let load = |targets: &str| {
             let path = folder.path().join("config.toml");
@@ -397,7 +364,10 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        assert!(tokio::time::timeout(Duration::from_secs(20), missed).await.is_ok(), "the lane is not missed");
+        assert!(
+            tokio::time::timeout(Duration::from_secs(20), missed).await.is_ok(),
+            "the stopped lane is not reported"
+        );
         app.stop().await;
     }
 }

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::{Digest, Sha256};
 
 use crate::clock::UnixMillis;
@@ -84,6 +85,19 @@ impl fmt::Display for EventId {
 #[derive(Debug, thiserror::Error)]
 #[error("an event id is `evt_` and 16 hex digits, as in evt_01a2b3c4d5e6f708")]
 pub struct BadEventId;
+
+/// As [`fmt::Display`] writes it.
+impl Serialize for EventId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for EventId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
 
 impl FromStr for EventId {
     type Err = BadEventId;

@@ -1,4 +1,4 @@
-//! What the API answers when it does not do what it was asked: `{"error":".."}`.
+//! The API's error responses: `{"error":".."}`.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use serde_json::json;
 use crate::event::BadEventId;
 use crate::queue;
 
-/// Why a request failed. The texts are for the operator who made it.
+/// Why a request failed. The texts are for the operator who sent it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
     #[error("a bearer token is needed: send `Authorization: Bearer` and the token of [admin]")]
     Token,
     #[error("too many wrong tokens from this address; the right one is served at any time")]
     TooManyTokens(Duration),
-    #[error("without a token, only programs of this machine are served: ask by a loopback address")]
+    #[error("without a token, only programs of this machine are served: use a loopback address")]
     Host,
     #[error("without a token, web pages of other sites are not served")]
     Origin,
@@ -44,32 +44,33 @@ pub(super) enum Error {
     NoSuchTarget,
     #[error("{}", with_remedy(.0))]
     Store(#[source] queue::Error),
-    #[error("the store does not answer; the relay's log says more")]
+    #[error("the store does not answer; see the relay's log")]
     NoStats,
+    #[error("the relay is stopping")]
+    Stopped,
     /// The configuration's own errors, made text by the app.
     #[error("not reloaded; the old configuration stays in use: {0}")]
     Reload(String),
-    #[error("the relay takes no requests to reload now")]
+    #[error("the relay accepts no reload now")]
     NoReload,
     #[error("the body: expected {0}")]
     BadBody(&'static str),
     #[error("{0}")]
     Json(#[source] serde_json::Error),
-    #[error("the OpenID belongs into the body: what stands in a query ends in logs")]
+    #[error("send the OpenID in the body: queries end up in logs")]
     ForgetQuery,
-    /// The events themselves are gone.
-    #[error("the events are gone, but the store's files still hold unused bytes of them; ask again: {}", with_remedy(.0))]
+    #[error("the events are deleted, but the store's files still hold unused bytes of them; retry: {}", with_remedy(.0))]
     NotWiped(#[source] queue::Error),
     #[error("which events? give one of account, event, from, target, state, since, until, or `all` as true")]
     NoFilter,
-    #[error("{0} watch already, and no more can")]
-    TooManyWatch(usize),
+    #[error("too many watchers (limit {0})")]
+    TooManyWatchers(usize),
     #[error("a target's deliveries can't be redirected to itself")]
     ToItself,
     #[error("`to`: there is no target of this name in the configuration")]
     NotConfigured,
-    #[error("an error of the relay itself; its log says more")]
-    Bug,
+    #[error("internal error; see the relay's log")]
+    Internal,
 }
 
 /// What is wrong with the store, and how to fix it.
@@ -98,22 +99,27 @@ impl Error {
             | Self::ToItself
             | Self::NotConfigured => StatusCode::BAD_REQUEST,
             Self::Reload(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Store(_) | Self::NotWiped(_) | Self::NoStats | Self::NoReload | Self::TooManyWatch(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::Bug => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Store(_)
+            | Self::NotWiped(_)
+            | Self::NoStats
+            | Self::Stopped
+            | Self::NoReload
+            | Self::TooManyWatchers(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let mut answer = (self.status(), Json(json!({ "error": self.to_string() }))).into_response();
+        let mut response = (self.status(), Json(json!({ "error": self.to_string() }))).into_response();
         match self {
-            Self::Token => answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
-            Self::TooManyTokens(left) => answer.headers_mut().insert(header::RETRY_AFTER, (left.as_secs() + 1).into()),
+            Self::Token => response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
+            Self::TooManyTokens(remaining) => {
+                response.headers_mut().insert(header::RETRY_AFTER, (remaining.as_secs() + 1).into())
+            }
             _ => None,
         };
-        answer
+        response
     }
 }

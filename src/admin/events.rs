@@ -3,12 +3,12 @@
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::{Context, Error};
+use super::{Context, Error, EventPage};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{self, EventDetail, EventFilter, EventSummary};
+use crate::queue::{self, EventDetail, EventFilter};
 
 const LIMIT: usize = 50;
 const MOST: usize = 500;
@@ -29,18 +29,10 @@ pub(super) struct Filters {
     pub(super) cursor: Option<String>,
 }
 
-/// One page, the newest events first.
-#[derive(Serialize)]
-pub(super) struct Page {
-    events: Vec<EventSummary>,
-    /// What asks for the next page; `null` on the last one.
-    cursor: Option<String>,
-}
-
 pub(super) async fn list(
     State(context): State<Context>,
     filters: Result<Query<Filters>, QueryRejection>,
-) -> Result<Json<Page>, Error> {
+) -> Result<Json<EventPage>, Error> {
     let mut filter = filters?.0.parse(UnixMillis::now())?;
     let page = filter.limit;
     // One more than asked for tells whether there is a next page.
@@ -49,7 +41,7 @@ pub(super) async fn list(
     let more = events.len() > page;
     events.truncate(page);
     let cursor = events.last().filter(|_| more).map(|last| last.id.to_string());
-    Ok(Json(Page { events, cursor }))
+    Ok(Json(EventPage { events, cursor }))
 }
 
 pub(super) async fn show(

@@ -1,7 +1,7 @@
-//! Forgetting a user: all that the store holds about one goes, page by page, as a replay does.
+//! Forgetting a user: deletes all that the store holds about one, page by page, as a replay goes.
 //!
-//! The OpenID comes in the body alone, and no line of the log has it in clear. With the last page what the events leave
-//! in the store's files is wiped too.
+//! The OpenID comes in the body only, and no log line has it in clear. The last page also wipes what the events leave in
+//! the store's files.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -15,15 +15,15 @@ use crate::clock::UnixMillis;
 use crate::queue::{Fate, Inspect, Sweep};
 use crate::telemetry::{self, OpenIds};
 
-/// Who is forgotten.
+/// Selects a user's events.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Whom {
+struct ForgetRequest {
     openid: String,
     account: Option<String>,
-    /// Only what was received before; without it all that is there.
+    /// Only events received before; without it all.
     until: Option<String>,
-    /// The `next` of the page before.
+    /// The `next` of the previous page.
     cursor: Option<String>,
 }
 
@@ -35,7 +35,7 @@ pub(super) async fn page(
     if query.is_some_and(|query| !query.is_empty()) {
         return Err(Error::ForgetQuery);
     }
-    let Whom { openid, account, until, cursor } = object(&body).map_err(Error::Json)?;
+    let ForgetRequest { openid, account, until, cursor } = object(&body).map_err(Error::Json)?;
     if openid.is_empty() {
         return Err(Error::BadBody("an `openid`"));
     }
@@ -47,7 +47,7 @@ pub(super) async fn page(
         filter.until = Some(context.inspect(Inspect::end).await?);
     }
     let page = context.sweep(Sweep { filter, events: None, fate: Fate::Forgotten }, after).await?;
-    tracing::info!(count = page.changed, openid = hash, "events of a user forgotten by hand");
+    tracing::info!(count = page.changed, openid = hash, "events of a user forgotten");
     if page.next.is_none() {
         context.state.queue.wipe().await.map_err(Error::NotWiped)?;
     }

@@ -35,6 +35,7 @@ mod guard;
 mod health;
 mod metrics;
 mod openapi;
+mod overview;
 mod reload;
 mod replay;
 mod stats_cache;
@@ -66,6 +67,7 @@ use crate::server::Listen;
 use crate::tail::Tail;
 
 pub use health::Ready;
+pub use overview::{AccountOverview, ConfiguredTarget, EventPage, QueueTotals, Status, TargetList, TargetOverview};
 pub use reload::Reload;
 
 use error::Error;
@@ -97,8 +99,10 @@ pub struct State {
     pub metrics: Arc<Metrics>,
     /// Whether pushes are taken.
     pub ready: Ready,
-    /// What only the app knows: an object with at least `targets`, a list of objects with a `name` each.
-    pub status: Arc<dyn Fn() -> serde_json::Value + Send + Sync>,
+    /// The configured targets; `None` once the app has stopped.
+    pub targets: Arc<dyn Fn() -> Option<Vec<ConfiguredTarget>> + Send + Sync>,
+    /// The status, from why pushes are not accepted and the queue's totals; `None` once the app has stopped.
+    pub status: Arc<dyn Fn(Option<&'static str>, QueueTotals) -> Option<Status> + Send + Sync>,
     /// Pauses the target of that name, or with `false` resumes it.
     pub pause: Pause,
     /// What happens, as it happens.
@@ -146,7 +150,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .merge(guarded)
-        .layer(CatchPanicLayer::custom(|_| Error::Bug.into_response()))
+        .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()))
         .layer(middleware::map_response(harden))
         .with_state(context)
 }
@@ -194,7 +198,7 @@ impl Context {
     {
         let (store, keys) = (self.state.store.clone(), self.state.encryption_keys.clone());
         let looking = tokio::task::spawn_blocking(move || look(&Inspect::open(&store)?.with_keys(&keys)));
-        looking.await.map_err(|_| Error::Bug)?.map_err(Error::Store)
+        looking.await.map_err(|_| Error::Internal)?.map_err(Error::Store)
     }
 }
 
@@ -219,5 +223,7 @@ fn object<T: DeserializeOwned>(body: &[u8]) -> serde_json::Result<T> {
     serde_json::from_slice::<Map<String, Value>>(body).and_then(|object| serde_json::from_value(Value::Object(object)))
 }
 
+#[cfg(test)]
+mod openapi_tests;
 #[cfg(test)]
 mod tests;

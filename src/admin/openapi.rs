@@ -1,6 +1,7 @@
 //! The description of the admin API: an OpenAPI 3.1 document, written by hand in `openapi.json`.
 //!
-//! The test below holds it to the router: every route in the document, and nothing in it that is no route.
+//! The tests below hold it to the router, and `openapi_tests.rs` holds it to the types of the responses. It is
+//! not generated: a generator's code would be in the binary, to make a document that never changes at run time.
 
 use axum::http::header;
 use axum::response::IntoResponse;

@@ -1,7 +1,7 @@
 //! Delivering events again.
 //!
-//! By filter it goes page by page, so that no request runs long: a page's `next` is the `cursor` that asks for the next
-//! one, and where a replay that was interrupted goes on.
+//! By filter it goes page by page, so that no request runs long: a page's `next` is the `cursor` of the next page, and
+//! where an interrupted replay continues.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -16,10 +16,10 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{EventFilter, Fate, Sweep, Swept};
 
-/// Which events, and where to; as query or as JSON.
+/// Selects events and a target; as query or as JSON.
 #[derive(Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
-pub(super) struct Replay {
+pub(super) struct ReplayRequest {
     account: Option<String>,
     event: Option<String>,
     from: Option<String>,
@@ -27,18 +27,18 @@ pub(super) struct Replay {
     state: Option<String>,
     since: Option<String>,
     until: Option<String>,
-    /// The target to deliver to; without it to those that have had a delivery.
+    /// The target to deliver to; without it those that had a delivery.
     to: Option<String>,
-    /// Says that no filter is meant.
+    /// Confirms that no filter is intended.
     all: bool,
-    /// The `next` of the page before.
+    /// The `next` of the previous page.
     cursor: Option<String>,
 }
 
-/// What there may be to say about the replay of one event.
+/// Selects deliveries of one event, and a target.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-struct Whither {
+struct ReplayOneRequest {
     target: Option<String>,
     state: Option<String>,
     to: Option<String>,
@@ -46,16 +46,16 @@ struct Whither {
 
 pub(super) async fn page(
     State(context): State<Context>,
-    query: Result<Query<Replay>, QueryRejection>,
+    query: Result<Query<ReplayRequest>, QueryRejection>,
     body: Bytes,
 ) -> Result<Json<Value>, Error> {
     let Query(query) = query?;
     let asked = match body.is_empty() {
         true => query,
-        false if query == Replay::default() => object(&body).map_err(Error::Json)?,
+        false if query == ReplayRequest::default() => object(&body).map_err(Error::Json)?,
         false => return Err(Error::BadBody("none, as the query says what to replay")),
     };
-    let Replay { account, event, from, target, state, since, until, to, all, cursor } = asked;
+    let ReplayRequest { account, event, from, target, state, since, until, to, all, cursor } = asked;
     let after = cursor.map(|id| id.parse()).transpose()?;
     let filters = Filters { account, event, from, target, state, since, until, ..Filters::default() };
     let filter = filters.parse(UnixMillis::now())?;
@@ -72,8 +72,8 @@ pub(super) async fn one(
     body: Bytes,
 ) -> Result<Json<Value>, Error> {
     let id: EventId = id?.0.parse()?;
-    let asked = if body.is_empty() { Ok(Whither::default()) } else { object(&body) };
-    let Whither { target, state, to } = asked.map_err(Error::Json)?;
+    let asked = if body.is_empty() { Ok(ReplayOneRequest::default()) } else { object(&body) };
+    let ReplayOneRequest { target, state, to } = asked.map_err(Error::Json)?;
     if context.inspect(move |store| store.event(id)).await?.is_none() {
         return Err(Error::NoSuchEvent);
     }
@@ -91,13 +91,13 @@ async fn replay(
     after: Option<EventId>,
 ) -> Result<Swept, Error> {
     if let Some(target) = &filter.target {
-        targets::known(context, target).await?;
+        targets::expect_known(context, target).await?;
     }
     if let Some(to) = &to {
-        targets::configured(context, to)?;
+        targets::expect_configured(context, to)?;
     }
     let fate = to.as_deref().map_or(Fate::Replayed, |to| Fate::ReplayedTo(to.into()));
     let page = context.sweep(Sweep { filter, events, fate }, after).await?;
-    tracing::info!(count = page.changed, to, "events replayed by hand");
+    tracing::info!(count = page.changed, to, "events replayed by an operator");
     Ok(page)
 }

@@ -1,6 +1,6 @@
-//! What happens, as it happens, as server-sent events: `push`, `attempt`, and `lagged` for who reads too slowly.
+//! Activity as server-sent events: `push`, `attempt`, and `lagged` for a client that reads too slowly.
 //!
-//! The stream is made when the connection can take it, so a reader that stalls costs what `tail` keeps for it, no more.
+//! The stream is produced as the connection accepts it, so a client that stalls costs only what `tail` buffers for it.
 //! It ends when the relay stops.
 
 use std::convert::Infallible;
@@ -22,13 +22,13 @@ use super::{Context, Error};
 use crate::tail::{Activity, WATCHERS, Watch, WatchItem};
 use crate::telemetry::{self, OpenIds};
 
-/// How long nothing is said before a comment shows that the connection lives.
+/// A comment after this silence shows that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Which news; what is `None` does not matter. Unknown keys are errors.
+/// Filters activity; `None` matches all. Unknown keys are errors.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Wanted {
+pub(super) struct TailQuery {
     account: Option<String>,
     /// The kind, case-blind, as in `SCAN` or `text`.
     event: Option<String>,
@@ -40,45 +40,45 @@ pub(super) struct Wanted {
 
 pub(super) async fn tail(
     State(context): State<Context>,
-    wanted: Result<Query<Wanted>, QueryRejection>,
+    query: Result<Query<TailQuery>, QueryRejection>,
 ) -> Result<Response, Error> {
-    let Query(wanted) = wanted?;
-    let watch = context.state.tail.watch().ok_or(Error::TooManyWatch(WATCHERS))?;
-    let reader = Reader { wanted: wanted.hashed(), watch };
+    let Query(query) = query?;
+    let watch = context.state.tail.watch().ok_or(Error::TooManyWatchers(WATCHERS))?;
+    let reader = EventReader { filter: query.into_filter(), watch };
     let hello = async { Some((Bytes::from_static(b": connected\n\n"), reader)) };
-    let body = Body::new(Stream(Some(Box::pin(hello))));
+    let body = Body::new(EventStream(Some(Box::pin(hello))));
     Ok(([(header::CONTENT_TYPE, "text/event-stream")], body).into_response())
 }
 
-/// Who reads, and what.
-struct Reader {
-    wanted: Filter,
+/// One watching client.
+struct EventReader {
+    filter: TailFilter,
     watch: Watch,
 }
 
-/// What is wanted, ready to be compared.
-struct Filter {
-    wanted: Wanted,
+/// A query, prepared for comparison.
+struct TailFilter {
+    query: TailQuery,
     /// `from` as a log with hashes shows it.
     hashed: Option<String>,
 }
 
-impl Wanted {
-    fn hashed(self) -> Filter {
+impl TailQuery {
+    fn into_filter(self) -> TailFilter {
         let hashed = self.from.as_deref().map(|from| telemetry::openid(OpenIds::Hash, from).into_owned());
-        Filter { wanted: self, hashed }
+        TailFilter { query: self, hashed }
     }
 }
 
-impl Filter {
-    fn lets_through(&self, news: &Activity) -> bool {
-        let (account, kind, openid, target) = match news {
+impl TailFilter {
+    fn matches(&self, activity: &Activity) -> bool {
+        let (account, kind, openid, target) = match activity {
             Activity::Push(push) => (&push.account, push.kind, push.openid.as_deref(), None),
             Activity::Attempt(attempt) => {
                 (&attempt.account, attempt.kind, Some(&*attempt.openid), Some(&*attempt.target))
             }
         };
-        let Wanted { account: wanted_account, event, from, target: wanted_target } = &self.wanted;
+        let TailQuery { account: wanted_account, event, from, target: wanted_target } = &self.query;
         wanted_account.as_ref().is_none_or(|wanted| **wanted == **account)
             && event.as_ref().is_none_or(|wanted| wanted.eq_ignore_ascii_case(kind))
             && (from.is_none() || openid.is_some() && (openid == from.as_deref() || openid == self.hashed.as_deref()))
@@ -86,38 +86,40 @@ impl Filter {
     }
 }
 
-impl Reader {
-    /// The next piece of the stream, and who reads on.
+impl EventReader {
+    /// The next piece of the stream, and the reader for the one after.
     async fn next(mut self) -> Option<(Bytes, Self)> {
         loop {
-            let said = match tokio::time::timeout(KEEP_ALIVE, self.watch.next()).await {
-                Err(_) => ": still here\n\n".to_owned(),
+            let piece = match tokio::time::timeout(KEEP_ALIVE, self.watch.next()).await {
+                Err(_) => ": keep-alive\n\n".to_owned(),
                 Ok(None) => return None,
-                Ok(Some(WatchItem::Lagged(missed))) => said("lagged", &json!({ "what": "lagged", "missed": missed })),
-                Ok(Some(WatchItem::Activity(news))) if self.wanted.lets_through(&news) => match *news {
-                    Activity::Push(_) => said("push", &*news),
-                    Activity::Attempt(_) => said("attempt", &*news),
+                Ok(Some(WatchItem::Lagged(missed))) => {
+                    server_sent_event("lagged", &json!({ "what": "lagged", "missed": missed }))
+                }
+                Ok(Some(WatchItem::Activity(activity))) if self.filter.matches(&activity) => match *activity {
+                    Activity::Push(_) => server_sent_event("push", &*activity),
+                    Activity::Attempt(_) => server_sent_event("attempt", &*activity),
                 },
                 Ok(Some(WatchItem::Activity(_))) => continue,
             };
-            return Some((said.into(), self));
+            return Some((piece.into(), self));
         }
     }
 }
 
 /// One server-sent event.
-fn said(event: &str, data: &impl serde::Serialize) -> String {
+fn server_sent_event(event: &str, data: &impl serde::Serialize) -> String {
     // JSON has no line breaks, and these shapes have no keys that are not text.
     let data = serde_json::to_string(data).unwrap_or_default();
     format!("event: {event}\ndata: {data}\n\n")
 }
 
-type Next = Pin<Box<dyn Future<Output = Option<(Bytes, Reader)>> + Send>>;
+type Next = Pin<Box<dyn Future<Output = Option<(Bytes, EventReader)>> + Send>>;
 
-/// The body: what comes next, until nothing does.
-struct Stream(Option<Next>);
+/// The body: piece after piece, until the tail is closed.
+struct EventStream(Option<Next>);
 
-impl http_body::Body for Stream {
+impl http_body::Body for EventStream {
     type Data = Bytes;
     type Error = Infallible;
 

@@ -17,15 +17,36 @@ use crate::event::{ContentKey, Event, EventId};
 use crate::queue::{self, Disposition, EncryptionKeys, NewEvent, Settlement};
 use crate::wechat::{Message, Mode};
 
-/// A relay without listeners: the store, with what the app would hand over beside it.
-struct Relay {
-    state: State,
-    reloads: mpsc::Receiver<Reload>,
+fn configured() -> Vec<ConfiguredTarget> {
+    ["crm", "quiet"].map(|name| ConfiguredTarget { name: name.to_owned(), paused: false }).into()
+}
+
+fn status(obstacle: Option<&'static str>, queue: QueueTotals) -> Status {
+    let [name, path, mode, app_id] = ["shop", "/wx", "plaintext", "wx1"].map(str::to_owned);
+    Status {
+        version: "1.2.3".to_owned(),
+        started_at: UnixMillis(0),
+        uptime_seconds: 1,
+        generation: 1,
+        config_sha256: "aa".to_owned(),
+        listen: vec!["127.0.0.1:8080".to_owned()],
+        accounts: vec![AccountOverview { name, path, mode, app_id }],
+        targets: configured(),
+        ready: obstacle.is_none(),
+        not_ready_because: obstacle.map(str::to_owned),
+        queue,
+    }
+}
+
+/// A relay without listeners: the store, with what the app would pass beside it.
+pub(super) struct Relay {
+    pub(super) state: State,
+    pub(super) reloads: mpsc::Receiver<Reload>,
     _folder: TempDir,
 }
 
 impl Relay {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let retention = Duration::from_secs(3600);
         let settings = queue::Settings {
@@ -42,7 +63,8 @@ impl Relay {
             encryption_keys: settings.encryption_keys,
             metrics: Metrics::new(),
             ready: Ready::default(),
-            status: Arc::new(|| json!({ "version": "1.2.3", "targets": [{ "name": "crm" }, { "name": "quiet" }] })),
+            targets: Arc::new(|| Some(configured())),
+            status: Arc::new(|obstacle, queue| Some(status(obstacle, queue))),
             pause: Arc::new(|_, _| Box::pin(async { Ok(()) })),
             tail: Tail::default(),
             reload,
@@ -52,7 +74,7 @@ impl Relay {
     }
 
     /// Stores a text message for `crm`.
-    async fn push(&self, content: &str) -> EventId {
+    pub(super) async fn push(&self, content: &str) -> EventId {
         let text = format!(
             "<xml><ToUserName>gh_1</ToUserName><FromUserName>o1</FromUserName><CreateTime>1414387151</CreateTime>\
              <MsgType>text</MsgType><Content>{content}</Content></xml>"
@@ -85,12 +107,12 @@ impl Relay {
         self.state.queue.settle(settlement).await.unwrap();
     }
 
-    fn router(&self, token: Option<&str>) -> Router {
+    pub(super) fn router(&self, token: Option<&str>) -> Router {
         let listen = Listen::Tcp("127.0.0.1:0".parse().unwrap());
         service(self.state.clone(), &Settings { listen, token: token.map(Secret::new) })
     }
 
-    async fn ask(&self, method: Method, path: &str) -> (StatusCode, String) {
+    pub(super) async fn ask(&self, method: Method, path: &str) -> (StatusCode, String) {
         let request = Request::builder().method(method).uri(path).header("host", "localhost");
         send(self.router(None), request.body(Body::empty()).unwrap()).await
     }

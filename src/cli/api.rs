@@ -10,6 +10,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
@@ -17,38 +18,48 @@ use tokio::net::{TcpStream, UnixStream};
 use crate::config::Config;
 use crate::server::Listen;
 
-/// For a question.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// For a deed: reviving a million dead letters takes a while.
-const LONG_PATIENCE: Duration = Duration::from_secs(600);
+/// The timeout of a GET.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// The timeout of an action: reviving a million dead letters takes a while.
+const ACTION_TIMEOUT: Duration = Duration::from_secs(600);
 const ANSWER_CAP: usize = 16 << 20;
 
-/// The admin listener of the relay that runs by a configuration.
+/// The admin listener of the relay that runs with a configuration.
 pub(super) struct Api<'c> {
     config: &'c Config,
 }
 
 impl<'c> Api<'c> {
-    /// Fails if the listener's address can't be known from outside.
+    /// Fails if the listener's address cannot be known from outside.
     pub(super) fn of(config: &'c Config) -> anyhow::Result<Self> {
         let listen = &config.admin.listen;
         ensure!(
             matches!(listen, Listen::Unix(_)) || listen.reachable().is_some(),
-            "admin.listen = \"{listen}\" tells no address to call; set a TCP address with a port, or a Unix socket"
+            "admin.listen = \"{listen}\" is no address to connect to; set a TCP address with a port, or a Unix socket"
         );
         Ok(Self { config })
     }
 
-    /// A deed, and the relay's answer to it; fails with what it says when it refuses.
+    /// Does an action; fails with the relay's error when it refuses.
     pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
-        let (status, answer) = self.call(Method::POST, path, body).await?;
-        if !status.is_success() {
-            bail!("the relay answered {status}: {}", answer["error"].as_str().unwrap_or("no reason given"));
-        }
+        self.succeed(Method::POST, path, body).await
+    }
+
+    /// Gets a JSON document; fails with the relay's error when it refuses.
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        let answer = self.succeed(Method::GET, path, None).await?;
+        serde_json::from_value(answer)
+            .with_context(|| format!("unexpected answer to {path}: is the relay's version another?"))
+    }
+
+    async fn succeed(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+        let (status, answer) = self.call(method, path, body).await?;
+        let error = answer["error"].as_str().unwrap_or("no reason given");
+        ensure!(status.is_success(), "the relay answered {status}: {error}");
         Ok(answer)
     }
 
-    /// One request, one JSON answer; a text answer comes as a JSON string.
+    /// One request, one JSON response; a text response becomes a JSON string.
     #[expect(clippy::disallowed_methods, reason = "the body is limited")]
     pub(super) async fn call(
         &self,
@@ -56,7 +67,7 @@ impl<'c> Api<'c> {
         path: &str,
         body: Option<&Value>,
     ) -> anyhow::Result<(StatusCode, Value)> {
-        let patience = if method == Method::GET { PATIENCE } else { LONG_PATIENCE };
+        let limit = if method == Method::GET { TIMEOUT } else { ACTION_TIMEOUT };
         let exchange = async {
             let answer = self.send(method, path, body).await?;
             let status = answer.status();
@@ -65,16 +76,16 @@ impl<'c> Api<'c> {
             let text = String::from_utf8_lossy(&text);
             Ok((status, serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.trim().to_owned()))))
         };
-        tokio::time::timeout(patience, exchange).await.context("the relay does not answer")?
+        tokio::time::timeout(limit, exchange).await.context("the relay does not answer")?
     }
 
-    /// A question, and the answer's head: its body comes as the relay says it, without end perhaps.
+    /// Gets a response whose body may have no end.
     pub(super) async fn open(&self, path: &str) -> anyhow::Result<Response<Incoming>> {
         let answer = self.send(Method::GET, path, None);
-        tokio::time::timeout(PATIENCE, answer).await.context("the relay does not answer")?
+        tokio::time::timeout(TIMEOUT, answer).await.context("the relay does not answer")?
     }
 
-    /// Sends a request on a connection of its own, which lasts as long as the answer is read.
+    /// Sends a request on a connection of its own, which lives as long as the response is read.
     async fn send(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Response<Incoming>> {
         let (mut sender, connection) = http1::handshake(TokioIo::new(self.connect().await?)).await?;
         tokio::spawn(connection);
@@ -87,22 +98,22 @@ impl<'c> Api<'c> {
         Ok(sender.send_request(request).await?)
     }
 
-    async fn connect(&self) -> anyhow::Result<Box<dyn Wire>> {
+    async fn connect(&self) -> anyhow::Result<Box<dyn AdminStream>> {
         let listen = &self.config.admin.listen;
-        let silent = || silent(listen);
+        let unreachable = || unreachable(listen);
         Ok(match (listen, listen.reachable()) {
-            (Listen::Unix(socket), _) => Box::new(UnixStream::connect(socket).await.with_context(silent)?),
-            (_, Some(address)) => Box::new(TcpStream::connect(address).await.with_context(silent)?),
-            (_, None) => bail!(silent()),
+            (Listen::Unix(socket), _) => Box::new(UnixStream::connect(socket).await.with_context(unreachable)?),
+            (_, Some(address)) => Box::new(TcpStream::connect(address).await.with_context(unreachable)?),
+            (_, None) => bail!(unreachable()),
         })
     }
 }
 
-/// A connection, whatever it is made of.
-trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+/// A connection over TCP or a Unix socket.
+trait AdminStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> AdminStream for T {}
 
-fn silent(listen: &Listen) -> String {
+fn unreachable(listen: &Listen) -> String {
     format!("no relay answers at admin.listen = \"{listen}\"; is it running, with this configuration?")
 }

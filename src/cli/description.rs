@@ -1,58 +1,47 @@
-//! One event for people: what came in, each delivery, every attempt. From the shape that `--json` and the API print.
+//! One event as text for people: the message, each delivery, every attempt.
 
-use serde_json::Value;
+use crate::queue::view::{AttemptDetail, DeliveryDetail, EventDetail};
 
-/// An event in full; `with_text` also the opened text, the reply, and what targets answered.
-pub(super) fn description(event: &Value, with_text: bool) -> String {
-    let text = |key: &str| event[key].as_str().unwrap_or_default();
+/// An event in full; `with_text` also the decrypted text, the reply, and the answers of targets.
+pub(super) fn description(detail: &EventDetail, with_text: bool) -> String {
+    let EventDetail { id, received_at, account, app_id, mode, msg_type, event, event_key, from, .. } = detail;
     let mut out = format!(
-        "{}\n  received  {}\n  account   {} ({}, {})\n  message   {} {} {}\n  from      {}\n",
-        text("id"),
-        text("received_at"),
-        text("account"),
-        text("app_id"),
-        text("mode"),
-        text("msg_type"),
-        text("event"),
-        text("event_key"),
-        text("from")
+        "{id}\n  received  {received_at}\n  account   {account} ({app_id}, {mode})\n  message   {msg_type} {event} \
+         {event_key}\n  from      {from}\n"
     );
-    for delivery in event["deliveries"].as_array().into_iter().flatten() {
-        let text = |key: &str| delivery[key].as_str();
-        out += &format!("  {:9} {}", text("target").unwrap_or_default(), text("state").unwrap_or_default());
-        out += &text("ended_at").map(|at| format!(" at {at}")).unwrap_or_default();
-        out += &text("due").map(|due| format!(", next attempt {due}")).unwrap_or_default();
+    for delivery in &detail.deliveries {
+        let DeliveryDetail { target, state, due, ended_at, attempts } = delivery;
+        out += &format!("  {target:9} {}", state.name());
+        out += &ended_at.map(|at| format!(" at {at}")).unwrap_or_default();
+        out += &due.map(|due| format!(", next attempt {due}")).unwrap_or_default();
         out.push('\n');
-        for attempt in delivery["attempts"].as_array().into_iter().flatten() {
+        for attempt in attempts {
             out += &attempt_line(attempt);
-            if let Some(answer) = attempt["answer"].as_str().filter(|_| with_text) {
+            if let Some(answer) = attempt.answer.as_ref().filter(|_| with_text) {
                 out += &format!("      {}\n", answer.replace('\n', "\n      "));
             }
         }
     }
-    if let Some(why) = event["sealed"].as_str() {
+    if let Some(why) = &detail.sealed {
         out += &format!("  sealed    {why}\n");
     }
-    if let Some(reply) = event["reply"].as_str().filter(|_| with_text) {
+    if let Some(reply) = detail.reply.as_ref().filter(|_| with_text) {
         out += &format!("  reply     {reply}\n");
     }
     if with_text {
-        out += &format!("  text      {}\n", text("text"));
+        out += &format!("  text      {}\n", detail.text);
     }
     out
 }
 
-fn attempt_line(attempt: &Value) -> String {
-    let status = attempt["status"].as_u64();
+fn attempt_line(attempt: &AttemptDetail) -> String {
+    let AttemptDetail { number, at, duration_ms, status, error, answer } = attempt;
     let success = status.is_some_and(|status| (200..300).contains(&status));
     let status = status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-    let answer = attempt["answer"].as_str();
     let used = if success && answer.is_some() { "reply used" } else { "" };
-    let error = attempt["error"].as_str().unwrap_or(used);
-    let answer = answer.filter(|_| !success).map(excerpt).unwrap_or_default();
-    let (number, at) = (&attempt["number"], attempt["at"].as_str().unwrap_or_default());
-    let took = attempt["duration_ms"].as_f64().unwrap_or_default();
-    format!("    attempt {number}  {at}  {took:.1} ms  {status}  {error}{answer}\n")
+    let error = error.as_deref().unwrap_or(used);
+    let answer = answer.as_deref().filter(|_| !success).map(excerpt).unwrap_or_default();
+    format!("    attempt {number}  {at}  {duration_ms:.1} ms  {status}  {error}{answer}\n")
 }
 
 /// The beginning of a target's answer, on one line whatever is in it.

@@ -1,18 +1,17 @@
-//! `wxrelay events`: finds events, tells all about one, follows what happens, delivers them again, forgets a user.
+//! `wxrelay events`: lists events, shows one, follows activity, replays events, forgets a user.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Subcommand;
 
 use super::description::description;
+use super::event_filter::FilterArgs;
 use super::{ConfigArgs, forget, replay, tail};
-use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::view::EventSummary;
-use crate::queue::{DeliveryState, EventFilter, Inspect};
+use crate::queue::{EventFilter, Inspect};
 
 /// `wxrelay events`
 #[derive(clap::Args)]
@@ -28,24 +27,24 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Action {
-    /// List events, the newest first
+    /// List events, newest first
     Ls(Ls),
     /// Show one event with every attempt
     Show {
         /// evt_...
         id: EventId,
-        /// Show the opened text, the reply and what targets answered too
+        /// Also show the decrypted text, the reply and the answers of targets
         #[arg(long)]
         text: bool,
     },
-    /// Follow what the relay does: each push and each attempt as it happens, until Ctrl-C
+    /// Follow pushes and attempts as they happen, until Ctrl-C
     Tail(tail::Args),
-    /// Deliver events again, under the same ids: one, or those of a filter
+    /// Deliver events again, with the same ids: by id, or by filter
     Replay(replay::Args),
     /// Delete all that the store holds about a user, for good
     ///
-    /// Every event of the user goes with its deliveries and attempts, whatever has become of them: what is pending is
-    /// cancelled first. What backups and logs hold, and what handlers were given, is not reached.
+    /// Deletes every event of the user with its deliveries and attempts, in any state. Pending deliveries are cancelled
+    /// first. Backups, logs and the data of handlers are not changed.
     Forget(forget::Args),
 }
 
@@ -53,49 +52,16 @@ enum Action {
 struct Ls {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Those older than this event: the last of the page before
+    /// Only events older than this one: the last of the previous page
     #[arg(long, visible_alias = "cursor")]
     before: Option<EventId>,
-    /// The most to list
+    /// List up to this many
     #[arg(long, default_value_t = 50)]
     limit: usize,
 }
 
-/// Which events.
-#[derive(clap::Args)]
-pub(super) struct FilterArgs {
-    /// Those of one account
-    #[arg(long)]
-    account: Option<String>,
-    /// Those of one event name or message type, as in SCAN or text
-    #[arg(long)]
-    event: Option<String>,
-    /// Those of one OpenID
-    #[arg(long)]
-    from: Option<String>,
-    /// Those for one target
-    #[arg(long)]
-    target: Option<String>,
-    /// Those with a delivery in this state: pending, delivered, dead, expired or cancelled
-    #[arg(long, value_parser = state)]
-    state: Option<DeliveryState>,
-    /// Those received since then: RFC 3339, or an age as in 2h
-    #[arg(long, value_parser = moment)]
-    since: Option<UnixMillis>,
-    /// Those received before then
-    #[arg(long, value_parser = moment)]
-    until: Option<UnixMillis>,
-}
-
-impl FilterArgs {
-    pub(super) fn filter(self) -> EventFilter {
-        let Self { account, event, from, target, state, since, until } = self;
-        EventFilter { account, event, from, target, state, since, until, ..EventFilter::default() }
-    }
-}
-
-/// Reads the store itself, so it works while a relay runs and while none does; replays and forgets through the relay
-/// while it runs, and follows a relay that runs.
+/// Reads the store, so it works with and without a running relay; replays and forgets through the relay while it runs;
+/// `tail` needs a running relay.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let keys = &config.queue.encryption_keys;
@@ -149,21 +115,7 @@ fn show(store: &Inspect, id: EventId, text: bool, json: bool) -> anyhow::Result<
     if json {
         writeln!(io::stdout(), "{}", serde_json::to_string(&event)?)?;
     } else {
-        write!(io::stdout(), "{}", description(&serde_json::to_value(&event)?, text))?;
+        write!(io::stdout(), "{}", description(&event, text))?;
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn state(text: &str) -> anyhow::Result<DeliveryState> {
-    let known = DeliveryState::ALL.into_iter().find(|state| state.name() == text);
-    known.context("expected pending, delivered, dead, expired or cancelled")
-}
-
-/// A time of RFC 3339, or an age.
-fn moment(text: &str) -> anyhow::Result<UnixMillis> {
-    if let Ok(moment) = text.parse::<jiff::Timestamp>() {
-        return Ok(UnixMillis(moment.as_millisecond()));
-    }
-    let age: Duration = humantime::parse_duration(text).context("expected 2026-11-20T08:00:00Z, or an age as in 2h")?;
-    Ok(UnixMillis(UnixMillis::now().0 - i64::try_from(age.as_millis())?))
 }

@@ -11,6 +11,7 @@ pub mod dead;
 pub mod demo;
 mod description;
 pub mod doctor;
+mod event_filter;
 pub mod events;
 mod forget;
 pub mod healthcheck;

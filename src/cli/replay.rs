@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
 use super::api::Api;
-use super::events::FilterArgs;
+use super::event_filter::FilterArgs;
 use super::steps::{self, By, Done};
 use super::store;
 use crate::clock::UnixMillis;

@@ -1,6 +1,5 @@
-//! `wxrelay targets`: what waits for each target, configured or not, and what to do about it.
+//! `wxrelay targets`: the deliveries of each target, configured or not, and actions on them.
 
-use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
@@ -11,8 +10,8 @@ use serde_json::json;
 use super::ConfigArgs;
 use super::api::Api;
 use super::store::{self, Request};
+use crate::admin::TargetOverview;
 use crate::config::Config;
-use crate::queue::view::TargetStats;
 use crate::queue::{Fate, Inspect, Sweep};
 
 /// `wxrelay targets`
@@ -29,34 +28,34 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Action {
-    /// List the configured targets, and those that are not configured any more but have deliveries
+    /// List the configured targets, and removed ones that still have deliveries
     Ls,
-    /// Make no attempts at a target until it is resumed, also over restarts; its deliveries wait
+    /// Pause a target until it is resumed, also over restarts; its deliveries stay pending
     Pause {
-        /// Which
+        /// The target
         target: String,
     },
-    /// Make attempts at a target again
+    /// Resume a target
     Resume {
-        /// Which
+        /// The target
         target: String,
     },
-    /// Give up what waits for a target: its pending deliveries become `cancelled`
+    /// Cancel the pending deliveries of a target
     Drop {
-        /// Whose
+        /// The target
         target: String,
     },
-    /// Let another target have what waits for this one
+    /// Move the pending deliveries of a target to another target
     Redirect {
-        /// Whose
+        /// The target
         target: String,
-        /// Who gets it
+        /// The target that gets them
         #[arg(long, value_name = "TARGET")]
         to: String,
     },
 }
 
-/// Lists out of the store itself; changes through the relay while it runs, else in the store.
+/// Lists from the store; changes through the relay while it runs, else in the store.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let (sweep, request, target, done) = match args.action {
@@ -70,7 +69,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Action::Redirect { target, to } => {
             store::expect_configured(&config, &to)?;
-            ensure!(to != target, "what waits for `{target}` can't be redirected to itself");
+            ensure!(to != target, "the deliveries of `{target}` cannot be redirected to itself");
             let path = format!("/api/targets/{target}/redirect");
             let request = Request { path, body: Some(json!({ "to": to })), count: "redirected" };
             (Sweep::pending(&target, Fate::Redirected(to.into())), request, target, "redirected")
@@ -109,35 +108,21 @@ async fn pause(config: &Config, target: &str, paused: bool, json: bool) -> anyho
 
 fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
     let store = Inspect::open(&config.queue.path)?;
-    let (stored, paused) = (store.stats()?.targets, store.paused()?);
-    let mut targets: BTreeMap<String, (bool, Option<TargetStats>)> =
-        stored.into_iter().map(|stats| (stats.target.clone(), (false, Some(stats)))).collect();
-    for settings in &config.targets {
-        targets.entry(settings.target.name.to_string()).or_default().0 = true;
-    }
+    let configured = config.targets.iter().map(|settings| &*settings.target.name);
+    let targets = TargetOverview::merge(configured, &store.stats()?.targets, &store.paused()?);
     let mut out = io::stdout().lock();
-    if !json {
-        writeln!(
-            out,
-            "{:20} {:22} {:>10} {:>10} {:>10} {:>10} {:>10}  oldest pending",
-            "target", "", "pending", "delivered", "dead", "expired", "cancelled"
-        )?;
-    }
-    for (name, (configured, stats)) in targets {
-        let paused = paused.contains(&name);
-        let counts = stats.as_ref().map(|stats| stats.counts).unwrap_or_default();
-        let oldest = stats.and_then(|stats| stats.oldest_pending).map(|at| at.to_string());
-        if json {
-            let mut line = json!({ "name": name, "configured": configured, "paused": paused });
-            if let (Some(line), serde_json::Value::Object(counts)) =
-                (line.as_object_mut(), serde_json::to_value(counts)?)
-            {
-                line.extend(counts);
-                line.insert("oldest_pending".to_owned(), oldest.into());
-            }
-            writeln!(out, "{line}")?;
-            continue;
+    if json {
+        for target in &targets {
+            writeln!(out, "{}", serde_json::to_string(target)?)?;
         }
+        return Ok(ExitCode::SUCCESS);
+    }
+    writeln!(
+        out,
+        "{:20} {:22} {:>10} {:>10} {:>10} {:>10} {:>10}  oldest pending",
+        "target", "", "pending", "delivered", "dead", "expired", "cancelled"
+    )?;
+    for TargetOverview { name, configured, paused, counts, oldest_pending } in targets {
         writeln!(
             out,
             "{name:20} {:22} {:>10} {:>10} {:>10} {:>10} {:>10}  {}",
@@ -152,7 +137,7 @@ fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
             counts.dead,
             counts.expired,
             counts.cancelled,
-            oldest.as_deref().unwrap_or("-")
+            oldest_pending.map_or_else(|| "-".to_owned(), |at| at.to_string())
         )?;
     }
     Ok(ExitCode::SUCCESS)

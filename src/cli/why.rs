@@ -1,13 +1,11 @@
 //! `wxrelay why`: finds the event that WeChat's alarm is about, over the admin API.
 //!
-//! Where there is none it says what that means: refused, no longer kept, or never arrived.
+//! Without one it explains why: refused, no longer kept, or never arrived.
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::ensure;
-use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
@@ -15,25 +13,27 @@ use super::alarm::Alarm;
 use super::api::Api;
 use super::description::description;
 use super::{ConfigArgs, samples};
+use crate::admin::{EventPage, Status};
 use crate::clock::UnixMillis;
 use crate::config::Config;
+use crate::queue::view::EventDetail;
 use crate::wechat::Message;
 
-/// How far from the stamp a user's push is looked for: as far as a clock may be off by the default `max_skew`.
+/// How far from the stamp a user's push may be: as far as a clock may be off by the default `max_skew`.
 const AROUND: Duration = Duration::from_secs(600);
 /// The same where the alarm names no user: WeChat tries for 15 s.
 const CLOSE_AROUND: Duration = Duration::from_secs(30);
 /// CreateTime and the alarm's stamp are the same second, or nearly.
 const SAME: Duration = Duration::from_secs(10);
-/// The most events that are looked at one by one.
-const LOOKED_AT: usize = 20;
+/// The most events that are fetched one by one.
+const MAX_CANDIDATES: usize = 20;
 /// The most events shown where none is clearly meant.
 const SHOWN: usize = 5;
 /// Exit codes beside 0.
 const NO_ALARM: u8 = 2;
 const NOTHING_FOUND: u8 = 3;
-/// How the line calls what it does not refuse.
-const TAKEN: [&str; 3] = ["accepted", "duplicate", "verified"];
+/// The results of accepted pushes.
+const ACCEPTED: [&str; 3] = ["accepted", "duplicate", "verified"];
 
 /// `wxrelay why`
 #[derive(clap::Args)]
@@ -64,7 +64,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let found = relay.find(&alarm).await?;
     let reason = if found.is_empty() { Some(relay.reason(&alarm).await?) } else { None };
     if args.json {
-        writeln!(io::stdout(), "{}", told(&alarm, &found, reason.as_ref()))?;
+        writeln!(io::stdout(), "{}", to_json(&alarm, &found, reason.as_ref()))?;
     } else if let Some(reason) = &reason {
         write!(io::stdout(), "{}", reason.text(&alarm, &config))?;
     } else {
@@ -97,28 +97,24 @@ struct Relay<'c> {
 
 impl Relay<'_> {
     /// The events that the alarm is about, the nearest to its stamp first; or those that it may be about.
-    async fn find(&self, alarm: &Alarm) -> anyhow::Result<Vec<Value>> {
-        let mut near: Vec<Value> = match self.ask(&self.query(alarm)).await? {
-            Value::Object(mut page) => serde_json::from_value(page.remove("events").unwrap_or_default())?,
-            _ => Vec::new(),
-        };
+    async fn find(&self, alarm: &Alarm) -> anyhow::Result<Vec<EventDetail>> {
+        let EventPage { events: mut candidates, .. } = self.api.get(&self.query(alarm)).await?;
         if let Some(stamp) = alarm.stamp {
-            near.sort_by_key(|event| moment(&event["received_at"]).map(|received| apart(received, stamp)));
+            candidates.sort_by_key(|event| distance(event.received_at, stamp));
         }
-        let mut found = Vec::new();
-        for event in near.iter().take(LOOKED_AT) {
-            let id = event["id"].as_str().unwrap_or_default();
-            found.push(self.ask(&format!("/api/events/{id}")).await?);
+        let mut found: Vec<EventDetail> = Vec::new();
+        for event in candidates.iter().take(MAX_CANDIDATES) {
+            found.push(self.api.get(&format!("/api/events/{}", event.id)).await?);
         }
         if let Some(stamp) = alarm.stamp {
-            found.sort_by_key(|event| created(event).map(|created| apart(created, stamp)));
-            let same = |event: &Value| created(event).is_some_and(|created| apart(created, stamp) <= SAME);
-            keep_if_any(&mut found, same);
+            found.sort_by_key(|event| distance(created(event), stamp));
+            keep_if_any(&mut found, |event| distance(created(event), stamp) <= SAME);
         }
         if let Some(kind) = &alarm.event {
             // Alarms have names of their own for some kinds, so another name is no proof.
-            let is = |event: &Value, key: &str| event[key].as_str().is_some_and(|name| name.eq_ignore_ascii_case(kind));
-            keep_if_any(&mut found, |event| is(event, "event") || is(event, "msg_type"));
+            keep_if_any(&mut found, |event| {
+                [&event.event, &event.msg_type].into_iter().any(|name| name.eq_ignore_ascii_case(kind))
+            });
         }
         found.truncate(SHOWN);
         Ok(found)
@@ -148,22 +144,15 @@ impl Relay<'_> {
         with.next().filter(|_| with.next().is_none()).map(|account| account.name.to_string())
     }
 
-    async fn ask(&self, path: &str) -> anyhow::Result<Value> {
-        let (status, answer) = self.api.call(Method::GET, path, None).await?;
-        let error = answer["error"].as_str().unwrap_or("no reason given");
-        ensure!(status.is_success(), "the relay answered {status}: {error}");
-        Ok(answer)
-    }
-
     async fn reason(&self, alarm: &Alarm) -> anyhow::Result<Reason> {
-        let metrics = self.ask("/metrics").await?;
-        let status = self.ask("/api/status").await?;
-        let pushes = samples::of(metrics.as_str().unwrap_or_default(), "wxrelay_pushes_total");
+        let metrics: String = self.api.get("/metrics").await?;
+        let status: Status = self.api.get("/api/status").await?;
+        let pushes = samples::of(&metrics, "wxrelay_pushes_total");
         let label = |sample: &samples::Sample<'_>, key| sample.label(key).unwrap_or_default().to_owned();
         let mut refused: Vec<Refused> = Vec::new();
         for sample in pushes.iter().filter(|sample| sample.value > 0.0) {
             let (account, result) = (label(sample, "account"), label(sample, "result"));
-            if TAKEN.contains(&result.as_str()) {
+            if ACCEPTED.contains(&result.as_str()) {
                 continue;
             }
             match refused.iter_mut().find(|one| one.account == account && one.result == result) {
@@ -181,7 +170,7 @@ impl Relay<'_> {
             (None, false, false) => "refused_or_never_arrived",
             (None, false, true) => "never_arrived",
         };
-        Ok(Reason { word, refused, counted_since: status["started_at"].as_str().unwrap_or_default().to_owned() })
+        Ok(Reason { word, refused, counted_since: status.started_at })
     }
 }
 
@@ -190,7 +179,7 @@ struct Reason {
     word: &'static str,
     refused: Vec<Refused>,
     /// When the counting of what was refused began.
-    counted_since: String,
+    counted_since: UnixMillis,
 }
 
 /// `wxrelay_pushes_total` of one account and one result.
@@ -213,8 +202,8 @@ impl Reason {
                 app_id.as_deref().unwrap_or_default()
             ),
             "no_longer_kept" => format!(".\nFinished events are kept for queue.retention = {retention}; this one would be older.\n"),
-            "never_arrived" => ".\nNo push was refused either, so it never arrived: look at DNS, firewall, TLS and what stands before the relay.\n".to_owned(),
-            _ => ".\nIt was refused, or it never arrived (DNS, firewall, TLS, what stands before the relay).\n".to_owned(),
+            "never_arrived" => ".\nNo push was refused either, so it never arrived: check DNS, firewall, TLS and the proxy before the relay.\n".to_owned(),
+            _ => ".\nIt was refused, or it never arrived (DNS, firewall, TLS, the proxy before the relay).\n".to_owned(),
         };
         if !self.refused.is_empty() {
             out += &format!(
@@ -230,7 +219,7 @@ impl Reason {
     }
 }
 
-fn told(alarm: &Alarm, found: &[Value], reason: Option<&Reason>) -> Value {
+fn to_json(alarm: &Alarm, found: &[EventDetail], reason: Option<&Reason>) -> Value {
     let Alarm { openid, stamp, event, app_id } = alarm;
     let stamp = stamp.map(|stamp| stamp.to_string());
     let alarm = json!({ "openid": openid, "stamp": stamp, "event": event, "app_id": app_id });
@@ -240,23 +229,19 @@ fn told(alarm: &Alarm, found: &[Value], reason: Option<&Reason>) -> Value {
 }
 
 /// Drops what the rule does not hold for, unless it holds for none.
-fn keep_if_any(events: &mut Vec<Value>, rule: impl Fn(&Value) -> bool) {
+fn keep_if_any(events: &mut Vec<EventDetail>, rule: impl Fn(&EventDetail) -> bool) {
     if events.iter().any(&rule) {
         events.retain(rule);
     }
 }
 
-/// CreateTime, or when it came in.
-fn created(event: &Value) -> Option<UnixMillis> {
-    let message = event["text"].as_str().and_then(|text| Message::parse(text.as_bytes()).ok());
+/// CreateTime, or when it was received.
+fn created(event: &EventDetail) -> UnixMillis {
+    let message = Message::parse(event.text.as_bytes()).ok();
     let seconds = message.and_then(|message| i64::try_from(message.create_time()?).ok());
-    seconds.map(|seconds| UnixMillis(seconds.saturating_mul(1000))).or_else(|| moment(&event["received_at"]))
+    seconds.map_or(event.received_at, |seconds| UnixMillis(seconds.saturating_mul(1000)))
 }
 
-fn moment(text: &Value) -> Option<UnixMillis> {
-    Some(UnixMillis(text.as_str()?.parse::<jiff::Timestamp>().ok()?.as_millisecond()))
-}
-
-fn apart(one: UnixMillis, other: UnixMillis) -> Duration {
+fn distance(one: UnixMillis, other: UnixMillis) -> Duration {
     one.since(other).max(other.since(one))
 }

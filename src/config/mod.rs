@@ -14,6 +14,7 @@ mod fixed_reply;
 mod key_reader;
 mod layers;
 mod provider;
+mod restart;
 mod routes;
 pub mod routing_table;
 mod sections;
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 
 pub use accounts::PLACEHOLDER;
 pub use error::{ConfigError, Problem, Remedy};
+pub use restart::needs_restart;
 
 use self::accounts::KnownTargets;
 use self::key_reader::{KeyReader, LoadContext};

@@ -2,16 +2,14 @@
 //!
 //! Ids are written `evt_...`, times in RFC 3339. Nothing here holds a query or a signature.
 
-use std::fmt::Display;
-
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::DeliveryState;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
 /// How many deliveries are in each state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     /// Waiting for an attempt, or in one.
     pub pending: u64,
@@ -44,7 +42,7 @@ impl Counts {
 }
 
 /// The queue at a glance, from its running ledger.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Events in the store.
     pub events: u64,
@@ -57,7 +55,7 @@ pub struct Stats {
 }
 
 /// One target at a glance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetStats {
     /// Its name.
     pub target: String,
@@ -65,12 +63,11 @@ pub struct TargetStats {
     #[serde(flatten)]
     pub counts: Counts,
     /// When the oldest event that it still waits for came in.
-    #[serde(serialize_with = "text_or_null")]
     pub oldest_pending: Option<UnixMillis>,
 }
 
 /// The ledger, counted anew row by row.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     /// Events in the store.
     pub events: u64,
@@ -96,7 +93,7 @@ impl Audit {
 }
 
 /// One target's part of an audit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetCounts {
     /// Its name.
     pub target: String,
@@ -138,13 +135,11 @@ impl EventFilter {
 }
 
 /// A line of a list of events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventSummary {
     /// Its name.
-    #[serde(serialize_with = "text")]
     pub id: EventId,
     /// When it was received.
-    #[serde(serialize_with = "text")]
     pub received_at: UnixMillis,
     /// The account it came in by.
     pub account: String,
@@ -161,7 +156,7 @@ pub struct EventSummary {
 }
 
 /// A delivery in a list of events.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeliverySummary {
     /// Its target.
     pub target: String,
@@ -172,13 +167,11 @@ pub struct DeliverySummary {
 }
 
 /// All there is to know about an event.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventDetail {
     /// Its name.
-    #[serde(serialize_with = "text")]
     pub id: EventId,
     /// When it was received.
-    #[serde(serialize_with = "text")]
     pub received_at: UnixMillis,
     /// The account it came in by.
     pub account: String,
@@ -208,29 +201,26 @@ pub struct EventDetail {
 }
 
 /// A delivery in full.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeliveryDetail {
     /// Its target.
     pub target: String,
     /// Where it stands.
     pub state: DeliveryState,
     /// When the next attempt is due, while it is pending.
-    #[serde(serialize_with = "text_or_null")]
     pub due: Option<UnixMillis>,
     /// When it ended.
-    #[serde(serialize_with = "text_or_null")]
     pub ended_at: Option<UnixMillis>,
     /// Every attempt, the first first.
     pub attempts: Vec<AttemptDetail>,
 }
 
 /// An attempt in full.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AttemptDetail {
     /// From 1.
     pub number: u32,
     /// When it began.
-    #[serde(serialize_with = "text")]
     pub at: UnixMillis,
     /// How long it took, in milliseconds.
     pub duration_ms: f64,
@@ -243,18 +233,15 @@ pub struct AttemptDetail {
 }
 
 /// A delivery that was given up.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// The event.
-    #[serde(serialize_with = "text")]
     pub id: EventId,
     /// The target.
     pub target: String,
     /// When the event was received.
-    #[serde(serialize_with = "text")]
     pub received_at: UnixMillis,
     /// When the delivery was given up.
-    #[serde(serialize_with = "text_or_null")]
     pub ended_at: Option<UnixMillis>,
     /// The account the event came in by.
     pub account: String,
@@ -273,15 +260,4 @@ pub struct DeadLetter {
     /// Why the answer is left out: it is sealed, and does not open.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
-}
-
-fn text<T: Display, S: Serializer>(value: &T, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(value)
-}
-
-fn text_or_null<T: Display, S: Serializer>(value: &Option<T>, serializer: S) -> Result<S::Ok, S::Error> {
-    match value {
-        Some(value) => serializer.collect_str(value),
-        None => serializer.serialize_none(),
-    }
 }

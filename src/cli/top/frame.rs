@@ -1,24 +1,22 @@
-//! What `wxrelay top` shows, as lines of text. Pure, but for the clock it is handed in [`Look`].
+//! The lines of text that `wxrelay top` shows. Pure, but for the age of the oldest pending delivery.
 
-use serde_json::Value;
 use tokio::time::Instant;
 
+use crate::admin::{AccountOverview, Status, TargetOverview};
 use crate::cli::samples::{self, Sample};
 use crate::clock::UnixMillis;
 
-/// What the relay said at one moment.
-pub(super) struct Look {
+/// The relay's state at one moment.
+pub(super) struct Snapshot {
     pub(super) at: Instant,
-    /// `/api/status`
-    pub(super) status: Value,
-    /// `/api/targets`
-    pub(super) targets: Value,
+    pub(super) status: Status,
+    pub(super) targets: Vec<TargetOverview>,
     /// `/metrics`
     pub(super) metrics: String,
 }
 
 /// The lines of one frame, none wider than `width`, at most `height`. Rates are those since `before`; `-` without it.
-pub(super) fn frame(now: &Look, before: Option<&Look>, width: usize, height: usize) -> Vec<String> {
+pub(super) fn frame(now: &Snapshot, before: Option<&Snapshot>, width: usize, height: usize) -> Vec<String> {
     let mut lines = head(now);
     let accounts = accounts(now, before);
     let targets = targets(now, before);
@@ -38,54 +36,52 @@ pub(super) fn frame(now: &Look, before: Option<&Look>, width: usize, height: usi
     lines.into_iter().map(|line| line.trim_end().chars().take(width).collect()).collect()
 }
 
-fn head(now: &Look) -> Vec<String> {
-    let Look { status, .. } = now;
-    let ready = match status["not_ready_because"].as_str() {
+fn head(now: &Snapshot) -> Vec<String> {
+    let Snapshot { status, .. } = now;
+    let ready = match &status.not_ready_because {
         None => "ready".to_owned(),
         Some(obstacle) => format!("NOT READY: {obstacle}"),
     };
-    let version = status["version"].as_str().unwrap_or("?");
-    let up = span(status["uptime_seconds"].as_f64().unwrap_or_default());
-    let count = |key: &str| status["queue"][key].as_u64().unwrap_or_default();
+    let (version, queue) = (&status.version, &status.queue);
+    let up = span(status.uptime_seconds as f64);
     let unaccounted = samples::of(&now.metrics, "wxrelay_unaccounted_deliveries").iter().map(|s| s.value).sum::<f64>();
     let unaccounted = if unaccounted == 0.0 { String::new() } else { format!("  UNACCOUNTED {unaccounted}") };
     vec![
         format!("wxrelay {version}  {ready}  up {up}  q ends"),
         format!(
             "{} events, {:.1} MiB  waiting {}  delivered {}  dead {}  expired {}  cancelled {}{unaccounted}",
-            count("events"),
-            count("bytes") as f64 / f64::from(1 << 20),
-            count("pending"),
-            count("delivered"),
-            count("dead"),
-            count("expired"),
-            count("cancelled")
+            queue.events,
+            queue.bytes as f64 / f64::from(1 << 20),
+            queue.counts.pending,
+            queue.counts.delivered,
+            queue.counts.dead,
+            queue.counts.expired,
+            queue.counts.cancelled
         ),
     ]
 }
 
-fn accounts(now: &Look, before: Option<&Look>) -> Vec<String> {
-    let name = |account: &Value| account["name"].as_str().unwrap_or_default().to_owned();
-    let line = |account: &Value| {
-        let of = |look: &Look, results: fn(&str) -> bool| {
+fn accounts(now: &Snapshot, before: Option<&Snapshot>) -> Vec<String> {
+    let line = |account: &AccountOverview| {
+        let AccountOverview { name, mode, .. } = account;
+        let of = |look: &Snapshot, results: fn(&str) -> bool| {
             sum(look, "wxrelay_pushes_total", |sample| {
-                sample.label("account") == account["name"].as_str() && sample.label("result").is_some_and(results)
+                sample.label("account") == Some(name) && sample.label("result").is_some_and(results)
             })
         };
         let rate = rate(now, before, |look| of(look, |_| true));
         let taken = of(now, |result| matches!(result, "accepted" | "verified"));
         let repeated = of(now, |result| result == "duplicate");
         let refused = of(now, |_| true) - taken - repeated;
-        let mode = account["mode"].as_str().unwrap_or_default();
-        format!("{:16} {mode:10} {rate:>8} {taken:>8} {repeated:>8} {refused:>8}", short(&name(account)))
+        format!("{:16} {mode:10} {rate:>8} {taken:>8} {repeated:>8} {refused:>8}", short(name))
     };
-    now.status["accounts"].as_array().into_iter().flatten().map(line).collect()
+    now.status.accounts.iter().map(line).collect()
 }
 
-fn targets(now: &Look, before: Option<&Look>) -> Vec<String> {
-    let line = |target: &Value| {
-        let name = target["name"].as_str().unwrap_or_default();
-        let of = |look: &Look, outcomes: fn(&str) -> bool| {
+fn targets(now: &Snapshot, before: Option<&Snapshot>) -> Vec<String> {
+    let line = |target: &TargetOverview| {
+        let TargetOverview { name, configured, paused, counts, oldest_pending } = target;
+        let of = |look: &Snapshot, outcomes: fn(&str) -> bool| {
             sum(look, "wxrelay_deliveries_total", |sample| {
                 sample.label("target") == Some(name) && sample.label("outcome").is_some_and(outcomes)
             })
@@ -95,45 +91,41 @@ fn targets(now: &Look, before: Option<&Look>) -> Vec<String> {
         let down = samples::of(&now.metrics, "wxrelay_target_up")
             .iter()
             .any(|sample| sample.label("target") == Some(name) && sample.value == 0.0);
-        let state = match (target["configured"] == true, target["paused"] == true, down) {
+        let state = match (configured, paused, down) {
             (false, ..) => "removed",
             (true, true, _) => "paused",
             (true, false, true) => "DOWN",
             (true, false, false) => "up",
         };
-        let count = |key: &str| target[key].as_u64().unwrap_or_default();
-        let oldest = target["oldest_pending"].as_str().and_then(|at| at.parse::<jiff::Timestamp>().ok());
-        let oldest = oldest.map_or_else(
-            || "-".to_owned(),
-            |at| span(UnixMillis::now().since(UnixMillis(at.as_millisecond())).as_secs_f64()),
-        );
-        let (waiting, dead, expired) = (count("pending"), count("dead"), count("expired"));
+        let oldest = oldest_pending.map(|at| span(UnixMillis::now().since(at).as_secs_f64()));
+        let oldest = oldest.as_deref().unwrap_or("-");
+        let (waiting, dead, expired) = (counts.pending, counts.dead, counts.expired);
         format!("{:16} {state:9} {done:>7} {failed:>7} {waiting:>8} {oldest:>8} {dead:>7} {expired:>9}", short(name))
     };
-    now.targets["targets"].as_array().into_iter().flatten().map(line).collect()
+    now.targets.iter().map(line).collect()
 }
 
-fn sum(look: &Look, metric: &str, which: impl Fn(&Sample<'_>) -> bool) -> f64 {
+fn sum(look: &Snapshot, metric: &str, which: impl Fn(&Sample<'_>) -> bool) -> f64 {
     // Not `sum`, which makes -0 of nothing.
     samples::of(&look.metrics, metric).iter().filter(|sample| which(sample)).fold(0.0, |sum, sample| sum + sample.value)
 }
 
 /// By how much a count grew in a second; `-` where that is not known.
-fn rate(now: &Look, before: Option<&Look>, count: impl Fn(&Look) -> f64) -> String {
+fn rate(now: &Snapshot, before: Option<&Snapshot>, count: impl Fn(&Snapshot) -> f64) -> String {
     let Some(before) = before else { return "-".to_owned() };
     let seconds = now.at.duration_since(before.at).as_secs_f64();
     let grown = count(now) - count(before);
-    // A relay that was started again counts from 0.
+    // A restarted relay counts from 0.
     if seconds <= 0.0 || grown < 0.0 { "-".to_owned() } else { format!("{:.1}", grown / seconds) }
 }
 
-/// How many lines of each table there is room for: half each, and what one does not need is the other's.
+/// How many lines of each table fit: half each, and what one does not need goes to the other.
 fn shares(accounts: usize, targets: usize, room: usize) -> (usize, usize) {
     let for_targets = targets.min(room - (room / 2).min(accounts));
     (accounts.min(room - for_targets), for_targets)
 }
 
-/// The first lines, and how many there are more.
+/// The first lines, and the number of those left out.
 fn cut(mut lines: Vec<String>, room: usize) -> Vec<String> {
     if lines.len() > room {
         let more = lines.len() - room.saturating_sub(1);
@@ -165,14 +157,18 @@ fn span(seconds: f64) -> String {
 mod tests {
     use std::time::Duration;
 
-    use serde_json::json;
-
     use super::*;
+    use crate::admin::QueueTotals;
+    use crate::queue::view::Counts;
 
-    fn look(at: Instant, delivered: u32, targets: usize) -> Look {
-        let target = |number: usize| {
-            json!({ "name": format!("target-{number}"), "configured": true, "paused": number == 1, "pending": 2,
-                    "dead": 1, "expired": 0, "oldest_pending": null })
+    fn look(at: Instant, delivered: u32, targets: usize) -> Snapshot {
+        let counts = Counts { pending: 2, dead: 1, ..Counts::default() };
+        let target = |number: usize| TargetOverview {
+            name: format!("target-{number}"),
+            configured: true,
+            paused: number == 1,
+            counts,
+            oldest_pending: None,
         };
         let metrics = format!(
             "wxrelay_pushes_total{{account=\"shop\",kind=\"text\",result=\"accepted\"}} {delivered}\n\
@@ -180,14 +176,25 @@ mod tests {
              wxrelay_deliveries_total{{target=\"target-0\",outcome=\"delivered\"}} {delivered}\n\
              wxrelay_target_up{{target=\"target-0\"}} 0\n"
         );
-        let status = json!({ "version": "1.2.3", "uptime_seconds": 3720, "not_ready_because": null,
-            "accounts": [{ "name": "shop", "mode": "secure" }], "queue": { "events": 7, "bytes": 1 << 20 } });
-        let targets = json!({ "targets": (0..targets).map(target).collect::<Vec<_>>() });
-        Look { at, status, targets, metrics }
+        let [name, path, mode, app_id] = ["shop", "/wx", "secure", "wx1"].map(str::to_owned);
+        let status = Status {
+            version: "1.2.3".to_owned(),
+            started_at: UnixMillis(0),
+            uptime_seconds: 3720,
+            generation: 1,
+            config_sha256: String::new(),
+            listen: Vec::new(),
+            accounts: vec![AccountOverview { name, path, mode, app_id }],
+            targets: Vec::new(),
+            ready: true,
+            not_ready_because: None,
+            queue: QueueTotals { events: 7, bytes: 1 << 20, counts },
+        };
+        Snapshot { at, status, targets: (0..targets).map(target).collect(), metrics }
     }
 
     #[test]
-    fn rates_are_those_since_the_look_before() {
+    fn rates_are_those_since_the_previous_snapshot() {
         let start = Instant::now();
         let (before, now) = (look(start, 10, 2), look(start + Duration::from_secs(2), 15, 2));
         let shown = frame(&now, Some(&before), 80, 24).join("\n");

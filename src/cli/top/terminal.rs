@@ -1,6 +1,6 @@
-//! The terminal while `wxrelay top` has it: keys one by one and unseen, a screen of its own, no cursor.
+//! The terminal while `wxrelay top` runs: keys one by one without echo, the alternate screen, no cursor.
 //!
-//! Given back when dropped too, so that an error or a panic leaves no spoilt terminal.
+//! Dropping it restores it too, so that an error or a panic leaves no broken terminal.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read, Write};
@@ -9,28 +9,28 @@ use std::thread;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 
-/// What is assumed where the terminal does not say.
-const SIZE: (usize, usize) = (80, 24);
+/// The size where the terminal does not know its own.
+const DEFAULT_SIZE: (usize, usize) = (80, 24);
 
 pub(super) struct Terminal {
-    /// As it was; `None` once it is so again.
+    /// The settings to restore; `None` once restored.
     before: Option<Termios>,
     keys: mpsc::Receiver<u8>,
 }
 
 impl Terminal {
-    /// Takes it; `None` if there is none.
-    pub(super) fn take() -> io::Result<Option<Self>> {
+    /// Sets it up; `None` if there is none.
+    pub(super) fn open() -> io::Result<Option<Self>> {
         if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
             return Ok(None);
         }
         let before = tcgetattr(io::stdin())?;
         let mut settings = before.clone();
-        // Signals stay: Ctrl-C ends it and Ctrl-Z stops it as ever.
+        // Signals stay: Ctrl-C ends the command and Ctrl-Z suspends it.
         settings.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
         tcsetattr(io::stdin(), OptionalActions::Now, &settings)?;
         let (pressed, keys) = mpsc::channel(8);
-        // A thread of its own: a read from a terminal cannot be given up, and the process must not wait for it.
+        // A thread of its own: a read from a terminal cannot be cancelled, and the process must not wait for it.
         thread::spawn(move || {
             for key in io::stdin().lock().bytes().map_while(Result::ok) {
                 if pressed.blocking_send(key).is_err() {
@@ -39,8 +39,8 @@ impl Terminal {
             }
         });
         let terminal = Self { before: Some(before), keys };
-        // The other screen, no cursor.
-        say("\x1b[?1049h\x1b[?25l")?;
+        // The alternate screen, no cursor.
+        print("\x1b[?1049h\x1b[?25l")?;
         Ok(Some(terminal))
     }
 
@@ -53,28 +53,28 @@ impl Terminal {
     pub(super) fn size(&self) -> (usize, usize) {
         match tcgetwinsize(io::stdout()) {
             Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.into(), size.ws_row.into()),
-            Ok(_) | Err(_) => SIZE,
+            Ok(_) | Err(_) => DEFAULT_SIZE,
         }
     }
 
-    /// Shows these lines and nothing else. Each is written over the one before and the rest is cleared: no flicker.
+    /// Shows these lines and nothing else. Each overwrites the previous one and the rest is cleared: no flicker.
     pub(super) fn draw(&self, lines: &[String], width: usize, height: usize) -> io::Result<()> {
         let mut screen = "\x1b[H".to_owned();
         for (number, line) in lines.iter().take(height).enumerate() {
-            // The last column stays free: a terminal waits there, and would clear it with what follows.
+            // The last column stays free: a terminal delays the wrap there, and `\x1b[K` would clear it.
             let shown: String = line.chars().filter(|c| !c.is_control()).take(width.saturating_sub(1)).collect();
             let next = if number == 0 { "" } else { "\r\n" };
             // Writing to a String cannot fail.
             write!(screen, "{next}{shown}\x1b[K").ok();
         }
-        say(&(screen + "\x1b[J"))
+        print(&(screen + "\x1b[J"))
     }
 
-    /// Gives it back as it was.
-    pub(super) fn give_back(&mut self) {
+    /// Restores the settings and the screen.
+    pub(super) fn restore(&mut self) {
         if let Some(before) = self.before.take() {
-            // A terminal that is gone needs nothing any more.
-            say("\x1b[?25h\x1b[?1049l").ok();
+            // A terminal that is gone needs no restoring.
+            print("\x1b[?25h\x1b[?1049l").ok();
             tcsetattr(io::stdin(), OptionalActions::Now, &before).ok();
         }
     }
@@ -82,11 +82,11 @@ impl Terminal {
 
 impl Drop for Terminal {
     fn drop(&mut self) {
-        self.give_back();
+        self.restore();
     }
 }
 
-fn say(text: &str) -> io::Result<()> {
+fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
