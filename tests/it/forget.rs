@@ -63,7 +63,7 @@ async fn a_user_is_forgotten_with_and_without_a_running_relay_down_to_the_bytes(
         assert_eq!(relay.audit().await["deliveries"], 0);
         if runs {
             let output = relay.log("the line about it", |line| line["count"] == 2).await;
-            assert_eq!(output["message"], "events of a user forgotten by hand");
+            assert_eq!(output["message"], "events of a user forgotten");
             let lines = relay.lines();
             let clear = lines.iter().find(|line| line.contains(USER) || line.contains(MARKER));
             assert_eq!(clear, None, "in the log");

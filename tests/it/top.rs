@@ -54,7 +54,7 @@ async fn the_screen_is_refreshed_outlives_its_relay_and_gives_the_terminal_back(
     screen.shows("waiting 0  delivered 1").await;
     relay.stop().await;
     screen.shows("no relay answers at admin.listen").await;
-    screen.shows("trying again every second").await;
+    screen.shows("retrying every second").await;
     let before = screen.text().len();
     relay.restart().await;
     eventually("the frame again", async || screen.text()[before..].contains("TARGET").then_some(())).await;
