@@ -5,8 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use wxrelay::cli::{BadConfig, Cli};
-use wxrelay::queue;
+use wxrelay::cli::{BadConfig, Cli, remedy};
 
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -46,9 +45,4 @@ fn start(cli: Cli) -> anyhow::Result<ExitCode> {
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-}
-
-/// How the operator fixes the first cause for which that is known.
-fn remedy(error: &anyhow::Error) -> Option<&'static str> {
-    error.chain().find_map(|cause| cause.downcast_ref::<queue::Error>()?.remedy())
 }

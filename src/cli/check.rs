@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::ConfigArgs;
-use super::online::{self, Finding};
+use super::online::{self, ProbeResult};
 use crate::config::Config;
 use crate::config::routing_table::{AccountEntry, ReplySource, RouteEntry, RoutingTable, TargetEntry};
 use crate::deliver::Role;
@@ -39,20 +39,20 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !args.json {
         write!(io::stdout(), "{}", text(&table))?;
     }
-    let findings = if args.online { online::probe(&config).await } else { Vec::new() };
+    let probes = if args.online { online::probe_targets(&config).await } else { Vec::new() };
     if args.json {
         let mut printed = json(&table, &config);
         if args.online {
-            printed["online"] = findings.iter().map(Finding::to_json).collect();
+            printed["online"] = probes.iter().map(ProbeResult::to_json).collect();
         }
         writeln!(io::stdout(), "{printed:#}")?;
-    } else if !findings.is_empty() {
+    } else if !probes.is_empty() {
         writeln!(io::stdout(), "\nonline")?;
-        for finding in &findings {
-            writeln!(io::stdout(), "  {finding}")?;
+        for probe in &probes {
+            writeln!(io::stdout(), "  {probe}")?;
         }
     }
-    let well = findings.iter().all(|finding| finding.result.is_ok());
+    let well = probes.iter().all(|probe| probe.result.is_ok());
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

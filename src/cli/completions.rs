@@ -1,4 +1,4 @@
-//! `wxrelay completions`: what a shell needs to complete the commands and their flags.
+//! `wxrelay completions`: completion scripts for shells.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -20,7 +20,7 @@ pub struct Args {
 /// # Errors
 /// If they cannot be written.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    // Not straight to stdout: a reader that leaves early would be a panic there.
+    // Buffered, since clap_complete panics if stdout is closed early.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "wxrelay", &mut script);
     io::stdout().lock().write_all(&script)?;

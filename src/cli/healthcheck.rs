@@ -1,4 +1,4 @@
-//! `wxrelay healthcheck`: for containers, which have no curl.
+//! `wxrelay healthcheck`: readiness for containers, whose image has no curl.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 
+use super::fixable::fixable;
 use super::keygen;
 use super::simulate::{ServerUrl, secret};
 use crate::config::PLACEHOLDER;
@@ -57,7 +58,7 @@ pub struct Args {
     handler: ServerUrl,
     /// The identity provider that logs users in
     #[arg(long, value_enum)]
-    provider: Option<Provider>,
+    provider: Option<ProviderChoice>,
     /// Authing, GenAuth: the connection's identifier
     #[arg(long, value_name = "ID", value_parser = word, required_if_eq_any([("provider", "authing"), ("provider", "genauth")]))]
     identifier: Option<String>,
@@ -73,13 +74,13 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Provider {
+enum ProviderChoice {
     Authing,
     Genauth,
     Bamboocloud,
 }
 
-impl fmt::Display for Provider {
+impl fmt::Display for ProviderChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Authing => "Authing",
@@ -117,16 +118,17 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn write(dir: &Path, files: &[(&str, String)]) -> anyhow::Result<()> {
     for (name, _) in files {
         let file = dir.join(name);
-        ensure!(!file.exists(), "{} is there already; move it away, or choose another --dir", file.display());
+        let exists =
+            || fixable(format_args!("{} exists already", file.display()), "move it away, or choose another --dir");
+        ensure!(!file.exists(), exists());
     }
     let created = DirBuilder::new().recursive(true).mode(0o700).create(dir);
-    created.with_context(|| format!("can't create {}; choose another --dir", dir.display()))?;
+    let failed = |verb, path: &Path| fixable(format_args!("can't {verb} {}", path.display()), "choose another --dir");
+    created.with_context(|| failed("create", dir))?;
     for (name, text) in files {
         let file = dir.join(name);
         let opened = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&file);
-        opened
-            .and_then(|mut opened| opened.write_all(text.as_bytes()))
-            .with_context(|| format!("can't write {}; choose another --dir", file.display()))?;
+        opened.and_then(|mut opened| opened.write_all(text.as_bytes())).with_context(|| failed("write", &file))?;
     }
     Ok(())
 }
@@ -164,14 +166,14 @@ fn config(args: &Args, dir: &Path) -> String {
     text
 }
 
-fn identity_target(args: &Args, provider: Provider) -> String {
+fn identity_target(args: &Args, provider: ProviderChoice) -> String {
     let name = provider.to_string().to_ascii_lowercase();
     let mut text = format!("\n[targets.login]\nrole = \"identity\"\nprovider = {}\n", quoted(&name));
     let fields = match provider {
-        Provider::Authing | Provider::Genauth => {
+        ProviderChoice::Authing | ProviderChoice::Genauth => {
             [("identifier", &args.identifier), ("user_pool_id", &args.user_pool_id)]
         }
-        Provider::Bamboocloud => [("domain", &args.domain), ("idp_id", &args.idp_id)],
+        ProviderChoice::Bamboocloud => [("domain", &args.domain), ("idp_id", &args.idp_id)],
     };
     for (key, value) in fields {
         text += &format!("{key} = {}\n", quoted(value.as_deref().unwrap_or_default()));
@@ -243,17 +245,19 @@ fn console(args: &Args, token: &str, key: &str) -> String {
     )
 }
 
-fn provider_step(provider: Option<Provider>) -> String {
+fn provider_step(provider: Option<ProviderChoice>) -> String {
     let Some(provider) = provider else {
         return "   None yet: everything goes to your handler. For logins by Authing, GenAuth or BambooCloud start anew\n   \
                 with --provider, or add [targets.login] with role = \"identity\"."
             .to_owned();
     };
     let place = match provider {
-        Provider::Authing | Provider::Genauth => {
+        ProviderChoice::Authing | ProviderChoice::Genauth => {
             "the connection \"WeChat Official Account QR code\" (微信公众号关注登录)"
         }
-        Provider::Bamboocloud => "the authentication source WeChat, scenario Official Account Authorization Login",
+        ProviderChoice::Bamboocloud => {
+            "the authentication source WeChat, scenario Official Account Authorization Login"
+        }
     };
     format!(
         "   In {provider}: {place}.\n   \
@@ -290,13 +294,13 @@ mod tests {
     use super::*;
 
     #[derive(Parser)]
-    struct Line {
+    struct InitCommand {
         #[command(flatten)]
         args: Args,
     }
 
     fn args(flags: &[&str]) -> Args {
-        Line::try_parse_from(["init"].iter().chain(flags)).map(|line| line.args).unwrap()
+        InitCommand::try_parse_from(["init"].iter().chain(flags)).map(|line| line.args).unwrap()
     }
 
     fn value(config: &str, key: &str) -> String {
@@ -316,7 +320,7 @@ mod tests {
         let token = std::fs::read_to_string(target.join("token")).unwrap();
         std::fs::remove_file(target.join("config.toml")).unwrap();
         let error = run(args(&flags)).await.unwrap_err().to_string();
-        assert!(error.contains("token is there already"), "{error}");
+        assert!(error.contains("token exists already"), "{error}");
         assert!(!target.join("config.toml").exists());
         assert_eq!(std::fs::read_to_string(target.join("token")).unwrap(), token);
     }
@@ -360,7 +364,7 @@ mod tests {
     #[test]
     fn a_provider_asks_for_its_ids() {
         for flags in [&["--provider", "authing"][..], &["--provider", "bamboocloud", "--domain", "d.example"]] {
-            assert!(Line::try_parse_from(["init"].iter().chain(flags)).is_err(), "{flags:?}");
+            assert!(InitCommand::try_parse_from(["init"].iter().chain(flags)).is_err(), "{flags:?}");
         }
     }
 

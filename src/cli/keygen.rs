@@ -1,4 +1,4 @@
-//! `wxrelay keygen`: fresh secrets, and the functions that make them.
+//! `wxrelay keygen`: generates secrets.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -35,12 +35,12 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A token: 32 letters and digits, the most that WeChat's console takes.
+/// A token: 32 letters and digits, the most that WeChat's console accepts.
 pub fn token() -> Result<Secret, getrandom::Error> {
     Ok(Secret::new(envelope::generate_token(random()?)))
 }
 
-/// An EncodingAESKey: 43 letters and digits, as WeChat's console makes them.
+/// An EncodingAESKey: 43 letters and digits, as WeChat's console generates them.
 pub fn encoding_aes_key() -> Result<Secret, getrandom::Error> {
     Ok(Secret::new(envelope::generate_key(random()?)))
 }

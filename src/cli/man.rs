@@ -1,4 +1,4 @@
-//! `wxrelay man`: the manual pages, made from the same words as `--help`.
+//! `wxrelay man`: manual pages, generated from the same texts as `--help`.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -10,6 +10,7 @@ use clap::CommandFactory as _;
 use clap_mangen::Man;
 
 use super::Cli;
+use super::fixable::fixable;
 
 /// `wxrelay man`
 #[derive(clap::Args)]
@@ -32,7 +33,8 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Some(dir) => {
             let written = fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));
-            written.with_context(|| format!("can't write {}; choose another --dir", dir.display()))?;
+            let problem = || format!("can't write {}", dir.display());
+            written.with_context(|| fixable(problem(), "choose another --dir"))?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -13,6 +13,7 @@ mod description;
 pub mod doctor;
 mod event_filter;
 pub mod events;
+mod fixable;
 mod forget;
 pub mod healthcheck;
 pub mod init;
@@ -38,9 +39,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+pub use self::fixable::{FixableError, remedy};
 use crate::config::{self, Config, ConfigError};
 
-/// All that is wrong with the configuration, an error a line.
+/// All errors of the configuration, one per line.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
 pub struct BadConfig(Vec<ConfigError>);

@@ -1,7 +1,7 @@
-//! Asks every target whether it is there: what `check --online` adds to `check`.
+//! Probes every target: what `check --online` adds to `check`.
 //!
-//! A `wechat` target is sent the verification that WeChat would send, once for each token that it may be asked with;
-//! every other one is connected to. No target gets an event. All are asked at the same time.
+//! A `wechat` target gets WeChat's verification, once for each token that it shares; the relay only connects to every
+//! other one. No target gets an event. All are probed concurrently.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,37 +15,35 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::deliver::{ClientError, Format, SystemRoots, Target, Upstream};
 
-/// What came back from one target.
+/// The result of one probe.
 #[derive(Debug)]
-pub struct Finding {
-    /// The target.
+pub struct ProbeResult {
     pub target: Arc<str>,
-    /// What was tried.
-    pub check: Check,
-    /// How long it took, or what was wrong.
+    pub kind: ProbeKind,
+    /// The duration, or what is wrong.
     pub result: Result<Duration, TargetProblem>,
 }
 
-/// What is tried.
+/// How a target is probed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Check {
+pub enum ProbeKind {
     /// WeChat's GET verification, signed with the target's own token, or else with that of this account.
     Verification(Option<Arc<str>>),
     /// A connection, TLS included.
     Connection,
 }
 
-/// Asks all targets, and tells what came back in the order of the configuration.
-pub async fn probe(config: &Config) -> Vec<Finding> {
+/// Probes all targets; the results are in the order of the configuration.
+pub async fn probe_targets(config: &Config) -> Vec<ProbeResult> {
     let (mut asked, trust) = (JoinSet::new(), SystemRoots::default());
     for settings in &config.targets {
-        for (check, account) in checks(config, &settings.target) {
+        for (kind, account) in probes(config, &settings.target) {
             let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
             let upstream = Upstream::new(settings.target.clone(), accounts, &trust);
             let (target, index) = (Arc::clone(&settings.target.name), asked.len());
-            asked.spawn(
-                async move { (index, Finding { target, result: ask(upstream, &check, &account).await, check }) },
-            );
+            asked.spawn(async move {
+                (index, ProbeResult { target, result: run_probe(upstream, &kind, &account).await, kind })
+            });
         }
     }
     let mut findings = asked.join_all().await;
@@ -53,16 +51,20 @@ pub async fn probe(config: &Config) -> Vec<Finding> {
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 
-async fn ask(upstream: Result<Upstream, ClientError>, check: &Check, account: &str) -> Result<Duration, TargetProblem> {
-    Ok(match check {
-        Check::Verification(_) => upstream?.verify(account, UnixMillis::now()).await?.took,
-        Check::Connection => upstream?.connect().await?,
+async fn run_probe(
+    upstream: Result<Upstream, ClientError>,
+    kind: &ProbeKind,
+    account: &str,
+) -> Result<Duration, TargetProblem> {
+    Ok(match kind {
+        ProbeKind::Verification(_) => upstream?.verify(account, UnixMillis::now()).await?.took,
+        ProbeKind::Connection => upstream?.connect().await?,
     })
 }
 
-/// What to try at a target, with the account to try it for. A `wechat` target without a token of its own is asked with
-/// the token of every account whose events it gets.
-pub(super) fn checks(config: &Config, target: &Target) -> Vec<(Check, Arc<str>)> {
+/// The probes of a target, each with its account. A `wechat` target without a token of its own is probed with the token
+/// of every account that routes to it.
+pub(super) fn probes(config: &Config, target: &Target) -> Vec<(ProbeKind, Arc<str>)> {
     let names = |target: &Target| {
         let routed = config.accounts.iter().filter(|account| {
             account.routes.routes().iter().any(|route| route.to.iter().any(|name| **name == *target.name))
@@ -73,23 +75,22 @@ pub(super) fn checks(config: &Config, target: &Target) -> Vec<(Check, Arc<str>)>
     };
     match (target.format, &target.credentials.token) {
         (Format::Wechat, None) => {
-            names(target).into_iter().map(|name| (Check::Verification(Some(Arc::clone(&name))), name)).collect()
+            names(target).into_iter().map(|name| (ProbeKind::Verification(Some(Arc::clone(&name))), name)).collect()
         }
         (Format::Wechat, Some(_)) => {
-            names(target).into_iter().take(1).map(|name| (Check::Verification(None), name)).collect()
+            names(target).into_iter().take(1).map(|name| (ProbeKind::Verification(None), name)).collect()
         }
         (Format::Raw | Format::Json | Format::CloudEvents | Format::AuthingJson, _) => {
-            vec![(Check::Connection, Arc::from(""))]
+            vec![(ProbeKind::Connection, Arc::from(""))]
         }
     }
 }
 
-impl Finding {
-    /// The same for scripts.
+impl ProbeResult {
     pub fn to_json(&self) -> Value {
-        let (check, account) = match &self.check {
-            Check::Verification(account) => ("verification", account.as_deref()),
-            Check::Connection => ("connection", None),
+        let (check, account) = match &self.kind {
+            ProbeKind::Verification(account) => ("verification", account.as_deref()),
+            ProbeKind::Connection => ("connection", None),
         };
         json!({
             "target": &*self.target, "check": check, "account": account, "ok": self.result.is_ok(),
@@ -99,19 +100,18 @@ impl Finding {
     }
 }
 
-/// One line for people.
-impl fmt::Display for Finding {
+impl fmt::Display for ProbeResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { target, check, result } = self;
+        let Self { target, kind, result } = self;
         write!(f, "target {target}: ")?;
-        match (check, result) {
-            (Check::Verification(_), Ok(_)) => f.write_str("ok, takes WeChat's verification")?,
-            (Check::Verification(_), Err(_)) => f.write_str("NOT OK, WeChat's verification")?,
-            (Check::Connection, Ok(_)) => f.write_str("ok, can be connected to (no event sent)")?,
-            (Check::Connection, Err(_)) => f.write_str("NOT OK")?,
+        match (kind, result) {
+            (ProbeKind::Verification(_), Ok(_)) => f.write_str("ok, accepts WeChat's verification")?,
+            (ProbeKind::Verification(_), Err(_)) => f.write_str("NOT OK, WeChat's verification")?,
+            (ProbeKind::Connection, Ok(_)) => f.write_str("ok, accepts connections (no event sent)")?,
+            (ProbeKind::Connection, Err(_)) => f.write_str("NOT OK")?,
         }
-        if let Check::Verification(Some(account)) = check {
-            write!(f, " by the token of account {account}")?;
+        if let ProbeKind::Verification(Some(account)) = kind {
+            write!(f, " with the token of account {account}")?;
         }
         match result {
             Ok(took) => write!(f, ", {} ms", took.as_millis()),

@@ -1,4 +1,4 @@
-//! Prometheus' text, as far as the relay writes it: what a command reads out of `/metrics`. Pure.
+//! A parser of Prometheus' text format, as far as the relay writes it. Pure.
 
 /// One sample.
 #[derive(Clone, Debug, PartialEq)]

@@ -1,4 +1,4 @@
-//! `wxrelay serve`: runs the relay until SIGTERM; SIGHUP reloads.
+//! `wxrelay serve`: runs the relay until SIGTERM; SIGHUP reloads the configuration.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,45 +19,45 @@ pub struct Args {
     config: ConfigArgs,
 }
 
-/// Runs until it is told to stop.
+/// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Before the first secret is read.
     let sealed = seal_process();
     let config = args.config.load()?;
     let logs = telemetry::init(&config.log)?;
     if let Err(error) = sealed {
-        tracing::warn!(%error, "a core dump of this process is possible; it would hold tokens and keys: set LimitCORE=0");
+        tracing::warn!(%error, "core dumps not disabled, they would hold tokens and keys; set LimitCORE=0");
     }
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let app = App::start(config).await.context("the relay can't start")?;
-    let mut asked = app.take_reloads().context("reloads are taken once")?;
+    let mut requests = app.take_reloads().context("reloads are taken once")?;
     notify(&[sd_notify::NotifyState::Ready]);
-    let reports = service::Reports::begin(&app);
+    let reporter = service::SystemdReporter::start(&app);
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => drop(reload(&app, &args.config, &logs)),
-            Some(request) = asked.recv() => drop(request.answer.send(reload(&app, &args.config, &logs))),
+            Some(request) = requests.recv() => drop(request.answer.send(reload(&app, &args.config, &logs))),
         }
     }
-    reports.end();
+    reporter.stop();
     notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("draining")]);
     app.stop().await;
     Ok(ExitCode::SUCCESS)
 }
 
-/// A bad file changes nothing. The errors are told in the log and to whoever asked.
+/// An invalid file changes nothing. The errors go to the log and to the caller.
 fn reload(app: &Arc<App>, args: &ConfigArgs, logs: &telemetry::Handle) -> Result<(), String> {
     if let Ok(reloading) = sd_notify::NotifyState::monotonic_usec_now() {
         notify(&[sd_notify::NotifyState::Reloading, reloading]);
     }
     let result = reloaded(app, args, logs);
     match &result {
-        Ok(()) => tracing::info!("reloaded"),
-        Err(error) => tracing::error!(%error, "not reloaded; the old configuration stays in use"),
+        Ok(()) => tracing::info!("config reloaded"),
+        Err(error) => tracing::error!(%error, "config reload failed, the old configuration stays in use"),
     }
     notify(&[sd_notify::NotifyState::Ready]);
     result

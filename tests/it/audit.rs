@@ -22,7 +22,7 @@ async fn a_good_store_passes_while_the_relay_runs_and_after() {
         assert_eq!(report["deep"]["events"], 3);
         assert_eq!(report["deep"]["deliverable"], 6, "what is pending can be written for its targets: {report}");
         let output = store.relay.run(&["audit", "--deep"]).await;
-        assert!(output.stdout.contains("every event can be opened, parsed and delivered"), "{output:?}");
+        assert!(output.stdout.contains("every event can be decrypted, parsed and delivered"), "{output:?}");
         assert_eq!(output.stderr, "", "no progress bar without a terminal");
         assert!(store.relay.audit().await.get("deep").is_none(), "the cheap audit reads nothing back");
     }
@@ -38,11 +38,15 @@ async fn damage_to_a_row_is_found_and_the_event_is_named() {
         ("UPDATE event SET clear = x'ff'", "text", "does not parse"),
         ("UPDATE event SET content_key = zeroblob(24)", "row", "content key"),
         ("UPDATE event SET content_key = x'00'", "row", "content key"),
-        ("UPDATE event SET body = substr(body, 1, length(body) - 9)", "push", "does not open"),
+        ("UPDATE event SET body = substr(body, 1, length(body) - 9)", "push", "cannot be decrypted"),
         // As long as before, so that only the signature shows it.
-        ("UPDATE event SET body = CAST(substr(body, 1, 200) || 'AAAA' || substr(body, 205) AS BLOB)", "push", "signed"),
-        ("UPDATE event SET body = x''", "push", "does not open"),
-        ("UPDATE event SET query = 'timestamp=1'", "push", "does not open"),
+        (
+            "UPDATE event SET body = CAST(substr(body, 1, 200) || 'AAAA' || substr(body, 205) AS BLOB)",
+            "push",
+            "signature",
+        ),
+        ("UPDATE event SET body = x''", "push", "cannot be decrypted"),
+        ("UPDATE event SET query = 'timestamp=1'", "push", "cannot be decrypted"),
         ("UPDATE event SET msg_type = 'image'", "row", "msg_type"),
         ("UPDATE event SET event = 'scan'", "row", "event"),
         ("UPDATE event SET event_key = 'k'", "row", "event_key"),

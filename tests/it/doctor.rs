@@ -66,15 +66,15 @@ async fn a_sound_setup_passes_every_check() {
         ("mode", "secure (and plaintext, compatible): verification, push and reply pass, with the previous token too"),
         ("store", "used by a running wxrelay, process "),
         ("sqlite", ", built with the tested options"),
-        ("listen", "takes WeChat's verification for shop"),
+        ("listen", "accepts WeChat's verification for shop"),
         ("admin", "a relay runs, ready, with this configuration"),
-        ("tls", "TLS 1.3, 2 certificates, for localhost, ends on 4096-01-01"),
-        ("verification", "taken, by the token of accounts.shop"),
+        ("tls", "TLS 1.3, 2 certificates, for localhost, expires on 4096-01-01"),
+        ("verification", "accepted, with the token of accounts.shop"),
     ] {
         let line = report.line(check);
         assert!(line["result"] == "ok" && line["text"].as_str().is_some_and(|found| found.contains(text)), "{line}");
     }
-    report.says("dns", "warning", "127.0.0.1 is a loopback address", "must lead to a public address");
+    report.says("dns", "warning", "127.0.0.1 is a loopback address", "must resolve to a public address");
     report.says("clock", "warning", "only peers of this machine answered", "timedatectl");
     let asked = crm.deliveries();
     assert_eq!(asked.len(), 2, "once by each of two runs");
@@ -174,10 +174,10 @@ async fn a_foreign_server_at_the_url_is_distinguished_from_the_relay() {
         ("200 OK", quoted, "came back in quotes", "bare"),
         ("200 OK\r\nTransfer-Encoding: chunked", echo, "chunked", "proxy"),
         ("301 Moved\r\nLocation: /wechat/events/?signature=00", echo, "a redirect to /wechat/events/,", "final URL"),
-        ("403 Forbidden", echo, "the token of accounts.shop is not taken", "is it this relay"),
+        ("403 Forbidden", echo, "the token of accounts.shop is not accepted", "is it this relay"),
         ("404 Not Found", echo, "nothing is at this path", "accounts.shop.path"),
-        ("400 Bad Request", echo, "our query did not arrive", "pass the query on"),
-        ("502 Bad Gateway", echo, "nobody behind it", "server.listen"),
+        ("400 Bad Request", echo, "the query did not arrive", "pass the query on"),
+        ("502 Bad Gateway", echo, "the server behind it is not ready", "server.listen"),
     ] {
         let front = ReverseProxy::start(None, Upstream::Page(head, page)).await;
         let report = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &front.address]).await;
@@ -227,8 +227,8 @@ async fn the_files_of_server_tls_are_checked_before_a_relay_serves_them() {
     let setup = Setup::with_server(&WeChat::secure().account(), &tls);
     let relay = setup.serve().await;
     let report = setup.doctor(&["--ca", ca.to_str().expect("a path of text")]).await;
-    report.says("certificate", "ok", "fits its key, 2 certificates, for localhost", "");
-    report.says("listen", "ok", "takes WeChat's verification for shop", "");
+    report.says("certificate", "ok", "matches its key, 2 certificates, for localhost", "");
+    report.says("listen", "ok", "accepts WeChat's verification for shop", "");
     drop(relay);
     let stranger = ReverseProxy::start(
         Some(&authority.issue(&server_for("localhost"))),
@@ -257,13 +257,13 @@ fn chains(authority: &Authority) -> Vec<(Identity, &'static str, &'static str, &
     let mut by_openssl = localhost();
     by_openssl.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     vec![
-        (authority.issue(&expired), "failed", "it ended on 2020-02-03", "renew"),
+        (authority.issue(&expired), "failed", "expired on 2020-02-03", "renew"),
         (authority.issue(&soon), "warning", " days", "renew"),
         (Identity::self_signed(&localhost()), "failed", "self-signed", "public authority"),
         (Identity::self_signed(&by_openssl), "failed", "self-signed", "public authority"),
         (authority.issue(&localhost()).alone(), "failed", "without the intermediate", "full chain"),
         (authority.issue(&server_for("other.example")), "failed", "is for other.example, not for localhost", "SNI"),
-        (Authority::new().issue(&localhost()), "failed", "authority that this machine does not know", "--ca"),
+        (Authority::new().issue(&localhost()), "failed", "authority that this machine does not trust", "--ca"),
     ]
 }
 
@@ -281,7 +281,7 @@ async fn a_url_that_wechat_cannot_use_or_reach_is_reported() {
     let report = setup.doctor(&["--url", "http://localhost/wechat/events", "--connect", &free_address()]).await;
     report.says("port", "failed", "refused", "firewall");
     let finished = setup.run(&["--url", "nobody=http://localhost/"]).await;
-    assert!(finished.code == Some(2) && finished.stderr.contains("it has: shop"), "{finished:?}");
+    assert!(finished.code == Some(2) && finished.stderr.contains("one of: shop"), "{finished:?}");
 }
 
 #[tokio::test]
@@ -306,7 +306,7 @@ async fn an_unusable_folder_for_the_store_is_reported() {
     assert!(!setup.queue().exists(), "nothing is made");
     fs::write(setup.queue(), "a file").expect("a file can be written");
     let report = setup.doctor(&[]).await;
-    report.says("folder", "failed", "is no folder", "queue.path");
+    report.says("folder", "failed", "is not a folder", "queue.path");
     assert_eq!(report.code, Some(1), "{}", report.text);
     let Some(disk) = SmallDisk::mount() else { return };
     fs::create_dir(disk.queue()).expect("a folder can be made");
@@ -317,7 +317,7 @@ async fn an_unusable_folder_for_the_store_is_reported() {
     report.says("disk", "ok", "a flush takes", "");
     assert_eq!(fs::read_dir(disk.queue()).expect("a folder").count(), 0, "nothing is left");
     disk.make_read_only();
-    setup.doctor(&[]).await.says("folder", "failed", "cannot be written", "remount");
+    setup.doctor(&[]).await.says("folder", "failed", "not writable", "remount");
 }
 
 #[tokio::test]
@@ -345,9 +345,9 @@ async fn a_store_and_a_relay_of_another_kind_are_reported() {
     setup.doctor(&[]).await.says("listen", "failed", "answered 403", "is it this relay that listens there");
     drop(relay);
     let report = setup.doctor(&[]).await;
-    report.says("listen", "ok", "nobody listens there now", "");
+    report.says("listen", "ok", "nothing listens there now", "");
     report.says("admin", "warning", "no relay is running", "wxrelay serve");
-    report.says("store", "ok", "used by nobody", "");
+    report.says("store", "ok", "not in use", "");
     let store = Connection::open(setup.queue().join("wxrelay.db")).expect("the store can be opened");
     store.execute_batch("PRAGMA user_version = 99").expect("it can be written");
     let report = setup.doctor(&[]).await;

@@ -137,7 +137,9 @@ async fn commands_and_api_show_what_is_sealed_to_who_has_the_key() {
     assert!(relay.run(&["dead", "ls"]).await.stdout.contains(ANSWER));
     let deep = relay.run(&["audit", "--deep"]).await;
     assert_eq!(deep.code, Some(0), "{deep:?}");
-    assert!(encryption(&relay).await["text"].as_str().is_some_and(|text| text.starts_with("payloads are sealed by ")));
+    assert!(
+        encryption(&relay).await["text"].as_str().is_some_and(|text| text.starts_with("payloads are encrypted with "))
+    );
     relay.stop().await;
     fixture.legacy.then(Reaction::Answer(Reply::status(200)));
     assert_eq!(relay.run(&["dead", "retry", "legacy"]).await.code, Some(0), "in the store itself");
@@ -161,7 +163,7 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
     relay.audited("dead", 2).await;
     assert!(relay.run(&["events", "show", &id, "--text"]).await.stdout.contains(CONTENT));
     assert_eq!(relay.run(&["audit", "--deep"]).await.code, Some(0));
-    assert!(encryption(&relay).await["text"].as_str().is_some_and(|text| text.contains(", older ones by ")));
+    assert!(encryption(&relay).await["text"].as_str().is_some_and(|text| text.contains(", older ones with ")));
     relay.stop().await;
 
     for without in [keys(&[2]), String::new()] {

@@ -95,7 +95,7 @@ async fn a_reload_names_every_change_that_needs_a_restart() {
     ] {
         relay.log(key, |line| line["level"] == "WARN" && line["key"] == key).await;
     }
-    relay.log("line that says reloaded", |line| line["message"] == "reloaded").await;
+    relay.log("line that says reloaded", |line| line["message"] == "config reloaded").await;
     assert!(!relay.lines().iter().any(|line| line.contains("server.listen") || line.contains("0123456789abcdef")));
 }
 

@@ -165,7 +165,7 @@ async fn the_level_changes_while_the_relay_runs() {
     assert!(!relay.lines().iter().any(|line| line.contains("\"push\"") && line.contains("accepted")));
     relay.log_settings("level = \"info\"");
     relay.signal(Signal::HUP);
-    relay.log("line that says reloaded", |line| line["message"] == "reloaded").await;
+    relay.log("line that says reloaded", |line| line["message"] == "config reloaded").await;
     relay.accept(&wechat, &text("o1", "seen")).await;
     relay.log("line about the push", |line| line["message"] == "push" && line["stamp"].is_i64()).await;
 }

@@ -1,8 +1,8 @@
-//! `wxrelay audit --deep`: every stored event is opened, parsed and written for its targets once more.
+//! `wxrelay audit --deep`: decrypts, parses and formats every stored event again.
 //!
-//! The queue reads events back and holds their rows against each other, `wechat` opens their pushes anew with the
-//! configured keys, and `deliver` writes the request of every delivery that an attempt may still be made at. Nothing is
-//! sent and nothing is changed. Findings quote no event.
+//! The queue reads events back and compares their rows, `wechat` decrypts their pushes again with the configured keys,
+//! and `deliver` builds the request of every delivery that may still be attempted. Nothing is sent and nothing is
+//! changed. Findings quote no event.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -20,54 +20,53 @@ use crate::event::{Event, EventId};
 use crate::queue::{Error, Flaw, Inspect, OpenDelivery, ReadBack, Unopened};
 use crate::wechat::{Credentials, Mode, OpenError, Query};
 
-/// Findings that are told one by one; the rest is counted.
-const TOLD: usize = 20;
+/// The most findings that are listed; the rest is counted.
+const MAX_FINDINGS: usize = 20;
 
 /// What a deep audit found.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Deep {
+pub(super) struct DeepAudit {
     /// Events read back.
     events: u64,
-    /// Pending and dead deliveries that could be written for their targets.
+    /// Pending and dead deliveries whose request could be built.
     deliverable: u64,
     /// Events whose token or key the account no longer has. Matters to `raw` targets alone.
     keys_changed: u64,
-    /// Events of accounts that are no longer configured, so that their pushes were not opened.
+    /// Events of accounts that are no longer configured, whose pushes were not decrypted.
     account_gone: u64,
     /// How often each kind of fault was found.
-    found: BTreeMap<Kind, u64>,
+    found: BTreeMap<FindingKind, u64>,
     /// The first of them.
-    findings: Vec<Finding>,
+    findings: Vec<AuditFinding>,
 }
 
-/// One thing that is wrong.
+/// One error in the store.
 #[derive(Debug, Serialize)]
-struct Finding {
+struct AuditFinding {
     #[serde(serialize_with = "text_or_null")]
     event: Option<EventId>,
     target: Option<String>,
-    kind: Kind,
+    kind: FindingKind,
     reason: String,
     remedy: &'static str,
 }
 
-/// What is wrong, and so what to do.
+/// The kind of an error, which decides its remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
-enum Kind {
-    /// SQLite finds the file damaged.
+enum FindingKind {
+    /// SQLite reports a damaged file.
     File,
     /// A row cannot be read.
     Unreadable,
-    /// An event is sealed by a key that is not given.
+    /// An event is encrypted with a key that is not configured.
     Key,
-    /// The opened text does not parse.
+    /// The decrypted text does not parse.
     Text,
-    /// A column, the content key, its place in the index or the number of deliveries is not what the text or the event
-    /// says.
+    /// A column, the content key, its index entry or the number of deliveries does not match the text or the event.
     Row,
-    /// The push as it came no longer opens to the stored text.
-    Push,
+    /// The original push no longer decrypts to the stored text.
+    StoredPush,
     /// A `raw` delivery is open, and the account no longer has the token or key of its push.
     RawKeys,
     /// A delivery is open whose target is not configured.
@@ -76,7 +75,7 @@ enum Kind {
     Format,
 }
 
-impl Kind {
+impl FindingKind {
     fn name(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -84,7 +83,7 @@ impl Kind {
             Self::Key => "key",
             Self::Text => "text",
             Self::Row => "row",
-            Self::Push => "push",
+            Self::StoredPush => "push",
             Self::RawKeys => "raw_keys",
             Self::Target => "target",
             Self::Format => "format",
@@ -94,73 +93,71 @@ impl Kind {
     fn remedy(self) -> &'static str {
         match self {
             Self::File => {
-                "keep a copy of the store's folder and look at the disk; then restore a backup, or let \
-                 `sqlite3 wxrelay.db .recover` save what it can"
+                "keep a copy of the store's folder and check the disk; then restore a backup, or recover \
+                 what is left with `sqlite3 wxrelay.db .recover`"
             }
-            Self::Unreadable | Self::Text | Self::Row | Self::Push => {
-                "somebody wrote to the store, or the disk did: keep a copy, look at the disk, and report this; \
+            Self::Unreadable | Self::Text | Self::Row | Self::StoredPush => {
+                "another program or the disk changed the store: keep a copy, check the disk, and report this; \
                  `wxrelay events show ID --text` shows what is left"
             }
             Self::Key => {
-                "put the key back into queue.encryption_keys, behind the first one; without it nobody reads these events"
+                "put the key back into queue.encryption_keys, behind the first one; without it these events cannot be read"
             }
             Self::RawKeys => {
-                "the target can verify these only while it knows the old token and key; if it does, put them into \
+                "the target can verify these only if it has the old token and key; if it does, put them into \
                  previous_token and previous_encoding_aes_key, else drop them when they are dead"
             }
             Self::Target => {
-                "put [targets.NAME] back into the configuration; dead letters can be given up with \
+                "put [targets.NAME] back into the configuration; drop dead letters with \
                  `wxrelay dead drop NAME`"
             }
-            Self::Format => {
-                "put right what the reason names; dead letters can be given up with `wxrelay dead drop NAME`"
-            }
+            Self::Format => "fix what the reason names; drop dead letters with `wxrelay dead drop NAME`",
         }
     }
 }
 
-impl Deep {
-    /// Whether every event can be opened, parsed and delivered.
+impl DeepAudit {
+    /// Whether every event can be decrypted, parsed and delivered.
     pub(super) fn is_clean(&self) -> bool {
         self.found.is_empty()
     }
 
-    fn find(&mut self, kind: Kind, event: Option<EventId>, target: Option<&str>, reason: impl ToString) {
+    fn find(&mut self, kind: FindingKind, event: Option<EventId>, target: Option<&str>, reason: impl ToString) {
         *self.found.entry(kind).or_default() += 1;
-        if self.findings.len() < TOLD {
+        if self.findings.len() < MAX_FINDINGS {
             let (target, reason) = (target.map(str::to_owned), reason.to_string());
-            self.findings.push(Finding { event, target, kind, reason, remedy: kind.remedy() });
+            self.findings.push(AuditFinding { event, target, kind, reason, remedy: kind.remedy() });
         }
     }
 }
 
-/// Reads the whole store, up to the event that is the newest now.
-pub(super) fn walk(store: &Inspect, config: &Config) -> anyhow::Result<Deep> {
-    let judge = Judge::new(config)?;
-    let mut deep = Deep::default();
+/// Reads the whole store, up to the newest event at the start.
+pub(super) fn audit_events(store: &Inspect, config: &Config) -> anyhow::Result<DeepAudit> {
+    let checker = EventChecker::new(config)?;
+    let mut deep = DeepAudit::default();
     let bar = ProgressBar::new_spinner().with_message("checking the file");
     bar.enable_steady_tick(Duration::from_millis(200));
     for finding in store.check_file()? {
-        deep.find(Kind::File, None, None, finding);
+        deep.find(FindingKind::File, None, None, finding);
     }
     if let Ok(stats) = store.stats() {
         bar.set_style(ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} events, {eta} left")?);
         bar.set_length(stats.events);
     }
-    if let Err(error) = read_all(store, &judge, &mut deep, &bar) {
-        let reason = format!("events behind the {} first cannot be read: {error}", deep.events);
-        deep.find(Kind::File, None, None, reason);
+    if let Err(error) = read_all(store, &checker, &mut deep, &bar) {
+        let reason = format!("events after the first {} cannot be read: {error}", deep.events);
+        deep.find(FindingKind::File, None, None, reason);
     }
     bar.finish_and_clear();
     Ok(deep)
 }
 
-fn read_all(store: &Inspect, judge: &Judge, deep: &mut Deep, bar: &ProgressBar) -> Result<(), Error> {
+fn read_all(store: &Inspect, checker: &EventChecker, deep: &mut DeepAudit, bar: &ProgressBar) -> Result<(), Error> {
     let Some(until) = store.newest()? else { return Ok(()) };
     let mut after = None;
     loop {
         let last = store.read_back(after, until, |read| {
-            judge.event(&read, deep);
+            checker.event(&read, deep);
             bar.inc(1);
         })?;
         if last.is_none() {
@@ -170,14 +167,14 @@ fn read_all(store: &Inspect, judge: &Judge, deep: &mut Deep, bar: &ProgressBar) 
     }
 }
 
-/// Who events come from and go to, by the configuration.
-struct Judge {
+/// Checks events against the configured accounts and targets.
+struct EventChecker {
     accounts: HashMap<Arc<str>, Credentials>,
     targets: HashMap<Arc<str>, Upstream>,
     now: UnixMillis,
 }
 
-impl Judge {
+impl EventChecker {
     fn new(config: &Config) -> anyhow::Result<Self> {
         let accounts = || config.accounts.iter().map(|account| (&account.name, &account.credentials));
         let trust = SystemRoots::default();
@@ -191,26 +188,26 @@ impl Judge {
         Ok(Self { accounts, targets, now: UnixMillis::now() })
     }
 
-    fn event(&self, read: &ReadBack, deep: &mut Deep) {
+    fn event(&self, read: &ReadBack, deep: &mut DeepAudit) {
         deep.events += 1;
         for flaw in &read.flaws {
             let kind = match flaw {
-                Flaw::Sealed(Unopened::KeyMissing(_)) => Kind::Key,
-                Flaw::Unreadable(_) | Flaw::Sealed(Unopened::KeyUnknown | Unopened::Damaged) => Kind::Unreadable,
-                Flaw::Text => Kind::Text,
-                Flaw::Column(_) | Flaw::ContentKey | Flaw::Unknown | Flaw::Deliveries { .. } => Kind::Row,
+                Flaw::Sealed(Unopened::KeyMissing(_)) => FindingKind::Key,
+                Flaw::Unreadable(_) | Flaw::Sealed(Unopened::KeyUnknown | Unopened::Damaged) => FindingKind::Unreadable,
+                Flaw::Text => FindingKind::Text,
+                Flaw::Column(_) | Flaw::ContentKey | Flaw::Unknown | Flaw::Deliveries { .. } => FindingKind::Row,
             };
             deep.find(kind, Some(read.id), None, flaw);
         }
         let Some(event) = &read.event else { return };
-        let push = self.accounts.get(&event.account).map(|account| push(account, event));
+        let push = self.accounts.get(&event.account).map(|account| open_stored_push(account, event));
         match &push {
             None => deep.account_gone += 1,
-            Some(Push::KeysChanged) => deep.keys_changed += 1,
-            Some(Push::Damaged(reason)) => deep.find(Kind::Push, Some(event.id), None, reason),
-            Some(Push::Opens) => {}
+            Some(StoredPush::KeysChanged) => deep.keys_changed += 1,
+            Some(StoredPush::Damaged(reason)) => deep.find(FindingKind::StoredPush, Some(event.id), None, reason),
+            Some(StoredPush::Opens) => {}
         }
-        let keys_changed = matches!(push, Some(Push::KeysChanged));
+        let keys_changed = matches!(push, Some(StoredPush::KeysChanged));
         for delivery in &read.open {
             match self.delivery(event, delivery, keys_changed) {
                 Ok(()) => deep.deliverable += 1,
@@ -219,19 +216,24 @@ impl Judge {
         }
     }
 
-    fn delivery(&self, event: &Event, delivery: &OpenDelivery, keys_changed: bool) -> Result<(), (Kind, String)> {
+    fn delivery(
+        &self,
+        event: &Event,
+        delivery: &OpenDelivery,
+        keys_changed: bool,
+    ) -> Result<(), (FindingKind, String)> {
         let state = delivery.state.name();
         let Some(name) = &delivery.target else {
-            return Err((Kind::Target, format!("{state}, and the store has no name for its target")));
+            return Err((FindingKind::Target, format!("{state}, and the store has no name for its target")));
         };
         let Some(upstream) = self.targets.get(name.as_str()) else {
-            return Err((Kind::Target, format!("{state}, and the target is not configured")));
+            return Err((FindingKind::Target, format!("{state}, and the target is not configured")));
         };
         let written = upstream.rehearse(event, self.now);
-        written.map_err(|error| (Kind::Format, format!("{state}: {:#}", anyhow::Error::from(error))))?;
+        written.map_err(|error| (FindingKind::Format, format!("{state}: {:#}", anyhow::Error::from(error))))?;
         if keys_changed && upstream.target().format == Format::Raw {
             return Err((
-                Kind::RawKeys,
+                FindingKind::RawKeys,
                 format!("{state}, and its account no longer has the token or key of its push"),
             ));
         }
@@ -239,38 +241,42 @@ impl Judge {
     }
 }
 
-/// What a stored push is, opened anew.
-enum Push {
+/// The state of a stored push, decrypted again.
+enum StoredPush {
     Opens,
     KeysChanged,
     Damaged(String),
 }
 
-/// Opens a push with an account's keys as they are now, in the mode that it came in.
-fn push(account: &Credentials, event: &Event) -> Push {
+/// Decrypts a push with an account's current keys, in the mode in which it was received.
+fn open_stored_push(account: &Credentials, event: &Event) -> StoredPush {
     let account = Credentials { mode: event.mode, ..account.clone() };
     let query = match Query::parse(&event.query) {
         Ok(query) => query,
-        Err(error) => return Push::Damaged(format!("its stored push does not open: {error}")),
+        Err(error) => return StoredPush::Damaged(format!("its stored push cannot be decrypted: {error}")),
     };
     match account.open(&query, &event.body) {
-        Ok(opened) if opened.clear == event.clear => Push::Opens,
-        Ok(_) => Push::Damaged("its stored push opens to another text than the stored one".to_owned()),
-        // The signature held, so what is sealed is as it came.
-        Err(OpenError::Envelope(_) | OpenError::NoKey) => Push::KeysChanged,
-        // The token is one of ours, so it is the sealed text that is another.
+        Ok(opened) if opened.clear == event.clear => StoredPush::Opens,
+        Ok(_) => StoredPush::Damaged("its stored push decrypts to another text than the stored one".to_owned()),
+        // The signature is valid, so the ciphertext is unchanged.
+        Err(OpenError::Envelope(_) | OpenError::NoKey) => StoredPush::KeysChanged,
+        // The token is current, so the ciphertext has changed.
         Err(OpenError::Signature) if event.mode != Mode::Plaintext && matches!(account.signed(&query), Ok(true)) => {
-            Push::Damaged("its stored push does not open: the sealed text is not the one that was signed".to_owned())
+            StoredPush::Damaged(
+                "its stored push cannot be decrypted: the ciphertext does not match its signature".to_owned(),
+            )
         }
-        Err(OpenError::Signature) => Push::KeysChanged,
-        Err(error) => Push::Damaged(format!("its stored push does not open: {:#}", anyhow::Error::from(error))),
+        Err(OpenError::Signature) => StoredPush::KeysChanged,
+        Err(error) => {
+            StoredPush::Damaged(format!("its stored push cannot be decrypted: {:#}", anyhow::Error::from(error)))
+        }
     }
 }
 
-impl fmt::Display for Deep {
+impl fmt::Display for DeepAudit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { events, deliverable, keys_changed, account_gone, found, findings } = self;
-        for Finding { event, target, kind, reason, remedy } in findings {
+        for AuditFinding { event, target, kind, reason, remedy } in findings {
             let event = event.map_or_else(|| "the store".to_owned(), |id| id.to_string());
             let target = target.as_ref().map(|target| format!(" for {target}")).unwrap_or_default();
             writeln!(f, "{}: {event}{target}: {reason}\n  {remedy}", kind.name())?;
@@ -282,18 +288,18 @@ impl fmt::Display for Deep {
         if *keys_changed > 0 {
             writeln!(
                 f,
-                "{keys_changed} events came with a token or key that their account no longer has: only `raw` targets would notice"
+                "{keys_changed} events came with a token or key that their account no longer has: only `raw` targets are affected"
             )?;
         }
         if *account_gone > 0 {
             writeln!(
                 f,
-                "{account_gone} events came by accounts that are no longer configured: their pushes were not opened"
+                "{account_gone} events came by accounts that are no longer configured: their pushes were not decrypted"
             )?;
         }
-        write!(f, "{events} events read back, {deliverable} open deliveries can be made: ")?;
+        write!(f, "{events} events read back, {deliverable} open deliveries can be attempted: ")?;
         if found.is_empty() {
-            return writeln!(f, "every event can be opened, parsed and delivered");
+            return writeln!(f, "every event can be decrypted, parsed and delivered");
         }
         let counts: Vec<_> = found.iter().map(|(kind, count)| format!("{count} {}", kind.name())).collect();
         writeln!(f, "FOUND {}", counts.join(", "))

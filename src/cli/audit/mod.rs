@@ -1,4 +1,4 @@
-//! `wxrelay audit`: the ledger, counted anew out of the store itself; with `--deep` every stored event read back too.
+//! `wxrelay audit`: counts the deliveries in the store by state; with `--deep` it also reads back every stored event.
 
 mod deep;
 
@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use self::deep::Deep;
+use self::deep::DeepAudit;
 use super::ConfigArgs;
 use crate::queue::{Audit, Inspect};
 
@@ -27,22 +27,22 @@ pub struct Args {
 
 /// What `--json` prints.
 #[derive(Serialize)]
-struct Report<'a> {
+struct AuditReport<'a> {
     #[serde(flatten)]
     ledger: Option<&'a Audit>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    deep: Option<&'a Deep>,
+    deep: Option<&'a DeepAudit>,
 }
 
 /// Prints the ledger; exit code 1 if one delivery is unaccounted for, or one event cannot be opened, parsed or delivered.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let store = Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys);
-    let deep = args.deep.then(|| deep::walk(&store, &config)).transpose()?;
+    let deep = args.deep.then(|| deep::audit_events(&store, &config)).transpose()?;
     let ledger = store.audit();
-    // What was found is told even where the damage keeps the ledger from being counted.
+    // Findings are printed even if the damage prevents counting.
     if deep.is_some() || ledger.is_ok() {
-        let report = Report { ledger: ledger.as_ref().ok(), deep: deep.as_ref() };
+        let report = AuditReport { ledger: ledger.as_ref().ok(), deep: deep.as_ref() };
         let text = if args.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
         io::stdout().write_all(text.as_bytes())?;
     }
@@ -50,14 +50,14 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-impl fmt::Display for Report<'_> {
+impl fmt::Display for AuditReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.ledger.map_or(Ok(()), |ledger| f.write_str(&text(ledger)))?;
         self.deep.map_or(Ok(()), |deep| write!(f, "{deep}"))
     }
 }
 
-/// The ledger as a table for people.
+/// The counts as a table.
 pub fn text(audit: &Audit) -> String {
     let row = |name: &str, total, counts: &crate::queue::view::Counts| {
         format!(
@@ -76,8 +76,8 @@ pub fn text(audit: &Audit) -> String {
     text += &format!("{} events, {} deliveries, {} unaccounted for", audit.events, audit.deliveries, audit.unaccounted);
     text += match (audit.is_clean(), audit.drift) {
         (true, _) => ": accepted = delivered + dead + expired + cancelled + pending\n",
-        (false, 0) => ": THE LEDGER DOES NOT ADD UP; keep the store and report this\n",
-        (false, _) => ": the running counts differ from the rows; keep the store and report this\n",
+        (false, 0) => ": THE COUNTS DO NOT ADD UP\n  -> keep the store and report this\n",
+        (false, _) => ": the running counts differ from the rows\n  -> keep the store and report this\n",
     };
     text
 }

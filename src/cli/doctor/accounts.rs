@@ -1,72 +1,70 @@
-//! Keys and modes: what an account's token and key are good for, tried against themselves.
+//! Keys and modes: a self-test of each account's token and key.
 //!
-//! No network: pushes are sealed as WeChat would and opened as the relay would, in every mode that there are keys for.
+//! Without network: pushes are encrypted as WeChat does and decrypted as the relay does, in every mode that the account
+//! has keys for.
 
 use bytes::Bytes;
 
-use super::report::{Check, Line};
-use crate::cli::simulate::{Fresh, Kind, Parties, salt};
+use super::report::{CheckResult, DoctorCheck};
+use crate::cli::simulate::{MessageAddresses, MessageIds, PushKind, salt};
 use crate::config::Config;
 use crate::wechat::{AesKey, Credentials, Mode, OpenError, Query, QueryError};
 
-const PARTIES: Parties<'_> = Parties { openid: "oDoctor_0000000000000000001", account: "gh_000000000000" };
+const ADDRESSES: MessageAddresses<'_> =
+    MessageAddresses { openid: "oDoctor_0000000000000000001", account: "gh_000000000000" };
 const REPLY: &str = "<xml><ToUserName><![CDATA[oDoctor]]></ToUserName></xml>";
 
-/// A line for every key, and one for every account's modes.
-pub(super) fn check(config: &Config) -> Vec<Line> {
+/// One result for each key, and one for each account's modes.
+pub(super) fn check(config: &Config) -> Vec<CheckResult> {
     let mut lines = Vec::new();
     for account in &config.accounts {
         let (of, own) = (format!("accounts.{}", account.name), &account.credentials);
-        lines.push(key(&Check::new("key", &of), own.aes_key.as_ref(), own.previous_aes_key.is_some()));
-        lines.push(modes(&Check::new("mode", &of), own));
+        lines.push(key(&DoctorCheck::new("key", &of), own.aes_key.as_ref(), own.previous_aes_key.is_some()));
+        lines.push(modes(&DoctorCheck::new("mode", &of), own));
     }
     for target in config.targets.iter().map(|settings| &settings.target) {
         if let Some(own) = &target.credentials.aes_key {
-            lines.push(key(&Check::new("key", format!("targets.{}", target.name)), Some(own), false));
+            lines.push(key(&DoctorCheck::new("key", format!("targets.{}", target.name)), Some(own), false));
         }
     }
     lines
 }
 
-/// Keys of another length or with other characters are errors of the configuration already.
-fn key(check: &Check, key: Option<&AesKey>, previous: bool) -> Line {
-    let previous = if previous { "; the previous one is taken too" } else { "" };
+/// Keys of another length or with other characters are configuration errors already.
+fn key(check: &DoctorCheck, key: Option<&AesKey>, previous: bool) -> CheckResult {
+    let previous = if previous { "; the previous one is accepted too" } else { "" };
     match key {
-        None => check.ok("none, and plaintext mode needs none"),
+        None => check.ok("none, plaintext mode needs none"),
         Some(key) if key.is_canonical() => check.ok(format!("43 characters{previous}")),
         Some(_) => check.ok(format!(
-            "43 characters{previous}; not canonical base64, as three keys in four: WeChat and wxrelay take it, old \
+            "43 characters{previous}; not canonical base64, as three keys in four: WeChat and wxrelay accept it, some \
              decoders (commons-codec from 1.13 on) refuse it"
         )),
     }
 }
 
-/// Why an account does not take what it should.
+/// Why a self-test fails.
 #[derive(Debug, thiserror::Error)]
-enum Fault {
-    /// No random bytes.
+enum SelfTestError {
     #[error("the system gives no random bytes")]
     Random(#[from] getrandom::Error),
-    /// What WeChat would send can't be read.
-    #[error("a query of our own cannot be read")]
+    #[error("a query that WeChat would send cannot be read")]
     Query(#[from] QueryError),
-    /// What WeChat would send does not open.
     #[error("what WeChat would send is refused: {0}")]
     Open(#[from] OpenError),
-    /// It opens to another text.
     #[error("the {0} comes out changed")]
     Changed(&'static str),
-    /// A clear push passes where only sealed ones may.
-    #[error("a clear push is taken")]
+    /// A clear push is accepted where only encrypted ones may be.
+    #[error("a clear push is accepted")]
     Downgrade,
 }
 
-fn modes(check: &Check, own: &Credentials) -> Line {
+fn modes(check: &DoctorCheck, own: &Credentials) -> CheckResult {
     let mut tried = Vec::new();
     let others = [Mode::Plaintext, Mode::Compatible, Mode::Secure].into_iter().filter(|mode| *mode != own.mode);
     for mode in [own.mode].into_iter().chain(others).filter(|mode| *mode == Mode::Plaintext || own.aes_key.is_some()) {
-        if let Err(fault) = against_itself(&Credentials { mode, ..own.clone() }) {
-            return check.failed(format!("{mode}: {fault}"), "this is a bug: please report it with this line");
+        if let Err(fault) = self_test(&Credentials { mode, ..own.clone() }) {
+            return check.failed(format!("{mode}: {fault}"), "internal error: please report it with this line");
         }
         tried.push(mode.as_str());
     }
@@ -82,8 +80,8 @@ fn modes(check: &Check, own: &Credentials) -> Line {
     check.ok(text)
 }
 
-/// Verification, push and reply, as WeChat would have them with each token and key that the account takes.
-fn against_itself(own: &Credentials) -> Result<(), Fault> {
+/// Verification, push and reply with each token and key that the account accepts.
+fn self_test(own: &Credentials) -> Result<(), SelfTestError> {
     let tokens = [Some(&own.token), own.previous_token.as_ref()].into_iter().flatten();
     for token in tokens {
         for aes_key in [own.aes_key.as_ref(), own.previous_aes_key.as_ref()] {
@@ -103,25 +101,25 @@ fn against_itself(own: &Credentials) -> Result<(), Fault> {
     Ok(())
 }
 
-fn exchange(own: &Credentials, wechat: &Credentials) -> Result<(), Fault> {
+fn exchange(own: &Credentials, wechat: &Credentials) -> Result<(), SelfTestError> {
     let query = wechat.verification("4375120948345356249", &salt()?);
     if own.verify_url(&Query::parse(&query)?)? != "4375120948345356249" {
-        return Err(Fault::Changed("echostr"));
+        return Err(SelfTestError::Changed("echostr"));
     }
-    let clear = Kind::Text { content: "wxrelay doctor".to_owned() }.clear_xml(PARTIES, &Fresh::now()?);
-    let push = wechat.push(&clear, PARTIES.openid, &salt()?);
+    let clear = PushKind::Text { content: "wxrelay doctor".to_owned() }.clear_xml(ADDRESSES, &MessageIds::now()?);
+    let push = wechat.push(&clear, ADDRESSES.openid, &salt()?);
     let opened = own.open(&Query::parse(&push.query)?, &Bytes::from(push.body))?;
     if opened.clear != clear.as_bytes() {
-        return Err(Fault::Changed("push"));
+        return Err(SelfTestError::Changed("push"));
     }
     let reply = own.seal_reply(REPLY, opened.manner, &salt()?);
     let read = if own.mode == Mode::Plaintext { reply.into() } else { wechat.open_reply(reply.as_bytes())? };
     if read != REPLY.as_bytes() {
-        return Err(Fault::Changed("reply"));
+        return Err(SelfTestError::Changed("reply"));
     }
     let stripped = Credentials { mode: Mode::Plaintext, ..wechat.clone() }.push(&clear, "", &salt()?);
     let taken = own.open(&Query::parse(&stripped.query)?, &Bytes::from(stripped.body)).is_ok();
-    if taken && own.mode != Mode::Plaintext { Err(Fault::Downgrade) } else { Ok(()) }
+    if taken && own.mode != Mode::Plaintext { Err(SelfTestError::Downgrade) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -146,19 +144,19 @@ mod tests {
     #[test]
     fn every_mode_passes_with_every_token_and_key() {
         for mode in [Mode::Plaintext, Mode::Compatible, Mode::Secure] {
-            against_itself(&credentials(mode)).unwrap();
+            self_test(&credentials(mode)).unwrap();
         }
         let keyless = Credentials { aes_key: None, previous_aes_key: None, ..credentials(Mode::Plaintext) };
-        against_itself(&keyless).unwrap();
+        self_test(&keyless).unwrap();
     }
 
     #[test]
-    fn another_key_or_token_does_not_pass() {
+    fn another_key_or_token_fails() {
         let own = credentials(Mode::Secure);
-        let stranger = Credentials { token: Secret::new("other"), previous_token: None, ..own.clone() };
-        assert!(matches!(exchange(&own, &stranger), Err(Fault::Open(OpenError::Signature))));
+        let other = Credentials { token: Secret::new("other"), previous_token: None, ..own.clone() };
+        assert!(matches!(exchange(&own, &other), Err(SelfTestError::Open(OpenError::Signature))));
         let one_key = Credentials { previous_aes_key: None, ..own.clone() };
-        let stranger = Credentials { aes_key: own.previous_aes_key.clone(), ..own };
-        assert!(matches!(exchange(&one_key, &stranger), Err(Fault::Open(OpenError::Envelope(_)))));
+        let other = Credentials { aes_key: own.previous_aes_key.clone(), ..own };
+        assert!(matches!(exchange(&one_key, &other), Err(SelfTestError::Open(OpenError::Envelope(_)))));
     }
 }

@@ -1,4 +1,4 @@
-//! Certificates: what a chain holds, whom it is trusted by, and in words what is wrong with it.
+//! Certificate chains: their content, whether they are trusted, and what is wrong with them.
 
 use std::fmt;
 use std::path::Path;
@@ -12,7 +12,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, SignatureScheme};
 use rustls_platform_verifier::Verifier;
 
-use super::report::{Check, Line};
+use super::report::{CheckFailure, CheckResult, DoctorCheck};
 use crate::bounded_file;
 use crate::clock::UnixMillis;
 use crate::server::Validity;
@@ -20,11 +20,11 @@ use crate::server::Validity;
 const DAY: i64 = 86_400;
 const RENEW: &str = "renew it and reload the server";
 
-/// Why there is nobody to trust.
+/// Why the trust store cannot be loaded.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Untrusting {
-    /// The file of `--ca`.
-    #[error("--ca {path}: {source}; expected a PEM file of certificates")]
+pub(super) enum TrustStoreError {
+    /// The file of `--ca` cannot be read.
+    #[error("--ca {path}: {source}")]
     File {
         /// The file.
         path: String,
@@ -32,23 +32,33 @@ pub(super) enum Untrusting {
         source: pem::Error,
     },
     /// The system has no certificate authorities.
-    #[error("no certificate authorities to trust ({0}); install ca-certificates or set SSL_CERT_FILE")]
+    #[error("no certificate authorities to trust ({0})")]
     None(#[from] rustls::Error),
 }
 
-/// Whom to trust, or why there is nobody; the same for every URL.
-pub(super) type Authorities = Result<Arc<dyn ServerCertVerifier>, Arc<Untrusting>>;
+impl From<&TrustStoreError> for CheckFailure {
+    fn from(error: &TrustStoreError) -> Self {
+        let remedy = match error {
+            TrustStoreError::File { .. } => "give a PEM file of certificates",
+            TrustStoreError::None(_) => "install ca-certificates, or set SSL_CERT_FILE",
+        };
+        Self::new(error.to_string(), remedy)
+    }
+}
+
+/// The trusted authorities, or why they cannot be loaded; shared by all URLs.
+pub(super) type TrustStore = Result<Arc<dyn ServerCertVerifier>, Arc<TrustStoreError>>;
 
 /// The system's authorities, and those of a file.
-pub(super) fn authorities(ca: Option<&Path>) -> Authorities {
+pub(super) fn authorities(ca: Option<&Path>) -> TrustStore {
     load(ca).map_err(Arc::new)
 }
 
-fn load(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, Untrusting> {
+fn load(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, TrustStoreError> {
     let more = match ca {
         None => Vec::new(),
         Some(path) => {
-            let file = |source| Untrusting::File { path: path.display().to_string(), source };
+            let file = |source| TrustStoreError::File { path: path.display().to_string(), source };
             bounded_file::read_certificates(path).map_err(file)?
         }
     };
@@ -59,15 +69,15 @@ pub(super) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// What a certificate says of itself.
-pub(super) struct Leaf {
+/// The fields of a server's own certificate.
+pub(super) struct LeafCertificate {
     names: Vec<String>,
     validity: Option<Validity>,
     is_self_issued: bool,
 }
 
-impl Leaf {
-    /// `None` of what is no certificate.
+impl LeafCertificate {
+    /// `None` if it cannot be parsed.
     pub(super) fn of(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let der = chain.first()?;
         let parsed = webpki::EndEntityCert::try_from(der).ok()?;
@@ -78,39 +88,39 @@ impl Leaf {
         })
     }
 
-    /// Whether it says that it issued itself.
+    /// Whether issuer and subject are the same.
     pub(super) fn is_self_issued(&self) -> bool {
         self.is_self_issued
     }
 
-    /// A name to try it by: the first, with something for a `*`.
-    pub(super) fn some_name(&self) -> Option<String> {
+    /// A host name to verify it with: the first, with a label for a `*`.
+    pub(super) fn sample_name(&self) -> Option<String> {
         self.names.first().map(|name| name.replacen('*', "www", 1))
     }
 
-    /// The day it ends on.
-    fn end(&self) -> String {
+    /// The day on which it expires.
+    fn expiry_day(&self) -> String {
         let day = self.validity.map(|validity| UnixMillis(validity.until.saturating_mul(1000)).to_string());
         day.map_or_else(|| "an unknown day".to_owned(), |text| text.chars().take(10).collect())
     }
 
-    /// The line of a certificate that nothing is wrong with but its end, maybe.
-    pub(super) fn lasts(&self, check: &Check, what: &str) -> Line {
-        let text = format!("{what}, ends on {}", self.end());
+    /// The result for a certificate with nothing wrong but, possibly, its expiry.
+    pub(super) fn check_expiry(&self, check: &DoctorCheck, what: &str) -> CheckResult {
+        let text = format!("{what}, expires on {}", self.expiry_day());
         let now = UnixMillis::now().seconds();
         let Some(validity) = self.validity.filter(|validity| now > validity.renew_by()) else {
             return check.ok(text);
         };
         let days = (validity.until - now).div_euclid(DAY);
         if days < 0 {
-            return check.failed(format!("the certificate has expired: it ended on {}", self.end()), RENEW);
+            return check.failed(format!("the certificate expired on {}", self.expiry_day()), RENEW);
         }
-        check.warning(format!("{text}, in {days} days"), "renew it now, and see why that did not happen by itself")
+        check.warning(format!("{text}, in {days} days"), "renew it now, and check why it was not renewed automatically")
     }
 }
 
-/// The names of a certificate, for people.
-impl fmt::Display for Leaf {
+/// The DNS names, shortened.
+impl fmt::Display for LeafCertificate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.names[..] {
             [] => f.write_str("no name"),
@@ -129,8 +139,8 @@ pub(super) fn is_for(chain: &[CertificateDer<'_>], host: &str) -> bool {
     webpki::EndEntityCert::try_from(leaf).is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
 }
 
-/// Whether it is only that nobody here vouches for a certificate, which is sound otherwise.
-pub(super) fn is_unvouched(error: &rustls::Error) -> bool {
+/// Whether the certificate is valid except that its issuer is not trusted here.
+pub(super) fn is_untrusted_only(error: &rustls::Error) -> bool {
     use CertificateError as Why;
     let rustls::Error::InvalidCertificate(why) = error else { return false };
     let expired = matches!(why, Why::Expired | Why::ExpiredContext { .. });
@@ -139,77 +149,78 @@ pub(super) fn is_unvouched(error: &rustls::Error) -> bool {
     !expired && !early && !misnamed
 }
 
-/// What is wrong with a chain that is not trusted, and what to do. `None` if it is not the chain that is wrong.
-pub(super) fn refusal(
+/// Why a chain is rejected. `None` if the error is not about the chain.
+pub(super) fn explain_rejection(
     error: &rustls::Error,
     chain: &[CertificateDer<'_>],
     host: &str,
-) -> Option<(String, &'static str)> {
+) -> Option<CheckFailure> {
     let rustls::Error::InvalidCertificate(error) = error else { return None };
-    let leaf = Leaf::of(chain)?;
-    Some(match error {
+    let leaf = LeafCertificate::of(chain)?;
+    let (text, remedy) = match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
-            (format!("the certificate has expired: it ended on {}", leaf.end()), RENEW)
+            (format!("the certificate expired on {}", leaf.expiry_day()), RENEW)
         }
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
-            ("the certificate is not valid yet".to_owned(), "look at this machine's clock, or wait")
+            ("the certificate is not valid yet".to_owned(), "check this machine's clock, or wait")
         }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => (
             format!("the certificate is for {leaf}, not for {host}"),
-            "get one for this name, or let the server choose its certificate by SNI",
+            "get one for this name, or let the server select its certificate by SNI",
         ),
         CertificateError::ApplicationVerificationFailure => (
             "another certificate is served than that in server.tls.cert".to_owned(),
-            "reload the relay, and see that it is the relay that listens there: ss -ltnp",
+            "reload the relay, and check that it is the relay that listens there: ss -ltnp",
         ),
-        // Whatever rustls makes of it: a twin among the authorities, or that it says to be one, as openssl's do.
+        // rustls has several errors for it: by openssl's default it also claims to be an authority.
         _ if leaf.is_self_issued => (
-            "the certificate is self-signed, which WeChat does not take".to_owned(),
+            "the certificate is self-signed, which WeChat does not accept".to_owned(),
             "get one of a public authority, such as Let's Encrypt",
         ),
         CertificateError::UnknownIssuer if chain.len() == 1 => (
-            "the certificate comes alone, without the intermediate certificate that issued it".to_owned(),
+            "the certificate is sent without the intermediate certificate that issued it".to_owned(),
             "serve the full chain (fullchain.pem: leaf first, intermediates behind it); for a private authority \
              give --ca",
         ),
         CertificateError::UnknownIssuer | CertificateError::BadSignature => (
-            "the chain leads to an authority that this machine does not know".to_owned(),
-            "get a certificate of a public authority, or see that the intermediates are the leaf's; for a private one \
+            "the chain ends in an authority that this machine does not trust".to_owned(),
+            "get a certificate of a public authority, or check that the intermediates belong to it; for a private one \
              give --ca",
         ),
-        other => (format!("the certificate is refused: {other}"), "get a new one of a public authority"),
-    })
+        other => (format!("the certificate is rejected: {other}"), "get a new one of a public authority"),
+    };
+    Some(CheckFailure { text, remedy })
 }
 
-/// Trusts as told, and keeps what it was shown.
+/// Verifies by a policy, and records the chain.
 #[derive(Debug)]
-pub(super) struct Recorder {
-    trust: Trust,
+pub(super) struct ChainRecorder {
+    trust: TrustPolicy,
     provider: Arc<CryptoProvider>,
-    shown: Mutex<Vec<CertificateDer<'static>>>,
+    chain: Mutex<Vec<CertificateDer<'static>>>,
 }
 
-/// Which certificates are taken.
+/// Which certificates are accepted.
 #[derive(Debug)]
-pub(super) enum Trust {
-    /// Those of authorities.
+pub(super) enum TrustPolicy {
+    /// Those that the trust store's authorities issued.
     Authorities(Arc<dyn ServerCertVerifier>),
-    /// This one, of our own file.
+    /// This one, from our own file.
     Own(CertificateDer<'static>),
 }
 
-impl Recorder {
-    pub(super) fn new(trust: Trust) -> Self {
-        Self { trust, provider: provider(), shown: Mutex::default() }
+impl ChainRecorder {
+    pub(super) fn new(trust: TrustPolicy) -> Self {
+        Self { trust, provider: provider(), chain: Mutex::default() }
     }
 
-    /// The chain that was shown, leaf first; empty before a handshake came so far.
-    pub(super) fn shown(&self) -> Vec<CertificateDer<'static>> {
-        self.shown.lock().clone()
+    /// The server's chain, leaf first; empty if the handshake failed before it was sent.
+    pub(super) fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.chain.lock().clone()
     }
 }
 
-impl ServerCertVerifier for Recorder {
+impl ServerCertVerifier for ChainRecorder {
     fn verify_server_cert(
         &self,
         leaf: &CertificateDer<'_>,
@@ -219,11 +230,13 @@ impl ServerCertVerifier for Recorder {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let chain = [leaf].into_iter().chain(intermediates).map(|one| one.clone().into_owned()).collect();
-        *self.shown.lock() = chain;
+        *self.chain.lock() = chain;
         match &self.trust {
-            Trust::Authorities(authorities) => authorities.verify_server_cert(leaf, intermediates, name, ocsp, now),
-            Trust::Own(own) if own == leaf => Ok(ServerCertVerified::assertion()),
-            Trust::Own(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
+            TrustPolicy::Authorities(authorities) => {
+                authorities.verify_server_cert(leaf, intermediates, name, ocsp, now)
+            }
+            TrustPolicy::Own(own) if own == leaf => Ok(ServerCertVerified::assertion()),
+            TrustPolicy::Own(_) => Err(CertificateError::ApplicationVerificationFailure.into()),
         }
     }
 

@@ -1,55 +1,54 @@
-//! Our clock against those of all who answered, by the `Date` of their answers (RFC 9110, 6.6.1).
+//! Our clock compared with those of all peers that answered, by `Date` (RFC 9110, 6.6.1).
 //!
 //! A peer on this machine that agrees proves nothing: it has the same clock.
 
 use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
-use super::report::{Check, Line, PeerClock};
+use super::report::{CheckResult, DoctorCheck, PeerClock};
 use crate::clock::UnixMillis;
 use crate::config::Config;
 
-/// What whole seconds and the way of an answer explain.
-const USUAL: i64 = 5_000;
+/// The difference that whole seconds and network latency explain.
+const TOLERANCE_MS: i64 = 5_000;
 
 impl PeerClock {
-    /// Of an answer that has just come, `took` after it was asked for.
+    /// From an answer that has just arrived, `took` after its request.
     pub(super) fn of(peer: String, date: UnixMillis, took: Duration, here: bool) -> Self {
         let half = i64::try_from(took.as_millis() / 2).unwrap_or(0);
         Self { peer, date, ours: UnixMillis(UnixMillis::now().0 - half), here }
     }
 
-    /// How far we are behind, in milliseconds. Half a second for the part that `Date` cuts off.
+    /// How far our clock is behind, in milliseconds. Adds half a second for the fraction that `Date` truncates.
     fn behind(&self) -> i64 {
         self.date.0 + 500 - self.ours.0
     }
 
     fn agrees(&self) -> bool {
-        self.behind().abs() <= USUAL
+        self.behind().abs() <= TOLERANCE_MS
     }
 }
 
-/// Whether an address is one of this machine: then a socket can be bound to it.
-pub(super) fn is_here(address: IpAddr) -> bool {
+/// Whether an address belongs to this machine: then a socket can be bound to it.
+pub(super) fn is_local_address(address: IpAddr) -> bool {
     UdpSocket::bind((address, 0)).is_ok()
 }
 
-/// One line. Of several peers the one that agrees best counts, as a clock that is wrong is rarely wrong by as much as
-/// ours.
-pub(super) fn check(config: &Config, peers: &[PeerClock]) -> Line {
-    let check = Check::new("clock", "");
-    let telling = peers.iter().filter(|peer| !(peer.here && peer.agrees()));
-    let Some(best) = telling.min_by_key(|peer| peer.behind().abs()) else {
-        let why = if peers.is_empty() { "nobody answered with a Date" } else { "only peers of this machine answered" };
-        let remedy = "see that `timedatectl` says \"System clock synchronized: yes\"";
+/// One result. Of several peers the one that agrees best counts: two wrong clocks rarely agree.
+pub(super) fn check(config: &Config, peers: &[PeerClock]) -> CheckResult {
+    let check = DoctorCheck::new("clock", "");
+    let informative = peers.iter().filter(|peer| !(peer.here && peer.agrees()));
+    let Some(best) = informative.min_by_key(|peer| peer.behind().abs()) else {
+        let why = if peers.is_empty() { "no peer answered with a Date" } else { "only peers of this machine answered" };
+        let remedy = "check that `timedatectl` prints \"System clock synchronized: yes\"";
         return check.warning(format!("not compared: {why}"), remedy);
     };
     if best.agrees() {
-        return check.ok(format!("agrees with that of {}, within {} s", best.peer, USUAL / 1000));
+        return check.ok(format!("agrees with {} within {} s", best.peer, TOLERANCE_MS / 1000));
     }
     let (seconds, way) = (best.behind().abs() / 1000, if best.behind() > 0 { "behind" } else { "ahead of" });
-    let text = format!("{seconds} s {way} that of {}", best.peer);
-    let remedy = "synchronise it by NTP (`timedatectl set-ntp true`), unless it is the other one that is wrong";
+    let text = format!("{seconds} s {way} {}", best.peer);
+    let remedy = "synchronize it by NTP (`timedatectl set-ntp true`), unless the peer's clock is wrong";
     let strictest = config.accounts.iter().filter_map(|account| Some((account.max_skew?, &account.name))).min();
     match strictest {
         Some((skew, account)) if best.behind().unsigned_abs() > u64::try_from(skew.as_millis()).unwrap_or(u64::MAX) => {
@@ -71,7 +70,7 @@ mod tests {
 
     #[test]
     fn a_peer_with_our_own_clock_proves_nothing_unless_it_differs() {
-        assert!(is_here("127.0.0.1".parse().unwrap()) && !is_here("192.0.2.1".parse().unwrap()));
+        assert!(is_local_address("127.0.0.1".parse().unwrap()) && !is_local_address("192.0.2.1".parse().unwrap()));
         assert!(peer(4_900, true).agrees() && peer(-4_900, true).agrees() && !peer(5_100, true).agrees());
     }
 }

@@ -1,4 +1,4 @@
-//! One connection as WeChat makes it: TLS where the URL says so, and the GET by which it verifies a server URL.
+//! One connection as WeChat makes it: TLS for an https URL, and the GET by which WeChat verifies a server URL.
 
 use std::io;
 use std::sync::Arc;
@@ -11,129 +11,126 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::chain::{Recorder, Trust, provider, refusal};
-use crate::cli::simulate::{Failure, Response, ServerUrl, get, salt, talk};
+use super::chain::{ChainRecorder, TrustPolicy, explain_rejection, provider};
+use super::report::CheckFailure;
+use crate::cli::simulate::{Http10Error, RawResponse, ServerUrl, exchange_over, get, salt};
 use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 use crate::deliver::{VerificationFailure, VerificationRequest, date_header, judge_verification};
 use crate::wechat::Credentials;
 
-/// Why there is no TLS, and what to do.
-pub(super) type Untold = (String, &'static str);
-
-/// TLS 1.2 or 1.3 with SNI, and the chain that was shown.
+/// A handshake of TLS 1.2 or 1.3 with SNI; returns the server's chain too.
 pub(super) async fn handshake(
     stream: TcpStream,
     host: &str,
-    trust: Trust,
-) -> Result<(TlsStream<TcpStream>, Vec<rustls::pki_types::CertificateDer<'static>>), Untold> {
+    trust: TrustPolicy,
+) -> Result<(TlsStream<TcpStream>, Vec<rustls::pki_types::CertificateDer<'static>>), CheckFailure> {
     let name = ServerName::try_from(host.to_owned()).map_err(|_| {
-        ("a host that no certificate can be for".to_owned(), "use a name of letters, digits and dashes")
+        CheckFailure::new("no certificate can have this host name", "use a name of letters, digits and dashes")
     })?;
-    let recorder = Arc::new(Recorder::new(trust));
+    let recorder = Arc::new(ChainRecorder::new(trust));
     let config = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
-        .map_err(|error| (format!("no TLS here: {error}"), "this is a bug: please report it"))?
+        .map_err(|error| CheckFailure::new(format!("no TLS: {error}"), "internal error: please report it"))?
         .dangerous()
         .with_custom_certificate_verifier(Arc::clone(&recorder) as _)
         .with_no_client_auth();
     match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
-        Ok(stream) => Ok((stream, recorder.shown())),
-        Err(error) => Err(untold(&error, &recorder, host)),
+        Ok(stream) => Ok((stream, recorder.chain())),
+        Err(error) => Err(handshake_failure(&error, &recorder, host)),
     }
 }
 
-fn untold(error: &io::Error, recorder: &Recorder, host: &str) -> Untold {
+fn handshake_failure(error: &io::Error, recorder: &ChainRecorder, host: &str) -> CheckFailure {
     use rustls::AlertDescription as Alert;
     use rustls::Error;
     let Some(tls) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
         let text = format!("the connection ends within the TLS handshake ({error})");
-        return (text, "is it a TLS server that listens there, and has it a certificate for this name?");
+        return CheckFailure::new(text, "is it a TLS server that listens there, with a certificate for this name?");
     };
-    if let Some(told) = refusal(tls, &recorder.shown(), host) {
-        return told;
+    if let Some(failure) = explain_rejection(tls, &recorder.chain(), host) {
+        return failure;
     }
-    match tls {
-        Error::AlertReceived(Alert::ProtocolVersion) | Error::PeerIncompatible(_) => {
-            ("the server speaks neither TLS 1.2 nor 1.3 as we do".to_owned(), "switch TLS 1.2 and 1.3 on there")
-        }
+    let (text, remedy) = match tls {
+        Error::AlertReceived(Alert::ProtocolVersion) | Error::PeerIncompatible(_) => (
+            "the server supports neither TLS 1.2 nor TLS 1.3 with our cipher suites".to_owned(),
+            "enable TLS 1.2 and 1.3 there",
+        ),
         Error::AlertReceived(Alert::UnrecognisedName) => {
             (format!("the server has no certificate for {host}"), "give it one for this name")
         }
         Error::InvalidMessage(_) => {
-            ("what answers there does not speak TLS".to_owned(), "is it an http port? Then the URL begins with http://")
+            ("what answers there does not speak TLS".to_owned(), "if it is an http port, the URL begins with http://")
         }
-        other => (format!("the TLS handshake failed: {other}"), "look into that server's log"),
-    }
+        other => (format!("the TLS handshake failed: {other}"), "check that server's log"),
+    };
+    CheckFailure { text, remedy }
 }
 
-/// What a verification brought.
-pub(super) struct Verified {
-    /// What WeChat would make of it.
-    pub(super) result: Result<(), Refused>,
-    /// The answerer's clock, if there was an answer with one.
+/// The outcome of a verification.
+pub(super) struct VerificationResult {
+    /// Whether WeChat would accept it.
+    pub(super) result: Result<(), VerificationError>,
+    /// The server's clock, if an answer has a `Date`.
     pub(super) date: Option<UnixMillis>,
 }
 
-/// What is wrong with an answer in chunks.
-pub(super) const CHUNKED: &str = "the answer is chunked, which WeChat's HTTP/1.0 does not know";
+pub(super) const CHUNKED: &str = "the answer is chunked, which WeChat's HTTP/1.0 does not support";
 
-/// Why WeChat would not take it.
+/// Why WeChat would not accept it.
 #[derive(Debug)]
-pub(super) enum Refused {
-    /// No random bytes.
+pub(super) enum VerificationError {
+    /// The system gives no random bytes.
     Random,
-    /// No answer.
-    NoAnswer(Failure),
-    /// The answer has chunks.
+    NoAnswer(Http10Error),
     Chunked,
     /// Another answer than the bare echostr.
     Answer(VerificationFailure),
 }
 
-impl Refused {
+impl VerificationError {
     /// What is wrong, without how to fix it.
     pub(super) fn into_text(self) -> String {
         match self {
             Self::Random => "the system gives no random bytes".to_owned(),
-            Self::NoAnswer(failure) => failure.to_string().split("; ").next().unwrap_or_default().to_owned(),
+            Self::NoAnswer(failure) => failure.to_string(),
             Self::Chunked => CHUNKED.to_owned(),
             Self::Answer(failure) => TargetProblem::from(failure).text,
         }
     }
 }
 
-impl From<getrandom::Error> for Refused {
+impl From<getrandom::Error> for VerificationError {
     fn from(_: getrandom::Error) -> Self {
         Self::Random
     }
 }
 
-impl From<Failure> for Refused {
-    fn from(failure: Failure) -> Self {
+impl From<Http10Error> for VerificationError {
+    fn from(failure: Http10Error) -> Self {
         Self::NoAnswer(failure)
     }
 }
 
-/// Asks as WeChat does, with the account's token.
+/// Sends the verification that WeChat sends, with the account's token.
 pub(super) async fn verify(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     url: &ServerUrl,
     credentials: &Credentials,
-) -> Verified {
+) -> VerificationResult {
     match ask(stream, url, credentials).await {
-        Err(refused) => Verified { result: Err(refused), date: None },
+        Err(refused) => VerificationResult { result: Err(refused), date: None },
         Ok((response, echostr, query)) => {
             let headers = headers(&response);
             let request = VerificationRequest { echostr: &echostr, query: &query };
             let result = match (response.header("transfer-encoding"), StatusCode::from_u16(response.status)) {
-                (Some(_), _) => Err(Refused::Chunked),
-                (None, Err(_)) => Err(Failure::NotHttp.into()),
+                (Some(_), _) => Err(VerificationError::Chunked),
+                (None, Err(_)) => Err(Http10Error::NotHttp.into()),
                 (None, Ok(status)) => {
-                    judge_verification(status, &headers, &response.body, &request).map_err(Refused::Answer)
+                    judge_verification(status, &headers, &response.body, &request).map_err(VerificationError::Answer)
                 }
             };
-            Verified { result, date: date_header(&headers) }
+            VerificationResult { result, date: date_header(&headers) }
         }
     }
 }
@@ -142,14 +139,14 @@ async fn ask(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     url: &ServerUrl,
     credentials: &Credentials,
-) -> Result<(Response, String, String), Refused> {
+) -> Result<(RawResponse, String, String), VerificationError> {
     let echostr = (1_000_000_000_000_000_000 + getrandom::u64()? % 8_000_000_000_000_000_000).to_string();
     let query = credentials.verification(&echostr, &salt()?);
-    let response = talk(stream, &get(url, &query)).await?;
+    let response = exchange_over(stream, &get(url, &query)).await?;
     Ok((response, echostr, query))
 }
 
-fn headers(response: &Response) -> HeaderMap {
+fn headers(response: &RawResponse) -> HeaderMap {
     let sound = |(name, value): &(String, String)| {
         Some((HeaderName::try_from(name.as_str()).ok()?, HeaderValue::try_from(value.as_str()).ok()?))
     };

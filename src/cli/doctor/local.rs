@@ -1,4 +1,4 @@
-//! The relay on this machine: the certificate that it serves, where it listens, and whether it runs.
+//! The relay on this machine: its certificate, its listeners, and whether it runs.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,9 +10,9 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use super::LIMIT;
-use super::chain::{Leaf, Trust, is_for, is_unvouched, refusal};
-use super::exchange::{handshake, verify};
-use super::report::{Check, Line};
+use super::chain::{LeafCertificate, TrustPolicy, explain_rejection, is_for, is_untrusted_only};
+use super::exchange::{VerificationError, handshake, verify};
+use super::report::{CheckFailure, CheckResult, DoctorCheck};
 use crate::bounded_file;
 use crate::cli::api::Api;
 use crate::cli::simulate::ServerUrl;
@@ -21,12 +21,16 @@ use crate::push::Account;
 use crate::queue::Holder;
 use crate::server::{Certificate, Listen, bind, tls};
 
-/// A line for each certificate of `server.tls`: do the files parse, does the key fit, how long do they last, is the chain
-/// whole? The last one needs somebody to trust.
-pub(super) fn certificates(config: &Config, hosts: &[&str], trust: Option<&dyn ServerCertVerifier>) -> Vec<Line> {
+/// One result for each certificate of `server.tls`: do the files parse, does the key match, when does it expire, is the
+/// chain complete? The last one needs a trust store.
+pub(super) fn certificates(
+    config: &Config,
+    hosts: &[&str],
+    trust: Option<&dyn ServerCertVerifier>,
+) -> Vec<CheckResult> {
     let sources = &config.server.tls;
     let chains: Vec<_> = sources.iter().map(chain).collect();
-    // As the relay chooses: the first that has the name, or the first of all.
+    // As the relay selects it: the first with the name, else the first of all.
     let of = |host: &str| chains.iter().position(|chain| is_for(chain, host)).unwrap_or(0);
     let line = |(index, source): (usize, &Certificate)| {
         let hosts: Vec<_> = hosts.iter().copied().filter(|host| of(host) == index).collect();
@@ -40,8 +44,8 @@ fn certificate(
     chain: &[CertificateDer<'_>],
     hosts: &[&str],
     trust: Option<&dyn ServerCertVerifier>,
-) -> Line {
-    let check = Check::new("certificate", source.chain().display());
+) -> CheckResult {
+    let check = DoctorCheck::new("certificate", source.chain().display());
     let loaded = match source {
         Certificate::Files(_) => tls::Acceptor::load(std::slice::from_ref(source), false).map(|_| true),
         Certificate::Acme(settings) => tls::is_stored(settings),
@@ -51,7 +55,7 @@ fn certificate(
         (Ok(false), _) => {
             return check.warning(
                 "none yet: the relay orders it while it runs",
-                "port 443 of its domains must reach server.listen; the relay's log tells of the order: server.tls.acme",
+                "port 443 of its domains must reach server.listen; the relay's log has the order's progress: server.tls.acme",
             );
         }
         (Err(error), Certificate::Files(_)) => {
@@ -61,30 +65,33 @@ fn certificate(
             return check.failed(text, remedy);
         }
         (Err(error), Certificate::Acme(_)) => {
-            let remedy = "run this as the relay's own user; if it is the same then, the relay orders another one";
+            let remedy = "run doctor as the relay's user; if it still fails, the relay orders a new one";
             return check.warning(error.to_string(), remedy);
         }
     }
-    let Some(leaf) = Leaf::of(chain) else {
+    let Some(leaf) = LeafCertificate::of(chain) else {
         return check.failed("the first certificate cannot be read", "put the server's own certificate first");
     };
-    let hosts: Vec<_> = if hosts.is_empty() { leaf.some_name().into_iter().collect() } else { owned(hosts) };
+    let hosts: Vec<_> = if hosts.is_empty() { leaf.sample_name().into_iter().collect() } else { owned(hosts) };
     for host in &hosts {
         if let Some(Err(error)) = trust.map(|trust| trusted(chain, host, trust)) {
-            let Some((text, remedy)) = refusal(&error, chain, host) else { continue };
-            // A proxy in front may trust what WeChat does not; a chain without its middle fails there too.
-            let fatal = !is_unvouched(&error) || chain.len() == 1 && !leaf.is_self_issued();
-            return if fatal { check.failed(text, remedy) } else { check.warning(text, remedy) };
+            let Some(failure) = explain_rejection(&error, chain, host) else { continue };
+            // A proxy in front may trust a private authority; an incomplete chain fails there too.
+            let fatal = !is_untrusted_only(&error) || chain.len() == 1 && !leaf.is_self_issued();
+            return match fatal {
+                true => check.failed_with(failure),
+                false => check.warning(failure.text, failure.remedy),
+            };
         }
     }
-    leaf.lasts(&check, &format!("fits its key, {} certificates, for {leaf}", chain.len()))
+    leaf.check_expiry(&check, &format!("matches its key, {} certificates, for {leaf}", chain.len()))
 }
 
 fn owned(hosts: &[&str]) -> Vec<String> {
     hosts.iter().map(|host| (*host).to_owned()).collect()
 }
 
-/// Empty if it cannot be read, which the relay's own code tells better.
+/// Empty if it cannot be read: loading it reports the error.
 fn chain(source: &Certificate) -> Vec<CertificateDer<'static>> {
     bounded_file::read_certificates(source.chain()).unwrap_or_default()
 }
@@ -96,31 +103,31 @@ fn trusted(chain: &[CertificateDer<'_>], host: &str, trust: &dyn ServerCertVerif
     trust.verify_server_cert(leaf, intermediates, &name, &[], UnixTime::now()).map(drop)
 }
 
-/// A line for each place of `server.listen`.
-pub(super) async fn listeners(config: &Config) -> Vec<Line> {
+/// One result for each address of `server.listen`.
+pub(super) async fn listeners(config: &Config) -> Vec<CheckResult> {
     let mut lines = Vec::new();
     for listen in &config.server.listen {
-        let check = Check::new("listen", listen);
+        let check = DoctorCheck::new("listen", listen);
         let line = timeout(LIMIT, listener(&check, listen, config)).await;
         lines.push(line.unwrap_or_else(|_| {
-            check.failed(format!("no answer within {LIMIT:?}"), "look at what listens there: ss -ltnp")
+            check.failed(format!("no answer within {LIMIT:?}"), "check what listens there: ss -ltnp")
         }));
     }
     lines
 }
 
-async fn listener(check: &Check, listen: &Listen, config: &Config) -> Line {
+async fn listener(check: &DoctorCheck, listen: &Listen, config: &Config) -> CheckResult {
     match (listen, listen.reachable()) {
         (Listen::Unix(path), _) => match UnixStream::connect(path).await {
-            Ok(_) => check.ok("takes connections"),
-            Err(_) if !path.exists() => check.ok("nobody listens there now"),
-            Err(error) => check.warning(format!("takes no connection ({error})"), "does the relay run?"),
+            Ok(_) => check.ok("accepts connections"),
+            Err(_) if !path.exists() => check.ok("nothing listens there now"),
+            Err(error) => check.warning(format!("refuses connections ({error})"), "does the relay run?"),
         },
         (Listen::Systemd, _) => check.warning(
-            "not looked at: only systemd knows the address",
-            "systemctl status wxrelay.socket; and give --url with the URL as it stands in WeChat's console",
+            "not checked: only systemd knows the address",
+            "systemctl status wxrelay.socket, and give --url with the URL from WeChat's console",
         ),
-        (Listen::Tcp(_), None) => check.warning("not looked at: the system chooses the port", "give it a fixed port"),
+        (Listen::Tcp(_), None) => check.warning("not checked: the system chooses the port", "give it a fixed port"),
         (Listen::Tcp(_), Some(address)) => match TcpStream::connect(address).await {
             Err(_) => free(check, listen).await,
             Ok(_) => verification(check, address, config).await,
@@ -128,34 +135,34 @@ async fn listener(check: &Check, listen: &Listen, config: &Config) -> Line {
     }
 }
 
-/// Asks for every account that takes a request of this machine.
-async fn verification(check: &Check, address: SocketAddr, config: &Config) -> Line {
-    const BY_URL: &str = "give --url with the URL as it stands in WeChat's console";
+/// Verifies every account that accepts requests from this machine.
+async fn verification(check: &DoctorCheck, address: SocketAddr, config: &Config) -> CheckResult {
+    const BY_URL: &str = "give --url with the URL from WeChat's console";
     if config.server.proxy_protocol {
-        return check.warning("takes connections; not asked, as a PROXY header comes first there", BY_URL);
+        return check.warning("accepts connections; not verified, as a PROXY header comes first", BY_URL);
     }
-    let own = served(config);
+    let own = default_certificate(config);
     if own.is_none() && !config.server.tls.is_empty() {
-        return check.warning("takes connections; not asked, as no certificate is here to be read", BY_URL);
+        return check.warning("accepts connections; not verified, as no certificate can be read", BY_URL);
     }
     let denies = |account: &Account| account.allow_from.as_ref().is_some_and(|from| from.denies(Some(address.ip())));
     let (denied, asked): (Vec<_>, Vec<_>) = config.accounts.iter().partition(|account| denies(account));
     for account in &asked {
-        if let Err((text, remedy)) = ask(address, account, own.clone()).await {
-            return check.failed(text, remedy);
+        if let Err(failure) = ask(address, account, own.clone()).await {
+            return check.failed_with(failure);
         }
     }
     let names = |accounts: &[&Account]| accounts.iter().map(|account| &*account.name).collect::<Vec<_>>().join(", ");
     match &denied[..] {
-        [] => check.ok(format!("takes WeChat's verification for {}", names(&asked))),
-        denied => check.warning(format!("{}: not asked, as allow_from denies this machine", names(denied)), BY_URL),
+        [] => check.ok(format!("accepts WeChat's verification for {}", names(&asked))),
+        denied => check.warning(format!("{}: not verified, as allow_from denies this machine", names(denied)), BY_URL),
     }
 }
 
-/// Nobody listens there: could we?
-async fn free(check: &Check, listen: &Listen) -> Line {
+/// Nothing listens there: tries to bind the address.
+async fn free(check: &DoctorCheck, listen: &Listen) -> CheckResult {
     match bind(listen).await {
-        Ok(_) => check.ok("free: nobody listens there now, and this user may"),
+        Ok(_) => check.ok("free: nothing listens there now, and this user may listen"),
         Err(error) => {
             let told = error.to_string();
             let (text, remedy) = told.rsplit_once(": ").unwrap_or((&told, ""));
@@ -164,71 +171,75 @@ async fn free(check: &Check, listen: &Listen) -> Line {
     }
 }
 
-/// What the relay shows to who asks for no name: the first certificate that there is.
-fn served(config: &Config) -> Option<CertificateDer<'static>> {
+/// The certificate that the relay serves without SNI: the first.
+fn default_certificate(config: &Config) -> Option<CertificateDer<'static>> {
     config.server.tls.iter().find_map(|source| chain(source).into_iter().next())
 }
 
-/// The verification, over TLS where the relay serves a certificate of its own.
-async fn ask(
-    address: SocketAddr,
-    account: &Account,
-    own: Option<CertificateDer<'static>>,
-) -> Result<(), (String, &'static str)> {
-    const OTHER: &str = "is it this relay that listens there, with this configuration? See ss -ltnp, and reload it";
+/// Verifies one account, over TLS if the relay serves a certificate.
+async fn ask(address: SocketAddr, account: &Account, own: Option<CertificateDer<'static>>) -> Result<(), CheckFailure> {
+    const OTHER: &str =
+        "is it this relay that listens there, with this configuration? Check with ss -ltnp, and reload it";
     let scheme = if own.is_some() { "https" } else { "http" };
-    let url: ServerUrl = format!("{scheme}://{address}{}", account.path)
-        .parse()
-        .map_err(|error| (format!("accounts.{}.path makes no URL ({error})", account.name), OTHER))?;
-    let stream = TcpStream::connect(address).await.map_err(|error| (format!("no connection ({error})"), OTHER))?;
+    let url: ServerUrl = format!("{scheme}://{address}{}", account.path).parse().map_err(|error| {
+        CheckFailure::new(format!("accounts.{}.path is no URL path ({error})", account.name), OTHER)
+    })?;
+    let stream = TcpStream::connect(address)
+        .await
+        .map_err(|error| CheckFailure::new(format!("no connection ({error})"), OTHER))?;
     let verified = match own {
         None => verify(stream, &url, &account.credentials).await,
         Some(own) => {
-            let name = Leaf::of(std::slice::from_ref(&own)).and_then(|leaf| leaf.some_name());
+            let name = LeafCertificate::of(std::slice::from_ref(&own)).and_then(|leaf| leaf.sample_name());
             let host = name.unwrap_or_else(|| "localhost".to_owned());
-            let shaken = handshake(stream, &host, Trust::Own(own)).await;
+            let shaken = handshake(stream, &host, TrustPolicy::Own(own)).await;
             let (stream, _) = shaken?;
             verify(stream, &url, &account.credentials).await
         }
     };
-    verified.result.map_err(|refused| (format!("accounts.{}: {}", account.name, refused.into_text()), OTHER))
+    let failure = |error: VerificationError| {
+        CheckFailure::new(format!("accounts.{}: {}", account.name, error.into_text()), OTHER)
+    };
+    verified.result.map_err(failure)
 }
 
-/// Whether a relay runs by this configuration, and what it says of itself.
-pub(super) async fn admin(config: Arc<Config>, holder: Option<Holder>) -> Line {
-    let check = Check::new("admin", &config.admin.listen);
+/// Whether a relay runs with this configuration, and its own status.
+pub(super) async fn admin(config: Arc<Config>, holder: Option<Holder>) -> CheckResult {
+    let check = DoctorCheck::new("admin", &config.admin.listen);
     let api = match Api::of(&config) {
         Ok(api) => api,
-        Err(error) => return check.warning(format!("not asked: {error}"), ""),
+        Err(error) => return check.warning(format!("not checked: {error}"), ""),
     };
-    let (status, told) = match (api.call(Method::GET, "/api/status", None).await, holder) {
-        (Ok(answer), _) => answer,
+    let (status, answer) = match (api.call(Method::GET, "/api/status", None).await, holder) {
+        (Ok(answered), _) => answered,
         (Err(_), None) => {
             return check.warning("no relay is running", "start it: wxrelay serve, or systemctl start wxrelay");
         }
         (Err(_), Some(Holder { pid })) => {
             let who = pid.map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
-            let remedy = "was it started with another admin.listen? Then restart it, since a reload keeps its sockets";
-            return check.warning(format!("{who} uses the store, and nobody answers here"), remedy);
+            let remedy = "if it was started with another admin.listen, restart it: a reload keeps its sockets";
+            return check.warning(format!("{who} uses the store, and nothing answers here"), remedy);
         }
     };
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => check.failed(
             format!("answered {status}"),
-            "admin.token here is not that of the running relay: restart it, or ask with its configuration",
+            "admin.token differs from that of the running relay: restart it, or use its configuration",
         ),
-        status if !status.is_success() || told["config_sha256"].is_null() => check
-            .failed(format!("answered {status}, not as a relay would"), "something else listens there: see ss -ltnp"),
-        _ if told["ready"] != true => {
-            let why = told["not_ready_because"].as_str().unwrap_or("unknown").to_owned();
-            check.failed(format!("a relay runs and is not ready: {why}"), "look into its log; /readyz says when it is")
+        status if !status.is_success() || answer["config_sha256"].is_null() => check.failed(
+            format!("answered {status}, not as a relay would"),
+            "something else listens there: check with ss -ltnp",
+        ),
+        _ if answer["ready"] != true => {
+            let why = answer["not_ready_because"].as_str().unwrap_or("unknown").to_owned();
+            check.failed(format!("a relay runs and is not ready: {why}"), "check its log; /readyz reports when it is")
         }
-        _ if told["config_sha256"] != *config.sha256 => check.warning(
+        _ if answer["config_sha256"] != *config.sha256 => check.warning(
             "a relay runs, ready, with another configuration",
             "reload it: systemctl reload wxrelay, or SIGHUP",
         ),
         _ => {
-            let version = told["version"].as_str().unwrap_or("?");
+            let version = answer["version"].as_str().unwrap_or("?");
             check.ok(format!("a relay runs, ready, with this configuration, release {version}"))
         }
     }

@@ -1,6 +1,7 @@
-//! The machine: the store's folder, what is in it and whether that is sealed, its disk's speed and room, and how many files may be open.
+//! The machine: the store's folder, its content and encryption, the speed and free space of its disk, and the limit of
+//! open files.
 //!
-//! Nothing of a store is changed. The one thing written is a small file beside it, to time its flush, which is removed.
+//! The store is not changed. The only thing written is a small file beside it, to time its flush, which is removed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -13,29 +14,29 @@ use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
 use tokio::time::Instant;
 
-use super::aside;
-use super::report::{Check, Findings, Line};
+use super::report::{CheckResult, CheckResults, DoctorCheck};
+use super::run_detached;
 use crate::config::Config;
 use crate::queue::{EncryptionKey, Error, Fingerprint, Holder, Inspect, SCHEMA, Settings, SqliteBuild, survey};
 use crate::server::Options;
 
-/// How long the disk may be waited for.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long to wait for the disk.
+const DISK_TIMEOUT: Duration = Duration::from_secs(20);
 const FLUSHES: usize = 15;
-/// A push is answered after at least one flush, and WeChat waits 5 s.
-const SLOW: Duration = Duration::from_millis(25);
-const SLOW_AT_MOST: Duration = Duration::from_millis(500);
-const TOO_SLOW: Duration = Duration::from_secs(1);
-/// Less is as good as none: the store keeps back up to so much.
-const LEAST_ROOM: u64 = 64 << 20;
+/// Flush times: a push is answered after at least one flush, and WeChat waits 5 s.
+const SLOW_MEDIAN: Duration = Duration::from_millis(25);
+const SLOW_MAX: Duration = Duration::from_millis(500);
+const FAILED_MEDIAN: Duration = Duration::from_secs(1);
+/// The store's reserve file takes up to this much.
+const MIN_FREE_SPACE: u64 = 64 << 20;
 /// Files open besides connections: the store, its readers, listeners, certificates.
 const OTHER_FILES: u64 = 64;
-/// With less the relay cannot do its work at all.
-const LEAST_FILES: u64 = 256;
+/// The relay cannot work with a lower limit.
+const MIN_FILES: u64 = 256;
 
-/// The folder, the disk, the room, the store.
-pub(super) async fn store(settings: Settings) -> Findings {
-    let mut findings = Findings::default();
+/// Folder, disk, free space, store, encryption.
+pub(super) async fn store(settings: Settings) -> CheckResults {
+    let mut findings = CheckResults::default();
     let (line, usable) = folder(&settings.path);
     findings.lines.push(line);
     if usable {
@@ -51,51 +52,51 @@ pub(super) async fn store(settings: Settings) -> Findings {
     findings
 }
 
-/// Whether the folder is there, ours, and on a disk that a store can be on; whether its disk can be timed.
-fn folder(path: &Path) -> (Line, bool) {
-    let check = Check::new("folder", path.display());
+/// Whether the folder exists, is writable and on a local disk; also whether its disk can be timed.
+fn folder(path: &Path) -> (CheckResult, bool) {
+    let check = DoctorCheck::new("folder", path.display());
     let elsewhere = "set queue.path to a folder that the relay's user may write to";
     if !path.exists() {
         let parent = nearest(path);
         return match access(&parent, Access::WRITE_OK | Access::EXEC_OK) {
             Ok(()) if parent.is_dir() => {
-                (check.warning("missing: the relay makes it when it starts", "start it, or look at queue.path"), false)
+                (check.warning("missing: the relay creates it when it starts", "start it, or check queue.path"), false)
             }
-            Ok(()) => (check.failed(format!("missing, and {} is no folder", parent.display()), elsewhere), false),
+            Ok(()) => (check.failed(format!("missing, and {} is not a folder", parent.display()), elsewhere), false),
             Err(error) => {
                 let why = io::Error::from(error);
-                let text = format!("missing, and cannot be made in {} ({why})", parent.display());
+                let text = format!("missing, and cannot be created in {} ({why})", parent.display());
                 (check.failed(text, elsewhere), false)
             }
         };
     }
     let mode = match fs::metadata(path) {
         Ok(found) if found.is_dir() => found.permissions().mode(),
-        Ok(_) => return (check.failed("is no folder", elsewhere), false),
+        Ok(_) => return (check.failed("is not a folder", elsewhere), false),
         Err(error) => return (check.failed(error, elsewhere), false),
     };
     if let Err(error) = access(path, Access::WRITE_OK | Access::EXEC_OK) {
         let error = io::Error::from(error);
         let remedy = match error.kind() {
             ErrorKind::ReadOnlyFilesystem => "remount it for writing, or set queue.path to another disk",
-            _ => "run the doctor as the relay's user; if it is, chown the folder to it",
+            _ => "run doctor as the relay's user; if it is, chown the folder to that user",
         };
-        return (check.failed(format!("cannot be written ({error})"), remedy), false);
+        return (check.failed(format!("not writable ({error})"), remedy), false);
     }
     if let Err(Error::NetworkFilesystem { filesystem, .. }) = survey(path).filesystem {
         let text = format!("is on {filesystem}, a network filesystem, which the relay refuses");
         return (check.failed(text, "set queue.path to a local disk"), false);
     }
     if mode & 0o007 != 0 {
-        let text = "can be entered by everybody on this machine, and message bodies are in it";
+        let text = "is accessible to everybody on this machine, and holds message bodies";
         return (check.warning(text, format!("chmod 700 {}", path.display())), true);
     }
-    (check.ok("can be written, on a local disk"), true)
+    (check.ok("writable, on a local disk"), true)
 }
 
 /// Whether SQLite is compiled as the tests have it.
-pub(super) fn sqlite() -> Line {
-    let check = Check::new("sqlite", "");
+pub(super) fn sqlite() -> CheckResult {
+    let check = DoctorCheck::new("sqlite", "");
     let build = match SqliteBuild::read() {
         Ok(build) => build,
         Err(error) => return check.failed(format!("cannot open a database in memory ({error})"), "reinstall wxrelay"),
@@ -116,24 +117,24 @@ fn nearest(path: &Path) -> PathBuf {
 }
 
 /// How long a flush takes.
-async fn disk(folder: &Path) -> Line {
-    let check = Check::new("disk", folder.display());
+async fn disk(folder: &Path) -> CheckResult {
+    let check = DoctorCheck::new("disk", folder.display());
     let path = folder.join(format!(".wxrelay-doctor-{}", std::process::id()));
-    let times = match aside(PATIENCE, move || flushes(&path)).await {
+    let times = match run_detached(DISK_TIMEOUT, move || flushes(&path)).await {
         Some(Ok(times)) => times,
         Some(Err(error)) => {
-            return check.failed(format!("cannot be flushed to ({error})"), "look at the disk: dmesg, df");
+            return check.failed(format!("cannot be flushed to ({error})"), "check the disk: dmesg, df");
         }
-        None => return check.failed(format!("hangs: no flush within {PATIENCE:?}"), "look at the disk: dmesg"),
+        None => return check.failed(format!("hangs: no flush within {DISK_TIMEOUT:?}"), "check the disk: dmesg"),
     };
     let (median, most) = (times[times.len() / 2], times[times.len() - 1]);
     let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1000.0);
     let text = format!("a flush takes {}, at most {} ({FLUSHES} of 4 KiB)", ms(median), ms(most));
     let remedy =
-        "a push is answered after at least one flush: put queue.path on an SSD, or find out what else keeps it busy";
-    if median >= TOO_SLOW {
+        "a push is answered after at least one flush: put queue.path on an SSD, or find out what else uses the disk";
+    if median >= FAILED_MEDIAN {
         check.failed(text, remedy)
-    } else if median >= SLOW || most >= SLOW_AT_MOST {
+    } else if median >= SLOW_MEDIAN || most >= SLOW_MAX {
         check.warning(text, remedy)
     } else {
         check.ok(text)
@@ -157,78 +158,80 @@ fn flush(file: &mut File) -> io::Result<Duration> {
     Ok(started.elapsed())
 }
 
-/// Whether the disk has room for what the store may grow to.
-fn space(settings: &Settings, used: u64) -> Line {
-    let check = Check::new("space", settings.path.display());
+/// Whether the disk has free space for the store's maximum size.
+fn space(settings: &Settings, used: u64) -> CheckResult {
+    let check = DoctorCheck::new("space", settings.path.display());
     let disk = match statvfs(nearest(&settings.path)) {
         Ok(disk) => disk,
-        Err(error) => return check.warning(format!("not known ({})", io::Error::from(error)), "look at queue.path"),
+        Err(error) => return check.warning(format!("unknown ({})", io::Error::from(error)), "check queue.path"),
     };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     let (need, size) = (settings.max_size.saturating_sub(used), ByteSize);
     let text =
-        format!("{} free; the store holds {} and may grow to {}", size(free), size(used), size(settings.max_size));
+        format!("{} free; the store uses {} and may grow to {}", size(free), size(used), size(settings.max_size));
     if disk.f_files > 0 && disk.f_favail == 0 {
         check.failed("no inode is free", "remove files from that disk, or set queue.path to another")
-    } else if free < LEAST_ROOM {
+    } else if free < MIN_FREE_SPACE {
         check.failed(text, "free some disk space: on a full disk WeChat is answered 503")
     } else if free < need {
-        check.warning(
-            text,
-            "lower queue.max_size or free some space: the disk would be full first, and then WeChat is answered 503",
-        )
+        check.warning(text, "lower queue.max_size or free some space: on a full disk WeChat is answered 503")
     } else {
         check.ok(text)
     }
 }
 
-/// What is in the store, and who uses it.
-fn contents(path: &Path) -> Line {
-    let check = Check::new("store", path.display());
-    let by = holder(path).map_or_else(|| "used by nobody now".to_owned(), |holder| format!("used by {}", who(holder)));
+/// The store's content, and the process that uses it.
+fn contents(path: &Path) -> CheckResult {
+    let check = DoctorCheck::new("store", path.display());
+    let by =
+        holder(path).map_or_else(|| "not in use".to_owned(), |holder| format!("used by {}", describe_holder(holder)));
     match Inspect::open(path).and_then(|store| store.stats()) {
         Ok(stats) if stats.unaccounted > 0 => check.failed(
             format!("{} deliveries are unaccounted for", stats.unaccounted),
             "keep the store and report what `wxrelay audit` says",
         ),
         Ok(stats) => check.ok(format!("schema {SCHEMA}, {} events, {by}", stats.events)),
-        Err(Error::Missing { .. }) => check.ok("none yet: the relay makes it when it first starts"),
+        Err(Error::Missing { .. }) => check.ok("none yet: the relay creates it at its first start"),
         Err(Error::Outdated { found, .. }) => check.warning(
-            format!("schema {found}, {by}; this release makes it {SCHEMA} when it starts, and there is no way back"),
+            format!("schema {found}, {by}; this release migrates it to {SCHEMA} at its start, and older releases cannot open it then"),
             "copy the store before the upgrade",
         ),
         Err(error) => check.failed(&error, error.remedy().unwrap_or_default()),
     }
 }
 
-/// Whether payloads are sealed, and whether all that are can be opened.
-async fn encryption(settings: &Settings) -> Line {
-    let check = Check::new("encryption", settings.path.display());
+/// Whether payloads are encrypted, and whether the configured keys decrypt all of them.
+async fn encryption(settings: &Settings) -> CheckResult {
+    let check = DoctorCheck::new("encryption", settings.path.display());
     let folder = settings.path.clone();
-    let Some(found) = aside(PATIENCE, move || Inspect::open(&folder).and_then(|store| store.sealing())).await else {
-        return check
-            .warning(format!("not known: not all events were looked at within {PATIENCE:?}"), "ask again later");
+    let Some(found) =
+        run_detached(DISK_TIMEOUT, move || Inspect::open(&folder).and_then(|store| store.sealing())).await
+    else {
+        return check.warning(
+            format!("unknown: not all events were checked within {DISK_TIMEOUT:?}"),
+            "run doctor again later",
+        );
     };
-    // Where the store cannot be read, another line says so.
+    // The check `store` reports a store that cannot be read.
     let found = found.unwrap_or_default();
     let keys: Vec<Fingerprint> = settings.encryption_keys.iter().map(EncryptionKey::fingerprint).collect();
     let missing: Vec<_> = found.keys.iter().filter(|key| !keys.contains(key)).map(ToString::to_string).collect();
     if !missing.is_empty() {
         return check.failed(
-            format!("events are sealed by {}, which queue.encryption_keys lacks", missing.join(", ")),
+            format!("events are encrypted with {}, which queue.encryption_keys lacks", missing.join(", ")),
             "put that key back, behind the first one: the relay does not start without it",
         );
     }
     let Some((first, older)) = keys.split_first() else {
-        return check.ok("off: payloads are kept as they come, for whoever can read the folder");
+        return check.ok("off: everybody who can read the folder can read the payloads");
     };
-    let mut text = format!("payloads are sealed by {first}");
+    let mut text = format!("payloads are encrypted with {first}");
     for key in older {
-        let use_of = if found.keys.contains(key) { "older ones by" } else { "and none any more by" };
+        let use_of = if found.keys.contains(key) { "older ones with" } else { "and none any more with" };
         text += &format!(", {use_of} {key}");
     }
     if found.in_clear {
-        text += "; events from before are still in the clear";
+        text += "; older events are not encrypted";
     }
     check.ok(text)
 }
@@ -238,8 +241,8 @@ pub(super) fn holder(path: &Path) -> Option<Holder> {
     if path.is_dir() { survey(path).holder } else { None }
 }
 
-fn who(Holder { pid }: Holder) -> String {
-    let Some(pid) = pid else { return "a process that did not say who it is".to_owned() };
+fn describe_holder(Holder { pid }: Holder) -> String {
+    let Some(pid) = pid else { return "an unknown process".to_owned() };
     match fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) if name.trim() == "wxrelay" => format!("a running wxrelay, process {pid}"),
         Ok(name) => format!("process {pid} ({})", name.trim()),
@@ -247,10 +250,10 @@ fn who(Holder { pid }: Holder) -> String {
     }
 }
 
-/// How many files the relay may have open, against what it may need: the running relay's limit where it is known, else
-/// our own.
-pub(super) fn files(config: &Config, holder: Option<Holder>) -> Line {
-    let check = Check::new("files", "");
+/// The limit of open files compared with what the relay may need: the running relay's limit where it is known, else our
+/// own.
+pub(super) fn files(config: &Config, holder: Option<Holder>) -> CheckResult {
+    let check = DoctorCheck::new("files", "");
     let running = holder.and_then(|holder| limit_of(holder.pid?));
     let (limit, whose) = match running {
         Some(limit) => (limit, "the running relay's limit"),
@@ -263,7 +266,7 @@ pub(super) fn files(config: &Config, holder: Option<Holder>) -> Line {
         format!("{whose} is {limit} open files; {connections} connections and {deliveries} deliveries may need {need}");
     let remedy =
         "raise it: LimitNOFILE=65536 in the systemd unit, `ulimit -n 65536` in the shell, --ulimit nofile in Docker";
-    if limit < LEAST_FILES {
+    if limit < MIN_FILES {
         check.failed(text, remedy)
     } else if limit < need {
         check.warning(text, remedy)
@@ -272,7 +275,7 @@ pub(super) fn files(config: &Config, holder: Option<Holder>) -> Line {
     }
 }
 
-/// The soft limit of another process, where the system tells it.
+/// The soft limit of another process, if the system shows it.
 fn limit_of(pid: u32) -> Option<u64> {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits")).ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;

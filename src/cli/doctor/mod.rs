@@ -1,17 +1,17 @@
-//! `wxrelay doctor`: everything between WeChat and the targets, looked at once, each line with what to do.
+//! `wxrelay doctor`: checks everything between WeChat and the targets, each result with a remedy.
 //!
-//! - `report.rs`: what a check says, for people and for scripts
-//! - `accounts.rs`: keys, and every mode against itself
-//! - `machine.rs`: the store's folder, disk, room, contents; open files
+//! - `report.rs`: the results, as text and JSON
+//! - `accounts.rs`: keys, and a self-test of every mode
+//! - `machine.rs`: the store's folder, disk, space, contents; open files
 //! - `local.rs`: the certificate, the listeners, the running relay
-//! - `public.rs`: the server URL as WeChat sees it; `exchange.rs`: TLS and the verification; `answer.rs`: what its
-//!   answer means; `chain.rs`: certificates
+//! - `public.rs`: the server URL as WeChat sees it; `exchange.rs`: TLS and the verification; `answer.rs`: its result;
+//!   `chain.rs`: certificates
 //! - `targets.rs`: every target
-//! - `clock.rs`: our clock against theirs
+//! - `clock.rs`: our clock compared with the peers'
 //!
-//! No event is sent and nothing is changed, so it may run beside a relay. What waits for the network or the disk runs
-//! at the same time, each within a limit; the lines come in one order all the same. No line holds a token, a key, a
-//! signature or a query.
+//! No event is sent and nothing is changed, so it may run beside a relay. Checks that wait for the network or the disk
+//! run concurrently, each with a timeout; the results have a fixed order. No result holds a token, a key, a signature or
+//! a query.
 
 mod accounts;
 mod answer;
@@ -36,14 +36,14 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use self::public::{Named, Public};
-use self::report::{Check, Findings, Line, Report};
+use self::public::{PublicUrl, UrlArg};
+use self::report::{CheckResult, CheckResults, DoctorCheck, DoctorReport};
 use super::ConfigArgs;
 use crate::config::Config;
 
-/// As long as WeChat waits for an answer.
+/// WeChat's timeout.
 const LIMIT: Duration = Duration::from_secs(5);
-/// As clap ends with.
+/// clap's exit code.
 const WRONG_ARGUMENTS: u8 = 2;
 
 /// `wxrelay doctor`
@@ -54,11 +54,11 @@ pub struct Args {
     /// The server URL as it stands in WeChat's console, looked at as WeChat does; may be repeated. The account is the
     /// one with its path, or the only one
     #[arg(long, value_name = "[ACCOUNT=]URL")]
-    url: Vec<Named>,
+    url: Vec<UrlArg>,
     /// Connect to this address instead of the one that --url leads to: before the name is in the DNS, or behind a NAT
     #[arg(long, value_name = "IP:PORT", requires = "url")]
     connect: Option<SocketAddr>,
-    /// Trust these certificate authorities too, for --url and server.tls: a PEM file
+    /// TrustPolicy these certificate authorities too, for --url and server.tls: a PEM file
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Print JSON
@@ -66,23 +66,23 @@ pub struct Args {
     json: bool,
 }
 
-/// Prints a line a check; exit code 1 if one failed.
+/// Prints the results; exit code 1 if a check failed.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = Arc::new(args.config.load()?);
-    let urls: Vec<_> = match args.url.iter().map(|named| Public::of(named, &config)).collect() {
+    let urls: Vec<_> = match args.url.iter().map(|named| PublicUrl::of(named, &config)).collect() {
         Ok(urls) => urls,
         Err(unassigned) => {
-            let unassigned: public::Unassigned = unassigned;
+            let unassigned: public::UrlArgError = unassigned;
             writeln!(io::stderr(), "{unassigned}")?;
             return Ok(WRONG_ARGUMENTS.into());
         }
     };
-    // Shows itself on a terminal alone.
-    let progress = ProgressBar::new_spinner().with_message("looking; what does not answer takes up to 5 s");
+    // Visible on a terminal only.
+    let progress = ProgressBar::new_spinner().with_message("checking; what does not answer takes up to 5 s");
     progress.enable_steady_tick(Duration::from_millis(200));
-    let lines = examine(&config, urls, &args).await?;
+    let lines = run_checks(&config, urls, &args).await?;
     progress.finish_and_clear();
-    let report = Report(&lines);
+    let report = DoctorReport(&lines);
     if args.json {
         writeln!(io::stdout(), "{:#}", report.to_json())?;
     } else {
@@ -91,22 +91,22 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The list of all checks, in the order they are printed.
-async fn examine(config: &Arc<Config>, urls: Vec<Public>, args: &Args) -> anyhow::Result<Vec<Line>> {
+/// Runs all checks; the results are in the order in which they are printed.
+async fn run_checks(config: &Arc<Config>, urls: Vec<PublicUrl>, args: &Args) -> anyhow::Result<Vec<CheckResult>> {
     let trust = chain::authorities(args.ca.as_deref());
     let holder = machine::holder(&config.queue.path);
     let mut lines = settings(config);
     lines.extend(accounts::check(config));
 
-    let hosts: Vec<&str> = urls.iter().map(Public::host).collect();
+    let hosts: Vec<&str> = urls.iter().map(PublicUrl::host).collect();
     let certificates = local::certificates(config, &hosts, trust.as_deref().ok());
     let seen = async {
         if urls.is_empty() {
-            return unseen(config).into();
+            return skipped_url(config).into();
         }
-        let looked = urls.into_iter().map(|url| public::check(url, args.connect, trust.clone()));
-        let mut findings = Findings::default();
-        all(looked).await.into_iter().for_each(|found| findings.add(found));
+        let checks = urls.into_iter().map(|url| public::check(url, args.connect, trust.clone()));
+        let mut findings = CheckResults::default();
+        join_ordered(checks).await.into_iter().for_each(|found| findings.add(found));
         findings
     };
     let (store, listeners, admin, seen, targets) = tokio::join!(
@@ -131,26 +131,28 @@ async fn examine(config: &Arc<Config>, urls: Vec<Public>, args: &Args) -> anyhow
     Ok(lines)
 }
 
-/// What the configuration itself says: it has no error, or we were not here.
-fn settings(config: &Config) -> Vec<Line> {
-    let check = Check::new("config", "");
+/// The configuration's counts and warnings; with errors the command has ended already.
+fn settings(config: &Config) -> Vec<CheckResult> {
+    let check = DoctorCheck::new("config", "");
     let counted = format!("accounts: {}, targets: {}, no error", config.accounts.len(), config.targets.len());
-    let remedy = "if it is meant, let it be; else `wxrelay check` shows what the configuration makes";
+    let remedy = "if it is intended, ignore this; else `wxrelay check` shows the routing table";
     let warned = config.warnings.iter().map(|warning| check.warning(warning, remedy));
     [check.ok(counted)].into_iter().chain(warned).collect()
 }
 
-/// Without `--url` nobody knows what WeChat sees.
-fn unseen(config: &Config) -> Line {
+/// Without `--url` the public URL cannot be checked.
+fn skipped_url(config: &Config) -> CheckResult {
     let path = config.accounts.first().map_or("", |account| &account.path);
-    Check::new("url", "").warning(
-        "not looked at: DNS, port, certificate and verification as WeChat sees them",
-        format!("give the URL as it stands in WeChat's console: --url https://your.domain{path}"),
+    DoctorCheck::new("url", "").warning(
+        "not checked: DNS, port, certificate and verification as WeChat sees them",
+        format!("give the URL from WeChat's console: --url https://your.domain{path}"),
     )
 }
 
-/// All results, in the order of the futures, which run at the same time.
-async fn all<T: Send + 'static>(futures: impl Iterator<Item = impl Future<Output = T> + Send + 'static>) -> Vec<T> {
+/// Runs the futures concurrently; the results are in their order.
+async fn join_ordered<T: Send + 'static>(
+    futures: impl Iterator<Item = impl Future<Output = T> + Send + 'static>,
+) -> Vec<T> {
     let mut running = JoinSet::new();
     for (index, future) in futures.enumerate() {
         running.spawn(async move { (index, future.await) });
@@ -160,12 +162,12 @@ async fn all<T: Send + 'static>(futures: impl Iterator<Item = impl Future<Output
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Work that may hang in the system, in a thread that the end of the command does not wait for. `None` if it is not
-/// done within `limit`.
-async fn aside<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// Runs work that may hang in the system in a thread that the command does not wait for at its end. `None` if it takes
+/// longer than `limit`.
+async fn run_detached<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, result) = oneshot::channel();
     let thread = std::thread::Builder::new().name("doctor".to_owned());
-    // Where no thread can be had, the sender is dropped: the same as no answer.
+    // If no thread can be started, the sender is dropped, which is a timeout too.
     thread.spawn(move || done.send(work()).ok()).ok()?;
     timeout(limit, result).await.ok()?.ok()
 }

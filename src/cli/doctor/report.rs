@@ -1,26 +1,27 @@
-//! What the checks say: a line each, for people and for scripts.
+//! The results of the checks, as aligned text and as JSON.
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
+use crate::cli::simulate::Http10Error;
 use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 
-/// How a check went.
+/// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
-    /// As it should be.
+pub(super) enum CheckStatus {
+    /// Nothing to do.
     Ok,
-    /// It works, or could not be looked at; something is to be done or known.
+    /// It works, or could not be checked; the operator should know or do something.
     Warning,
-    /// It keeps pushes or deliveries from going through.
+    /// It prevents pushes or deliveries.
     Failed,
 }
 
-impl Verdict {
-    /// The word for it.
-    fn word(self) -> &'static str {
+impl CheckStatus {
+    /// The name in text and JSON.
+    fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
             Self::Warning => "warning",
@@ -29,152 +30,169 @@ impl Verdict {
     }
 }
 
-/// What is checked: the check, and of what.
+/// A check, and what it checks.
 #[derive(Clone, Debug)]
-pub(super) struct Check {
+pub(super) struct DoctorCheck {
     name: &'static str,
     of: String,
 }
 
-/// One check's line. Its texts hold no token, key, signature, query or body of a push.
+/// The result of one check. Its texts hold no token, key, signature, query or body of a push.
 #[derive(Clone, Debug)]
-pub(super) struct Line {
-    check: Check,
-    verdict: Verdict,
+pub(super) struct CheckResult {
+    check: DoctorCheck,
+    verdict: CheckStatus,
     text: String,
     remedy: Option<String>,
 }
 
-impl Check {
-    /// `of` is the key, file, URL or target that is looked at; empty where the name says it.
+impl DoctorCheck {
+    /// `of` is the key, file, URL or target that is checked; empty where the name says it.
     pub(super) fn new(name: &'static str, of: impl fmt::Display) -> Self {
         Self { name, of: of.to_string() }
     }
 
-    /// All is well.
-    pub(super) fn ok(&self, text: impl fmt::Display) -> Line {
-        Line { check: self.clone(), verdict: Verdict::Ok, text: text.to_string(), remedy: None }
+    /// The check passes.
+    pub(super) fn ok(&self, text: impl fmt::Display) -> CheckResult {
+        CheckResult { check: self.clone(), verdict: CheckStatus::Ok, text: text.to_string(), remedy: None }
     }
 
-    /// Something is to be known or done.
-    pub(super) fn warning(&self, text: impl fmt::Display, remedy: impl fmt::Display) -> Line {
-        self.with_remedy(Verdict::Warning, &text, &remedy)
+    /// The operator should know or do something.
+    pub(super) fn warning(&self, text: impl fmt::Display, remedy: impl fmt::Display) -> CheckResult {
+        self.with_remedy(CheckStatus::Warning, &text, &remedy)
     }
 
-    /// Something is wrong.
-    pub(super) fn failed(&self, text: impl fmt::Display, remedy: impl fmt::Display) -> Line {
-        self.with_remedy(Verdict::Failed, &text, &remedy)
+    /// The check fails.
+    pub(super) fn failed(&self, text: impl fmt::Display, remedy: impl fmt::Display) -> CheckResult {
+        self.with_remedy(CheckStatus::Failed, &text, &remedy)
     }
 
-    /// Something is wrong, told by an error of the form `what; remedy`, or by one that only the other side can explain.
-    pub(super) fn failed_by(&self, error: impl fmt::Display) -> Line {
-        let told = error.to_string();
-        let (text, remedy) = told.rsplit_once("; ").unwrap_or((&told, "look into the log of what answers there"));
+    /// The check fails for this reason.
+    pub(super) fn failed_with(&self, failure: impl Into<CheckFailure>) -> CheckResult {
+        let CheckFailure { text, remedy } = failure.into();
         self.failed(text, remedy)
     }
 
-    /// A target fails its check.
-    pub(super) fn failed_with(&self, problem: TargetProblem) -> Line {
-        let TargetProblem { text, remedy } = problem;
-        self.failed(text, remedy.unwrap_or("look into the log of what answers there"))
-    }
-
-    fn with_remedy(&self, verdict: Verdict, text: &dyn fmt::Display, remedy: &dyn fmt::Display) -> Line {
+    fn with_remedy(&self, verdict: CheckStatus, text: &dyn fmt::Display, remedy: &dyn fmt::Display) -> CheckResult {
         let remedy = Some(remedy.to_string()).filter(|remedy| !remedy.is_empty());
-        Line { check: self.clone(), verdict, text: text.to_string(), remedy }
+        CheckResult { check: self.clone(), verdict, text: text.to_string(), remedy }
     }
 
-    /// The check's name and what it is of, as a person reads it.
+    /// The check's name and what it checks.
     fn title(&self) -> String {
         if self.of.is_empty() { self.name.to_owned() } else { format!("{} {}", self.name, self.of) }
     }
 }
 
-/// What a part of the checks found.
+/// Why a check fails, and how to fix it.
+#[derive(Clone, Debug)]
+pub(super) struct CheckFailure {
+    pub(super) text: String,
+    pub(super) remedy: &'static str,
+}
+
+impl CheckFailure {
+    pub(super) fn new(text: impl Into<String>, remedy: &'static str) -> Self {
+        Self { text: text.into(), remedy }
+    }
+}
+
+/// For an error that only the log of the other side can explain.
+const CHECK_LOG: &str = "check the log of what answers there";
+
+impl From<TargetProblem> for CheckFailure {
+    fn from(TargetProblem { text, remedy }: TargetProblem) -> Self {
+        Self { text, remedy: remedy.unwrap_or(CHECK_LOG) }
+    }
+}
+
+impl From<Http10Error> for CheckFailure {
+    fn from(error: Http10Error) -> Self {
+        Self { text: error.to_string(), remedy: error.remedy().unwrap_or(CHECK_LOG) }
+    }
+}
+
+/// The results of a group of checks.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
+pub(super) struct CheckResults {
     /// In the order to print.
-    pub(super) lines: Vec<Line>,
-    /// The clocks of those who answered.
+    pub(super) lines: Vec<CheckResult>,
+    /// The clocks of the peers that answered.
     pub(super) clocks: Vec<PeerClock>,
 }
 
-impl Findings {
-    /// Puts others behind these.
+impl CheckResults {
+    /// Appends other results.
     pub(super) fn add(&mut self, more: Self) {
         self.lines.extend(more.lines);
         self.clocks.extend(more.clocks);
     }
 }
 
-impl From<Vec<Line>> for Findings {
-    fn from(lines: Vec<Line>) -> Self {
+impl From<Vec<CheckResult>> for CheckResults {
+    fn from(lines: Vec<CheckResult>) -> Self {
         Self { lines, clocks: Vec::new() }
     }
 }
 
-impl From<Line> for Findings {
-    fn from(line: Line) -> Self {
+impl From<CheckResult> for CheckResults {
+    fn from(line: CheckResult) -> Self {
         vec![line].into()
     }
 }
 
-/// A peer's clock beside ours.
+/// A peer's clock compared with ours.
 #[derive(Clone, Debug)]
 pub(super) struct PeerClock {
-    /// Who.
     pub(super) peer: String,
     /// Its `Date`, in whole seconds.
     pub(super) date: UnixMillis,
-    /// Our clock, half of the exchange before the answer was there.
+    /// Our clock, half of the exchange before the answer.
     pub(super) ours: UnixMillis,
-    /// Whether it runs on this machine, and so by our clock.
+    /// Whether it runs on this machine, with the same clock.
     pub(super) here: bool,
 }
 
-/// All lines.
-pub(super) struct Report<'a>(pub(super) &'a [Line]);
+pub(super) struct DoctorReport<'a>(pub(super) &'a [CheckResult]);
 
-impl Report<'_> {
+impl DoctorReport<'_> {
     /// Whether nothing failed.
     pub(super) fn is_well(&self) -> bool {
-        self.count(Verdict::Failed) == 0
+        self.count(CheckStatus::Failed) == 0
     }
 
-    fn count(&self, verdict: Verdict) -> usize {
+    fn count(&self, verdict: CheckStatus) -> usize {
         self.0.iter().filter(|line| line.verdict == verdict).count()
     }
 
-    /// For scripts.
     pub(super) fn to_json(&self) -> Value {
-        let (failed, warnings) = (self.count(Verdict::Failed), self.count(Verdict::Warning));
+        let (failed, warnings) = (self.count(CheckStatus::Failed), self.count(CheckStatus::Warning));
         let worst = match (failed, warnings) {
-            (0, 0) => Verdict::Ok,
-            (0, _) => Verdict::Warning,
-            _ => Verdict::Failed,
+            (0, 0) => CheckStatus::Ok,
+            (0, _) => CheckStatus::Warning,
+            _ => CheckStatus::Failed,
         };
-        let line = |line: &Line| {
+        let line = |line: &CheckResult| {
             json!({
-                "check": line.check.name, "of": line.check.of, "result": line.verdict.word(), "text": line.text,
+                "check": line.check.name, "of": line.check.of, "result": line.verdict.name(), "text": line.text,
                 "remedy": line.remedy,
             })
         };
         let checks: Vec<_> = self.0.iter().map(line).collect();
-        json!({ "result": worst.word(), "failed": failed, "warnings": warnings, "checks": checks })
+        json!({ "result": worst.name(), "failed": failed, "warnings": warnings, "checks": checks })
     }
 }
 
-/// For people.
-impl fmt::Display for Report<'_> {
+impl fmt::Display for DoctorReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.0.iter().map(|line| line.check.title().chars().count()).max().unwrap_or(0);
         for line in self.0 {
-            writeln!(f, "{:<7}  {:<width$}  {}", line.verdict.word(), line.check.title(), line.text)?;
+            writeln!(f, "{:<7}  {:<width$}  {}", line.verdict.name(), line.check.title(), line.text)?;
             if let Some(remedy) = &line.remedy {
                 writeln!(f, "         {:width$}  -> {remedy}", "")?;
             }
         }
-        match (self.count(Verdict::Failed), self.count(Verdict::Warning)) {
+        match (self.count(CheckStatus::Failed), self.count(CheckStatus::Warning)) {
             (0, 0) => writeln!(f, "\nall {} checks are ok", self.0.len()),
             (0, warnings) => writeln!(f, "\nnothing failed; warnings: {warnings}"),
             (failed, warnings) => writeln!(f, "\nfailed: {failed}; warnings: {warnings}"),
@@ -187,19 +205,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_aligned_and_remedies_indented() {
+    fn results_are_aligned_and_remedies_indented() {
         let lines = [
-            Check::new("disk", "").ok("fast"),
-            Check::new("target", "crm").failed_by("can't connect: refused; does it run?"),
+            DoctorCheck::new("disk", "").ok("fast"),
+            DoctorCheck::new("target", "crm").failed_with(CheckFailure::new("can't connect: refused", "does it run?")),
         ];
-        let text = Report(&lines).to_string();
+        let text = DoctorReport(&lines).to_string();
         assert_eq!(
             text,
             "ok       disk        fast\n\
              failed   target crm  can't connect: refused\n                     -> does it run?\n\
              \nfailed: 1; warnings: 0\n"
         );
-        let json = Report(&lines).to_json();
+        let json = DoctorReport(&lines).to_json();
         assert_eq!(
             (json["result"].as_str(), json["checks"][1]["remedy"].as_str()),
             (Some("failed"), Some("does it run?"))

@@ -1,44 +1,49 @@
-//! Every target: can it be reached, and what does it answer to a request without an event?
+//! Every target: is it reachable, and what does it answer to a request without an event?
 //!
-//! A `wechat` target is sent the verification that WeChat would, every other one a HEAD. Most handlers refuse a HEAD,
-//! which is as good an answer as any: what counts is that somebody answers, and where.
+//! A `wechat` target gets WeChat's verification, every other one a HEAD. Most handlers refuse a HEAD, which is fine: any
+//! answer shows that the handler runs.
 
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
 
-use super::clock::is_here;
-use super::report::{Check, Findings, Line, PeerClock};
-use super::{LIMIT, all, aside};
-use crate::cli::online::{Check as Way, checks};
+use super::clock::is_local_address;
+use super::report::{CheckResult, CheckResults, DoctorCheck, PeerClock};
+use super::{LIMIT, join_ordered, run_detached};
+use crate::cli::online::{ProbeKind, probes};
 use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::deliver::{ClientError, HeadAnswer, Role, SystemRoots, Target, Upstream, Verification};
 
-/// A line for each target, and for each account that a `wechat` target may be asked for.
-pub(super) async fn check(config: Arc<Config>) -> Findings {
+/// One result for each target, and for each account whose token a `wechat` target shares.
+pub(super) async fn check(config: Arc<Config>) -> CheckResults {
     let (mut asked, trust) = (Vec::new(), SystemRoots::default());
     for settings in &config.targets {
-        for (way, account) in checks(&config, &settings.target) {
+        for (kind, account) in probes(&config, &settings.target) {
             let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
             let upstream = Upstream::new(settings.target.clone(), accounts, &trust);
-            asked.push(one(settings.target.clone(), upstream, way, account));
+            asked.push(one(settings.target.clone(), upstream, kind, account));
         }
     }
-    let mut findings = Findings::default();
-    all(asked.into_iter()).await.into_iter().for_each(|found| findings.add(found));
+    let mut findings = CheckResults::default();
+    join_ordered(asked.into_iter()).await.into_iter().for_each(|found| findings.add(found));
     findings
 }
 
-async fn one(target: Target, upstream: Result<Upstream, ClientError>, way: Way, account: Arc<str>) -> Findings {
-    let check = Check::new("target", &target.name);
+async fn one(
+    target: Target,
+    upstream: Result<Upstream, ClientError>,
+    kind: ProbeKind,
+    account: Arc<str>,
+) -> CheckResults {
+    let check = DoctorCheck::new("target", &target.name);
     let upstream = match upstream {
         Ok(upstream) => upstream,
-        Err(error) => return check.failed_with(error.into()).into(),
+        Err(error) => return check.failed_with(TargetProblem::from(error)).into(),
     };
-    let (line, clock) = match way {
-        Way::Verification(of) => {
-            let by = of.map(|account| format!(" by the token of accounts.{account}")).unwrap_or_default();
+    let (line, clock) = match kind {
+        ProbeKind::Verification(of) => {
+            let by = of.map(|account| format!(" with the token of accounts.{account}")).unwrap_or_default();
             match upstream.verify(&account, UnixMillis::now()).await {
                 Err(failure) => {
                     let TargetProblem { text, remedy } = failure.into();
@@ -46,50 +51,50 @@ async fn one(target: Target, upstream: Result<Upstream, ClientError>, way: Way, 
                     (check.failed_with(TargetProblem { text, remedy }), None)
                 }
                 Ok(Verification { took, date }) => {
-                    let text = format!("takes WeChat's verification{by}, {} ms", took.as_millis());
+                    let text = format!("accepts WeChat's verification{by}, {} ms", took.as_millis());
                     (check.ok(text), date.zip(Some(took)))
                 }
             }
         }
-        Way::Connection => match upstream.send_head().await {
-            Err(failure) => (check.failed_with(failure.into()), None),
+        ProbeKind::Connection => match upstream.send_head().await {
+            Err(failure) => (check.failed_with(TargetProblem::from(failure)), None),
             Ok(answer) => (judge(&check, &target, &answer), answer.date.zip(Some(answer.took))),
         },
     };
-    let mut findings = Findings::from(line);
+    let mut findings = CheckResults::from(line);
     if let Some((date, took)) = clock {
-        let here = lives_here(&target).await;
+        let here = is_local_target(&target).await;
         findings.clocks.push(PeerClock::of(format!("target {}", target.name), date, took, here));
     }
     findings
 }
 
-/// What a HEAD was answered. No event was sent, so a refusal is no failure; a redirect or a missing page would be one.
-fn judge(check: &Check, target: &Target, answer: &HeadAnswer) -> Line {
+/// Judges the answer to a HEAD. No event was sent, so a refusal is not a failure; a redirect or a missing page may be.
+fn judge(check: &DoctorCheck, target: &Target, answer: &HeadAnswer) -> CheckResult {
     let HeadAnswer { status, location, took, .. } = answer;
     let answered = format!("answered {status} to a HEAD (no event sent), {} ms", took.as_millis());
     match status {
         300..=399 => {
-            // An identity provider's path is half of a secret.
+            // An identity provider's path is secret.
             let to = location.as_deref().filter(|_| target.role == Role::Handler).map(|to| format!(" to {to}"));
             let text = format!("{answered}: a redirect{}, which the relay does not follow", to.unwrap_or_default());
             check.warning(text, "if it redirects POST as well, put the final URL into `url`")
         }
-        404 => check.warning(answered, "if it takes POST alone that may be so; else compare `url` with its path"),
+        404 => check.warning(answered, "normal if it accepts POST only; else compare `url` with its path"),
         410 => check.warning(answered, "an event that is answered 410 is a dead letter at once; is `url` still right?"),
-        502..=504 => check.failed(answered, "the proxy in front of it does not reach it: is it running?"),
-        500 => check.warning(answered, "look into its log: an event would be tried again"),
+        502..=504 => check.failed(answered, "the proxy in front cannot reach it: is it running?"),
+        500 => check.warning(answered, "check its log: an event would be retried"),
         _ => check.ok(answered),
     }
 }
 
-/// Whether the target runs on this machine. Behind a proxy nobody knows.
-async fn lives_here(target: &Target) -> bool {
+/// Whether the target runs on this machine. `false` behind a proxy, where it is unknown.
+async fn is_local_target(target: &Target) -> bool {
     let host = target.url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
     if target.proxy.is_some() {
         return false;
     }
-    let found = aside(LIMIT, move || (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter)).await;
+    let found = run_detached(LIMIT, move || (host.as_str(), 0).to_socket_addrs().map(Vec::from_iter)).await;
     let addresses = found.and_then(Result::ok).unwrap_or_default();
-    !addresses.is_empty() && addresses.iter().all(|address| is_here(address.ip()))
+    !addresses.is_empty() && addresses.iter().all(|address| is_local_address(address.ip()))
 }

@@ -1,9 +1,10 @@
-//! Whom to act for: an account of a configuration, or one given by flags.
+//! The account to simulate pushes for: from a configuration, or from flags.
 
 use anyhow::{Context, bail, ensure};
 
 use super::url::ServerUrl;
 use crate::cli::ConfigArgs;
+use crate::cli::fixable::fixable;
 use crate::push::Account;
 use crate::secret::Secret;
 use crate::server::Listen;
@@ -12,19 +13,19 @@ use crate::wechat::{AesKey, Credentials, Mode};
 /// The flags that name an account.
 #[derive(Clone, clap::Args)]
 #[command(next_help_heading = "Account")]
-pub(super) struct Flags {
+pub(super) struct AccountArgs {
     #[command(flatten)]
     config: ConfigArgs,
     /// The account's name in the configuration [default: the only one]
     #[arg(long, global = true, value_name = "NAME", conflicts_with = "token")]
     account: Option<String>,
     #[command(flatten)]
-    given: Given,
+    given: CredentialArgs,
 }
 
 /// The flags that spell an account's credentials out.
 #[derive(Clone, clap::Args)]
-pub(crate) struct Given {
+pub(crate) struct CredentialArgs {
     /// The account's token
     #[arg(long, global = true, value_parser = secret)]
     token: Option<Secret>,
@@ -39,7 +40,7 @@ pub(crate) struct Given {
     mode: Option<Mode>,
 }
 
-impl Flags {
+impl AccountArgs {
     /// The account, and the server URL that its configuration gives it on this machine.
     pub(super) fn resolve(&self) -> anyhow::Result<(Credentials, Option<ServerUrl>)> {
         if let Some(credentials) = self.given.credentials()? {
@@ -48,7 +49,7 @@ impl Flags {
         let config = self.config.load()?;
         let account = choose(&config.accounts, self.account.as_deref())?;
         if config.server.proxy_protocol {
-            // The relay's own listener takes nobody but the load balancer.
+            // The listener accepts only the load balancer.
             return Ok((account.credentials.clone(), None));
         }
         let url = server_url(&config.server.listen, !config.server.tls.is_empty(), &account.path);
@@ -56,12 +57,15 @@ impl Flags {
     }
 }
 
-impl Given {
+impl CredentialArgs {
     /// The credentials; `None` if there is no `--token`.
     pub(crate) fn credentials(&self) -> anyhow::Result<Option<Credentials>> {
         let Some(token) = &self.token else {
             let lonely = self.key.is_some() || self.app_id.is_some() || self.mode.is_some();
-            ensure!(!lonely, "--key, --app-id and --mode go with --token; give --token too, or none of them");
+            ensure!(
+                !lonely,
+                fixable("--key, --app-id and --mode go with --token", "give --token too, or none of them")
+            );
             return Ok(None);
         };
         let mode = self.mode.unwrap_or(if self.key.is_some() { Mode::Secure } else { Mode::Plaintext });
@@ -84,11 +88,15 @@ fn choose<'a>(accounts: &'a [Account], name: Option<&str>) -> anyhow::Result<&'a
     let names = || accounts.iter().map(|account| &*account.name).collect::<Vec<_>>().join(", ");
     match (name, accounts) {
         (None, [only]) => Ok(only),
-        (None, _) => bail!("the configuration has several accounts; choose by --account one of: {}", names()),
-        (Some(name), _) => accounts
-            .iter()
-            .find(|account| &*account.name == name)
-            .with_context(|| format!("no account `{name}` in the configuration; it has: {}", names())),
+        (None, _) => {
+            bail!(fixable(
+                "the configuration has several accounts",
+                format_args!("add --account with one of: {}", names())
+            ))
+        }
+        (Some(name), _) => accounts.iter().find(|account| &*account.name == name).ok_or_else(|| {
+            fixable(format_args!("unknown account `{name}`"), format_args!("use one of: {}", names())).into()
+        }),
     }
 }
 
@@ -99,7 +107,7 @@ fn server_url(listen: &[Listen], tls: bool, path: &str) -> Option<ServerUrl> {
     format!("{scheme}://{}{path}", addresses.next()?).parse().ok()
 }
 
-/// Takes a flag over as a secret.
+/// Reads a flag as a secret.
 #[expect(clippy::unnecessary_wraps, reason = "the shape that clap asks for")]
 pub(crate) fn secret(text: &str) -> Result<Secret, std::convert::Infallible> {
     Ok(Secret::new(text))
@@ -111,8 +119,8 @@ mod tests {
 
     const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
 
-    fn given(token: bool, key: bool, app_id: bool, mode: Option<Mode>) -> Given {
-        Given {
+    fn given(token: bool, key: bool, app_id: bool, mode: Option<Mode>) -> CredentialArgs {
+        CredentialArgs {
             token: token.then(|| Secret::new("AAAAA")),
             key: key.then(|| Secret::new(KEY)),
             app_id: app_id.then(|| "wx1".to_owned()),
@@ -122,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_mode_follows_from_the_key() {
-        let mode = |flags: Given| flags.credentials().unwrap().map(|credentials| credentials.mode);
+        let mode = |flags: CredentialArgs| flags.credentials().unwrap().map(|credentials| credentials.mode);
         assert_eq!(mode(given(true, true, true, None)), Some(Mode::Secure));
         assert_eq!(mode(given(true, false, false, None)), Some(Mode::Plaintext));
         assert_eq!(mode(given(true, true, true, Some(Mode::Compatible))), Some(Mode::Compatible));

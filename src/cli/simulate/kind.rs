@@ -1,15 +1,15 @@
 //! What WeChat pushes: the clear text of each kind.
 //!
-//! Pure but for [`Fresh::now`]. Elements and their order follow the pages Receiving_standard_messages and
+//! Pure but for [`MessageIds::now`]. Elements and their order follow the pages Receiving_standard_messages and
 //! Receiving_event_pushes of developers.weixin.qq.com.
 
 use crate::cli::keygen;
 use crate::clock::UnixMillis;
 use crate::wechat::{Element, envelope, xml};
 
-/// What a user does.
+/// What the user does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum PushKind {
     /// Sends a text message.
     Text {
         /// The text.
@@ -39,18 +39,18 @@ pub enum Kind {
     },
 }
 
-/// Who does it, and to whom.
+/// Sender and receiver of a push.
 #[derive(Clone, Copy, Debug)]
-pub struct Parties<'a> {
+pub struct MessageAddresses<'a> {
     /// The user's OpenID.
     pub openid: &'a str,
     /// The account's original id, `gh_...`.
     pub account: &'a str,
 }
 
-/// What tells one push from the next.
+/// The values that are unique to a push.
 #[derive(Clone, Debug)]
-pub struct Fresh {
+pub struct MessageIds {
     /// Seconds since 1970.
     pub create_time: i64,
     /// 19 digits, as real ones have.
@@ -59,8 +59,8 @@ pub struct Fresh {
     pub ticket: String,
 }
 
-impl Fresh {
-    /// The present time, and an id and a ticket that never come again.
+impl MessageIds {
+    /// The current time, with a random id and ticket.
     pub fn now() -> Result<Self, getrandom::Error> {
         let msg_id = 6_000_000_000_000_000_000 + getrandom::u64()? % 1_000_000_000_000_000_000;
         let ticket = format!("gQ{}", envelope::generate_key(keygen::random()?));
@@ -68,8 +68,8 @@ impl Fresh {
     }
 }
 
-impl Kind {
-    /// The name that the command line has for it.
+impl PushKind {
+    /// Its name on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Text { .. } => "text",
@@ -82,13 +82,13 @@ impl Kind {
     }
 
     /// The clear text of the push.
-    pub fn clear_xml(&self, parties: Parties<'_>, fresh: &Fresh) -> String {
+    pub fn clear_xml(&self, addresses: MessageAddresses<'_>, ids: &MessageIds) -> String {
         let mut fields = vec![
-            ("ToUserName", parties.account.to_owned()),
-            ("FromUserName", parties.openid.to_owned()),
-            ("CreateTime", fresh.create_time.to_string()),
+            ("ToUserName", addresses.account.to_owned()),
+            ("FromUserName", addresses.openid.to_owned()),
+            ("CreateTime", ids.create_time.to_string()),
         ];
-        let ticket = || ("Ticket", fresh.ticket.clone());
+        let ticket = || ("Ticket", ids.ticket.clone());
         let mut event = |name: &str, key: &str| {
             fields.push(("MsgType", "event".to_owned()));
             fields.push(("Event", name.to_owned()));
@@ -98,7 +98,7 @@ impl Kind {
             Self::Text { content } => {
                 fields.push(("MsgType", "text".to_owned()));
                 fields.push(("Content", content.clone()));
-                fields.push(("MsgId", fresh.msg_id.to_string()));
+                fields.push(("MsgId", ids.msg_id.to_string()));
             }
             Self::Subscribe { scene: None } => event("subscribe", ""),
             Self::Subscribe { scene: Some(scene) } => {
@@ -124,14 +124,14 @@ mod tests {
     use super::*;
     use crate::wechat::Message;
 
-    fn message(kind: &Kind) -> Message {
-        let fresh = Fresh::now().unwrap();
-        Message::parse(kind.clear_xml(Parties { openid: "oUser", account: "gh_1" }, &fresh).as_bytes()).unwrap()
+    fn message(kind: &PushKind) -> Message {
+        let ids = MessageIds::now().unwrap();
+        Message::parse(kind.clear_xml(MessageAddresses { openid: "oUser", account: "gh_1" }, &ids).as_bytes()).unwrap()
     }
 
     #[test]
     fn a_text_has_its_content_and_a_message_id() {
-        let message = message(&Kind::Text { content: "a ]]> b & <c>".to_owned() });
+        let message = message(&PushKind::Text { content: "a ]]> b & <c>".to_owned() });
         assert_eq!((message.to_user(), message.from_user()), ("gh_1", "oUser"));
         assert_eq!((message.msg_type(), message.content()), ("text", "a ]]> b & <c>"));
         assert_eq!(message.msg_id().map(str::len), Some(19));
@@ -140,19 +140,19 @@ mod tests {
 
     #[test]
     fn a_follow_by_qr_code_has_the_prefix_and_a_scan_has_not() {
-        let follow = message(&Kind::Subscribe { scene: Some("login_7".to_owned()) });
+        let follow = message(&PushKind::Subscribe { scene: Some("login_7".to_owned()) });
         assert_eq!((follow.event(), follow.event_key()), ("subscribe", "qrscene_login_7"));
-        let scan = message(&Kind::Scan { scene: "login_7".to_owned() });
+        let scan = message(&PushKind::Scan { scene: "login_7".to_owned() });
         assert_eq!((scan.event(), scan.event_key()), ("SCAN", "login_7"));
         assert_ne!(follow.root.text_of("Ticket"), scan.root.text_of("Ticket"));
-        assert_eq!(message(&Kind::Subscribe { scene: None }).root.text_of("Ticket"), None);
+        assert_eq!(message(&PushKind::Subscribe { scene: None }).root.text_of("Ticket"), None);
     }
 
     #[test]
     fn menu_events_carry_their_key() {
-        let click = message(&Kind::Click { key: "V1".to_owned() });
+        let click = message(&PushKind::Click { key: "V1".to_owned() });
         assert_eq!((click.event(), click.event_key(), click.msg_id()), ("CLICK", "V1", None));
-        let view = message(&Kind::View { url: "https://e.com/?a=1&b=2".to_owned() });
+        let view = message(&PushKind::View { url: "https://e.com/?a=1&b=2".to_owned() });
         assert_eq!((view.event(), view.event_key()), ("VIEW", "https://e.com/?a=1&b=2"));
     }
 }

@@ -1,18 +1,18 @@
 //! `wxrelay simulate`: acts as WeChat, faithfully.
 //!
-//! [`Sender`] is the core and of use without the command line; [`Kind`] makes the clear texts. Not here: the checks of
+//! [`WechatClient`] is the core and of use without the command line; [`Kind`] makes the clear texts. Not here: the checks of
 //! WeChat's own servers that no page describes (frequency limits, MarkFail's minute of silence).
 
 mod account;
+mod client;
+#[cfg(test)]
+mod client_tests;
+mod http10;
 mod kind;
 mod report;
-mod sender;
-#[cfg(test)]
-mod sender_tests;
 mod storm;
 mod url;
 mod verdict;
-mod wire;
 
 use std::io::{self, Read, Write};
 use std::num::NonZeroU32;
@@ -23,13 +23,14 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Subcommand;
 
-pub use self::kind::{Fresh, Kind, Parties};
-pub use self::sender::{Answer, Sender, Timing};
-pub use self::url::{BadServerUrl, ServerUrl};
-pub use self::verdict::{Fault, USER_SEES, Verdict};
-pub use self::wire::Failure;
-pub(super) use self::wire::{Response, get, talk};
-pub(super) use self::{account::Given, account::secret, sender::salt};
+pub use self::client::{PushAnswer, RetryTiming, WechatClient};
+pub use self::http10::Http10Error;
+pub(super) use self::http10::{RawResponse, exchange_over, get};
+pub use self::kind::{MessageAddresses, MessageIds, PushKind};
+pub use self::url::{ServerUrl, ServerUrlError};
+pub use self::verdict::{AnswerError, AnswerVerdict, USER_SEES};
+pub(super) use self::{account::CredentialArgs, account::secret, client::salt};
+use super::fixable::fixable;
 use crate::wechat::Message;
 
 /// `wxrelay simulate`
@@ -54,14 +55,14 @@ pub struct Args {
     #[arg(long, global = true)]
     json: bool,
     #[command(flatten)]
-    account: account::Flags,
+    account: account::AccountArgs,
     #[command(subcommand)]
-    kind: KindArg,
+    kind: SimulateCommand,
 }
 
 /// What to send.
 #[derive(Subcommand)]
-enum KindArg {
+enum SimulateCommand {
     /// The GET by which WeChat's console checks a server URL
     Verify,
     /// A text message
@@ -105,63 +106,66 @@ enum KindArg {
     Storm(storm::Args),
 }
 
-/// What one run sends to each URL.
-enum Work {
+/// The request that one run sends to each URL.
+enum SimulatedRequest {
     Verification,
     Push { kind: &'static str, clear: String, openid: String },
 }
 
-/// Sends, judges and prints; exit code 1 if WeChat would be discontent with one answer.
+/// Sends, judges and prints; exit code 1 if WeChat would reject an answer.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (credentials, usual) = args.account.resolve()?;
     let to = if args.to.is_empty() { usual.into_iter().collect() } else { args.to };
-    anyhow::ensure!(!to.is_empty(), "where to? Give --to URL, as in --to http://127.0.0.1:8080/wechat/events");
-    let timing = Timing { tries: args.tries.get(), retry_after: args.retry_after, ..Timing::default() };
-    let sender = Sender::new(credentials).with_timing(timing);
-    let parties = Parties { openid: &args.openid, account: &args.original_id };
+    let url = "add --to with the server URL, such as http://127.0.0.1:8080/wechat/events";
+    anyhow::ensure!(!to.is_empty(), fixable("no URL to push to", url));
+    let timing = RetryTiming { tries: args.tries.get(), retry_after: args.retry_after, ..RetryTiming::default() };
+    let client = WechatClient::new(credentials).with_timing(timing);
+    let addresses = MessageAddresses { openid: &args.openid, account: &args.original_id };
     let work = match args.kind {
-        KindArg::Storm(storm) => return storm::run(sender, &to, &args.original_id, &storm, args.json).await,
-        KindArg::Verify => Work::Verification,
-        KindArg::Raw { file } => raw(&file, args.openid.clone())?,
-        KindArg::Text { text } => written(&Kind::Text { content: text }, parties)?,
-        KindArg::Subscribe { scene } => written(&Kind::Subscribe { scene }, parties)?,
-        KindArg::Scan { scene } => written(&Kind::Scan { scene }, parties)?,
-        KindArg::Unsubscribe => written(&Kind::Unsubscribe, parties)?,
-        KindArg::Click { button } => written(&Kind::Click { key: button }, parties)?,
-        KindArg::View { url } => written(&Kind::View { url }, parties)?,
+        SimulateCommand::Storm(storm) => return storm::run(client, &to, &args.original_id, &storm, args.json).await,
+        SimulateCommand::Verify => SimulatedRequest::Verification,
+        SimulateCommand::Raw { file } => raw(&file, args.openid.clone())?,
+        SimulateCommand::Text { text } => written(&PushKind::Text { content: text }, addresses)?,
+        SimulateCommand::Subscribe { scene } => written(&PushKind::Subscribe { scene }, addresses)?,
+        SimulateCommand::Scan { scene } => written(&PushKind::Scan { scene }, addresses)?,
+        SimulateCommand::Unsubscribe => written(&PushKind::Unsubscribe, addresses)?,
+        SimulateCommand::Click { button } => written(&PushKind::Click { key: button }, addresses)?,
+        SimulateCommand::View { url } => written(&PushKind::View { url }, addresses)?,
     };
     let mut ok = true;
     for url in &to {
         let (name, openid, answer) = match &work {
-            Work::Verification => ("verify", "", sender.verify(url).await?),
-            Work::Push { kind, clear, openid } => (*kind, openid.as_str(), sender.push(url, clear, openid).await?),
+            SimulatedRequest::Verification => ("verify", "", client.verify(url).await?),
+            SimulatedRequest::Push { kind, clear, openid } => {
+                (*kind, openid.as_str(), client.push(url, clear, openid).await?)
+            }
         };
         ok &= answer.verdict.is_ok();
         if args.json {
             writeln!(io::stdout(), "{}", report::line(url, name, openid, &answer))?;
         } else {
-            writeln!(io::stdout(), "{}", report::text(url, name, sender.tries(), &answer))?;
+            writeln!(io::stdout(), "{}", report::text(url, name, client.tries(), &answer))?;
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn written(kind: &Kind, parties: Parties<'_>) -> anyhow::Result<Work> {
-    let clear = kind.clear_xml(parties, &Fresh::now()?);
-    Ok(Work::Push { kind: kind.name(), clear, openid: parties.openid.to_owned() })
+fn written(kind: &PushKind, addresses: MessageAddresses<'_>) -> anyhow::Result<SimulatedRequest> {
+    let clear = kind.clear_xml(addresses, &MessageIds::now()?);
+    Ok(SimulatedRequest::Push { kind: kind.name(), clear, openid: addresses.openid.to_owned() })
 }
 
 /// A file's text is sent as it is; its own FromUserName goes into the query, if it has one.
-fn raw(file: &Path, openid: String) -> anyhow::Result<Work> {
+fn raw(file: &Path, openid: String) -> anyhow::Result<SimulatedRequest> {
     let clear = if file == Path::new("-") {
         let mut text = String::new();
         io::stdin().read_to_string(&mut text).map(|_| text)
     } else {
         std::fs::read_to_string(file)
     };
-    let clear =
-        clear.with_context(|| format!("can't read {}; raw takes a UTF-8 file, or - for stdin", file.display()))?;
+    let clear = clear
+        .with_context(|| fixable(format_args!("can't read {}", file.display()), "give a UTF-8 file, or - for stdin"))?;
     let own = Message::parse(clear.as_bytes()).ok().map(|message| message.from_user().to_owned());
     let openid = own.filter(|own| !own.is_empty()).unwrap_or(openid);
-    Ok(Work::Push { kind: "raw", clear, openid })
+    Ok(SimulatedRequest::Push { kind: "raw", clear, openid })
 }

@@ -2,25 +2,28 @@
 
 use serde_json::{Value, json};
 
-use super::sender::Answer;
+use super::client::PushAnswer;
 use super::url::ServerUrl;
-use super::verdict::{USER_SEES, Verdict};
+use super::verdict::{AnswerVerdict, USER_SEES};
 
-/// The most of an illegal body that is shown, in characters.
-const SHOWN: usize = 200;
+/// The most characters of an illegal body that are shown.
+const MAX_SHOWN: usize = 200;
 
 /// One JSON object for one push.
-pub(super) fn line(url: &ServerUrl, kind: &str, openid: &str, answer: &Answer) -> Value {
+pub(super) fn line(url: &ServerUrl, kind: &str, openid: &str, answer: &PushAnswer) -> Value {
     let reason = match &answer.verdict {
-        Verdict::Fault(fault) => Some(fault.to_string()),
-        Verdict::Verified | Verdict::Received | Verdict::Replied(_) => None,
+        AnswerVerdict::Fault(error) => Some(match error.remedy() {
+            Some(remedy) => format!("{error}; {remedy}"),
+            None => error.to_string(),
+        }),
+        AnswerVerdict::Verified | AnswerVerdict::Received | AnswerVerdict::Replied(_) => None,
     };
     json!({
         "to": url.to_string(),
         "kind": kind,
         "openid": openid,
         "ok": answer.verdict.is_ok(),
-        "verdict": answer.verdict.word(),
+        "verdict": answer.verdict.name(),
         "reason": reason,
         "status": answer.status,
         "tries": answer.tries,
@@ -31,7 +34,7 @@ pub(super) fn line(url: &ServerUrl, kind: &str, openid: &str, answer: &Answer) -
 }
 
 /// The same in a few lines for people.
-pub(super) fn text(url: &ServerUrl, kind: &str, of_tries: u32, answer: &Answer) -> String {
+pub(super) fn text(url: &ServerUrl, kind: &str, of_tries: u32, answer: &PushAnswer) -> String {
     let status = answer.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let mut text = format!("{kind} -> {url}\n  {status} in {} ms", answer.took.as_millis());
     if answer.tries > 1 {
@@ -39,23 +42,26 @@ pub(super) fn text(url: &ServerUrl, kind: &str, of_tries: u32, answer: &Answer) 
     }
     text += "\n  ";
     match &answer.verdict {
-        Verdict::Verified => text += "ok: the URL is verified",
-        Verdict::Received => text += "ok: received, no reply",
-        Verdict::Replied(reply) => {
+        AnswerVerdict::Verified => text += "ok: the URL is verified",
+        AnswerVerdict::Received => text += "ok: received, no reply",
+        AnswerVerdict::Replied(reply) => {
             text += "ok: the user is shown this reply";
             reply.lines().for_each(|line| {
                 text += "\n    ";
                 text += line;
             });
         }
-        Verdict::Fault(fault) => {
-            text += &format!("FAULT: {fault}");
+        AnswerVerdict::Fault(error) => {
+            text += &format!("FAULT: {error}");
+            if let Some(remedy) = error.remedy() {
+                text += &format!("\n  -> {remedy}");
+            }
             if kind != "verify" {
-                text += &format!("\n  a user who waits for a reply sees: {USER_SEES}");
+                text += &format!("\n  the user sees: {USER_SEES}");
             }
             if !answer.body.is_empty() {
                 let body = String::from_utf8_lossy(&answer.body);
-                text += &format!("\n  the body: {:?}", body.chars().take(SHOWN).collect::<String>());
+                text += &format!("\n  the body: {:?}", body.chars().take(MAX_SHOWN).collect::<String>());
             }
         }
     }

@@ -1,6 +1,6 @@
 //! `simulate storm`: many pushes at once, and what became of them.
 //!
-//! Every push is a full one, retries included. At most `concurrency` are under way; none is kept after its tally.
+//! Every push is complete, retries included. At most `concurrency` are in flight; none is kept once it is counted.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep_until};
 
-use super::kind::{Fresh, Kind, Parties};
+use super::client::{PushAnswer, WechatClient};
+use super::kind::{MessageAddresses, MessageIds, PushKind};
 use super::report;
-use super::sender::{Answer, Sender};
 use super::url::ServerUrl;
-use super::verdict::{Fault, Verdict};
+use super::verdict::{AnswerError, AnswerVerdict};
 
 /// `wxrelay simulate storm`
 #[derive(Clone, clap::Args)]
@@ -34,13 +34,13 @@ pub(super) struct Args {
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     users: u64,
     /// What the users do
-    #[arg(long, value_enum, default_value_t = Mix::Mixed)]
-    mix: Mix,
+    #[arg(long, value_enum, default_value_t = StormMix::Mixed)]
+    mix: StormMix,
 }
 
 /// What the users of a storm do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Mix {
+enum StormMix {
     /// In turn: text, scan, follow by QR code, menu click
     Mixed,
     /// Text messages
@@ -49,31 +49,31 @@ enum Mix {
     Scan,
 }
 
-impl Mix {
-    fn kind(self, number: u64) -> Kind {
+impl StormMix {
+    fn kind(self, number: u64) -> PushKind {
         let turn = match self {
             Self::Mixed => number % 4,
             Self::Text => 0,
             Self::Scan => 1,
         };
         match turn {
-            0 => Kind::Text { content: format!("storm {number}") },
-            1 => Kind::Scan { scene: format!("storm_{number}") },
-            2 => Kind::Subscribe { scene: Some(format!("storm_{number}")) },
-            _ => Kind::Click { key: format!("storm_{number}") },
+            0 => PushKind::Text { content: format!("storm {number}") },
+            1 => PushKind::Scan { scene: format!("storm_{number}") },
+            2 => PushKind::Subscribe { scene: Some(format!("storm_{number}")) },
+            _ => PushKind::Click { key: format!("storm_{number}") },
         }
     }
 }
 
 /// Sends the storm, prints its progress to stderr and its summary to stdout; stops sending on SIGINT.
 pub(super) async fn run(
-    sender: Sender,
+    client: WechatClient,
     to: &[ServerUrl],
     account: &str,
     args: &Args,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let sender = Arc::new(sender);
+    let client = Arc::new(client);
     let mut under_way = JoinSet::new();
     let mut tally = Tally::default();
     let start = Instant::now();
@@ -86,7 +86,7 @@ pub(super) async fn run(
         let room = under_way.len() < usize::from(args.concurrency);
         tokio::select! {
             Some(done) = under_way.join_next() => {
-                let (url, kind, openid, answer): (ServerUrl, Kind, String, anyhow::Result<Answer>) = done?;
+                let (url, kind, openid, answer): (ServerUrl, PushKind, String, anyhow::Result<PushAnswer>) = done?;
                 let answer = answer?;
                 tally.add(&answer);
                 if json {
@@ -95,7 +95,7 @@ pub(super) async fn run(
             }
             () = sleep_until(due), if room && sent < count => {
                 let url = to[usize::try_from(sent)? % to.len()].clone();
-                under_way.spawn(one(Arc::clone(&sender), url, account.to_owned(), args.mix.kind(sent), sent % args.users));
+                under_way.spawn(one(Arc::clone(&client), url, account.to_owned(), args.mix.kind(sent), sent % args.users));
                 sent += 1;
             }
             _ = progress.tick() => eprintln!("{}", tally.progress(sent, count, start.elapsed())),
@@ -116,17 +116,17 @@ pub(super) async fn run(
 }
 
 async fn one(
-    sender: Arc<Sender>,
+    client: Arc<WechatClient>,
     url: ServerUrl,
     account: String,
-    kind: Kind,
+    kind: PushKind,
     user: u64,
-) -> (ServerUrl, Kind, String, anyhow::Result<Answer>) {
+) -> (ServerUrl, PushKind, String, anyhow::Result<PushAnswer>) {
     let openid = format!("oStorm{user:022}");
-    let answer = match Fresh::now() {
-        Ok(fresh) => {
-            let clear = kind.clear_xml(Parties { openid: &openid, account: &account }, &fresh);
-            sender.push(&url, &clear, &openid).await
+    let answer = match MessageIds::now() {
+        Ok(ids) => {
+            let clear = kind.clear_xml(MessageAddresses { openid: &openid, account: &account }, &ids);
+            client.push(&url, &clear, &openid).await
         }
         Err(error) => Err(error.into()),
     };
@@ -144,13 +144,13 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, answer: &Answer) {
+    fn add(&mut self, answer: &PushAnswer) {
         self.ok += u64::from(answer.verdict.is_ok());
         self.retried += u64::from(answer.tries > 1);
-        *self.by_verdict.entry(answer.verdict.word()).or_default() += 1;
+        *self.by_verdict.entry(answer.verdict.name()).or_default() += 1;
         let status = match (&answer.verdict, answer.status) {
             (_, Some(status)) => status.to_string(),
-            (Verdict::Fault(Fault::NoAnswer(failure)), None) => failure.word().to_owned(),
+            (AnswerVerdict::Fault(AnswerError::NoAnswer(failure)), None) => failure.word().to_owned(),
             (_, None) => "none".to_owned(),
         };
         *self.by_status.entry(status).or_default() += 1;
@@ -195,7 +195,7 @@ fn pairs(object: &Value) -> String {
     pairs.collect::<Vec<_>>().join(", ")
 }
 
-/// Two decimals are plenty.
+/// To two decimals.
 fn round(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }
@@ -209,9 +209,10 @@ fn rate(text: &str) -> Result<f64, String> {
 mod tests {
     use super::*;
 
-    fn answer(millis: u64, status: u16) -> Answer {
-        let verdict = if status == 200 { Verdict::Received } else { Verdict::Fault(Fault::Status(status)) };
-        Answer { verdict, status: Some(status), body: Vec::new(), took: Duration::from_millis(millis), tries: 1 }
+    fn answer(millis: u64, status: u16) -> PushAnswer {
+        let verdict =
+            if status == 200 { AnswerVerdict::Received } else { AnswerVerdict::Fault(AnswerError::Status(status)) };
+        PushAnswer { verdict, status: Some(status), body: Vec::new(), took: Duration::from_millis(millis), tries: 1 }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A server URL (服务器地址) as WeChat's console takes it: http or https, followed to no other place.
+//! A server URL (服务器地址) as WeChat's console accepts it: http or https. Redirects are not followed.
 
 use std::fmt;
 use std::str::FromStr;
@@ -15,11 +15,11 @@ pub struct ServerUrl {
     port: u16,
 }
 
-/// Why a text is no server URL.
+/// Why a text is not a server URL.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum BadServerUrl {
+pub enum ServerUrlError {
     /// It does not parse.
-    #[error("not a URL; expected one like http://127.0.0.1:8080/wechat/events")]
+    #[error("not a URL, expected one like http://127.0.0.1:8080/wechat/events")]
     Malformed,
     /// It is neither http nor https, or has no scheme.
     #[error("a server URL starts with http:// or https://")]
@@ -59,19 +59,19 @@ impl ServerUrl {
 }
 
 impl FromStr for ServerUrl {
-    type Err = BadServerUrl;
+    type Err = ServerUrlError;
 
-    fn from_str(text: &str) -> Result<Self, BadServerUrl> {
-        let uri: Uri = text.parse().map_err(|_| BadServerUrl::Malformed)?;
+    fn from_str(text: &str) -> Result<Self, ServerUrlError> {
+        let uri: Uri = text.parse().map_err(|_| ServerUrlError::Malformed)?;
         let https = match uri.scheme() {
             Some(scheme) if *scheme == Scheme::HTTPS => true,
             Some(scheme) if *scheme == Scheme::HTTP => false,
-            _ => return Err(BadServerUrl::Scheme),
+            _ => return Err(ServerUrlError::Scheme),
         };
         if uri.authority().is_some_and(|authority| authority.as_str().contains('@')) {
-            return Err(BadServerUrl::UserInfo);
+            return Err(ServerUrlError::UserInfo);
         }
-        let host = uri.host().filter(|host| !host.is_empty()).ok_or(BadServerUrl::Malformed)?;
+        let host = uri.host().filter(|host| !host.is_empty()).ok_or(ServerUrlError::Malformed)?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
         let port = uri.port_u16().unwrap_or(if https { 443 } else { 80 });
         Ok(Self { https, host, port, uri })
@@ -108,9 +108,9 @@ mod tests {
 
     #[test]
     fn other_texts_are_refused() {
-        assert_eq!("ftp://h/".parse::<ServerUrl>(), Err(BadServerUrl::Scheme));
-        assert_eq!("/wechat/events".parse::<ServerUrl>(), Err(BadServerUrl::Scheme));
-        assert_eq!("http://u:p@h/".parse::<ServerUrl>(), Err(BadServerUrl::UserInfo));
-        assert_eq!("http://".parse::<ServerUrl>(), Err(BadServerUrl::Malformed));
+        assert_eq!("ftp://h/".parse::<ServerUrl>(), Err(ServerUrlError::Scheme));
+        assert_eq!("/wechat/events".parse::<ServerUrl>(), Err(ServerUrlError::Scheme));
+        assert_eq!("http://u:p@h/".parse::<ServerUrl>(), Err(ServerUrlError::UserInfo));
+        assert_eq!("http://".parse::<ServerUrl>(), Err(ServerUrlError::Malformed));
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::wechat::{Credentials, Message, OpenError, Opened, Query, Reply, ReplyBody, Salt};
 
 /// The body of a delivery, read as far as it can be.
-pub(super) enum Content {
+pub(super) enum DeliveryContent {
     /// JSON of the relay's own making: `json`, `cloudevents` or `authing-json`.
     Json(Value),
     /// A push that the given credentials verified and opened.
@@ -25,7 +25,7 @@ pub(super) enum Content {
 
 /// Why a delivery that says it is a CloudEvent is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum BadCloudEvent {
+pub(super) enum CloudEventError {
     /// The type says CloudEvents, the body does not.
     #[error("the content type is application/cloudevents+json, and the body is no JSON object")]
     NotJson,
@@ -40,7 +40,7 @@ pub(super) enum BadCloudEvent {
     Id,
 }
 
-impl Content {
+impl DeliveryContent {
     /// Reads a body. A push in WeChat's form is verified and opened if there are credentials.
     pub(super) fn read(query: &str, body: &Bytes, credentials: Option<&Credentials>) -> Self {
         if let Ok(value @ Value::Object(_)) = serde_json::from_slice::<Value>(body)
@@ -61,21 +61,21 @@ impl Content {
     }
 
     /// Checks what says that it is a CloudEvent against CloudEvents 1.0.2, section 3.1, and its id against the signed one.
-    pub(super) fn check_cloud_event(&self, headers: &HeaderMap) -> Result<(), BadCloudEvent> {
+    pub(super) fn check_cloud_event(&self, headers: &HeaderMap) -> Result<(), CloudEventError> {
         let header = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
         if !header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.starts_with("application/cloudevents+json")) {
             return Ok(());
         }
-        let Self::Json(event) = self else { return Err(BadCloudEvent::NotJson) };
+        let Self::Json(event) = self else { return Err(CloudEventError::NotJson) };
         let text = |name| {
             let text = event.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
-            text.ok_or(BadCloudEvent::Lacks(name))
+            text.ok_or(CloudEventError::Lacks(name))
         };
         if text("specversion")? != "1.0" {
-            return Err(BadCloudEvent::Version);
+            return Err(CloudEventError::Version);
         }
         let (id, _, _) = (text("id")?, text("source")?, text("type")?);
-        if header("webhook-id").is_some_and(|signed| signed != id) { Err(BadCloudEvent::Id) } else { Ok(()) }
+        if header("webhook-id").is_some_and(|signed| signed != id) { Err(CloudEventError::Id) } else { Ok(()) }
     }
 
     /// What the user did, in lower case, as far as the body tells.
@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn kind(body: &str) -> String {
-        Content::read("", &Bytes::copy_from_slice(body.as_bytes()), None).kind()
+        DeliveryContent::read("", &Bytes::copy_from_slice(body.as_bytes()), None).kind()
     }
 
     #[test]
@@ -169,24 +169,24 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.insert(CONTENT_TYPE, "application/cloudevents+json; charset=utf-8".parse().unwrap());
             headers.insert("webhook-id", "evt_1".parse().unwrap());
-            Content::read("", &Bytes::copy_from_slice(body.as_bytes()), None).check_cloud_event(&headers)
+            DeliveryContent::read("", &Bytes::copy_from_slice(body.as_bytes()), None).check_cloud_event(&headers)
         };
         assert_eq!(check(r#"{"specversion":"1.0","id":"evt_1","source":"/a","type":"t"}"#), Ok(()));
-        assert_eq!(check(r#"{"specversion":"1.0","id":"evt_2","source":"/a","type":"t"}"#), Err(BadCloudEvent::Id));
+        assert_eq!(check(r#"{"specversion":"1.0","id":"evt_2","source":"/a","type":"t"}"#), Err(CloudEventError::Id));
         assert_eq!(
             check(r#"{"specversion":"0.3","id":"evt_1","source":"/a","type":"t"}"#),
-            Err(BadCloudEvent::Version)
+            Err(CloudEventError::Version)
         );
-        assert_eq!(check(r#"{"specversion":"1.0","id":"evt_1","type":"t"}"#), Err(BadCloudEvent::Lacks("source")));
-        assert_eq!(check("[]"), Err(BadCloudEvent::NotJson));
-        let plain = Content::read("", &Bytes::from_static(b"{}"), None);
+        assert_eq!(check(r#"{"specversion":"1.0","id":"evt_1","type":"t"}"#), Err(CloudEventError::Lacks("source")));
+        assert_eq!(check("[]"), Err(CloudEventError::NotJson));
+        let plain = DeliveryContent::read("", &Bytes::from_static(b"{}"), None);
         assert_eq!(plain.check_cloud_event(&HeaderMap::new()), Ok(()), "no CloudEvent at all");
     }
 
     #[test]
     fn a_clear_push_gets_a_clear_reply_to_its_sender() {
         let body = "<xml><ToUserName>gh_1</ToUserName><FromUserName>oU</FromUserName><MsgType>text</MsgType></xml>";
-        let content = Content::read("", &Bytes::from_static(body.as_bytes()), None);
+        let content = DeliveryContent::read("", &Bytes::from_static(body.as_bytes()), None);
         let (kind, reply) = content.reply("hi", None, &Salt::new(1_700_000_000, [7; 24])).unwrap();
         let reply = Reply::parse(reply.as_bytes()).unwrap().unwrap();
         assert_eq!(
@@ -199,6 +199,6 @@ mod tests {
     #[test]
     fn what_cannot_be_opened_gets_no_reply() {
         let sealed = Bytes::from_static(b"<xml><Encrypt>AAAA</Encrypt></xml>");
-        assert_eq!(Content::read("", &sealed, None).reply("hi", None, &Salt::new(0, [0; 24])), None);
+        assert_eq!(DeliveryContent::read("", &sealed, None).reply("hi", None, &Salt::new(0, [0; 24])), None);
     }
 }

@@ -12,7 +12,7 @@ use crate::clock::UnixMillis;
 
 /// One delivery.
 #[derive(Clone, Debug)]
-pub struct Delivery {
+pub struct ReceivedDelivery {
     /// When it had come in completely.
     pub at: UnixMillis,
     /// POST; GET for a URL verification.
@@ -30,14 +30,14 @@ pub struct Delivery {
     /// The opened text of a sealed push.
     pub opened: Option<String>,
     /// Whether it is signed as it should be.
-    pub check: Check,
+    pub check: SignatureCheck,
     /// The status it was answered with.
     pub status: u16,
 }
 
 /// Whether a delivery is signed as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Check {
+pub enum SignatureCheck {
     /// Nothing to check it with was given.
     Unchecked,
     /// It is.
@@ -46,7 +46,7 @@ pub enum Check {
     Bad(String),
 }
 
-impl Delivery {
+impl ReceivedDelivery {
     /// `wxrelay-event-id`.
     pub fn event_id(&self) -> Option<&str> {
         self.header("wxrelay-event-id")
@@ -67,9 +67,9 @@ impl Delivery {
         let headers: Map<String, Value> =
             self.headers.keys().map(|name| (name.to_string(), self.joined(name))).collect();
         let (signature, reason) = match &self.check {
-            Check::Unchecked => ("unchecked", None),
-            Check::Good => ("ok", None),
-            Check::Bad(reason) => ("bad", Some(reason)),
+            SignatureCheck::Unchecked => ("unchecked", None),
+            SignatureCheck::Good => ("ok", None),
+            SignatureCheck::Bad(reason) => ("bad", Some(reason)),
         };
         let (body, base64) = match std::str::from_utf8(&self.body) {
             Ok(text) => (Some(text), None),
@@ -101,7 +101,7 @@ impl Delivery {
 }
 
 /// One line for people.
-impl fmt::Display for Delivery {
+impl fmt::Display for ReceivedDelivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}  {:20}", self.at, self.event_id().unwrap_or("-"))?;
         match self.attempt() {
@@ -110,9 +110,9 @@ impl fmt::Display for Delivery {
         }
         write!(f, "  {}  {} bytes", self.kind, self.body.len())?;
         match &self.check {
-            Check::Unchecked => {}
-            Check::Good => f.write_str("  signature ok")?,
-            Check::Bad(reason) => write!(f, "  signature BAD ({reason})")?,
+            SignatureCheck::Unchecked => {}
+            SignatureCheck::Good => f.write_str("  signature ok")?,
+            SignatureCheck::Bad(reason) => write!(f, "  signature BAD ({reason})")?,
         }
         write!(f, "  -> {}", self.status)
     }
@@ -122,13 +122,13 @@ impl fmt::Display for Delivery {
 mod tests {
     use super::*;
 
-    fn delivery(body: &'static [u8]) -> Delivery {
+    fn delivery(body: &'static [u8]) -> ReceivedDelivery {
         let mut headers = HeaderMap::new();
         headers.insert("wxrelay-event-id", "evt_0000000000000001".parse().unwrap());
         headers.insert("wxrelay-attempt", "2".parse().unwrap());
         headers.append("x-many", "a".parse().unwrap());
         headers.append("x-many", "b".parse().unwrap());
-        Delivery {
+        ReceivedDelivery {
             at: UnixMillis(1_795_161_600_120),
             method: Method::POST,
             path: "/wechat".to_owned(),
@@ -137,7 +137,7 @@ mod tests {
             body: Bytes::from_static(body),
             kind: "text".to_owned(),
             opened: None,
-            check: Check::Bad("no webhook-id header".to_owned()),
+            check: SignatureCheck::Bad("no webhook-id header".to_owned()),
             status: 401,
         }
     }

@@ -1,7 +1,7 @@
-//! `wxrelay sink`: acts as a handler. Verifies and prints what it is sent; replies, fails or stalls on request.
+//! `wxrelay sink`: acts as a handler. Verifies and prints deliveries; replies, fails or stalls on request.
 //!
-//! [`start`] is the core and of use without the command line. A tool for trying things out: it prints bodies and
-//! queries in full, which the relay itself never does.
+//! [`start`] also works without the command line. A tool for testing: it prints bodies and queries in full, which the
+//! relay itself never does.
 
 mod content;
 mod delivery;
@@ -21,10 +21,11 @@ use anyhow::Context;
 use http::StatusCode;
 use tokio::signal::unix::{SignalKind, signal};
 
-pub use self::delivery::{Check, Delivery};
+pub use self::delivery::{ReceivedDelivery, SignatureCheck};
 pub use self::server::{Options, Sink, start};
-pub use self::webhook::{BadSecret, WebhookKey};
-use super::simulate::Given;
+pub use self::webhook::{WebhookKey, WebhookSecretError};
+use super::fixable::fixable;
+use super::simulate::CredentialArgs;
 
 /// `wxrelay sink`
 #[derive(clap::Args)]
@@ -44,7 +45,7 @@ pub struct Args {
     /// Wait this long before every answer
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     stall: Duration,
-    /// Check the Standard Webhooks signature with this whsec_ secret, and answer 401 if it is bad; given twice, as while a
+    /// SignatureCheck the Standard Webhooks signature with this whsec_ secret, and answer 401 if it is bad; given twice, as while a
     /// secret is changed, either will do. CloudEvents are checked against their specification too
     #[arg(long, value_name = "WHSEC")]
     secret: Vec<WebhookKey>,
@@ -56,7 +57,7 @@ pub struct Args {
     json: bool,
     /// For deliveries in WeChat's own form (`raw`, `wechat`)
     #[command(flatten)]
-    given: Given,
+    given: CredentialArgs,
 }
 
 /// Listens until SIGINT or SIGTERM.
@@ -95,5 +96,6 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 fn append_to(path: &Path) -> anyhow::Result<File> {
     let file = OpenOptions::new().create(true).append(true).open(path);
-    file.with_context(|| format!("can't write {}; give --record a path in a folder that exists", path.display()))
+    let problem = || format!("can't write {}", path.display());
+    file.with_context(|| fixable(problem(), "give --record a path in a folder that exists"))
 }

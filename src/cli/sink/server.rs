@@ -1,4 +1,4 @@
-//! The sink's HTTP side: accepts, judges, remembers, answers.
+//! The sink's HTTP server: accepts, verifies, records, answers.
 //!
 //! Every task belongs to the [`Sink`] and ends with it. Deliveries wait for their reader in a bounded channel; while
 //! it is full, answers wait too.
@@ -20,9 +20,10 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::content::Content;
-use super::delivery::{Check, Delivery};
+use super::content::DeliveryContent;
+use super::delivery::{ReceivedDelivery, SignatureCheck};
 use super::webhook::{self, WebhookKey};
+use crate::cli::fixable::fixable;
 use crate::cli::simulate;
 use crate::clock::UnixMillis;
 use crate::server::{self, Bound, Listen};
@@ -31,8 +32,8 @@ use crate::wechat::{Credentials, Query};
 /// The largest body taken, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
-/// How many deliveries wait for their reader.
-const UNREAD: usize = 4096;
+/// The most deliveries that wait for the receiver.
+const MAX_UNREAD: usize = 4096;
 
 /// What a sink does.
 #[derive(Clone)]
@@ -73,8 +74,8 @@ pub struct Sink {
     /// Where it listens.
     pub address: SocketAddr,
     /// What it was sent, verifications included. Read it: at 4096 unread deliveries the sink stops answering.
-    pub received: mpsc::Receiver<Delivery>,
-    state: Arc<State>,
+    pub received: mpsc::Receiver<ReceivedDelivery>,
+    state: Arc<SinkState>,
     /// The accept loop, which owns the connections; aborted on drop.
     _serving: JoinSet<()>,
 }
@@ -91,22 +92,22 @@ impl Sink {
     }
 }
 
-struct State {
+struct SinkState {
     options: Options,
     status: AtomicU16,
     failing: AtomicU32,
-    deliveries: mpsc::Sender<Delivery>,
+    deliveries: mpsc::Sender<ReceivedDelivery>,
 }
 
 /// Binds and serves. Errors: the address is taken or not ours.
 pub async fn start(options: Options) -> anyhow::Result<Sink> {
     let bound = server::bind(&Listen::Tcp(options.listen)).await;
-    let bound = bound.with_context(|| {
-        format!("can't listen on {}; is another sink running? Port 0 takes a free one", options.listen)
-    })?;
+    let problem = || format!("can't listen on {}", options.listen);
+    let bound =
+        bound.with_context(|| fixable(problem(), "stop another sink that runs, or listen on port 0 for a free one"))?;
     let address = bound.iter().find_map(Bound::tcp_address).unwrap_or(options.listen);
-    let (deliveries, received) = mpsc::channel(UNREAD);
-    let state = Arc::new(State {
+    let (deliveries, received) = mpsc::channel(MAX_UNREAD);
+    let state = Arc::new(SinkState {
         status: AtomicU16::new(options.status.as_u16()),
         failing: AtomicU32::new(options.fail),
         options,
@@ -123,13 +124,13 @@ pub async fn start(options: Options) -> anyhow::Result<Sink> {
     Ok(Sink { address, received, state, _serving: serving })
 }
 
-async fn handle(state: &State, request: Request<Incoming>) -> Response<Full<Bytes>> {
+async fn handle(state: &SinkState, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
     #[expect(clippy::disallowed_methods, reason = "bounded by Limited")]
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
         return response(StatusCode::PAYLOAD_TOO_LARGE, None);
     };
-    let mut delivery = Delivery {
+    let mut delivery = ReceivedDelivery {
         at: UnixMillis::now(),
         path: head.uri.path().to_owned(),
         query: head.uri.query().unwrap_or_default().to_owned(),
@@ -138,7 +139,7 @@ async fn handle(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         body: body.to_bytes(),
         kind: "unknown".to_owned(),
         opened: None,
-        check: Check::Unchecked,
+        check: SignatureCheck::Unchecked,
         status: 0,
     };
     let (status, reply) = match delivery.method {
@@ -146,17 +147,17 @@ async fn handle(state: &State, request: Request<Incoming>) -> Response<Full<Byte
         _ => state.push(&mut delivery),
     };
     delivery.status = status.as_u16();
-    // Nobody reads any more: the sink is being dropped.
+    // An error means that the receiver is gone: the sink is being dropped.
     state.deliveries.send(delivery).await.ok();
     sleep(state.options.stall).await;
     response(status, reply)
 }
 
-type Reply = Option<(&'static str, String)>;
+type SinkReply = Option<(&'static str, String)>;
 
-impl State {
-    /// WeChat's check of a server URL. Without credentials every echostr comes back: this is a tool for trying out.
-    fn verification(&self, delivery: &mut Delivery) -> (StatusCode, Reply) {
+impl SinkState {
+    /// Answers WeChat's verification. Without credentials it returns every echostr: this is a tool for testing.
+    fn verification(&self, delivery: &mut ReceivedDelivery) -> (StatusCode, SinkReply) {
         delivery.kind = "verification".to_owned();
         let Ok(query) = Query::parse(&delivery.query) else { return (StatusCode::BAD_REQUEST, None) };
         let Some(credentials) = &self.options.credentials else {
@@ -167,38 +168,38 @@ impl State {
         };
         match credentials.verify_url(&query) {
             Ok(echostr) => {
-                delivery.check = Check::Good;
+                delivery.check = SignatureCheck::Good;
                 (StatusCode::OK, Some(("text/plain; charset=utf-8", echostr.to_owned())))
             }
             Err(error) => {
-                delivery.check = Check::Bad(error.to_string());
+                delivery.check = SignatureCheck::Bad(error.to_string());
                 (StatusCode::FORBIDDEN, None)
             }
         }
     }
 
-    fn push(&self, delivery: &mut Delivery) -> (StatusCode, Reply) {
+    fn push(&self, delivery: &mut ReceivedDelivery) -> (StatusCode, SinkReply) {
         let credentials = self.options.credentials.as_ref();
-        let content = Content::read(&delivery.query, &delivery.body, credentials);
+        let content = DeliveryContent::read(&delivery.query, &delivery.body, credentials);
         delivery.kind = content.kind();
         delivery.opened = content.opened();
-        if let Content::Refused(error) = &content {
-            delivery.check = Check::Bad(error.to_string());
+        if let DeliveryContent::Refused(error) = &content {
+            delivery.check = SignatureCheck::Bad(error.to_string());
             return (StatusCode::FORBIDDEN, None);
         }
-        if let Content::Opened(_) = &content {
-            delivery.check = Check::Good;
+        if let DeliveryContent::Opened(_) = &content {
+            delivery.check = SignatureCheck::Good;
         }
         if !self.options.secrets.is_empty() {
             if let Err(error) = webhook::verify(&self.options.secrets, &delivery.headers, &delivery.body, delivery.at) {
-                delivery.check = Check::Bad(error.to_string());
+                delivery.check = SignatureCheck::Bad(error.to_string());
                 return (StatusCode::UNAUTHORIZED, None);
             }
             if let Err(error) = content.check_cloud_event(&delivery.headers) {
-                delivery.check = Check::Bad(error.to_string());
+                delivery.check = SignatureCheck::Bad(error.to_string());
                 return (StatusCode::BAD_REQUEST, None);
             }
-            delivery.check = Check::Good;
+            delivery.check = SignatureCheck::Good;
         }
         let status = self.next_status();
         let text = self.options.reply.as_deref().filter(|_| status.is_success());
@@ -216,7 +217,7 @@ impl State {
     }
 }
 
-fn response(status: StatusCode, reply: Reply) -> Response<Full<Bytes>> {
+fn response(status: StatusCode, reply: SinkReply) -> Response<Full<Bytes>> {
     let (kind, body) = reply.unwrap_or_default();
     let mut response = Response::new(Full::from(body));
     *response.status_mut() = status;

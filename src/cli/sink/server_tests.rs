@@ -4,8 +4,10 @@ use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::{Check, Options, Sink, start};
-use crate::cli::simulate::{Fault, Fresh, Kind, Parties, Sender, ServerUrl, Timing, Verdict};
+use super::{Options, SignatureCheck, Sink, start};
+use crate::cli::simulate::{
+    AnswerError, AnswerVerdict, MessageAddresses, MessageIds, PushKind, RetryTiming, ServerUrl, WechatClient,
+};
 use crate::secret::Secret;
 use crate::wechat::{AesKey, Credentials, Mode};
 
@@ -20,14 +22,14 @@ fn credentials(mode: Mode, token: &str) -> Credentials {
     }
 }
 
-fn sender(mode: Mode) -> Sender {
-    let timing = Timing { tries: 1, ..Timing::default() };
-    Sender::new(credentials(mode, "AAAAA")).with_timing(timing)
+fn sender(mode: Mode) -> WechatClient {
+    let timing = RetryTiming { tries: 1, ..RetryTiming::default() };
+    WechatClient::new(credentials(mode, "AAAAA")).with_timing(timing)
 }
 
 fn clear() -> String {
-    let kind = Kind::Text { content: "hello".to_owned() };
-    kind.clear_xml(Parties { openid: "oU", account: "gh_1" }, &Fresh::now().unwrap())
+    let kind = PushKind::Text { content: "hello".to_owned() };
+    kind.clear_xml(MessageAddresses { openid: "oU", account: "gh_1" }, &MessageIds::now().unwrap())
 }
 
 fn url(sink: &Sink) -> ServerUrl {
@@ -52,7 +54,7 @@ async fn a_push_in_each_mode_gets_a_reply_that_wechat_takes() {
         let answer = sender(mode).push(&url(&sink), &clear(), "oU").await.unwrap();
         assert!(answer.opened().is_some_and(|reply| reply.contains("you wrote")), "{mode}: {:?}", answer.verdict);
         let delivery = sink.received.recv().await.unwrap();
-        assert_eq!((delivery.kind.as_str(), delivery.check, delivery.status), ("text", Check::Good, 200));
+        assert_eq!((delivery.kind.as_str(), delivery.check, delivery.status), ("text", SignatureCheck::Good, 200));
         assert!(delivery.opened.unwrap().contains("hello"));
     }
 }
@@ -62,8 +64,8 @@ async fn a_push_of_another_token_is_refused() {
     let credentials = Some(credentials(Mode::Secure, "BBBBB"));
     let mut sink = start(Options { credentials, ..Options::default() }).await.unwrap();
     let answer = sender(Mode::Secure).push(&url(&sink), &clear(), "oU").await.unwrap();
-    assert!(matches!(answer.verdict, Verdict::Fault(Fault::Status(403))));
-    assert!(matches!(sink.received.recv().await.unwrap().check, Check::Bad(_)));
+    assert!(matches!(answer.verdict, AnswerVerdict::Fault(AnswerError::Status(403))));
+    assert!(matches!(sink.received.recv().await.unwrap().check, SignatureCheck::Bad(_)));
 }
 
 #[tokio::test]
@@ -98,7 +100,7 @@ async fn json_gets_a_json_reply() {
     assert!(answer.ends_with(r#"{"reply":{"msg_type":"text","content":"hi"}}"#), "{answer}");
     let delivery = sink.received.recv().await.unwrap();
     assert_eq!((delivery.event_id(), delivery.attempt()), (Some("evt_0000000000000001"), Some(3)));
-    assert_eq!((delivery.kind.as_str(), delivery.check), ("click", Check::Unchecked));
+    assert_eq!((delivery.kind.as_str(), delivery.check), ("click", SignatureCheck::Unchecked));
 }
 
 #[tokio::test]

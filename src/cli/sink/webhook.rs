@@ -1,6 +1,6 @@
 //! The receiving side of Standard Webhooks, symmetric signatures (`v1`). Pure.
 //!
-//! Written apart from the relay's signing side, so that the two check each other.
+//! Written independently of the relay's signing code, so that each tests the other.
 //! Source: github.com/standard-webhooks/standard-webhooks, spec/standard-webhooks.md.
 
 use std::str::FromStr;
@@ -22,14 +22,14 @@ const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 #[derive(Clone)]
 pub struct WebhookKey(Zeroizing<Vec<u8>>);
 
-/// A text that is no webhook secret.
+/// A text that is not a webhook secret.
 #[derive(Debug, thiserror::Error)]
-#[error("a webhook secret is `whsec_` and base64; `wxrelay keygen` makes one")]
-pub struct BadSecret;
+#[error("expected `whsec_` and base64, as `wxrelay keygen` prints it")]
+pub struct WebhookSecretError;
 
 /// Why a delivery's signature does not hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadSignature {
+pub enum WebhookSignatureError {
     /// A header is missing or not text.
     #[error("no {0} header")]
     Missing(&'static str),
@@ -37,16 +37,17 @@ pub enum BadSignature {
     #[error("webhook-timestamp is more than 5 minutes off")]
     Stale,
     /// No `v1` signature in the header is the body's.
-    #[error("webhook-signature does not match; compare the secret on both sides")]
+    #[error("webhook-signature does not match the body and the secret")]
     Mismatch,
 }
 
 impl FromStr for WebhookKey {
-    type Err = BadSecret;
+    type Err = WebhookSecretError;
 
-    fn from_str(text: &str) -> Result<Self, BadSecret> {
-        let key = STANDARD.decode(text.strip_prefix("whsec_").ok_or(BadSecret)?).map_err(|_| BadSecret)?;
-        if key.is_empty() { Err(BadSecret) } else { Ok(Self(Zeroizing::new(key))) }
+    fn from_str(text: &str) -> Result<Self, WebhookSecretError> {
+        let key =
+            STANDARD.decode(text.strip_prefix("whsec_").ok_or(WebhookSecretError)?).map_err(|_| WebhookSecretError)?;
+        if key.is_empty() { Err(WebhookSecretError) } else { Ok(Self(Zeroizing::new(key))) }
     }
 }
 
@@ -56,8 +57,8 @@ pub(super) fn verify(
     headers: &HeaderMap,
     body: &[u8],
     now: UnixMillis,
-) -> Result<(), BadSignature> {
-    let mut result = Err(BadSignature::Mismatch);
+) -> Result<(), WebhookSignatureError> {
+    let mut result = Err(WebhookSignatureError::Mismatch);
     for key in keys {
         result = key.verify(headers, body, now);
         if result.is_ok() {
@@ -69,21 +70,22 @@ pub(super) fn verify(
 
 impl WebhookKey {
     /// The same for one key. The header may hold several signatures, while a secret is changed.
-    pub fn verify(&self, headers: &HeaderMap, body: &[u8], now: UnixMillis) -> Result<(), BadSignature> {
-        let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).ok_or(BadSignature::Missing(name));
+    pub fn verify(&self, headers: &HeaderMap, body: &[u8], now: UnixMillis) -> Result<(), WebhookSignatureError> {
+        let header =
+            |name| headers.get(name).and_then(|value| value.to_str().ok()).ok_or(WebhookSignatureError::Missing(name));
         let (id, timestamp) = (header("webhook-id")?, header("webhook-timestamp")?);
         let signatures = header("webhook-signature")?;
-        let seconds: i64 = timestamp.parse().map_err(|_| BadSignature::Stale)?;
+        let seconds: i64 = timestamp.parse().map_err(|_| WebhookSignatureError::Stale)?;
         if now.seconds().abs_diff(seconds) > TOLERANCE.as_secs() {
-            return Err(BadSignature::Stale);
+            return Err(WebhookSignatureError::Stale);
         }
-        let mac = Hmac::<Sha256>::new_from_slice(&self.0).map_err(|_| BadSignature::Mismatch)?;
+        let mac = Hmac::<Sha256>::new_from_slice(&self.0).map_err(|_| WebhookSignatureError::Mismatch)?;
         let mac = mac.chain_update(id).chain_update(".").chain_update(timestamp).chain_update(".").chain_update(body);
         let matches = |given: &str| {
             let given = given.strip_prefix("v1,").and_then(|given| STANDARD.decode(given).ok());
             given.is_some_and(|given| mac.clone().verify_slice(&given).is_ok())
         };
-        if signatures.split(' ').any(matches) { Ok(()) } else { Err(BadSignature::Mismatch) }
+        if signatures.split(' ').any(matches) { Ok(()) } else { Err(WebhookSignatureError::Mismatch) }
     }
 }
 
@@ -104,7 +106,7 @@ mod tests {
         headers
     }
 
-    fn verify(timestamp: &str, signature: &str, body: &[u8], now: UnixMillis) -> Result<(), BadSignature> {
+    fn verify(timestamp: &str, signature: &str, body: &[u8], now: UnixMillis) -> Result<(), WebhookSignatureError> {
         SECRET.parse::<WebhookKey>().unwrap().verify(&headers(timestamp, signature), body, now)
     }
 
@@ -119,12 +121,12 @@ mod tests {
     #[test]
     fn other_bodies_times_and_versions_do_not() {
         let good = "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=";
-        assert_eq!(verify("1614265330", good, b"{}", NOW), Err(BadSignature::Mismatch));
-        assert_eq!(verify("1614265331", good, BODY, NOW), Err(BadSignature::Mismatch));
-        assert_eq!(verify("1614265330", &good.replace("v1", "v2"), BODY, NOW), Err(BadSignature::Mismatch));
+        assert_eq!(verify("1614265330", good, b"{}", NOW), Err(WebhookSignatureError::Mismatch));
+        assert_eq!(verify("1614265331", good, BODY, NOW), Err(WebhookSignatureError::Mismatch));
+        assert_eq!(verify("1614265330", &good.replace("v1", "v2"), BODY, NOW), Err(WebhookSignatureError::Mismatch));
         let later = NOW.after(Duration::from_secs(301));
-        assert_eq!(verify("1614265330", good, BODY, later), Err(BadSignature::Stale));
-        assert_eq!(verify("soon", good, BODY, NOW), Err(BadSignature::Stale));
+        assert_eq!(verify("1614265330", good, BODY, later), Err(WebhookSignatureError::Stale));
+        assert_eq!(verify("soon", good, BODY, NOW), Err(WebhookSignatureError::Stale));
     }
 
     #[test]
@@ -134,14 +136,14 @@ mod tests {
         for keys in [[SECRET.parse().unwrap(), other.clone()], [other.clone(), SECRET.parse().unwrap()]] {
             assert_eq!(super::verify(&keys, &good, BODY, NOW), Ok(()));
         }
-        assert_eq!(super::verify(&[other], &good, BODY, NOW), Err(BadSignature::Mismatch));
-        assert_eq!(super::verify(&[], &good, BODY, NOW), Err(BadSignature::Mismatch));
+        assert_eq!(super::verify(&[other], &good, BODY, NOW), Err(WebhookSignatureError::Mismatch));
+        assert_eq!(super::verify(&[], &good, BODY, NOW), Err(WebhookSignatureError::Mismatch));
     }
 
     #[test]
     fn a_delivery_without_signature_is_refused() {
         let key: WebhookKey = SECRET.parse().unwrap();
-        assert_eq!(key.verify(&HeaderMap::new(), BODY, NOW), Err(BadSignature::Missing("webhook-id")));
+        assert_eq!(key.verify(&HeaderMap::new(), BODY, NOW), Err(WebhookSignatureError::Missing("webhook-id")));
     }
 
     #[test]

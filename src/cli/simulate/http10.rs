@@ -1,7 +1,7 @@
 //! One HTTP/1.0 exchange over a fresh connection, byte for byte as WeChat makes it.
 //!
 //! Written on the bare socket on purpose: an HTTP client would add headers, keep the connection, and forgive answers
-//! that WeChat does not. Follows no redirect, decodes no chunks, sets no time limit (the sender does).
+//! that WeChat does not. Follows no redirect, decodes no chunks, sets no time limit (the client does).
 
 use std::io;
 
@@ -17,7 +17,7 @@ const MAX_ANSWER: usize = 1 << 20;
 
 /// A full answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(in crate::cli) struct Response {
+pub(in crate::cli) struct RawResponse {
     /// The status code.
     pub(in crate::cli) status: u16,
     /// Names in lower case, values trimmed, in the order received.
@@ -26,23 +26,23 @@ pub(in crate::cli) struct Response {
     pub(in crate::cli) body: Vec<u8>,
 }
 
-impl Response {
+impl RawResponse {
     /// The first header of this lower-case name.
     pub(in crate::cli) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// Why there is no full answer. The texts hold their causes: they are shown as they are.
+/// Why there is no full answer. The texts contain their causes.
 #[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The name is unknown, or nothing listens there.
-    #[error("can't connect ({0}); is the server running, and is the URL right?")]
+pub enum Http10Error {
+    /// The name does not resolve, or nothing listens there.
+    #[error("can't connect ({0})")]
     Connect(io::Error),
     /// The TLS handshake failed.
-    #[error("no TLS connection ({0}); is the certificate valid for this host, and sent with its full chain?")]
+    #[error("no TLS connection ({0})")]
     Tls(io::Error),
-    /// The limit passed.
+    /// The time limit was exceeded.
     #[error("no full answer within the 5 s that WeChat waits")]
     Timeout,
     /// The connection ended within the answer.
@@ -51,13 +51,22 @@ pub enum Failure {
     /// What came is not HTTP/1.
     #[error("the answer is not HTTP/1")]
     NotHttp,
-    /// It is larger than anything WeChat would take.
+    /// It is larger than anything WeChat would accept.
     #[error("the answer is larger than 1 MiB")]
     TooLarge,
 }
 
-impl Failure {
-    /// One word for tallies and scripts.
+impl Http10Error {
+    /// How to fix it, where that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Connect(_) => Some("is the server running, and is the URL right?"),
+            Self::Tls(_) => Some("is the certificate valid for this host, and sent with its full chain?"),
+            Self::Timeout | Self::Cut(_) | Self::NotHttp | Self::TooLarge => None,
+        }
+    }
+
+    /// The name in summaries and JSON.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connect",
@@ -93,21 +102,25 @@ fn head(method: &str, url: &ServerUrl, query: &str, more: &str) -> String {
 }
 
 /// Sends `request` over a connection of its own and reads the answer; `tls` is for https URLs.
-pub(super) async fn exchange(url: &ServerUrl, tls: Option<&TlsConnector>, request: &[u8]) -> Result<Response, Failure> {
-    let tcp = TcpStream::connect((url.host(), url.port())).await.map_err(Failure::Connect)?;
-    tcp.set_nodelay(true).map_err(Failure::Connect)?;
-    let Some(tls) = tls else { return talk(tcp, request).await };
+pub(super) async fn exchange(
+    url: &ServerUrl,
+    tls: Option<&TlsConnector>,
+    request: &[u8],
+) -> Result<RawResponse, Http10Error> {
+    let tcp = TcpStream::connect((url.host(), url.port())).await.map_err(Http10Error::Connect)?;
+    tcp.set_nodelay(true).map_err(Http10Error::Connect)?;
+    let Some(tls) = tls else { return exchange_over(tcp, request).await };
     let name = ServerName::try_from(url.host().to_owned())
-        .map_err(|error| Failure::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
-    let stream = tls.connect(name, tcp).await.map_err(Failure::Tls)?;
-    talk(stream, request).await
+        .map_err(|error| Http10Error::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
+    let stream = tls.connect(name, tcp).await.map_err(Http10Error::Tls)?;
+    exchange_over(stream, request).await
 }
 
 /// Sends `request` over `stream` and reads the answer.
-pub(in crate::cli) async fn talk(
+pub(in crate::cli) async fn exchange_over(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     request: &[u8],
-) -> Result<Response, Failure> {
+) -> Result<RawResponse, Http10Error> {
     // A server may refuse and close before it has read everything: its answer counts, not our failed write.
     let unsent = match stream.write_all(request).await {
         Ok(()) => stream.flush().await.err(),
@@ -124,31 +137,31 @@ pub(in crate::cli) async fn talk(
             return Ok(response);
         }
         if received.len() > MAX_ANSWER {
-            return Err(Failure::TooLarge);
+            return Err(Http10Error::TooLarge);
         }
     };
-    let cut = || Failure::Cut(unsent.or(end).unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()));
+    let cut = || Http10Error::Cut(unsent.or(end).unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into()));
     parse(&received, true)?.ok_or_else(cut)
 }
 
 /// Reads an answer; `None` if more is to come. `ended` says that nothing more will.
-fn parse(received: &[u8], ended: bool) -> Result<Option<Response>, Failure> {
+fn parse(received: &[u8], ended: bool) -> Result<Option<RawResponse>, Http10Error> {
     const START: &[u8] = b"HTTP/1.";
     if !received.starts_with(&START[..START.len().min(received.len())]) {
-        return Err(Failure::NotHttp);
+        return Err(Http10Error::NotHttp);
     }
     let Some(end) = received.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
     let head = String::from_utf8_lossy(&received[..end]);
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|code| code.parse().ok());
-    let status = status.filter(|code| (100..1000).contains(code)).ok_or(Failure::NotHttp)?;
+    let status = status.filter(|code| (100..1000).contains(code)).ok_or(Http10Error::NotHttp)?;
     let header = |line: &str| {
         line.split_once(':').map(|(name, value)| (name.trim().to_ascii_lowercase(), value.trim().to_owned()))
     };
-    let headers = lines.map(header).collect::<Option<Vec<_>>>().ok_or(Failure::NotHttp)?;
-    let mut response = Response { status, headers, body: received[end + 4..].to_vec() };
+    let headers = lines.map(header).collect::<Option<Vec<_>>>().ok_or(Http10Error::NotHttp)?;
+    let mut response = RawResponse { status, headers, body: received[end + 4..].to_vec() };
     match response.header("content-length").map(str::parse::<usize>) {
-        Some(Err(_)) => Err(Failure::NotHttp),
+        Some(Err(_)) => Err(Http10Error::NotHttp),
         Some(Ok(length)) if response.body.len() < length => Ok(None),
         Some(Ok(length)) => {
             response.body.truncate(length);
@@ -199,7 +212,7 @@ mod tests {
             b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
             b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
         ] {
-            assert!(matches!(parse(bad, true), Err(Failure::NotHttp)), "{}", String::from_utf8_lossy(bad));
+            assert!(matches!(parse(bad, true), Err(Http10Error::NotHttp)), "{}", String::from_utf8_lossy(bad));
         }
     }
 

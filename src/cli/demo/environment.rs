@@ -1,4 +1,5 @@
-//! The stage: a relay with the embedded queue, and stand-ins for WeChat, Authing and two handlers, all on loopback.
+//! The demo's environment: a relay with the embedded queue, and a simulated WeChat, Authing and two handlers, all on
+//! loopback.
 
 use std::fs::{self, DirBuilder, File};
 use std::io::Write as _;
@@ -12,71 +13,71 @@ use tokio::time::{sleep, timeout};
 
 use crate::app::App;
 use crate::cli::keygen;
-use crate::cli::simulate::{Answer, Fresh, Kind, Parties, Sender, ServerUrl, Timing};
-use crate::cli::sink::{self, Delivery, Sink};
+use crate::cli::simulate::{MessageAddresses, MessageIds, PushAnswer, PushKind, RetryTiming, ServerUrl, WechatClient};
+use crate::cli::sink::{self, ReceivedDelivery, Sink};
 use crate::config;
 use crate::queue::{Audit, Inspect};
 use crate::secret::Secret;
 use crate::wechat::Credentials;
 
-/// The user of the story.
+/// The user of the demo.
 pub(super) const USER: &str = "oDemoUser_000000000000000001";
 const ACCOUNT: &str = "gh_demo00000000";
 const APP_ID: &str = "wx0123456789abcdef";
-/// How long a stand-in waits for what should come at once.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// The longest wait for a delivery or a settled store.
+const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
-/// Everything the story needs.
-pub(super) struct Stage {
+/// Everything that the demo runs.
+pub(super) struct DemoEnvironment {
     pub(super) app: Arc<App>,
-    pub(super) wechat: Sender,
+    pub(super) wechat: WechatClient,
     pub(super) login: Sink,
     pub(super) crm: Sink,
     pub(super) stats: Sink,
     pub(super) url: ServerUrl,
-    pub(super) folder: Folder,
+    pub(super) folder: TempFolder,
     pub(super) token: Secret,
     pub(super) key: Secret,
 }
 
-impl Stage {
+impl DemoEnvironment {
     /// Starts everything.
-    pub(super) async fn set() -> anyhow::Result<Self> {
-        let folder = Folder::new()?;
+    pub(super) async fn start() -> anyhow::Result<Self> {
+        let folder = TempFolder::new()?;
         let (token, key) = (keygen::token()?, keygen::encoding_aes_key()?);
         let login = sink::start(sink::Options::default()).await?;
         let reply = Some("crm says: your order is on its way".to_owned());
         let crm = sink::start(sink::Options { reply, ..sink::Options::default() }).await?;
         let stats = sink::start(sink::Options::default()).await?;
         let file = folder.path().join("config.toml");
-        let script = script(&token, &key, [&login, &crm, &stats], folder.path());
-        File::options().write(true).create_new(true).mode(0o600).open(&file)?.write_all(script.as_bytes())?;
+        let config_text = config_text(&token, &key, [&login, &crm, &stats], folder.path());
+        File::options().write(true).create_new(true).mode(0o600).open(&file)?.write_all(config_text.as_bytes())?;
         let config = config::load(Some(&file), [], &[]).map_err(|errors| {
             let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("the demo's own configuration: {}", errors.join("; "))
         })?;
-        let wechat = once(config.accounts.first().context("an account")?.credentials.clone());
+        let wechat = single_attempt_client(config.accounts.first().context("an account")?.credentials.clone());
         let app = App::start(config).await?;
-        // Nobody reloads a demo: who asks is told so.
+        // A demo has no reloads: with the receiver dropped, a request for one fails.
         drop(app.take_reloads());
         let address = app.push_addresses().first().context("a listener")?;
         let url = format!("http://{address}/wechat/events").parse()?;
         Ok(Self { app, wechat, login, crm, stats, url, folder, token, key })
     }
 
-    /// Pushes what a user does; gives the clear text too, for a second push of the same.
-    pub(super) async fn push(&self, kind: &Kind) -> anyhow::Result<(Answer, String)> {
-        let clear = clear(kind)?;
+    /// Sends a push; also returns its clear text, to send it again.
+    pub(super) async fn push(&self, kind: &PushKind) -> anyhow::Result<(PushAnswer, String)> {
+        let clear = clear_text(kind)?;
         let answer = self.wechat.push(&self.url, &clear, USER).await?;
         Ok((answer, clear))
     }
 
-    /// What WeChat shares with the relay.
+    /// The account's token, key and mode.
     pub(super) fn credentials(&self) -> anyhow::Result<Credentials> {
         Ok(self.app.config().accounts.first().context("an account")?.credentials.clone())
     }
 
-    /// The ledger once nothing waits any more.
+    /// The counts once no delivery is pending.
     pub(super) async fn settled(&self) -> anyhow::Result<Audit> {
         let settling = async {
             loop {
@@ -87,34 +88,34 @@ impl Stage {
                 sleep(Duration::from_millis(20)).await;
             }
         };
-        timeout(PATIENCE, settling).await.context("deliveries are still pending")?
+        timeout(WAIT_LIMIT, settling).await.context("deliveries are still pending")?
     }
 
-    /// The ledger as it is.
+    /// The current counts.
     pub(super) fn audit(&self) -> anyhow::Result<Audit> {
         Ok(Inspect::open(&self.folder.path().join("data"))?.audit()?)
     }
 }
 
-/// WeChat without its patience: one try.
-pub(super) fn once(credentials: Credentials) -> Sender {
-    Sender::new(credentials).with_timing(Timing { tries: 1, ..Timing::default() })
+/// A client without retries.
+pub(super) fn single_attempt_client(credentials: Credentials) -> WechatClient {
+    WechatClient::new(credentials).with_timing(RetryTiming { tries: 1, ..RetryTiming::default() })
 }
 
-/// The clear text of what the user does.
-pub(super) fn clear(kind: &Kind) -> anyhow::Result<String> {
-    Ok(kind.clear_xml(Parties { openid: USER, account: ACCOUNT }, &Fresh::now()?))
+/// The clear text of a push.
+pub(super) fn clear_text(kind: &PushKind) -> anyhow::Result<String> {
+    Ok(kind.clear_xml(MessageAddresses { openid: USER, account: ACCOUNT }, &MessageIds::now()?))
 }
 
-/// The next delivery that a stand-in gets.
-pub(super) async fn next(sink: &mut Sink) -> anyhow::Result<Delivery> {
-    match timeout(PATIENCE, sink.received.recv()).await {
+/// The next delivery that a sink receives.
+pub(super) async fn next_delivery(sink: &mut Sink) -> anyhow::Result<ReceivedDelivery> {
+    match timeout(WAIT_LIMIT, sink.received.recv()).await {
         Ok(Some(delivery)) => Ok(delivery),
-        Ok(None) | Err(_) => bail!("nothing was delivered within {PATIENCE:?}"),
+        Ok(None) | Err(_) => bail!("nothing was delivered within {WAIT_LIMIT:?}"),
     }
 }
 
-fn script(token: &Secret, key: &Secret, [login, crm, stats]: [&Sink; 3], folder: &Path) -> String {
+fn config_text(token: &Secret, key: &Secret, [login, crm, stats]: [&Sink; 3], folder: &Path) -> String {
     let (token, key, data) = (token.expose(), key.expose(), folder.join("data"));
     let (login, crm, stats) = (login.address, crm.address, stats.address);
     format!(
@@ -169,10 +170,10 @@ to = ["crm", "stats"]
     )
 }
 
-/// A folder of this process's own, gone at its end.
-pub(super) struct Folder(PathBuf);
+/// A temporary folder, removed on drop.
+pub(super) struct TempFolder(PathBuf);
 
-impl Folder {
+impl TempFolder {
     fn new() -> anyhow::Result<Self> {
         let name = format!("wxrelay-demo-{}-{:08x}", std::process::id(), getrandom::u32()?);
         let path = std::env::temp_dir().join(name);
@@ -185,10 +186,10 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for TempFolder {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("{} is left over: {error}", self.0.display());
+            eprintln!("{} cannot be removed: {error}", self.0.display());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The sender against a scripted server on loopback.
+//! The client against a scripted server on loopback.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -27,9 +27,9 @@ fn credentials(mode: Mode) -> Credentials {
     }
 }
 
-fn sender(mode: Mode) -> Sender {
-    let timing = Timing { limit: Duration::from_secs(5), tries: 3, retry_after: Duration::ZERO };
-    Sender::new(credentials(mode)).with_timing(timing)
+fn client(mode: Mode) -> WechatClient {
+    let timing = RetryTiming { limit: Duration::from_secs(5), tries: 3, retry_after: Duration::ZERO };
+    WechatClient::new(credentials(mode)).with_timing(timing)
 }
 
 /// What the scripted server does with one connection.
@@ -98,17 +98,17 @@ fn sealed(reply: &str) -> String {
     credentials(Mode::Secure).seal_reply(reply, ReplySealing::current(Syntax::Xml), &salt)
 }
 
-async fn verdict(mode: Mode, act: Act) -> Verdict {
+async fn verdict(mode: Mode, act: Act) -> AnswerVerdict {
     let (url, _playing) = server([act]).await;
-    let timing = Timing { tries: 1, ..Timing::default() };
-    Sender::new(credentials(mode)).with_timing(timing).push(&url, CLEAR, "oU").await.unwrap().verdict
+    let timing = RetryTiming { tries: 1, ..RetryTiming::default() };
+    WechatClient::new(credentials(mode)).with_timing(timing).push(&url, CLEAR, "oU").await.unwrap().verdict
 }
 
 #[tokio::test]
 async fn a_push_is_sealed_and_acknowledged() {
     let (url, playing) = server([answer("success")]).await;
-    let answer = sender(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
-    assert!(matches!(answer.verdict, Verdict::Received));
+    let answer = client(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
+    assert!(matches!(answer.verdict, AnswerVerdict::Received));
     assert_eq!((answer.status, answer.tries), (Some(200), 1));
     let request = playing.await.unwrap().remove(0);
     let (head, body) = request.split_once("\r\n\r\n").unwrap();
@@ -121,14 +121,14 @@ async fn a_push_is_sealed_and_acknowledged() {
 #[tokio::test]
 async fn a_sealed_reply_is_opened() {
     let (url, _playing) = server([answer(sealed(REPLY))]).await;
-    let answer = sender(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
+    let answer = client(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
     assert_eq!(answer.opened(), Some(REPLY));
 }
 
 #[tokio::test]
 async fn a_push_is_tried_again_with_the_same_bytes() {
     let (url, playing) = server([Act::Answer(503, String::new()), Act::Bytes(""), answer("success")]).await;
-    let answer = sender(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
+    let answer = client(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
     assert!(answer.verdict.is_ok());
     assert_eq!(answer.tries, 3);
     let requests = playing.await.unwrap();
@@ -138,37 +138,38 @@ async fn a_push_is_tried_again_with_the_same_bytes() {
 #[tokio::test]
 async fn after_three_tries_it_is_a_fault() {
     let (url, playing) = server([500, 500, 503].map(|status| Act::Answer(status, String::new()))).await;
-    let answer = sender(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
-    assert!(matches!(answer.verdict, Verdict::Fault(Fault::Status(503))));
+    let answer = client(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
+    assert!(matches!(answer.verdict, AnswerVerdict::Fault(AnswerError::Status(503))));
     assert_eq!((answer.tries, playing.await.unwrap().len()), (3, 3));
 }
 
 #[tokio::test]
 async fn an_illegal_reply_is_final() {
     let (url, playing) = server([answer("oops")]).await;
-    let answer = sender(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
-    assert!(matches!(answer.verdict, Verdict::Fault(Fault::NotReply)));
+    let answer = client(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
+    assert!(matches!(answer.verdict, AnswerVerdict::Fault(AnswerError::NotReply)));
     assert_eq!((answer.tries, playing.await.unwrap().len()), (1, 1));
 }
 
 #[tokio::test]
 async fn silence_ends_at_the_limit() {
     let (url, _playing) = server([Act::Silence]).await;
-    let timing = Timing { limit: Duration::from_millis(50), tries: 1, retry_after: Duration::ZERO };
-    let answer = Sender::new(credentials(Mode::Secure)).with_timing(timing).push(&url, CLEAR, "oU").await.unwrap();
-    assert!(matches!(answer.verdict, Verdict::Fault(Fault::NoAnswer(Failure::Timeout))));
+    let timing = RetryTiming { limit: Duration::from_millis(50), tries: 1, retry_after: Duration::ZERO };
+    let answer =
+        WechatClient::new(credentials(Mode::Secure)).with_timing(timing).push(&url, CLEAR, "oU").await.unwrap();
+    assert!(matches!(answer.verdict, AnswerVerdict::Fault(AnswerError::NoAnswer(Http10Error::Timeout))));
     assert!(answer.took >= Duration::from_millis(50) && answer.status.is_none());
 }
 
 #[tokio::test]
-async fn nobody_there_is_a_fault_that_says_so() {
+async fn a_closed_port_is_an_error_with_a_remedy() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url: ServerUrl = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
     drop(listener);
-    let answer = sender(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
+    let answer = client(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
     assert_eq!(answer.tries, 3);
-    let Verdict::Fault(fault) = answer.verdict else { panic!("{:?}", answer.verdict) };
-    assert!(fault.to_string().contains("is the server running"), "{fault}");
+    let AnswerVerdict::Fault(fault) = answer.verdict else { panic!("{:?}", answer.verdict) };
+    assert!(fault.remedy().is_some_and(|remedy| remedy.contains("is the server running")), "{fault}");
     assert!(fault.to_string().contains("refused"), "{fault}");
 }
 
@@ -177,60 +178,67 @@ async fn a_plain_server_at_an_https_url_is_a_tls_fault() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url: ServerUrl = format!("https://{}/", listener.local_addr().unwrap()).parse().unwrap();
     let plain = tokio::spawn(async move { while listener.accept().await.is_ok() {} });
-    match sender(Mode::Secure).push(&url, CLEAR, "oU").await {
-        Ok(answer) => assert!(matches!(answer.verdict, Verdict::Fault(Fault::NoAnswer(Failure::Tls(_))))),
+    match client(Mode::Secure).push(&url, CLEAR, "oU").await {
+        Ok(answer) => {
+            assert!(matches!(answer.verdict, AnswerVerdict::Fault(AnswerError::NoAnswer(Http10Error::Tls(_)))))
+        }
         // A machine without certificate authorities: then the error says what to install.
-        Err(error) => assert!(format!("{error:#}").contains("ca-certificates"), "{error:#}"),
+        Err(error) => {
+            assert!(crate::cli::remedy(&error).is_some_and(|remedy| remedy.contains("ca-certificates")), "{error:#}")
+        }
     }
     plain.abort();
 }
 
 #[tokio::test]
 async fn each_mode_takes_the_replies_that_wechat_takes() {
-    assert!(matches!(verdict(Mode::Secure, answer(REPLY)).await, Verdict::Fault(Fault::Clear)));
-    assert!(matches!(verdict(Mode::Compatible, answer(REPLY)).await, Verdict::Replied(_)));
-    assert!(matches!(verdict(Mode::Compatible, answer(sealed(REPLY))).await, Verdict::Replied(_)));
-    assert!(matches!(verdict(Mode::Plaintext, answer(REPLY)).await, Verdict::Replied(_)));
-    assert!(matches!(verdict(Mode::Plaintext, answer(sealed(REPLY))).await, Verdict::Fault(Fault::NotClear)));
-    assert!(matches!(verdict(Mode::Plaintext, answer("")).await, Verdict::Received));
+    assert!(matches!(verdict(Mode::Secure, answer(REPLY)).await, AnswerVerdict::Fault(AnswerError::Clear)));
+    assert!(matches!(verdict(Mode::Compatible, answer(REPLY)).await, AnswerVerdict::Replied(_)));
+    assert!(matches!(verdict(Mode::Compatible, answer(sealed(REPLY))).await, AnswerVerdict::Replied(_)));
+    assert!(matches!(verdict(Mode::Plaintext, answer(REPLY)).await, AnswerVerdict::Replied(_)));
+    assert!(matches!(
+        verdict(Mode::Plaintext, answer(sealed(REPLY))).await,
+        AnswerVerdict::Fault(AnswerError::NotClear)
+    ));
+    assert!(matches!(verdict(Mode::Plaintext, answer("")).await, AnswerVerdict::Received));
 }
 
 #[tokio::test]
 async fn replies_that_the_user_would_not_see_are_faults() {
     let fault = async |body: &str| match verdict(Mode::Plaintext, answer(body)).await {
-        Verdict::Fault(fault) => fault,
+        AnswerVerdict::Fault(fault) => fault,
         other => panic!("{body}: {other:?}"),
     };
-    assert!(matches!(fault("\"success\"").await, Fault::NotReply));
-    assert!(matches!(fault("{\"reply\":{\"msg_type\":\"text\",\"content\":\"hi\"}}").await, Fault::NotReply));
-    assert!(matches!(fault("\u{feff}success").await, Fault::NotReply));
-    assert!(matches!(fault(&format!("\u{feff}{REPLY}")).await, Fault::NotReply));
-    assert!(matches!(fault(&REPLY.replace(">oU<", ">oV<")).await, Fault::Misdirected("ToUserName", _)));
-    assert!(matches!(fault(&REPLY.replace("gh_1", "gh_2")).await, Fault::Misdirected("FromUserName", _)));
-    assert!(matches!(fault(&REPLY.replace("<CreateTime>2</CreateTime>", "")).await, Fault::Lacks("CreateTime")));
-    assert!(matches!(fault(&REPLY.replace("you", "")).await, Fault::Illegal(_)));
-    assert!(matches!(fault(&REPLY.replace("you", &"y".repeat(2049))).await, Fault::Illegal(_)));
+    assert!(matches!(fault("\"success\"").await, AnswerError::NotReply));
+    assert!(matches!(fault("{\"reply\":{\"msg_type\":\"text\",\"content\":\"hi\"}}").await, AnswerError::NotReply));
+    assert!(matches!(fault("\u{feff}success").await, AnswerError::NotReply));
+    assert!(matches!(fault(&format!("\u{feff}{REPLY}")).await, AnswerError::NotReply));
+    assert!(matches!(fault(&REPLY.replace(">oU<", ">oV<")).await, AnswerError::Misdirected("ToUserName", _)));
+    assert!(matches!(fault(&REPLY.replace("gh_1", "gh_2")).await, AnswerError::Misdirected("FromUserName", _)));
+    assert!(matches!(fault(&REPLY.replace("<CreateTime>2</CreateTime>", "")).await, AnswerError::Lacks("CreateTime")));
+    assert!(matches!(fault(&REPLY.replace("you", "")).await, AnswerError::Illegal(_)));
+    assert!(matches!(fault(&REPLY.replace("you", &"y".repeat(2049))).await, AnswerError::Illegal(_)));
 }
 
 #[tokio::test]
 async fn a_seal_by_other_credentials_is_a_fault() {
     let tampered = sealed(REPLY).replace("<TimeStamp>1", "<TimeStamp>2");
-    assert!(matches!(verdict(Mode::Secure, answer(tampered)).await, Verdict::Fault(Fault::Sealed(_))));
+    assert!(matches!(verdict(Mode::Secure, answer(tampered)).await, AnswerVerdict::Fault(AnswerError::Sealed(_))));
 }
 
 #[tokio::test]
 async fn chunks_and_compression_are_faults() {
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n7\r\nsuccess\r\n0\r\n\r\n";
-    assert!(matches!(verdict(Mode::Secure, Act::Bytes(chunked)).await, Verdict::Fault(Fault::Coded(_))));
+    assert!(matches!(verdict(Mode::Secure, Act::Bytes(chunked)).await, AnswerVerdict::Fault(AnswerError::Coded(_))));
     let gzip = "HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 7\r\n\r\nsuccess";
-    assert!(matches!(verdict(Mode::Secure, Act::Bytes(gzip)).await, Verdict::Fault(Fault::Coded(_))));
+    assert!(matches!(verdict(Mode::Secure, Act::Bytes(gzip)).await, AnswerVerdict::Fault(AnswerError::Coded(_))));
 }
 
 #[tokio::test]
 async fn a_verification_passes_with_the_bare_echostr_only() {
     for (tail, passes) in [("", true), ("\n", false)] {
         let (url, _playing) = server([Act::Echo(tail)]).await;
-        let answer = sender(Mode::Secure).verify(&url).await.unwrap();
-        assert_eq!(matches!(answer.verdict, Verdict::Verified), passes, "{tail:?}");
+        let answer = client(Mode::Secure).verify(&url).await.unwrap();
+        assert_eq!(matches!(answer.verdict, AnswerVerdict::Verified), passes, "{tail:?}");
     }
 }

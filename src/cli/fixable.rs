@@ -1,0 +1,45 @@
+//! Errors of commands that the operator can fix: what failed, and the remedy in a field of its own.
+
+use std::fmt;
+
+use crate::queue;
+
+/// What failed, and how to fix it. `main` prints the remedy on a line of its own.
+#[derive(Debug, thiserror::Error)]
+#[error("{problem}")]
+pub struct FixableError {
+    problem: String,
+    remedy: String,
+}
+
+/// An error with its remedy.
+pub(super) fn fixable(problem: impl fmt::Display, remedy: impl fmt::Display) -> FixableError {
+    FixableError { problem: problem.to_string(), remedy: remedy.to_string() }
+}
+
+/// How to fix an error: the remedy of a [`FixableError`], else that of the store's error below it.
+pub fn remedy(error: &anyhow::Error) -> Option<&str> {
+    let own = error.downcast_ref::<FixableError>().map(|error| error.remedy.as_str());
+    own.or_else(|| error.chain().find_map(|cause| cause.downcast_ref::<queue::Error>()?.remedy()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use anyhow::Context as _;
+
+    use super::*;
+
+    #[test]
+    fn a_remedy_is_found_under_and_over_other_errors() {
+        let missing = || io::Error::from(io::ErrorKind::NotFound);
+        let over: anyhow::Result<()> = Err(missing()).context(fixable("cannot read x", "create it"));
+        let under = over.context("at the start").unwrap_err();
+        assert_eq!(remedy(&under), Some("create it"));
+        assert!(format!("{under:#}").starts_with("at the start: cannot read x: "), "{under:#}");
+        assert_eq!(remedy(&anyhow::Error::from(missing())), None);
+        let full = anyhow::Error::from(queue::Error::Full).context("at the start");
+        assert!(remedy(&full).is_some_and(|remedy| remedy.contains("disk space")));
+    }
+}
