@@ -20,8 +20,8 @@ use crate::wechat::ReplyBody;
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Send each `wechat` target the GET verification that WeChat would, connect to every other target, and exit with 1 if
-    /// one is not as it should be. Sends no event
+    /// Probe every target: send WeChat's verification to `wechat` targets, connect to the others, and exit with 1 if one
+    /// fails. Sends no event
     #[arg(long)]
     online: bool,
     /// Print the routing table as JSON

@@ -11,7 +11,7 @@ use super::Cli;
 /// `wxrelay completions`
 #[derive(clap::Args)]
 pub struct Args {
-    /// Whose completions
+    /// The shell
     shell: Shell,
 }
 

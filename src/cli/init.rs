@@ -1,7 +1,7 @@
-//! `wxrelay init`: a first configuration with fresh secrets, and what to do next.
+//! `wxrelay init`: a first configuration with fresh secrets, and the next steps.
 //!
-//! Invariants: no file is overwritten; what is written is readable by its owner alone, and passes `check`. Secrets
-//! are shown only where a person reads.
+//! Invariants: no file is overwritten; what is written is readable by its owner only, and passes `check`. Secrets are
+//! printed on a terminal only.
 
 use std::fmt::{self, Write as _};
 use std::fs::{DirBuilder, OpenOptions};
@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, ensure};
 
+use super::console_paths::{APP_ID, ConsolePage, DEVELOPER_KEYS, SERVER_SETTINGS};
 use super::fixable::fixable;
 use super::keygen;
 use super::simulate::{ServerUrl, secret};
@@ -23,52 +24,52 @@ use crate::wechat::{AesKey, Mode};
 /// `wxrelay init`
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to write; created if need be
+    /// Write into this folder, which is created if it does not exist
     #[arg(long, default_value = ".")]
     dir: PathBuf,
-    /// The account's name in the configuration
+    /// Name the account in the configuration
     #[arg(long, value_name = "NAME", default_value = "main", value_parser = name)]
     account: String,
-    /// The account's AppID [default: a placeholder]
+    /// Set the account's AppID, such as wx0123456789abcdef [default: a placeholder]
     #[arg(long, value_parser = word)]
     app_id: Option<String>,
-    /// The security mode: secure, compatible, or plaintext (WeChat's test accounts)
+    /// Set the security mode: secure, compatible, or plaintext (test accounts)
     #[arg(long, default_value = "secure")]
     mode: Mode,
-    /// The token, if WeChat's console has one that is to stay [default: a fresh one]
+    /// Keep this token from WeChat's console [default: a fresh one]
     #[arg(long, value_parser = secret)]
     token: Option<Secret>,
-    /// The EncodingAESKey, if WeChat's console has one that is to stay [default: a fresh one]
+    /// Keep this EncodingAESKey from WeChat's console [default: a fresh one]
     #[arg(long, value_parser = secret)]
     key: Option<Secret>,
-    /// The path of the server URL
+    /// Set the path of the server URL
     #[arg(long, default_value = "/wechat/events", value_parser = url_path)]
     path: String,
-    /// Where the relay listens
+    /// Listen on this address
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
-    /// What stands before the path in the public URL, for the instructions
+    /// Print this scheme and host in the instructions, such as https://wx.example.com
     #[arg(long, value_name = "URL", default_value = "https://YOUR-DOMAIN")]
     public_url: String,
-    /// Where events are stored [default: /var/lib/wxrelay if DIR is in /etc, else DIR/data]
+    /// Store events in this folder [default: /var/lib/wxrelay if DIR is in /etc, else DIR/data]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// The URL of your own handler
+    /// Deliver events to the handler at this URL
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9000/wechat")]
     handler: ServerUrl,
-    /// The identity provider that logs users in
+    /// Add a target for this identity provider
     #[arg(long, value_enum)]
     provider: Option<ProviderChoice>,
-    /// Authing, GenAuth: the connection's identifier
+    /// Set the connection's identifier (Authing, GenAuth)
     #[arg(long, value_name = "ID", value_parser = word, required_if_eq_any([("provider", "authing"), ("provider", "genauth")]))]
     identifier: Option<String>,
-    /// Authing, GenAuth: the user pool's id
+    /// Set the user pool's ID (Authing, GenAuth)
     #[arg(long, value_name = "ID", value_parser = word, required_if_eq_any([("provider", "authing"), ("provider", "genauth")]))]
     user_pool_id: Option<String>,
-    /// BambooCloud: the domain of your IDaaS
+    /// Set the tenant's domain, such as tenant.example.com (BambooCloud)
     #[arg(long, value_parser = word, required_if_eq("provider", "bamboocloud"))]
     domain: Option<String>,
-    /// BambooCloud: the authentication source's id
+    /// Set the authentication source's ID (BambooCloud)
     #[arg(long, value_name = "ID", value_parser = word, required_if_eq("provider", "bamboocloud"))]
     idp_id: Option<String>,
 }
@@ -108,13 +109,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let show = out.is_terminal();
     let shown = |secret: &Secret, file: &str| match show {
         true => secret.expose().to_owned(),
-        false => format!("what stands in {}", dir.join(file).display()),
+        false => format!("the content of {}", dir.join(file).display()),
     };
     out.write_all(steps(&args, &dir, &shown(&token, "token"), &shown(&key, "encoding_aes_key")).as_bytes())?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes all the files or, if one of them is there already, none.
+/// Writes all files, or none if one of them exists.
 fn write(dir: &Path, files: &[(&str, String)]) -> anyhow::Result<()> {
     for (name, _) in files {
         let file = dir.join(name);
@@ -139,16 +140,23 @@ fn config(args: &Args, dir: &Path) -> String {
         false => dir.join("data"),
     });
     let mut text = format!(
-        "# Written by `wxrelay init`. Look it over with `wxrelay check`.\n\n\
+        "# Written by `wxrelay init`. Check it with `wxrelay check`.\n\n\
          [server]\nlisten = [{}]\n\n\
          [admin]\nlisten = \"127.0.0.1:9180\"\n\n\
          [queue]\ntype = \"embedded\"\npath = {}\n\n\
-         [accounts.{}]\npath = {}\napp_id = {}\ntoken = {{ file = \"token\" }}\n",
+         [accounts.{}]\npath = {}\n\
+         # AppID: {}\n#   old console: {}\napp_id = {}\n\
+         # Token, EncodingAESKey and mode, the same as in the console: {}\n#   old console: {}\n\
+         token = {{ file = \"token\" }}\n",
         quoted(&args.listen.to_string()),
         quoted(&data.to_string_lossy()),
         args.account,
         quoted(&args.path),
+        APP_ID.path,
+        APP_ID.old_path,
         quoted(args.app_id.as_deref().unwrap_or(PLACEHOLDER)),
+        SERVER_SETTINGS.path,
+        SERVER_SETTINGS.old_path,
     );
     if args.mode != Mode::Plaintext {
         text += "encoding_aes_key = { file = \"encoding_aes_key\" }\n";
@@ -159,7 +167,7 @@ fn config(args: &Args, dir: &Path) -> String {
         Some(provider) => text += &identity_target(args, provider),
         None => {
             text += &format!("\n[[accounts.{}.routes]]\notherwise = true\nto = [\"handler\"]\n", args.account);
-            text += "# reply = \"handler\"          # what it answers becomes the user's reply\n";
+            text += "# reply = \"handler\"          # its answer becomes the user's reply\n";
         }
     }
     text += &format!("\n[targets.handler]\nurl = {}\nformat = \"json\"\n", quoted(&args.handler.to_string()));
@@ -186,11 +194,11 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// What the operator does next, in the order of doing it.
+/// The operator's next steps, in order.
 fn steps(args: &Args, dir: &Path, token: &str, key: &str) -> String {
     let file = dir.join("config.toml");
     let file = file.display();
-    let mut text = format!("Written: {file}, and the secrets beside it. All are readable by their owner alone.\n");
+    let mut text = format!("Written: {file}, and the secrets beside it. Only their owner can read them.\n");
     let mut number = 0;
     let mut step = |title: &str, body: &str| {
         number += 1;
@@ -198,15 +206,16 @@ fn steps(args: &Args, dir: &Path, token: &str, key: &str) -> String {
         writeln!(text, "\n{number}. {title}\n{body}").ok();
     };
     if args.app_id.is_none() {
-        step("Put your AppID into it", "   app_id in config.toml, in place of wx0000000000000000 (开发者ID(AppID))");
+        let page = console_page(&APP_ID);
+        step("Set your AppID", &format!("   app_id in config.toml, instead of {PLACEHOLDER}. Find it at\n{page}"));
     }
     step(
-        "Check it, start it, try it",
+        "Check, start and try it",
         &format!(
             "   wxrelay check -c {file}\n   wxrelay serve -c {file}\n   \
-             In another terminal, in place of your handler:\n   \
+             In another terminal, instead of your handler:\n   \
              wxrelay sink\n   \
-             In a third, in place of WeChat:\n   \
+             In a third, instead of WeChat:\n   \
              wxrelay simulate -c {file} verify\n   \
              wxrelay simulate -c {file} text hello"
         ),
@@ -214,14 +223,14 @@ fn steps(args: &Args, dir: &Path, token: &str, key: &str) -> String {
     step(
         "Make it reachable",
         &format!(
-            "   WeChat calls port 80 or 443 only. Have {}{} lead to {},\n   \
-             by a reverse proxy without redirects and with the query kept, or by `tls` in [server].",
+            "   WeChat calls port 80 or 443 only. Forward {}{} to {}\n   \
+             by a reverse proxy that keeps the query and does not redirect, or set `tls` in [server].",
             args.public_url.trim_end_matches('/'),
             args.path,
             args.listen
         ),
     );
-    step("Paste it into WeChat's console, while the relay runs: saving calls it", &console(args, token, key));
+    step("Enter it in WeChat's console while the relay runs: saving sends a verification", &console(args, token, key));
     step("Identity provider", &provider_step(args.provider));
     text
 }
@@ -232,26 +241,32 @@ fn console(args: &Args, token: &str, key: &str) -> String {
         Mode::Compatible => "兼容模式 (compatible)",
         Mode::Secure => "安全模式 (secure)",
     };
-    let key = if args.mode == Mode::Plaintext { "anything: not used in plaintext mode" } else { key };
+    let key = if args.mode == Mode::Plaintext { "any: not used in plaintext mode" } else { key };
     format!(
-        "   mp.weixin.qq.com: 设置与开发 > 开发接口管理 > 基本配置 > 服务器配置\n   \
+        "{}\n   \
          服务器地址(URL)                 {}{}\n   \
          令牌(Token)                     {token}\n   \
          消息加解密密钥(EncodingAESKey)  {key}\n   \
          消息加解密方式                  {mode}\n   \
          Saving switches off the auto-replies and menus that were made in the console.",
+        console_page(&SERVER_SETTINGS),
         args.public_url.trim_end_matches('/'),
         args.path,
     )
 }
 
+/// Both paths of a page, a line each.
+fn console_page(page: &ConsolePage) -> String {
+    format!("   {}\n   (accounts that still see the old console: {})", page.path, page.old_path)
+}
+
 fn provider_step(provider: Option<ProviderChoice>) -> String {
     let Some(provider) = provider else {
-        return "   None yet: everything goes to your handler. For logins by Authing, GenAuth or BambooCloud start anew\n   \
+        return "   None yet: your handler gets every event. For logins by Authing, GenAuth or BambooCloud run `init` again\n   \
                 with --provider, or add [targets.login] with role = \"identity\"."
             .to_owned();
     };
-    let place = match provider {
+    let page = match provider {
         ProviderChoice::Authing | ProviderChoice::Genauth => {
             "the connection \"WeChat Official Account QR code\" (微信公众号关注登录)"
         }
@@ -260,10 +275,11 @@ fn provider_step(provider: Option<ProviderChoice>) -> String {
         }
     };
     format!(
-        "   In {provider}: {place}.\n   \
+        "   In {provider}: {page}.\n   \
          AppID, 令牌(Token), 消息加解密密钥(EncodingAESKey) and 消息加解密方式 are the same as in WeChat's console, letter for letter.\n   \
-         Its own callback URL does not go into WeChat's console: the relay forwards follows and scans to it.\n   \
-         Put {provider}'s outgoing addresses into WeChat's IP白名单 (IP white list)."
+         Do not enter its callback URL in WeChat's console: the relay forwards follows and scans to it.\n   \
+         Add {provider}'s outgoing addresses to WeChat's IP白名单 (IP list), at\n{}",
+        console_page(&DEVELOPER_KEYS),
     )
 }
 
@@ -272,7 +288,7 @@ fn name(text: &str) -> Result<String, &'static str> {
     if sound { Ok(text.to_owned()) } else { Err("expected lower-case letters, digits, `_` and `-`") }
 }
 
-/// Ids and host names: nothing that could break out of a URL.
+/// IDs and host names, without characters that have a meaning in URLs.
 fn word(text: &str) -> Result<String, &'static str> {
     let sound = !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.:".contains(&b));
     if sound { Ok(text.to_owned()) } else { Err("expected letters, digits, `-`, `_`, `.` and `:`") }
@@ -280,7 +296,7 @@ fn word(text: &str) -> Result<String, &'static str> {
 
 fn url_path(text: &str) -> Result<String, &'static str> {
     let sound = text.starts_with('/') && text.bytes().all(|b| b.is_ascii_graphic() && !b"?#\"\\".contains(&b));
-    if sound { Ok(text.to_owned()) } else { Err("expected a path as in /wechat/events") }
+    if sound { Ok(text.to_owned()) } else { Err("expected a path such as /wechat/events") }
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use crate::wechat::envelope;
 /// `wxrelay keygen`
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print one JSON object
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }

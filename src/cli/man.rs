@@ -15,7 +15,7 @@ use super::fixable::fixable;
 /// `wxrelay man`
 #[derive(clap::Args)]
 pub struct Args {
-    /// Write the pages of all commands into this folder, in place of the first page to stdout
+    /// Write one page for each command into this folder [default: print the first page]
     #[arg(long)]
     dir: Option<PathBuf>,
 }

@@ -7,6 +7,7 @@ mod api;
 pub mod audit;
 pub mod check;
 pub mod completions;
+mod console_paths;
 pub mod dead;
 pub mod demo;
 mod description;
@@ -15,6 +16,7 @@ mod event_filter;
 pub mod events;
 mod fixable;
 mod forget;
+mod groups;
 pub mod healthcheck;
 pub mod init;
 pub mod keygen;
@@ -52,11 +54,10 @@ impl BadConfig {
     pub const EXIT_CODE: u8 = 78;
 }
 
-/// One WeChat server URL, as many handlers as you want, and no event lost.
+/// Relay one WeChat server URL to any number of handlers, and lose no event
 #[derive(Parser)]
-#[command(name = "wxrelay", version)]
+#[command(name = "wxrelay", version, help_template = groups::help_template())]
 pub struct Cli {
-    /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
@@ -64,37 +65,37 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Run the relay: SIGHUP reloads the configuration, SIGTERM drains and stops
+    /// Run the relay; SIGHUP reloads the configuration, SIGTERM drains and stops
     Serve(serve::Args),
-    /// Print all errors of the configuration at once, or the routing table it makes; --online: are the targets there?
+    /// Check the configuration: print every error, or the routing table; --online probes the targets
     Check(check::Args),
-    /// Look at all between WeChat and the targets: DNS, port, TLS, clock, keys, disk, targets; each line with what to do
+    /// Check DNS, port, TLS, clock, keys, disk and targets, and print how to fix what fails
     Doctor(doctor::Args),
-    /// Run the relay with stand-ins for WeChat, an identity provider and handlers, and tell the story
+    /// Run a relay with a simulated WeChat, identity provider and handlers, step by step
     Demo(demo::Args),
-    /// Write a first config with fresh token and key, and say what to paste into WeChat's console
+    /// Write a first configuration with a fresh token and key, and print what to enter in WeChat's console
     Init(init::Args),
-    /// Act as WeChat: send verifications and pushes, and judge the answers as WeChat would
+    /// Act as WeChat: send verifications and pushes, and judge the answers
     Simulate(simulate::Args),
     /// Act as a handler: verify and print deliveries; reply, fail or stall on request
     Sink(sink::Args),
-    /// Find events, tell all about one, follow what happens, deliver them again, forget a user
+    /// List, show, follow and replay events; forget a user
     Events(events::Args),
-    /// Watch the relay on a live screen: accounts, targets, rates, what waits, what is dead
+    /// Watch accounts, targets, rates, backlogs and dead letters on a live screen
     Top(top::Args),
-    /// Find the event that WeChat's alarm is about, by its line `[OpenID=..][Stamp=..][Event=..]`
+    /// Find the event that an alarm of WeChat is about, such as `[OpenID=..][Stamp=..][Event=..]`
     Why(why::Args),
-    /// List, pause and resume targets; drop or redirect what waits for one
+    /// List, pause and resume targets; drop or redirect their pending deliveries
     Targets(targets::Args),
     /// List, retry or drop dead letters
     Dead(dead::Args),
-    /// Count the ledger: is every delivery accounted for?
+    /// Count the deliveries in the store: is every one accounted for?
     Audit(audit::Args),
-    /// Exit with 0 when the relay is ready
+    /// Exit with 0 if the relay is ready
     Healthcheck(healthcheck::Args),
-    /// Print a fresh token, EncodingAESKey, webhook secret and key for the store
+    /// Print a fresh token, EncodingAESKey, webhook secret and store key
     Keygen(keygen::Args),
-    /// Print what a shell needs to complete these commands
+    /// Print completions for a shell
     Completions(completions::Args),
     /// Print the manual page, or write one for each command
     Man(man::Args),
@@ -125,16 +126,16 @@ impl Cli {
     }
 }
 
-/// Which configuration.
+/// The configuration file.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConfigArgs {
-    /// The configuration [default: $WXRELAY_CONFIG, ./config.toml, /etc/wxrelay/config.toml]
+    /// Read this configuration file [default: $WXRELAY_CONFIG, ./config.toml, /etc/wxrelay/config.toml]
     #[arg(short, long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl ConfigArgs {
-    /// Loads it.
+    /// Loads the configuration.
     pub fn load(&self) -> Result<Config, BadConfig> {
         let named = std::env::var("WXRELAY_CONFIG").ok();
         let file = config::locate(self.config.as_deref(), named.as_deref());

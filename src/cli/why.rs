@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::alarm::Alarm;
 use super::api::Api;
+use super::console_paths::ALARMS;
 use super::description::description;
 use super::{ConfigArgs, samples};
 use crate::admin::{EventPage, Status};
@@ -55,8 +56,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if !alarm.names_a_push() {
         writeln!(
             io::stderr(),
-            "wxrelay: no `OpenID=..` and no `Stamp=..` in this; paste the alarm's line, in quotes: \
-             wxrelay why '[OpenID=..][Stamp=..][Event=..]'"
+            "wxrelay: no `OpenID=..` and no `Stamp=..` in this\n\
+             fix: paste the alarm's line, in quotes: wxrelay why '[OpenID=..][Stamp=..][Event=..]'\n\
+             WeChat's alarms: {} (old console: {})",
+            ALARMS.path,
+            ALARMS.old_path
         )?;
         return Ok(NO_ALARM.into());
     }

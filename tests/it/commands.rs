@@ -1,6 +1,7 @@
 //! The commands beside `serve`, as an operator runs them.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -61,6 +62,31 @@ async fn init_writes_a_config_that_check_takes() {
     again.arg(dir.path());
     assert_ne!(run(again).await.code, Some(0), "a config that is there is not overwritten");
     assert_eq!(fs::read_to_string(&path).expect("it is still there"), written);
+}
+
+#[tokio::test]
+async fn init_prints_the_same_console_paths_as_the_install_pages() {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let mut init = wxrelay(["init", "--dir"]);
+    init.arg(dir.path());
+    let printed = run(init).await.stdout;
+    let paths: Vec<_> = ["developers.weixin.qq.com/platform > ", "mp.weixin.qq.com > "]
+        .iter()
+        .filter_map(|start| {
+            // The page with the server settings is the last one.
+            let line = printed.lines().rev().find(|line| line.contains(start))?;
+            Some(line[line.find(start)?..].trim_end_matches(')').to_owned())
+        })
+        .collect();
+    assert_eq!(paths.len(), 2, "the new console and the old one: {printed}");
+    for page in ["docs/install.md", "docs/install.zh-CN.md"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(page);
+        let text = fs::read_to_string(path).expect("the page can be read");
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        for path in &paths {
+            assert!(text.contains(path.as_str()), "{page} lacks `{path}`");
+        }
+    }
 }
 
 #[tokio::test]

@@ -17,7 +17,7 @@ use crate::queue::{Audit, Inspect};
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Read every stored event back too: can it still be opened, parsed and delivered? Takes a while
+    /// Read back every stored event too, and check that it can be decrypted, parsed and delivered; slow
     #[arg(long)]
     deep: bool,
     /// Print JSON

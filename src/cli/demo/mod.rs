@@ -12,6 +12,7 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::audit;
+use super::console_paths::TEST_ACCOUNT;
 use super::simulate::{AnswerVerdict, PushAnswer, PushKind};
 use super::sink::ReceivedDelivery;
 use crate::secret::Secret;
@@ -22,7 +23,7 @@ use environment::{DemoEnvironment, USER, next_delivery};
 /// `wxrelay demo`
 #[derive(clap::Args)]
 pub struct Args {
-    /// End after the audit, with exit code 0 if every step went as told
+    /// End after the audit; exit with 0 if every step succeeded
     #[arg(long)]
     once: bool,
 }
@@ -183,7 +184,8 @@ impl DemoRun {
              {program} events ls -c {folder}/config.toml\n  \
              {program} audit -c {folder}/config.toml\n  \
              curl http://{}/metrics\n\n\
-             Next: `wxrelay init` writes a configuration for a real account. Ctrl-C ends the demo.\n",
+             Next: `wxrelay init` writes a configuration for a real account, or for a test account of\n\
+             {TEST_ACCOUNT}. Ctrl-C ends the demo.\n",
             self.environment.url,
             self.environment.app.admin_address(),
             folder = self.environment.folder.path().display(),

@@ -39,6 +39,7 @@ use tokio::time::timeout;
 use self::public::{PublicUrl, UrlArg};
 use self::report::{CheckResult, CheckResults, DoctorCheck, DoctorReport};
 use super::ConfigArgs;
+use super::console_paths::SERVER_SETTINGS;
 use crate::config::Config;
 
 /// WeChat's timeout.
@@ -51,14 +52,14 @@ const WRONG_ARGUMENTS: u8 = 2;
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The server URL as it stands in WeChat's console, looked at as WeChat does; may be repeated. The account is the
-    /// one with its path, or the only one
+    /// Check the server URL from WeChat's console as WeChat does, such as https://wx.example.com/wechat/events; may be
+    /// repeated [default account: the one with its path, or the only one]
     #[arg(long, value_name = "[ACCOUNT=]URL")]
     url: Vec<UrlArg>,
-    /// Connect to this address instead of the one that --url leads to: before the name is in the DNS, or behind a NAT
+    /// Connect to this address instead of the one that the name resolves to, such as 192.168.1.5:443
     #[arg(long, value_name = "IP:PORT", requires = "url")]
     connect: Option<SocketAddr>,
-    /// TrustPolicy these certificate authorities too, for --url and server.tls: a PEM file
+    /// Trust the certificate authorities in this PEM file too, for --url and server.tls
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
     /// Print JSON
@@ -145,7 +146,7 @@ fn skipped_url(config: &Config) -> CheckResult {
     let path = config.accounts.first().map_or("", |account| &account.path);
     DoctorCheck::new("url", "").warning(
         "not checked: DNS, port, certificate and verification as WeChat sees them",
-        format!("give the URL from WeChat's console: --url https://your.domain{path}"),
+        format!("add --url https://your.domain{path}, the URL at {}", SERVER_SETTINGS.path),
     )
 }
 

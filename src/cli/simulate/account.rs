@@ -16,7 +16,7 @@ use crate::wechat::{AesKey, Credentials, Mode};
 pub(super) struct AccountArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// The account's name in the configuration [default: the only one]
+    /// Use this account of the configuration [default: the only one]
     #[arg(long, global = true, value_name = "NAME", conflicts_with = "token")]
     account: Option<String>,
     #[command(flatten)]
@@ -26,16 +26,16 @@ pub(super) struct AccountArgs {
 /// The flags that spell an account's credentials out.
 #[derive(Clone, clap::Args)]
 pub(crate) struct CredentialArgs {
-    /// The account's token
+    /// Use this token
     #[arg(long, global = true, value_parser = secret)]
     token: Option<Secret>,
-    /// The account's EncodingAESKey
+    /// Use this EncodingAESKey
     #[arg(long, global = true, value_parser = secret)]
     key: Option<Secret>,
-    /// The account's AppID
+    /// Use this AppID
     #[arg(long, global = true)]
     app_id: Option<String>,
-    /// plaintext, compatible or secure [default: secure with --key, else plaintext]
+    /// Use this mode: plaintext, compatible or secure [default: secure with --key, else plaintext]
     #[arg(long, global = true)]
     mode: Option<Mode>,
 }

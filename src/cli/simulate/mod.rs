@@ -36,19 +36,20 @@ use crate::wechat::Message;
 /// `wxrelay simulate`
 #[derive(clap::Args)]
 pub struct Args {
-    /// The server URL to push to; may be repeated (a storm takes turns) [default: the account's path at the relay's first TCP listener]
+    /// Push to this server URL, such as http://127.0.0.1:8080/wechat/events; may be repeated (a storm alternates)
+    /// [default: the account's path at the relay's first TCP listener]
     #[arg(long, global = true, value_name = "URL")]
     to: Vec<ServerUrl>,
-    /// The user's OpenID
+    /// Push as the user with this OpenID
     #[arg(long, global = true, default_value = "oSimulated_00000000000000001")]
     openid: String,
-    /// The account's original id, as in ToUserName
+    /// Set the account's original ID, as in ToUserName
     #[arg(long, global = true, value_name = "ID", default_value = "gh_000000000000")]
     original_id: String,
-    /// Tries in all while there is no 200
+    /// Make at most this many attempts until the answer is 200
     #[arg(long, global = true, default_value = "3")]
     tries: NonZeroU32,
-    /// The time between two tries
+    /// Wait this long between two attempts, such as 500ms
     #[arg(long, global = true, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     retry_after: Duration,
     /// Print one JSON object for each push
@@ -63,46 +64,46 @@ pub struct Args {
 /// What to send.
 #[derive(Subcommand)]
 enum SimulateCommand {
-    /// The GET by which WeChat's console checks a server URL
+    /// Send the GET by which WeChat's console verifies a server URL
     Verify,
-    /// A text message
+    /// Send a text message
     Text {
-        /// What the user writes
+        /// The user's text
         #[arg(default_value = "hello")]
         text: String,
     },
-    /// A new follower
+    /// Follow the account
     Subscribe {
-        /// The scene of the QR code that led here
+        /// Follow by a QR code with this scene, such as login_7
         #[arg(long)]
         scene: Option<String>,
     },
-    /// A follower who scans a parametric QR code
+    /// Scan a parametric QR code as a follower
     Scan {
-        /// The scene of the QR code
+        /// Set the scene of the QR code
         #[arg(long, default_value = "login_7")]
         scene: String,
     },
-    /// A follower who leaves
+    /// Unfollow the account
     Unsubscribe,
-    /// A tap on a menu button
+    /// Tap a menu button
     Click {
         /// The button's key
         #[arg(value_name = "KEY", default_value = "menu_1")]
         button: String,
     },
-    /// A tap on a menu link
+    /// Tap a menu link
     View {
-        /// The link
+        /// The link's URL
         #[arg(default_value = "https://example.com/")]
         url: String,
     },
-    /// A clear text out of a file, XML or JSON
+    /// Send the clear text from a file, XML or JSON
     Raw {
         /// The file, or `-` for stdin
         file: PathBuf,
     },
-    /// Many pushes, and a summary
+    /// Send many pushes, and print a summary
     Storm(storm::Args),
 }
 

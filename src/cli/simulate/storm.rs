@@ -21,19 +21,19 @@ use super::verdict::{AnswerError, AnswerVerdict};
 /// `wxrelay simulate storm`
 #[derive(Clone, clap::Args)]
 pub(super) struct Args {
-    /// Pushes in all
+    /// Send this many pushes
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     count: u64,
-    /// Pushes a second at the most [default: as fast as they are answered]
+    /// Send at most this many pushes per second, such as 100/s [default: as fast as they are answered]
     #[arg(long, value_parser = rate)]
     rate: Option<f64>,
-    /// Pushes under way at one time
+    /// Keep at most this many pushes in flight
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
     concurrency: u16,
-    /// Different users
+    /// Push as this many users
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
     users: u64,
-    /// What the users do
+    /// Choose the kinds of pushes
     #[arg(long, value_enum, default_value_t = StormMix::Mixed)]
     mix: StormMix,
 }
@@ -202,7 +202,7 @@ fn round(number: f64) -> f64 {
 
 fn rate(text: &str) -> Result<f64, String> {
     let rate = text.trim_end_matches("/s").parse().ok().filter(|rate: &f64| rate.is_finite() && *rate > 0.0);
-    rate.ok_or_else(|| "expected pushes a second, as in 100".to_owned())
+    rate.ok_or_else(|| "expected pushes per second, such as 100/s".to_owned())
 }
 
 #[cfg(test)]

@@ -30,10 +30,10 @@ use super::simulate::CredentialArgs;
 /// `wxrelay sink`
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to listen; port 0 takes a free one. The first line printed says where
+    /// Listen on this address, which the first line prints; port 0 selects a free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9000")]
     listen: SocketAddr,
-    /// Reply with this text: as JSON to JSON deliveries, as reply XML to XML, sealed to sealed
+    /// Reply with this text: as JSON to JSON deliveries, as reply XML to XML, encrypted to encrypted deliveries
     #[arg(long, value_name = "TEXT")]
     reply: Option<String>,
     /// Answer with this status
@@ -42,14 +42,14 @@ pub struct Args {
     /// Answer the first N deliveries with 503
     #[arg(long, value_name = "N", default_value_t = 0)]
     fail: u32,
-    /// Wait this long before every answer
+    /// Wait this long before every answer, such as 3s
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     stall: Duration,
-    /// SignatureCheck the Standard Webhooks signature with this whsec_ secret, and answer 401 if it is bad; given twice, as while a
-    /// secret is changed, either will do. CloudEvents are checked against their specification too
+    /// Verify the Standard Webhooks signature with this secret (`wxrelay keygen` prints one), and answer 401 if it is
+    /// invalid; may be repeated, for a rotation. Checks CloudEvents against their specification too
     #[arg(long, value_name = "WHSEC")]
     secret: Vec<WebhookKey>,
-    /// Append every delivery to this file, one JSON object a line
+    /// Append every delivery to this file, one JSON object per line
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
     /// Print every delivery as one JSON object, with headers, query and body
