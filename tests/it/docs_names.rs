@@ -2,11 +2,13 @@
 //! of the API, commands. Whoever adds one without a line in the page of its kind, in both languages, fails here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 
 use figment::providers::{Format as _, Toml};
 use serde_json::{Map, Value};
 
-use crate::support::pages::{pages, prose, read};
+use crate::support::command::{run, wxrelay};
+use crate::support::pages::{all_pages, pages, prose, read};
 use crate::support::relay::Relay;
 use crate::support::wechat::WeChat;
 
@@ -15,6 +17,12 @@ const TAILS: [&str; 2] = [".md", ".zh-CN.md"];
 
 /// What the column "takes effect" may hold, by language.
 const EFFECTS: [[&str; 2]; 2] = [["reload", "restart"], ["重新加载", "重启"]];
+
+/// The longest line of prose, in characters.
+const WIDTH: usize = 120;
+
+/// The most lines of the front page.
+const FRONT_PAGE: usize = 180;
 
 #[test]
 fn every_key_of_the_configuration_is_in_the_reference() {
@@ -157,6 +165,50 @@ async fn every_route_of_the_api_is_in_the_reference() {
             let example = section.split("```sh").nth(1).and_then(|rest| rest.split("```").next()).unwrap_or_default();
             assert!(example.contains(path) && example.contains("curl"), "{page}: {head}: no example");
         }
+    }
+}
+
+/// By the manual, which has a page for each command.
+#[tokio::test]
+async fn every_command_is_in_the_reference() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut command = wxrelay(["man", "--dir"]);
+    command.arg(folder.path());
+    assert_eq!(run(command).await.code, Some(0), "the manual is written");
+    let manual = fs::read_dir(folder.path()).expect("the folder can be read");
+    let names = manual.map(|entry| entry.expect("a page").file_name().to_string_lossy().replace(".1", ""));
+    let commands: BTreeSet<_> = names.filter(|name| name != "wxrelay").map(|name| name.replace('-', " ")).collect();
+    assert!(commands.len() > 30, "only {commands:?}");
+    for tail in TAILS {
+        let page = format!("docs/commands{tail}");
+        let text = read(&page);
+        for command in &commands {
+            // `wxrelay simulate --to URL click KEY` names `wxrelay simulate click`.
+            let names = |line: &str| line.contains("wxrelay ") && command.split(' ').all(|word| has_word(line, word));
+            let named = text.lines().any(names);
+            assert!(named, "{page} has no `{command}`");
+        }
+    }
+}
+
+#[test]
+fn no_line_of_prose_is_too_long() {
+    let mut looked_at = 0;
+    for page in all_pages() {
+        let text = read(&page);
+        for line in prose(&text).into_iter().filter(|line| !line.starts_with('|')) {
+            assert!(line.chars().count() <= WIDTH, "{page}: more than {WIDTH} characters: {line}");
+            looked_at += 1;
+        }
+    }
+    assert!(looked_at > 1000, "only {looked_at} lines");
+}
+
+#[test]
+fn the_front_page_is_short() {
+    for page in ["README.md", "README.zh-CN.md"] {
+        let lines = read(page).lines().count();
+        assert!((60..=FRONT_PAGE).contains(&lines), "{page} has {lines} lines, at most {FRONT_PAGE} are wanted");
     }
 }
 

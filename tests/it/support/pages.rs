@@ -79,6 +79,13 @@ pub(crate) fn pages() -> Vec<String> {
     pages
 }
 
+/// Those, and what stands outside of their folder: the front page, the page of threats, the one for authors of handlers.
+pub(crate) fn all_pages() -> Vec<String> {
+    let beside = ["README", "SECURITY", "docs/handlers/README"];
+    let both = |page: &str| [format!("{page}.md"), format!("{page}.zh-CN.md")];
+    pages().into_iter().chain(beside.iter().flat_map(|page| both(page))).collect()
+}
+
 pub(crate) fn read(page: &str) -> String {
     fs::read_to_string(root().join(page)).unwrap_or_else(|error| panic!("{page}: {error}"))
 }
