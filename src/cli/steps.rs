@@ -81,7 +81,7 @@ pub(super) async fn make(
     done
 }
 
-/// A step as the relay's answer tells it: `count` is its name for what changed.
+/// A step from the relay's answer: `count` is its name for what changed.
 pub(super) fn told(answer: &Value, count: &str) -> anyhow::Result<Swept> {
     let changed = answer[count].as_u64().context("the relay's answer has no count")?;
     Ok(Swept { changed, next: answer["next"].as_str().map(str::parse).transpose()? })

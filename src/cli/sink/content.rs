@@ -78,7 +78,7 @@ impl DeliveryContent {
         if header("webhook-id").is_some_and(|signed| signed != id) { Err(CloudEventError::Id) } else { Ok(()) }
     }
 
-    /// What the user did, in lower case, as far as the body tells.
+    /// What the user did, in lower case, if the body has it.
     pub(super) fn kind(&self) -> String {
         match self {
             Self::Json(value) => json_kind(value).to_ascii_lowercase(),
