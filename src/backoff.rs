@@ -1,4 +1,4 @@
-//! When to try again: a schedule of waits, jittered, that a target can only lengthen. Pure.
+//! When to retry: a schedule of waits, jittered, that a target can only lengthen. Pure.
 
 #![warn(missing_docs)]
 
@@ -25,10 +25,10 @@ impl Schedule {
         Self { waits, repeat_last: true }
     }
 
-    /// The wait after failed attempt number `attempt` (from 1), or `None` when there is none left.
+    /// The wait after failed attempt number `attempt` (from 1), or `None` after the last.
     ///
-    /// `jitter` is a random number of 0..1 that spreads the wait over 80 % to 120 %; `retry_after` is what the target
-    /// asked for: it can only lengthen the wait, and by no more than an hour.
+    /// `jitter` is a random number from 0 to 1 that spreads the wait over 80 % to 120 %; `retry_after` is what the target
+    /// asked for: it can only lengthen the wait, to one hour at most.
     pub fn wait(&self, attempt: u32, jitter: f64, retry_after: Option<Duration>) -> Option<Duration> {
         let index = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
         let last = if self.repeat_last { self.waits.last() } else { None };

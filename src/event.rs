@@ -1,7 +1,7 @@
-//! An event: one push once verified and opened, and the two names it is known by.
+//! An event: one verified push, and its two identifiers.
 //!
-//! [`EventId`] names the event for people and handlers; [`ContentKey`] is what makes WeChat's own retry of a push
-//! the same event. Pure.
+//! [`EventId`] identifies the event for people and handlers; [`ContentKey`] makes WeChat's own retry of a push the same
+//! event. Pure.
 
 #![warn(missing_docs)]
 
@@ -18,13 +18,13 @@ use crate::wechat::{Message, Mode};
 
 /// A push that was verified and opened. `Debug` shows nothing of its contents.
 pub struct Event {
-    /// Its name, the same at every delivery.
+    /// The same at every delivery.
     pub id: EventId,
-    /// The account of the configuration that it came in by.
+    /// The name of the account that received it.
     pub account: Arc<str>,
-    /// That account's AppID.
+    /// The account's AppID.
     pub app_id: Arc<str>,
-    /// The account's mode when it came in.
+    /// The account's mode at that time.
     pub mode: Mode,
     /// When it was received.
     pub received_at: UnixMillis,
@@ -49,7 +49,7 @@ impl fmt::Debug for Event {
     }
 }
 
-/// An event's name: 43 bits of milliseconds, then 20 bits that tell events of one millisecond apart.
+/// 43 bits of milliseconds, then 20 bits of sequence within the millisecond.
 ///
 /// Ids grow with time, so the store appends, and a span of time is a span of ids. Written `evt_` and 16 hex digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -81,7 +81,7 @@ impl fmt::Display for EventId {
     }
 }
 
-/// What is wrong with a text that should be an event id.
+/// A text that is not an event id.
 #[derive(Debug, thiserror::Error)]
 #[error("an event id is `evt_` and 16 hex digits, as in evt_01a2b3c4d5e6f708")]
 pub struct BadEventId;

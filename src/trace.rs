@@ -1,9 +1,9 @@
-//! W3C Trace Context: one trace for an event, with a span for its push and one for each attempt. Pure, but that a new
-//! span gets a random number.
+//! W3C Trace Context: one trace for an event, with a span for its push and one for each attempt. Pure, except that a new
+//! span gets a random id.
 //!
-//! Trace and push span follow from the event's id, or the trace from what the push came with; so attempts hours later
-//! and after a restart find their place in it, and nothing need be stored for that. Whether a trace is recorded is its
-//! beginner's choice; ours are.
+//! The ids of the push span and, without a `traceparent`, of the trace are derived from the event's id; so attempts hours
+//! later and after a restart join the trace, and nothing is stored for that. The caller decides whether its trace is
+//! recorded; ours are.
 
 #![warn(missing_docs)]
 
@@ -11,31 +11,31 @@ use sha2::{Digest, Sha256};
 
 use crate::event::{Event, EventId};
 
-/// The number of a span; never 0, which would stand for none.
+/// Never 0, which is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpanId(pub u64);
 
 impl SpanId {
-    /// A new one, for something that befalls that event.
+    /// A new random id, for a span of this event.
     pub fn random(event: EventId) -> Self {
         Self::new(getrandom::u64().unwrap_or(event.0))
     }
 
-    /// The one of that number.
+    /// The id with this value; 1 for 0.
     pub fn new(number: u64) -> Self {
         Self(number.max(1))
     }
 }
 
-/// The span that a push came from, by its `traceparent`.
+/// The span that sent a push, from its `traceparent`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Caller {
+pub struct ParentSpan {
     trace: u128,
     span: SpanId,
     recorded: bool,
 }
 
-impl Caller {
+impl ParentSpan {
     /// Reads a well-formed `traceparent` (w3.org/TR/trace-context, 3.2.2). Versions to come may have more parts.
     pub fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split('-');
@@ -48,7 +48,7 @@ impl Caller {
     }
 }
 
-/// So many lower-case hex digits.
+/// Exactly `length` lower-case hex digits.
 fn hex(part: &str, length: usize) -> Option<u128> {
     let right = part.len() == length && part.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     u128::from_str_radix(part, 16).ok().filter(|_| right)
@@ -59,43 +59,43 @@ fn hex(part: &str, length: usize) -> Option<u128> {
 pub struct Trace {
     /// The event.
     pub event: EventId,
-    /// What its push came from.
-    pub caller: Option<Caller>,
+    /// The span that sent its push.
+    pub caller: Option<ParentSpan>,
 }
 
-/// Where a span hangs in its trace.
+/// The ids of a span, its parent and its trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpanContext {
     /// The trace.
     pub trace: u128,
     /// The span.
     pub span: SpanId,
-    /// What it is a part of.
+    /// The parent span.
     pub parent: Option<SpanId>,
-    /// Whether that is a span of another program.
+    /// Whether the parent is a span of another program.
     pub remote: bool,
-    /// Whether it is to be recorded.
+    /// Whether to record it.
     pub recorded: bool,
 }
 
 impl Trace {
-    /// The trace of an event whose push came from `caller`.
-    pub fn new(event: EventId, caller: Option<Caller>) -> Self {
+    /// The trace of an event whose push was sent by `caller`.
+    pub fn new(event: EventId, caller: Option<ParentSpan>) -> Self {
         Self { event, caller }
     }
 
     /// The trace of a stored event.
     pub fn of(event: &Event) -> Self {
-        Self::new(event.id, event.traceparent.as_deref().and_then(Caller::parse))
+        Self::new(event.id, event.traceparent.as_deref().and_then(ParentSpan::parse))
     }
 
-    /// The `traceparent` that goes out with a span of it.
+    /// The `traceparent` to send with one of its spans.
     pub fn traceparent(&self, span: SpanId) -> String {
         let SpanContext { trace, recorded, .. } = self.push();
         format!("00-{trace:032x}-{:016x}-{:02x}", span.0, u8::from(recorded))
     }
 
-    /// Of the event's push.
+    /// The span of the event's push.
     pub fn push(&self) -> SpanContext {
         let (mut trace, mut span) = ([0; 16], [0; 8]);
         let hash = Sha256::digest(self.event.0.to_be_bytes());
@@ -110,15 +110,15 @@ impl Trace {
         }
     }
 
-    /// Of a further try of the same push: in the trace that it came with, if it came with one, else under the first try.
-    pub fn repeat(&self, span: SpanId, caller: Option<Caller>) -> SpanContext {
+    /// The span of a retry of the push: in the trace of its own `traceparent` if it has one, else below the first try.
+    pub fn repeat(&self, span: SpanId, caller: Option<ParentSpan>) -> SpanContext {
         match caller {
             Some(caller) => SpanContext { span, ..Self::new(self.event, Some(caller)).push() },
             None => self.attempt(span),
         }
     }
 
-    /// Of an attempt: a part of the push.
+    /// The span of an attempt, below the push.
     pub fn attempt(&self, span: SpanId) -> SpanContext {
         let push = self.push();
         SpanContext { span, parent: Some(push.span), remote: false, ..push }
@@ -133,11 +133,11 @@ mod tests {
     const EVENT: EventId = EventId(0x01a2_b3c4_d5e6_f708);
 
     fn parsed(text: &str) -> Option<(String, bool)> {
-        Caller::parse(text).map(|caller| (format!("{:032x}", caller.trace), caller.recorded))
+        ParentSpan::parse(text).map(|caller| (format!("{:032x}", caller.trace), caller.recorded))
     }
 
     #[test]
-    fn a_well_formed_parent_goes_on_recorded_or_not() {
+    fn a_well_formed_parent_continues_recorded_or_not() {
         assert_eq!(parsed(&format!("00-{TRACE}-00f067aa0ba902b7-01")), Some((TRACE.to_owned(), true)));
         assert_eq!(parsed(&format!("00-{TRACE}-00f067aa0ba902b7-02")), Some((TRACE.to_owned(), false)));
         assert_eq!(parsed(&format!("01-{TRACE}-00f067aa0ba902b7-01-more")), Some((TRACE.to_owned(), true)));
@@ -164,8 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn attempts_hang_under_the_push_whatever_it_came_with() {
-        let caller = Caller::parse(&format!("00-{TRACE}-00f067aa0ba902b7-00"));
+    fn attempts_are_below_the_push_whatever_its_parent() {
+        let caller = ParentSpan::parse(&format!("00-{TRACE}-00f067aa0ba902b7-00"));
         let (ours, theirs) = (Trace::new(EVENT, None), Trace::new(EVENT, caller));
         let (push, attempt) = (ours.push(), ours.attempt(SpanId(7)));
         assert_eq!((push.parent, push.recorded), (None, true));
@@ -177,11 +177,11 @@ mod tests {
     }
 
     #[test]
-    fn a_further_try_is_in_the_trace_that_it_came_with_or_under_the_first() {
+    fn a_retry_is_in_its_own_trace_or_below_the_first_try() {
         let first = Trace::new(EVENT, None);
         let plain = first.repeat(SpanId(7), None);
         assert_eq!((plain.trace, plain.parent), (first.push().trace, Some(first.push().span)));
-        let own = first.repeat(SpanId(7), Caller::parse(&format!("00-{TRACE}-00f067aa0ba902b7-01")));
+        let own = first.repeat(SpanId(7), ParentSpan::parse(&format!("00-{TRACE}-00f067aa0ba902b7-01")));
         assert_eq!((format!("{:032x}", own.trace).as_str(), own.remote, own.span), (TRACE, true, SpanId(7)));
     }
 

@@ -179,7 +179,7 @@ fn signing_key(text: &str) -> Result<SigningKey, Problem> {
 fn deny_private(reader: &KeyReader<'_>, file: &file::TargetSection, url: &Uri) -> bool {
     let denies = reader.read("deny_private", &file.deny_private, value::boolean).unwrap_or(false);
     let at = reader.at("deny_private");
-    if denies && url.host().and_then(address::literal).is_some_and(|address| address::public(address).is_err()) {
+    if denies && url.host().and_then(address::literal).is_some_and(|address| address::check_public(address).is_err()) {
         at.report(Problem::expected("denies the URL's own address, which is not public", "another URL, or false"));
     }
     if denies && file.proxy.is_some() {

@@ -1,8 +1,8 @@
-//! Which addresses are not the public internet's: those that a target with `deny_private` must not lead to.
+//! Which addresses are not public: a target with `deny_private` must not resolve to them.
 //!
-//! By IANA's registries of special-purpose addresses (RFC 6890, 8215, 9637) and what clouds use beside them. For IPv6 it
-//! is the other way round: only global unicast (2000::/3) passes, without what is special in it, and what embeds an IPv4
-//! address is judged by that one or refused. Pure: whoever dials asks here, with the address that is dialled.
+//! By IANA's registries of special-purpose addresses (RFC 6890, 8215, 9637) and what clouds use beside them. IPv6 is an
+//! allowlist: only global unicast (2000::/3) passes, without its special ranges; an address that embeds an IPv4 address
+//! is classified by that one or refused. Pure: the caller passes the address that it is about to dial.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -16,14 +16,14 @@ pub struct Denied {
     kind: &'static str,
 }
 
-/// The first that holds an address says what it is.
+/// The first that contains an address names its kind.
 const V4: [(Ipv4Net, &str); 17] = [
     (v4([255, 255, 255, 255], 32), "broadcast"),
     (v4([0, 0, 0, 0], 8), "unspecified"),
     (v4([10, 0, 0, 0], 8), "private"),
     (v4([100, 64, 0, 0], 10), "shared (CGNAT)"),
     (v4([127, 0, 0, 0], 8), "loopback"),
-    // Where clouds tell a machine its credentials.
+    // The metadata service of clouds, which gives out credentials.
     (v4([169, 254, 0, 0], 16), "link-local"),
     (v4([168, 63, 129, 16], 32), "the platform's (Azure)"),
     (v4([172, 16, 0, 0], 12), "private"),
@@ -38,7 +38,7 @@ const V4: [(Ipv4Net, &str); 17] = [
     (v4([240, 0, 0, 0], 4), "reserved"),
 ];
 
-/// Whatever is in none of these and not in 2000::/3 is reserved.
+/// An address in none of these is reserved.
 const V6: [(Ipv6Net, &str); 13] = [
     (v6([0, 0, 0, 0, 0, 0, 0, 0], 128), "unspecified"),
     (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
@@ -67,11 +67,11 @@ const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], length: u8) -> Ipv6Net {
     Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), length)
 }
 
-/// Whether an address is one of the public internet.
+/// Checks that an address is public.
 ///
 /// # Errors
 /// What it is instead.
-pub fn public(address: IpAddr) -> Result<(), Denied> {
+pub fn check_public(address: IpAddr) -> Result<(), Denied> {
     let kind = match address {
         IpAddr::V4(address) => special_v4(address),
         IpAddr::V6(address) => special_v6(address),
@@ -79,7 +79,7 @@ pub fn public(address: IpAddr) -> Result<(), Denied> {
     kind.map_or(Ok(()), |kind| Err(Denied { address, kind }))
 }
 
-/// The address that a URL's host stands for without asking anybody: also in the forms that only the system's resolver
+/// The address that a URL's host is, without DNS: also in the forms that only the system's resolver
 /// reads, such as `127.1`, `0x7f.0.0.1` and `2130706433`.
 pub fn literal(host: &str) -> Option<IpAddr> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -130,7 +130,7 @@ mod tests {
     use super::*;
 
     fn kind(address: &str) -> &'static str {
-        public(address.parse().unwrap()).err().map_or("", |denied| denied.kind)
+        check_public(address.parse().unwrap()).err().map_or("", |denied| denied.kind)
     }
 
     #[test]
@@ -269,7 +269,7 @@ mod tests {
 
     #[test]
     fn the_refusal_names_address_and_reason() {
-        let denied = public(Ipv4Addr::LOCALHOST.into()).unwrap_err();
+        let denied = check_public(Ipv4Addr::LOCALHOST.into()).unwrap_err();
         assert_eq!(denied.to_string(), "denied: 127.0.0.1 is loopback, and the target has deny_private");
     }
 }

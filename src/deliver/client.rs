@@ -1,4 +1,4 @@
-//! The pooled HTTP client of one target (or collector), and the capped reading of what it answers.
+//! The pooled HTTP client of one target (or collector), and the capped read of its answers.
 
 use std::cell::OnceCell;
 use std::error::Error as _;
@@ -37,15 +37,15 @@ pub type RequestBody = Full<Bytes>;
 
 /// The longest that setting up a connection may take, within the target's own timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest head of an answer. What is read at a time is parsed in one go, so this bounds how long a target that
-/// floods keeps a thread for itself.
+/// The longest head of an answer. One read is parsed in one go, so this bounds how long a target that floods occupies a
+/// thread.
 const HEAD_CAP: usize = 32 * 1024;
-/// The most interim answers (1xx) before one that counts; hyper passes over any number of them.
-const INTERIM: u32 = 16;
+/// The most interim answers (1xx) before the final one; hyper skips any number of them.
+const MAX_INTERIM: u32 = 16;
 /// Shorter than the keep-alive of usual servers, so that a connection is rarely closed under a request.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// How an https target is verified, and what we show it.
+/// How an https target is verified, and the certificate that we show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsOptions {
     /// A PEM file of the certificate authorities to trust instead of the system's.
@@ -54,17 +54,17 @@ pub struct TlsOptions {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// How somebody is reached: a target, the collector of traces, or an authority that gives certificates.
+/// How to connect: to a target, to the collector of traces, or to a certificate authority.
 pub struct ConnectOptions<'a> {
     /// Whether by TLS.
     pub https: bool,
     /// The most that setting up a connection may take, if that is less than 5 s.
     pub timeout: Duration,
-    /// Whom to trust and who we are.
+    /// The authorities to trust, and our own certificate.
     pub tls: &'a TlsOptions,
     /// An HTTP proxy to go through.
     pub proxy: Option<&'a Uri>,
-    /// Whether names that lead to private addresses are refused.
+    /// Whether names that resolve to private addresses are refused.
     pub deny_private: bool,
 }
 
@@ -91,7 +91,7 @@ pub enum ExchangeError {
     #[error("{}", chain(.0))]
     Http(#[from] PoolError),
     /// One answer of kind 1xx after the other.
-    #[error("no end of interim answers (1xx)")]
+    #[error("too many interim answers (1xx)")]
     Interim,
 }
 
@@ -126,7 +126,7 @@ fn causes(what: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> 
     text
 }
 
-/// What makes the connections to one target. One type for both ways, since the pool's code is compiled anew for each.
+/// Makes the connections to one target. One type for both variants, since the pool's code is compiled for each type.
 #[derive(Clone)]
 pub(super) enum Connector {
     Direct(HttpsConnector<HttpConnector<Resolver>>),
@@ -136,7 +136,7 @@ pub(super) enum Connector {
 
 impl Connector {
     pub(super) fn new(options: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
-        // Where a proxy stands is the operator's will, and it is the proxy that looks the target's name up.
+        // The operator chose the address of the proxy, and the proxy resolves the name of the target.
         let mut tcp = HttpConnector::new_with_resolver(Resolver::new(options.deny_private && options.proxy.is_none()));
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -176,11 +176,11 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// The connections to one of them. Each target has its own, so that none can use up another's.
+/// A connection pool. Each target has its own, so that none can use up another's.
 #[derive(Clone, Debug)]
-pub struct Client(Pool<Connector, RequestBody>);
+pub struct PooledClient(Pool<Connector, RequestBody>);
 
-impl Client {
+impl PooledClient {
     /// No connection is made yet.
     ///
     /// # Errors
@@ -193,7 +193,7 @@ impl Client {
 
     /// Sends a request; the answer's body is still to come.
     pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
-        let interim = interim(&mut request);
+        let interim = limit_interim(&mut request);
         tokio::select! {
             biased;
             answer = self.0.request(request) => Ok(answer?),
@@ -202,29 +202,29 @@ impl Client {
     }
 }
 
-/// Told when the request gets more interim answers than anybody needs.
-fn interim(request: &mut Request<RequestBody>) -> Arc<Notify> {
+/// Notified when the request gets too many interim answers.
+fn limit_interim(request: &mut Request<RequestBody>) -> Arc<Notify> {
     let (count, too_many) = (AtomicU32::new(0), Arc::new(Notify::new()));
-    let told = Arc::clone(&too_many);
+    let notify = Arc::clone(&too_many);
     hyper::ext::on_informational(request, move |_| {
-        if count.fetch_add(1, Ordering::Relaxed) >= INTERIM {
-            told.notify_one();
-            end_turn_soon();
+        if count.fetch_add(1, Ordering::Relaxed) >= MAX_INTERIM {
+            notify.notify_one();
+            spend_coop_budget();
         }
     });
     too_many
 }
 
-/// Takes one from what a task may do in its turn. hyper reads and parses on for as long as the turn lasts: for seconds,
-/// if what comes is small and never ends.
-fn end_turn_soon() {
+/// Takes one unit of tokio's cooperative budget. hyper reads and parses until the budget is used up: for seconds, if what
+/// arrives is small and never ends.
+fn spend_coop_budget() {
     let taking = pin!(tokio::task::coop::consume_budget());
-    // Taken, or nothing was left to take: either will do.
+    // Taken, or nothing was left to take: both are fine.
     let _either = taking.poll(&mut Context::from_waker(Waker::noop()));
 }
 
 /// The system's certificate authorities, read when they are first needed, for all targets that are made together: to
-/// read them takes milliseconds. A reload begins with new ones, so it finds what has changed.
+/// read them takes milliseconds. A reload starts with new ones, so it picks up changes.
 #[derive(Debug, Default)]
 pub struct SystemRoots(OnceCell<Arc<Verifier>>);
 
@@ -262,7 +262,7 @@ fn client_config(options: &TlsOptions, trust: &SystemRoots) -> Result<ClientConf
     }
 }
 
-/// For http targets, where no certificate is ever looked at: spares reading the system's roots.
+/// For http targets, which show no certificate: avoids reading the system's roots.
 fn no_tls() -> ClientConfig {
     ClientConfig::builder().with_root_certificates(RootCertStore::empty()).with_no_client_auth()
 }
@@ -271,9 +271,9 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, ClientError
     bounded_file::read_certificates(path).map_err(|source| ClientError::Pem { path: path.to_owned(), source })
 }
 
-/// What was read of an answer's body.
+/// The part of an answer's body that was read.
 #[derive(Debug)]
-pub(super) struct Body {
+pub(super) struct AnswerBody {
     pub(super) bytes: Vec<u8>,
     pub(super) end: BodyEnd,
 }
@@ -281,7 +281,7 @@ pub(super) struct Body {
 /// Why no more was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyEnd {
-    /// There is no more.
+    /// It was read to its end.
     Whole,
     /// More than [`ANSWER_CAP`] bytes.
     Capped,
@@ -291,7 +291,7 @@ pub(super) enum BodyEnd {
 
 /// Reads a body until `deadline`, and up to [`ANSWER_CAP`] bytes; if there is more, the connection is closed, not
 /// reused.
-pub(super) async fn read(mut body: Incoming, deadline: Instant) -> Body {
+pub(super) async fn read(mut body: Incoming, deadline: Instant) -> AnswerBody {
     let mut bytes = Vec::new();
     let end = loop {
         match tokio::time::timeout_at(deadline, body.frame()).await {
@@ -299,13 +299,13 @@ pub(super) async fn read(mut body: Incoming, deadline: Instant) -> Body {
             Err(_) | Ok(Some(Err(_))) => break BodyEnd::BrokenOff,
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
-                let room = ANSWER_CAP - bytes.len();
-                bytes.extend_from_slice(&data[..data.len().min(room)]);
-                if data.len() > room {
+                let remaining = ANSWER_CAP - bytes.len();
+                bytes.extend_from_slice(&data[..data.len().min(remaining)]);
+                if data.len() > remaining {
                     break BodyEnd::Capped;
                 }
             }
         }
     };
-    Body { bytes, end }
+    AnswerBody { bytes, end }
 }

@@ -1,7 +1,7 @@
 //! HTTP out: one attempt at one target.
 //!
-//! [`Upstream::deliver`] writes the event in the target's format, sends it, reads the answer and judges it. It knows
-//! nothing of the queue: when to try again is the dispatcher's business. Bounds: every attempt ends within the target's
+//! [`Upstream::deliver`] writes the event in the target's format, sends it, reads the answer and classifies it. It knows
+//! nothing of the queue: when to retry is the dispatcher's business. Bounds: every attempt ends within the target's
 //! timeout, no more than [`ANSWER_CAP`] bytes of an answer are read, redirects are not followed.
 
 #![warn(missing_docs)]
@@ -31,12 +31,12 @@ use crate::secret::Secret;
 use crate::trace::{SpanId, Trace};
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
-use client::{Body, BodyEnd, read};
+use client::{AnswerBody, BodyEnd, read};
 pub use client::{
-    Client, ClientError, ConnectError, ConnectOptions, ExchangeError, RequestBody, SystemRoots, TlsOptions,
+    ClientError, ConnectError, ConnectOptions, ExchangeError, PooledClient, RequestBody, SystemRoots, TlsOptions,
 };
 pub use outcome::Outcome;
-pub use post::{Post, PostError, Posted};
+pub use post::{PostAnswer, PostClient, PostError};
 pub use probe::{
     EchostrWrapping, HeadAnswer, ReachFailure, Verification, VerificationFailure, VerificationRequest, date_header,
     judge_verification,
@@ -46,7 +46,7 @@ pub use webhook::SigningKey;
 /// The most bytes of an answer that are read.
 pub const ANSWER_CAP: usize = 64 * 1024;
 /// The most bytes of an answer that are kept with the attempt.
-const KEPT: usize = 1024;
+const ANSWER_EXCERPT: usize = 1024;
 
 const EVENT_ID: HeaderName = HeaderName::from_static("wxrelay-event-id");
 const ACCOUNT: HeaderName = HeaderName::from_static("wxrelay-account");
@@ -60,7 +60,7 @@ const AGENT: HeaderValue = HeaderValue::from_static(concat!("wxrelay/", env!("CA
 pub struct Target {
     /// Its name in the configuration.
     pub name: Arc<str>,
-    /// What it is for.
+    /// Its purpose.
     pub role: Role,
     /// The full URL.
     pub url: Uri,
@@ -78,7 +78,7 @@ pub struct Target {
     pub tls: TlsOptions,
     /// An HTTP proxy to go through.
     pub proxy: Option<Uri>,
-    /// Whether its name must lead to the public internet. An address in the URL itself is not looked at here: the
+    /// Whether its name must resolve to public addresses. An address in the URL itself is not checked here: the
     /// configuration refuses those.
     pub deny_private: bool,
 }
@@ -91,10 +91,10 @@ impl Target {
     }
 }
 
-/// What a target is for.
+/// The purpose of a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// An identity provider, waited for by a person who logs in: served first, and useless when late.
+    /// An identity provider, for which a person who logs in waits: served first, and useless when late.
     Identity,
     /// An operator's own handler.
     Handler,
@@ -105,7 +105,7 @@ pub enum Role {
 pub enum Format {
     /// The bytes that WeChat sent.
     Raw,
-    /// A fresh push, signed and sealed for the target.
+    /// A new push, signed and encrypted for the target.
     Wechat,
     /// The relay's own JSON.
     Json,
@@ -118,7 +118,7 @@ pub enum Format {
 /// What a `wechat` target has of its own; the rest is the account's.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialsOverride {
-    /// The AppID that it is set up with, for a backend that gets events of several accounts and knows one.
+    /// The AppID that it is configured with, for a backend that gets events of several accounts and knows one.
     pub app_id: Option<Arc<str>>,
     /// Its token.
     pub token: Option<Secret>,
@@ -147,41 +147,41 @@ impl CredentialsOverride {
 #[derive(Debug)]
 pub struct Upstream {
     target: Target,
-    client: Client,
+    client: PooledClient,
     credentials: HashMap<Arc<str>, Credentials>,
     #[cfg(test)]
     script: Option<scripted::Script>,
 }
 
-/// One attempt, as the dispatcher asks for it.
+/// One attempt to make.
 #[derive(Debug)]
 pub struct AttemptRequest<'e> {
     /// The event.
     pub event: &'e Event,
     /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// Until when a reply is of use; `None` = it is not awaited.
+    /// Until when a reply is useful; `None` = it is not awaited.
     pub reply_until: Option<UnixMillis>,
-    /// The present.
+    /// The current time.
     pub now: UnixMillis,
 }
 
 /// How an attempt went.
 #[derive(Debug)]
 pub struct AttemptReport {
-    /// What to do with the delivery.
+    /// What it means for the delivery.
     pub outcome: Outcome,
     /// The status, if there was an answer.
     pub status: Option<StatusCode>,
-    /// Why it failed, in words fit for a log.
+    /// Why it failed, for the log.
     pub error: Option<String>,
     /// The same in one word, where there was no answer.
     pub no_answer: Option<&'static str>,
-    /// The beginning of a body that tells what went wrong: a failed answer's, or that of an unusable reply.
+    /// The beginning of a body that shows what went wrong: of a failed answer, or of an unusable reply.
     pub answer: Option<Vec<u8>>,
     /// How long it took.
     pub duration: Duration,
-    /// When it was over.
+    /// When it ended.
     pub ended: UnixNanos,
     /// Its span in the event's trace, as the target was told.
     pub span: SpanId,
@@ -196,7 +196,7 @@ impl Upstream {
         accounts: impl IntoIterator<Item = (&'a Arc<str>, &'a Credentials)>,
         trust: &SystemRoots,
     ) -> Result<Self, ClientError> {
-        let client = Client::new(&target.connect_options(), trust)?;
+        let client = PooledClient::new(&target.connect_options(), trust)?;
         let credentials =
             accounts.into_iter().map(|(name, own)| (name.clone(), target.credentials.over(own))).collect();
         Ok(Self {
@@ -230,11 +230,11 @@ impl Upstream {
                 AttemptReport::failed("timeout", format!("no answer within {:?}", self.target.timeout), started, span)
             }
             Ok(Err(error)) => AttemptReport::failed(error.word(), error.to_string(), started, span),
-            Ok(Ok(response)) => self.judge(response, &order, started, span).await,
+            Ok(Ok(response)) => self.report(response, &order, started, span).await,
         }
     }
 
-    /// Whether an attempt could be made at this event: writes the whole request, and sends nothing.
+    /// Whether this event could be sent: writes the whole request, and sends nothing.
     ///
     /// # Errors
     /// What [`Upstream::deliver`] would report before it connects.
@@ -268,7 +268,7 @@ impl Upstream {
     }
 
     /// A 2xx status settles the delivery; the body then matters only to a reply.
-    async fn judge(
+    async fn report(
         &self,
         response: http::Response<hyper::body::Incoming>,
         order: &AttemptRequest<'_>,
@@ -276,18 +276,18 @@ impl Upstream {
         span: SpanId,
     ) -> AttemptReport {
         let status = response.status();
-        let outcome = outcome::judge(status, response.headers(), order.now);
+        let outcome = outcome::classify(status, response.headers(), order.now);
         let body = read(response.into_body(), started + self.target.timeout).await;
         let failed = outcome != Outcome::Delivered;
         let asked = order.reply_until.is_some() && !failed;
         let reply = asked.then(|| self.reply(&body, order.event));
-        let telling = failed || matches!(reply, Some(Err(_)));
+        let keep_body = failed || matches!(reply, Some(Err(_)));
         AttemptReport {
             outcome,
             status: Some(status),
             error: failed.then(|| format!("answered {}", status.as_u16())),
             no_answer: None,
-            answer: (telling && !body.bytes.is_empty()).then(|| beginning(&body.bytes)),
+            answer: (keep_body && !body.bytes.is_empty()).then(|| excerpt(&body.bytes)),
             duration: started.elapsed(),
             ended: UnixNanos::now(),
             span,
@@ -295,7 +295,7 @@ impl Upstream {
         }
     }
 
-    fn reply(&self, body: &Body, event: &Event) -> Result<Option<Reply>, ReplyError> {
+    fn reply(&self, body: &AnswerBody, event: &Event) -> Result<Option<Reply>, ReplyError> {
         match body.end {
             BodyEnd::Whole => {}
             BodyEnd::Capped => return Err(ReplyError::TooLarge),
@@ -308,9 +308,9 @@ impl Upstream {
     }
 }
 
-/// As much of a body as is kept with an attempt.
-pub fn beginning(body: &[u8]) -> Vec<u8> {
-    body[..body.len().min(KEPT)].to_vec()
+/// The part of a body that is kept with an attempt.
+pub fn excerpt(body: &[u8]) -> Vec<u8> {
+    body[..body.len().min(ANSWER_EXCERPT)].to_vec()
 }
 
 impl AttemptReport {

@@ -1,4 +1,4 @@
-//! What an answer means: the one table from status to outcome, and `Retry-After`.
+//! What an answer means: the table from status to outcome, and `Retry-After`.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::clock::UnixMillis;
 pub enum Outcome {
     /// The target has the event.
     Delivered,
-    /// Try again by the schedule, and not before `after` if the target asked for that.
+    /// Retry by the schedule, and not before `after` if the target asked for that.
     Retry {
         /// The target's `Retry-After`.
         after: Option<Duration>,
@@ -21,8 +21,8 @@ pub enum Outcome {
     Reject,
 }
 
-/// The table. No status ever drops an event: what is not 2xx or 410 is tried again.
-pub(super) fn judge(status: StatusCode, headers: &HeaderMap, now: UnixMillis) -> Outcome {
+/// No status ever drops an event: all but 2xx and 410 are retried.
+pub(super) fn classify(status: StatusCode, headers: &HeaderMap, now: UnixMillis) -> Outcome {
     match status.as_u16() {
         200..=299 => Outcome::Delivered,
         410 => Outcome::Reject,
@@ -46,12 +46,12 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
 
-    fn judged(status: u16, retry_after: Option<&str>) -> Outcome {
+    fn classified(status: u16, retry_after: Option<&str>) -> Outcome {
         let mut headers = HeaderMap::new();
         if let Some(value) = retry_after {
             headers.insert(RETRY_AFTER, value.parse().unwrap());
         }
-        judge(StatusCode::from_u16(status).unwrap(), &headers, NOW)
+        classify(StatusCode::from_u16(status).unwrap(), &headers, NOW)
     }
 
     #[test]
@@ -62,13 +62,13 @@ mod tests {
                 410 => Outcome::Reject,
                 _ => Outcome::Retry { after: None },
             };
-            assert_eq!(judged(status, None), expected, "{status}");
+            assert_eq!(classified(status, None), expected, "{status}");
         }
     }
 
     #[test]
     fn retry_after_is_read_as_seconds_and_as_a_date() {
-        let after = |text| match judged(503, Some(text)) {
+        let after = |text| match classified(503, Some(text)) {
             Outcome::Retry { after } => after.map(|wait| wait.as_secs()),
             Outcome::Delivered | Outcome::Reject => None,
         };

@@ -1,6 +1,7 @@
-//! POSTs to somebody who is no target: the collector of traces.
+//! POSTs to the collector of traces.
 //!
-//! Over a client like the targets', with the same bounds: a timeout for the whole, a cap on the answer, no redirects.
+//! Over a client like the targets', with the same bounds: a timeout for the whole exchange, a cap on the answer, no
+//! redirects.
 
 use std::time::Duration;
 
@@ -9,31 +10,33 @@ use http::header::{CONTENT_TYPE, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Method, Request, Uri};
 use tokio::time::Instant;
 
-use super::client::{Client, ClientError, ConnectOptions, ExchangeError, RequestBody, SystemRoots, TlsOptions, read};
+use super::client::{
+    ClientError, ConnectOptions, ExchangeError, PooledClient, RequestBody, SystemRoots, TlsOptions, read,
+};
 use super::{AGENT, Outcome, outcome};
 use crate::clock::UnixMillis;
 
-/// Where it goes, and the connections there.
+/// A client for one URL.
 #[derive(Debug)]
-pub struct Post {
-    client: Client,
+pub struct PostClient {
+    client: PooledClient,
     url: Uri,
     headers: HeaderMap,
     timeout: Duration,
 }
 
-/// What came back.
+/// The answer to a POST.
 #[derive(Debug)]
-pub struct Posted {
+pub struct PostAnswer {
     /// The status.
     pub status: u16,
-    /// The answerer's `Retry-After`, if it did not take what it was sent.
+    /// The `Retry-After` of an answer other than 2xx and 410.
     pub retry_after: Option<Duration>,
-    /// The answer, as far as it was read.
+    /// The part of the body that was read.
     pub body: Vec<u8>,
 }
 
-/// Why nothing came back.
+/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum PostError {
     /// No connection, or a broken one.
@@ -44,20 +47,20 @@ pub enum PostError {
     Late(Duration),
 }
 
-impl Post {
+impl PostClient {
     /// Connections to `url`, which every request goes to with these headers. https is verified by the system's
     /// certificate authorities.
     pub fn new(url: Uri, headers: HeaderMap, timeout: Duration) -> Result<Self, ClientError> {
         let (https, tls) = (url.scheme_str() == Some("https"), TlsOptions::default());
-        let client = Client::new(
+        let client = PooledClient::new(
             &ConnectOptions { https, timeout, tls: &tls, proxy: None, deny_private: false },
             &SystemRoots::default(),
         )?;
         Ok(Self { client, url, headers, timeout })
     }
 
-    /// Sends that body and reads the answer.
-    pub async fn send(&self, content_type: &'static str, body: Bytes) -> Result<Posted, PostError> {
+    /// Sends a body and reads the answer.
+    pub async fn send(&self, content_type: &'static str, body: Bytes) -> Result<PostAnswer, PostError> {
         let deadline = Instant::now() + self.timeout;
         let mut request = Request::new(RequestBody::new(body));
         *request.method_mut() = Method::POST;
@@ -69,11 +72,11 @@ impl Post {
         let sent = tokio::time::timeout_at(deadline, self.client.send(request)).await;
         let response = sent.map_err(|_| PostError::Late(self.timeout))??;
         let status = response.status();
-        let retry_after = match outcome::judge(status, response.headers(), UnixMillis::now()) {
+        let retry_after = match outcome::classify(status, response.headers(), UnixMillis::now()) {
             Outcome::Retry { after } => after,
             Outcome::Delivered | Outcome::Reject => None,
         };
         let body = read(response.into_body(), deadline).await;
-        Ok(Posted { status: status.as_u16(), retry_after, body: body.bytes })
+        Ok(PostAnswer { status: status.as_u16(), retry_after, body: body.bytes })
     }
 }

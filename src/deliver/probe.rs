@@ -10,7 +10,7 @@ use http::header::{CONTENT_ENCODING, DATE, LOCATION, USER_AGENT};
 use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio::time::{Instant, timeout};
 
-use super::client::{Body, BodyEnd, ConnectError, Connector, ExchangeError, RequestBody, SystemRoots, read};
+use super::client::{AnswerBody, BodyEnd, ConnectError, Connector, ExchangeError, RequestBody, SystemRoots, read};
 use super::{AGENT, ClientError, Upstream, with_query};
 use crate::clock::UnixMillis;
 use crate::wechat::Salt;
@@ -166,7 +166,7 @@ impl Upstream {
         let exchange = async {
             let (head, body) = self.client.send(request).await?.into_parts();
             let date = date_header(&head.headers);
-            let Body { bytes, end } = read(body, started + limit).await;
+            let AnswerBody { bytes, end } = read(body, started + limit).await;
             if end == BodyEnd::BrokenOff {
                 let late = started.elapsed() >= limit;
                 return Err(if late { VerificationFailure::Timeout(limit) } else { VerificationFailure::Interrupted });

@@ -1,10 +1,10 @@
-//! Names to addresses by the system's resolver, few at a time for each target.
+//! Resolves names by the system's resolver, few concurrently for each target.
 //!
-//! That resolver blocks a thread until it is done, which may take half a minute, and can't be called off. So a call
-//! keeps its place until it has really ended, whether anybody still waits or not, and a target whose name hangs can't
-//! use up the threads that the other targets and the readers of the store need. Answers are not kept: the system does
-//! that, and connections are reused. Where a target must not lead into our own networks, addresses are judged here, as
-//! what comes out is what is dialled: nothing can change between the judgement and the connection.
+//! That resolver blocks a thread until it is done, which may take half a minute, and cannot be cancelled. So a call holds
+//! its permit until it has really ended, even if its request is gone, and a target whose name hangs cannot use up the
+//! threads that the other targets and the readers of the store need. Answers are not cached: the system does that, and
+//! connections are reused. With `deny_private`, addresses are checked here, where they are dialled: nothing can change
+//! between the check and the connection.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -19,33 +19,33 @@ use tower::Service;
 
 use super::address;
 
-/// How many calls of one target may be under way.
-const CALLS: usize = 4;
+/// Concurrent calls of one target.
+const MAX_CALLS: usize = 4;
 
 type Addresses = vec::IntoIter<SocketAddr>;
 
-/// One target's way to ask.
+/// The resolver of one target.
 #[derive(Clone, Debug)]
 pub(super) struct Resolver {
-    places: Arc<Semaphore>,
-    ask: fn(&str) -> io::Result<Addresses>,
+    permits: Arc<Semaphore>,
+    resolve: fn(&str) -> io::Result<Addresses>,
     deny_private: bool,
 }
 
 impl Resolver {
     pub(super) fn new(deny_private: bool) -> Self {
-        Self { deny_private, ..Self::asking(|name| (name, 0).to_socket_addrs()) }
+        Self { deny_private, ..Self::with(|name| (name, 0).to_socket_addrs()) }
     }
 
-    fn asking(ask: fn(&str) -> io::Result<Addresses>) -> Self {
-        Self { places: Arc::new(Semaphore::new(CALLS)), ask, deny_private: false }
+    fn with(resolve: fn(&str) -> io::Result<Addresses>) -> Self {
+        Self { permits: Arc::new(Semaphore::new(MAX_CALLS)), resolve, deny_private: false }
     }
 }
 
-/// Those of the public internet. An error if there is none among them.
+/// The public ones. An error if all are denied.
 fn public(found: Addresses) -> io::Result<Addresses> {
     let mut denied = None;
-    let judged = found.filter(|found| address::public(found.ip()).map_err(|why| denied = Some(why)).is_ok());
+    let judged = found.filter(|found| address::check_public(found.ip()).map_err(|why| denied = Some(why)).is_ok());
     let public: Vec<_> = judged.collect();
     match denied {
         Some(why) if public.is_empty() => Err(io::Error::new(io::ErrorKind::PermissionDenied, why)),
@@ -63,12 +63,12 @@ impl Service<Name> for Resolver {
     }
 
     fn call(&mut self, name: Name) -> Self::Future {
-        let Self { places, ask, deny_private } = self.clone();
+        let Self { permits, resolve, deny_private } = self.clone();
         Box::pin(async move {
-            let place = places.acquire_owned().await.map_err(io::Error::other)?;
+            let permit = permits.acquire_owned().await.map_err(io::Error::other)?;
             let call = tokio::task::spawn_blocking(move || {
-                let found = ask(name.as_str());
-                drop(place);
+                let found = resolve(name.as_str());
+                drop(permit);
                 found
             });
             let found = call.await.map_err(io::Error::other)??;
@@ -106,7 +106,7 @@ mod tests {
     #[tokio::test]
     async fn only_public_addresses_come_out_where_private_ones_are_denied() {
         let asked = async |name: &str, deny_private| {
-            let mut resolver = Resolver { deny_private, ..Resolver::asking(changing) };
+            let mut resolver = Resolver { deny_private, ..Resolver::with(changing) };
             let found = resolver.call(name.parse().unwrap()).await;
             found.map(Iterator::count).map_err(|error| error.to_string())
         };
@@ -119,14 +119,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_hangs_takes_few_threads_even_when_nobody_waits_any_more() {
-        let mut resolver = Resolver::asking(hanging);
+    async fn a_name_that_hangs_takes_few_threads_even_after_its_requests_are_gone() {
+        let mut resolver = Resolver::with(hanging);
         let name: Name = "hangs.test".parse().unwrap();
-        for _ in 0..=CALLS {
+        for _ in 0..=MAX_CALLS {
             assert!(timeout(Duration::ZERO, resolver.call(name.clone())).await.is_err());
         }
-        assert_eq!(resolver.places.available_permits(), 0);
-        LET_GO.add_permits(CALLS + 1);
-        assert_eq!(resolver.call(name).await.unwrap().count(), 0, "a place is free again");
+        assert_eq!(resolver.permits.available_permits(), 0);
+        LET_GO.add_permits(MAX_CALLS + 1);
+        assert_eq!(resolver.call(name).await.unwrap().count(), 0, "a permit is free again");
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use super::client::{Body, BodyEnd, SystemRoots};
+use super::client::{AnswerBody, BodyEnd, SystemRoots};
 use super::{AttemptReport, AttemptRequest, ClientError, Outcome, Target, Upstream, outcome};
 use crate::clock::UnixNanos;
 use crate::trace::SpanId;
@@ -47,9 +47,9 @@ impl Upstream {
                 AttemptReport::failed("broken", "connection broken".to_owned(), started, span)
             }
             Ok(ScriptedAnswer::Status(status, headers)) => {
-                let outcome = outcome::judge(status, &headers, order.now);
+                let outcome = outcome::classify(status, &headers, order.now);
                 let delivered = outcome == Outcome::Delivered;
-                let body = Body { bytes: Vec::new(), end: BodyEnd::Whole };
+                let body = AnswerBody { bytes: Vec::new(), end: BodyEnd::Whole };
                 AttemptReport {
                     outcome,
                     status: Some(status),

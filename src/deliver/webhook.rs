@@ -1,4 +1,4 @@
-//! Standard Webhooks 1.0: the three headers by which a handler knows the relay (standardwebhooks.com, spec 1.0.0).
+//! Standard Webhooks 1.0: the three headers by which a handler verifies the relay (standardwebhooks.com, spec 1.0.0).
 
 use std::fmt;
 
@@ -45,7 +45,7 @@ impl fmt::Debug for SigningKey {
     }
 }
 
-/// Adds the headers, with a signature by each key, so that a handler can change its key at leisure.
+/// Adds the headers, with a signature by each key, so that a handler can rotate its key.
 pub(super) fn sign(
     headers: &mut HeaderMap,
     keys: &[SigningKey],

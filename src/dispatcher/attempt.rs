@@ -184,7 +184,7 @@ impl AttemptContext {
             stamp,
             "attempt"
         );
-        let news = || {
+        let activity = || {
             Activity::Attempt(tail::AttemptActivity {
                 at: UnixMillis::now(),
                 event: event.id,
@@ -200,7 +200,7 @@ impl AttemptContext {
                 stamp,
             })
         };
-        self.tail.tell(news);
+        self.tail.tell(activity);
         self.tail.trace(
             || Trace::of(event).attempt(report.map_or_else(|| SpanId::random(event.id), |report| report.span)),
             |place| {
@@ -208,7 +208,7 @@ impl AttemptContext {
                 let failure = (outcome != DeliveryState::Delivered.name()).then(|| failure(report));
                 let what = if report.is_some() { TracedKind::Attempt } else { TracedKind::Expiry };
                 let begun = ended.before(took);
-                Span { what, place, event: event.id, begun, ended, status, failure, news: news() }
+                Span { what, place, event: event.id, begun, ended, status, failure, news: activity() }
             },
         );
     }

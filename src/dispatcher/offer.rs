@@ -27,7 +27,7 @@ pub(super) async fn offer(
     let reply = report.reply.take()?;
     let reply = reply.map(|reply| reply.map(|reply| reply.render(&event.message, event.received_at.seconds())));
     match &reply {
-        Ok(Some(clear)) => report.answer = Some(deliver::beginning(clear.as_bytes())),
+        Ok(Some(clear)) => report.answer = Some(deliver::excerpt(clear.as_bytes())),
         Ok(None) => {}
         Err(error) => report.error = Some(format!("reply breaks WeChat's rules: {}", causes(error))),
     }

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::backoff::Schedule;
-use crate::deliver::{ClientError, Post, PostError};
+use crate::deliver::{ClientError, PostClient, PostError};
 use crate::metrics::{Metrics, SpanMetrics};
 use crate::tail::{Span, Tail};
 use crate::telemetry::LogThrottle;
@@ -75,7 +75,7 @@ impl Exporter {
     /// If there can be no connection to such a collector.
     pub fn begin(settings: &Settings, metrics: &Metrics) -> Result<(Option<Self>, Tail), ClientError> {
         let Some(url) = settings.url.clone() else { return Ok((None, Tail::default())) };
-        let post = Post::new(url, settings.headers.clone(), TIMEOUT)?;
+        let post = PostClient::new(url, settings.headers.clone(), TIMEOUT)?;
         let (metrics, stop) = (metrics.spans(), CancellationToken::new());
         let (tail, spans) = Tail::traced(metrics.clone());
         let service_name = settings.service_name.clone();
@@ -95,7 +95,7 @@ impl Exporter {
 
 /// The task's own.
 struct Sender {
-    post: Post,
+    post: PostClient,
     spans: mpsc::Receiver<Span>,
     metrics: SpanMetrics,
     stop: CancellationToken,

@@ -13,16 +13,16 @@ pub enum PushError {
     /// No account has this path.
     #[error("unknown path")]
     UnknownPath,
-    /// It comes from nowhere in the account's `allow_from`, which is told to refuse that.
+    /// It comes from outside the account's `allow_from`, whose `deny` is set.
     #[error("not from an allowed address")]
     Source,
     /// Neither GET nor POST.
     #[error("method not allowed")]
     Method,
-    /// The query can't be read.
+    /// The query is malformed.
     #[error("bad query")]
     Query(#[from] QueryError),
-    /// The push does not open.
+    /// It fails verification or decryption.
     #[error("refused")]
     Open(#[from] OpenError),
     /// Its timestamp is too far from our clock.
@@ -34,28 +34,28 @@ pub enum PushError {
     /// The body ended early or its framing is wrong.
     #[error("broken body")]
     BrokenBody,
-    /// Too many bodies are waited for whose senders have not shown that they know the token.
+    /// Too many concurrent bodies of unauthenticated clients.
     #[error("busy")]
     Busy,
-    /// It can't be stored now.
+    /// It could not be stored; a retry may succeed.
     #[error("can't be stored")]
     Unavailable,
-    /// It has not arrived by the deadline, or it is not stored by then; it may be later.
+    /// It was not received, or not stored, by the deadline; it may be stored later.
     #[error("too late")]
     Late,
-    /// A fault of ours.
+    /// A bug.
     #[error("internal error")]
     Internal,
 }
 
 impl PushError {
-    /// The status, by the table of what WeChat sees.
+    /// The status that WeChat sees.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::UnknownPath => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::Query(_) | Self::BrokenBody => StatusCode::BAD_REQUEST,
-            Self::Open(error) => opening(error).0,
+            Self::Open(error) => open_error(error).0,
             Self::Stale | Self::Source => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Busy | Self::Unavailable | Self::Late => StatusCode::SERVICE_UNAVAILABLE,
@@ -69,7 +69,7 @@ impl PushError {
             Self::UnknownPath => "unknown_path",
             Self::Method => "method",
             Self::Query(_) | Self::BrokenBody => "malformed",
-            Self::Open(error) => opening(error).1,
+            Self::Open(error) => open_error(error).1,
             Self::Source => "source",
             Self::Stale => "stale",
             Self::TooLarge => "too_large",
@@ -80,7 +80,7 @@ impl PushError {
         }
     }
 
-    /// One bland word: WeChat's alarms quote what the server answered.
+    /// The body is one neutral word: WeChat's alarms quote it.
     pub fn response(&self) -> Response<Full<Bytes>> {
         let status = self.status();
         let word: &'static [u8] = match status {
@@ -102,11 +102,11 @@ impl PushError {
     }
 }
 
-/// The status and the label of a push that does not open.
+/// The status and the label of a push that fails verification or decryption.
 ///
-/// What could be WeChat's push to somebody else, or an attack, is forbidden; what is no push at all is bad. A signature
-/// that is not even hex is a wrong signature.
-fn opening(error: &OpenError) -> (StatusCode, &'static str) {
+/// What could be WeChat's push to another account, or an attack, is forbidden; what is not a push is bad. A signature
+/// that is not hex is a wrong signature.
+fn open_error(error: &OpenError) -> (StatusCode, &'static str) {
     match error {
         OpenError::Signature | OpenError::Malformed("signature" | "msg_signature") => {
             (StatusCode::FORBIDDEN, "signature")

@@ -92,7 +92,7 @@ impl RequestLog {
     }
 
     /// Only pushes that opened are traced: a refused one is no event, and unauthenticated clients can send any number.
-    fn publish_span(&self, news: impl FnOnce() -> Activity) {
+    fn publish_span(&self, activity: impl FnOnce() -> Activity) {
         let Some(trace) = self.trace else { return };
         let (event, took) = (self.first.unwrap_or(trace).event, self.started.elapsed());
         let place = || match self.first {
@@ -103,7 +103,7 @@ impl RequestLog {
             let (ended, status) = (UnixNanos::now(), self.status.map(|status| status.as_u16()));
             let failure = self.failed().then_some(Cow::Borrowed(self.result));
             let (what, begun) = (TracedKind::Push, ended.before(took));
-            Span { what, place, event, begun, ended, status, failure, news: news() }
+            Span { what, place, event, begun, ended, status, failure, news: activity() }
         });
     }
 }
@@ -136,7 +136,7 @@ impl Drop for RequestLog {
                 "push"
             );
         }
-        let news = || {
+        let activity = || {
             let (account, openid) = (served.account.name.clone(), openid.clone().map(Cow::into_owned));
             Activity::Push(PushActivity {
                 at: UnixMillis::now(),
@@ -149,7 +149,7 @@ impl Drop for RequestLog {
                 stamp,
             })
         };
-        self.tail.tell(news);
-        self.publish_span(news);
+        self.tail.tell(activity);
+        self.publish_span(activity);
     }
 }

@@ -1,7 +1,7 @@
-//! Where pushes come from: the networks that an account expects them from, and what becomes of others.
+//! Where pushes come from: the networks that an account expects them from, and what happens to others.
 //!
-//! It proves nothing, the signature does; it tells an operator that WeChat's addresses have changed, or that somebody
-//! else has the token.
+//! It proves nothing, the signature does; it shows an operator that WeChat's addresses have changed, or that another
+//! client has the token.
 
 use std::net::IpAddr;
 
@@ -12,7 +12,7 @@ use ipnet::IpNet;
 pub struct AllowFrom {
     /// WeChat's addresses, as far as they are known.
     pub networks: Vec<IpNet>,
-    /// Whether requests from elsewhere are refused, and not only told of.
+    /// Whether requests from elsewhere are refused, and not only logged.
     pub deny: bool,
 }
 

@@ -11,13 +11,13 @@ use crate::{route, secret::Secret};
 const HOUR: Duration = Duration::from_secs(3600);
 const PATH: &str = "/wechat";
 
-struct Relay {
+struct PipelineFixture {
     pipeline: Arc<Pipeline>,
     metrics: Arc<Metrics>,
     _folder: tempfile::TempDir,
 }
 
-impl Relay {
+impl PipelineFixture {
     fn new(stall: Duration, fails: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let settings = Settings {
@@ -82,7 +82,7 @@ fn credentials(token: &str) -> Credentials {
 
 #[tokio::test(start_paused = true)]
 async fn a_request_to_an_unknown_path_makes_no_metric_handles() {
-    let relay = Relay::new(Duration::ZERO, false);
+    let relay = PipelineFixture::new(Duration::ZERO, false);
     assert_eq!(relay.post("/other", String::new()).await, StatusCode::NOT_FOUND);
     let text = relay.metrics.render();
     let nameless: Vec<_> = text.lines().filter(|line| line.contains(r#"account="""#)).collect();
@@ -91,7 +91,7 @@ async fn a_request_to_an_unknown_path_makes_no_metric_handles() {
 
 #[tokio::test(start_paused = true)]
 async fn the_skew_of_verified_pushes_alone_is_measured_fresh_or_not() {
-    let relay = Relay::new(Duration::ZERO, false);
+    let relay = PipelineFixture::new(Duration::ZERO, false);
     assert_eq!(relay.push("guessed", 200).await, StatusCode::FORBIDDEN);
     assert_eq!(relay.skew(), 0.0);
     assert_eq!(relay.push("weixin", -1000).await, StatusCode::FORBIDDEN, "stale");
@@ -103,7 +103,7 @@ async fn the_skew_of_verified_pushes_alone_is_measured_fresh_or_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_verified_push_that_fails_is_charged_where_its_answer_is_decided() {
-    let relay = Relay::new(Duration::ZERO, true);
+    let relay = PipelineFixture::new(Duration::ZERO, true);
     assert_eq!(relay.push("weixin", 0).await, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(relay.failures(), 1);
     assert_eq!(relay.push("guessed", 0).await, StatusCode::FORBIDDEN);
@@ -112,7 +112,7 @@ async fn a_verified_push_that_fails_is_charged_where_its_answer_is_decided() {
 
 #[tokio::test(start_paused = true)]
 async fn a_verified_push_whose_client_hangs_up_is_charged() {
-    let relay = Relay::new(HOUR, false);
+    let relay = PipelineFixture::new(HOUR, false);
     let hung_up = tokio::time::timeout(Duration::from_secs(1), relay.push("weixin", 0)).await;
     assert!(hung_up.is_err(), "no answer yet");
     assert_eq!(relay.failures(), 1);

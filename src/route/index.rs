@@ -1,62 +1,65 @@
-//! Many routes at once: which routes of a table hold a message, without trying each.
+//! Many routes at once: finds the routes that match a message without trying each.
 //!
-//! For each key of `match` the exact texts are looked up, and globs and regular expressions run over the message's field
-//! together, as one automaton, or as few as they fit into. So the cost hardly grows with the number of routes. Invariant:
-//! what is found is what [`Match::holds`](super::Match::holds) says of each route; a test compares the two. Deliberately
-//! not here: `otherwise`, targets and replies, which are the table's.
+//! The simple version, which tables with few patterns still use, tries route by route ([`When::holds`]): with 1,000 routes
+//! that took three times the processor time of a whole push. Here, for each key of `match`, exact texts are looked up in
+//! a map, and globs and regular expressions run over the message's field together, as one automaton, or as few as they
+//! fit into: 1,000 routes cost a push about as much as one (at most 1.04 times, docs/performance.md).
+//!
+//! Invariant: the result is what [`Match::holds`](super::Match::holds) says about each route; a test compares the two.
+//! Deliberately not here: `otherwise`, targets and replies, which are the table's.
 
 use std::collections::BTreeMap;
 
 use regex::bytes::{RegexSet, RegexSetBuilder};
 
-use super::{Fields, Pattern, Route, Test, When};
+use super::{Fields, Matcher, Pattern, Route, When};
 
-/// The most memory of an automaton's program, in bytes: beyond it the states that it makes as it runs would find no room.
-const PROGRAM: usize = 1 << 20;
+/// The largest program of an automaton, in bytes: beyond it the states that it makes as it runs would not fit its cache.
+const MAX_PROGRAM: usize = 1 << 20;
 /// With fewer expressions an automaton gains nothing.
-const FEW: usize = 8;
+const MIN_EXPRESSIONS: usize = 8;
 
-/// What a table's routes ask of each field.
+/// The patterns of a table's routes, by field.
 #[derive(Clone, Debug)]
 pub(super) struct Index {
-    all: Numbers,
-    /// Of each key of `match`; `None` where no route has it.
-    keys: [Option<Key>; 6],
+    all: RouteSet,
+    /// For each key of `match`; `None` where no route has it.
+    keys: [Option<KeyIndex>; 6],
 }
 
-/// What the routes ask of one field.
+/// The patterns for one field.
 #[derive(Clone, Debug)]
-struct Key {
-    /// The routes that ask nothing of it.
-    indifferent: Numbers,
-    exact: BTreeMap<String, Numbers>,
+struct KeyIndex {
+    /// The routes without a pattern for it.
+    unconstrained: RouteSet,
+    exact: BTreeMap<String, RouteSet>,
     /// The same in lower case, where case does not count.
-    case_blind: BTreeMap<String, Numbers>,
-    tests: Vec<Tests>,
+    case_blind: BTreeMap<String, RouteSet>,
+    expressions: Vec<Expressions>,
 }
 
-/// Globs and regular expressions, each with the number of its route.
+/// Globs and regular expressions, each with the index of its route.
 #[derive(Clone, Debug)]
-enum Tests {
-    Together(RegexSet, Vec<usize>),
+enum Expressions {
+    Automaton(RegexSet, Vec<usize>),
     Each(Vec<(Pattern, usize)>),
 }
 
-/// A set of routes, a bit each.
+/// A set of routes, one bit each.
 #[derive(Clone, Debug)]
-struct Numbers(Vec<u64>);
+struct RouteSet(Vec<u64>);
 
 impl Index {
-    pub(super) fn of(routes: &[Route]) -> Self {
-        Self { all: Numbers::all(routes.len()), keys: std::array::from_fn(|place| Key::of(routes, place)) }
+    pub(super) fn new(routes: &[Route]) -> Self {
+        Self { all: RouteSet::all(routes.len()), keys: std::array::from_fn(|key| KeyIndex::new(routes, key)) }
     }
 
-    /// The numbers of the routes whose patterns hold, in order, and of those that have none.
+    /// The indexes of the routes whose patterns match, in order, and of those that have none.
     pub(super) fn candidates(&self, fields: &Fields<'_>) -> Vec<usize> {
         let mut held = self.all.clone();
         for (key, field) in self.keys.iter().zip(fields) {
             if let Some(key) = key {
-                held.keep(&key.held(field));
+                held.intersect(&key.matching(field));
             }
         }
         held.iter().collect()
@@ -64,21 +67,21 @@ impl Index {
 
     #[cfg(test)]
     pub(super) fn automata(&self) -> usize {
-        let tests = self.keys.iter().flatten().flat_map(|key| &key.tests);
-        tests.filter(|tests| matches!(tests, Tests::Together(..))).count()
+        let expressions = self.keys.iter().flatten().flat_map(|key| &key.expressions);
+        expressions.filter(|expressions| matches!(expressions, Expressions::Automaton(..))).count()
     }
 }
 
-impl Key {
-    /// The key at a place of [`Match::keys`](super::Match::keys), if a route has it.
-    fn of(routes: &[Route], place: usize) -> Option<Self> {
+impl KeyIndex {
+    /// The index of one of [`Match::keys`](super::Match::keys), if a route has it.
+    fn new(routes: &[Route], place: usize) -> Option<Self> {
         let mut key = Self {
-            indifferent: Numbers::none(routes.len()),
+            unconstrained: RouteSet::empty(routes.len()),
             exact: BTreeMap::new(),
             case_blind: BTreeMap::new(),
-            tests: Vec::new(),
+            expressions: Vec::new(),
         };
-        let none = || Numbers::none(routes.len());
+        let none = || RouteSet::empty(routes.len());
         let (mut together, mut each, mut is_asked) = (Vec::new(), Vec::new(), false);
         for (number, route) in routes.iter().enumerate() {
             let patterns = match &route.when {
@@ -86,7 +89,7 @@ impl Key {
                 When::Otherwise => None,
             };
             let Some(patterns) = patterns else {
-                key.indifferent.insert(number);
+                key.unconstrained.insert(number);
                 continue;
             };
             is_asked = true;
@@ -94,33 +97,33 @@ impl Key {
                 match expression(pattern) {
                     Expression::Exact(text) => key.exact.entry(text).or_insert_with(none).insert(number),
                     Expression::CaseBlind(text) => key.case_blind.entry(text).or_insert_with(none).insert(number),
-                    Expression::Regex(_) if is_alone(pattern) => each.push((pattern.clone(), number)),
+                    Expression::Regex(_) if has_word_boundary(pattern) => each.push((pattern.clone(), number)),
                     Expression::Regex(text) => together.push((text, pattern.clone(), number)),
                 }
             }
         }
-        join(together, &mut key.tests);
-        key.tests.push(Tests::Each(each));
+        build_automata(together, &mut key.expressions);
+        key.expressions.push(Expressions::Each(each));
         is_asked.then_some(key)
     }
 
-    /// The routes whose patterns for the field hold, and those that have none.
-    fn held(&self, field: &str) -> Numbers {
-        let mut held = self.indifferent.clone();
+    /// The routes whose patterns match the field, and those that have none.
+    fn matching(&self, field: &str) -> RouteSet {
+        let mut held = self.unconstrained.clone();
         if field.is_empty() {
             return held;
         }
         let exact = self.exact.get(field);
         let case_blind =
             if self.case_blind.is_empty() { None } else { self.case_blind.get(&field.to_ascii_lowercase()) };
-        exact.into_iter().chain(case_blind).for_each(|routes| held.add(routes));
-        for tests in &self.tests {
-            match tests {
-                Tests::Together(set, routes) => {
+        exact.into_iter().chain(case_blind).for_each(|routes| held.union(routes));
+        for expressions in &self.expressions {
+            match expressions {
+                Expressions::Automaton(set, routes) => {
                     set.matches(field.as_bytes()).iter().for_each(|place| held.insert(routes[place]));
                 }
-                Tests::Each(tests) => {
-                    let passed = tests.iter().filter(|(pattern, _)| pattern.holds(field));
+                Expressions::Each(patterns) => {
+                    let passed = patterns.iter().filter(|(pattern, _)| pattern.holds(field));
                     passed.for_each(|(_, number)| held.insert(*number));
                 }
             }
@@ -129,7 +132,7 @@ impl Key {
     }
 }
 
-/// How a pattern is looked for together with others.
+/// How a pattern is matched together with others.
 enum Expression {
     Exact(String),
     /// In lower case.
@@ -138,46 +141,46 @@ enum Expression {
 }
 
 fn expression(pattern: &Pattern) -> Expression {
-    match &pattern.test {
-        Test::Exact { case_blind: false } => Expression::Exact(pattern.text.clone()),
-        Test::Exact { case_blind: true } => Expression::CaseBlind(pattern.text.to_ascii_lowercase()),
-        Test::Glob(glob) => Expression::Regex(format!("(?s){}", glob.glob().regex())),
-        Test::Regex { regex, case_blind: false } => Expression::Regex(regex.as_str().to_owned()),
-        Test::Regex { regex, case_blind: true } => Expression::Regex(format!("(?i){regex}")),
+    match &pattern.matcher {
+        Matcher::Exact { case_blind: false } => Expression::Exact(pattern.text.clone()),
+        Matcher::Exact { case_blind: true } => Expression::CaseBlind(pattern.text.to_ascii_lowercase()),
+        Matcher::Glob(glob) => Expression::Regex(format!("(?s){}", glob.glob().regex())),
+        Matcher::Regex { regex, case_blind: false } => Expression::Regex(regex.as_str().to_owned()),
+        Matcher::Regex { regex, case_blind: true } => Expression::Regex(format!("(?i){regex}")),
     }
 }
 
-/// Makes automata of as many expressions as fit into one.
-fn join(tests: Vec<(String, Pattern, usize)>, into: &mut Vec<Tests>) {
-    if tests.len() < FEW {
-        into.push(Tests::Each(tests.into_iter().map(|(_, pattern, number)| (pattern, number)).collect()));
+/// Builds automata, each of as many expressions as fit into one.
+fn build_automata(expressions: Vec<(String, Pattern, usize)>, into: &mut Vec<Expressions>) {
+    if expressions.len() < MIN_EXPRESSIONS {
+        into.push(Expressions::Each(expressions.into_iter().map(|(_, pattern, number)| (pattern, number)).collect()));
         return;
     }
-    let expressions = tests.iter().map(|(expression, ..)| expression);
-    match RegexSetBuilder::new(expressions).size_limit(PROGRAM).build() {
-        Ok(set) => into.push(Tests::Together(set, tests.into_iter().map(|(.., number)| number).collect())),
+    let texts = expressions.iter().map(|(text, ..)| text);
+    match RegexSetBuilder::new(texts).size_limit(MAX_PROGRAM).build() {
+        Ok(set) => into.push(Expressions::Automaton(set, expressions.into_iter().map(|(.., number)| number).collect())),
         Err(_) => {
-            let mut first = tests;
+            let mut first = expressions;
             let second = first.split_off(first.len() / 2);
-            join(first, into);
-            join(second, into);
+            build_automata(first, into);
+            build_automata(second, into);
         }
     }
 }
 
-/// Whether a pattern is better tried by itself: the fast way through an automaton ends at the first letter beyond ASCII
-/// if one expression in it asks for the edges of words.
-fn is_alone(pattern: &Pattern) -> bool {
+/// Whether a pattern is better matched by itself: one word boundary in an automaton ends its fast path at the first
+/// letter beyond ASCII.
+fn has_word_boundary(pattern: &Pattern) -> bool {
     pattern.text.contains("\\b") || pattern.text.contains("\\B")
 }
 
-impl Numbers {
-    fn none(routes: usize) -> Self {
+impl RouteSet {
+    fn empty(routes: usize) -> Self {
         Self(vec![0; routes.div_ceil(64)])
     }
 
     fn all(routes: usize) -> Self {
-        let mut all = Self::none(routes);
+        let mut all = Self::empty(routes);
         (0..routes).for_each(|number| all.insert(number));
         all
     }
@@ -186,12 +189,11 @@ impl Numbers {
         self.0[number / 64] |= 1 << (number % 64);
     }
 
-    fn add(&mut self, other: &Self) {
+    fn union(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(mine, theirs)| *mine |= theirs);
     }
 
-    /// Drops what is not in the other set.
-    fn keep(&mut self, other: &Self) {
+    fn intersect(&mut self, other: &Self) {
         self.0.iter_mut().zip(&other.0).for_each(|(mine, theirs)| *mine &= theirs);
     }
 

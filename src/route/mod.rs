@@ -1,8 +1,8 @@
-//! Which targets an event goes to, and who replies. Pure.
+//! Which targets an event goes to, and which one replies. Pure.
 //!
 //! Invariants: a plan names each target once, in the order of the routes; the first matching route that has a reply
-//! decides it; `otherwise` matches what no route before it did. Patterns are compiled here once, so that a table that
-//! exists can be followed without an error. Deliberately not here: whether the names are those of targets (`config`).
+//! decides it; `otherwise` matches what no route before it did. Patterns are compiled here once, so that planning cannot
+//! fail. Deliberately not here: whether the names are those of targets (`config`).
 
 #![warn(missing_docs)]
 
@@ -18,32 +18,32 @@ use regex::{Regex, RegexBuilder};
 use self::index::Index;
 use crate::wechat::{Message, ReplyBody};
 
-/// From so many patterns on routes are looked up, not tried one by one.
-const MANY: usize = 16;
+/// From this many patterns on, routes are looked up in an index, not tried one by one.
+const MIN_INDEXED: usize = 16;
 
 /// An account's routes, read top to bottom.
 #[derive(Clone, Debug)]
 pub struct Table {
     routes: Vec<Route>,
-    /// Where there are many patterns.
+    /// `None` where there are few patterns.
     index: Option<Index>,
 }
 
-/// What a table says about one event.
+/// Where one event goes.
 #[derive(Debug)]
 pub struct Plan<'t> {
     /// The targets that get it, each once.
     pub targets: Vec<&'t Arc<str>>,
-    /// How it is replied to, if at all.
+    /// Its reply, if any.
     pub reply: Option<&'t ReplyRule>,
 }
 
-/// One route: what it is for, where that goes, who replies.
+/// One route: its events, their targets, the reply.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// The events it is for.
+    /// Its events.
     pub when: When,
-    /// The names of the targets; may be empty where a fixed reply is all there is to do.
+    /// The names of the targets; may be empty where there is only a fixed reply.
     pub to: Vec<Arc<str>>,
     /// The passive reply.
     pub reply: Option<ReplyRule>,
@@ -61,9 +61,9 @@ pub enum When {
 /// Where a passive reply comes from.
 #[derive(Clone, Debug)]
 pub struct ReplyRule {
-    /// The names of the targets that are asked, all at the same time: the first in this order that replies wins.
+    /// The names of the targets that are asked, concurrently: the first in this order that replies wins.
     pub asked: Vec<Arc<str>>,
-    /// The reply from the configuration, where nobody is asked or none of them replies.
+    /// The reply from the configuration, where no target is asked or none replies.
     pub fixed: Option<ReplyBody>,
 }
 
@@ -71,7 +71,7 @@ impl Table {
     /// A table of these routes, in this order.
     pub fn new(routes: Vec<Route>) -> Self {
         let patterns: usize = routes.iter().map(|route| route.when.patterns()).sum();
-        let index = (patterns >= MANY).then(|| Index::of(&routes));
+        let index = (patterns >= MIN_INDEXED).then(|| Index::new(&routes));
         Self { routes, index }
     }
 
@@ -80,7 +80,7 @@ impl Table {
         &self.routes
     }
 
-    /// What becomes of a message.
+    /// The plan for a message.
     pub fn plan(&self, message: &Message) -> Plan<'_> {
         let fields = fields(message);
         match &self.index {
@@ -104,7 +104,7 @@ impl Table {
 }
 
 impl<'t> Plan<'t> {
-    /// By the routes that hold, in order; `otherwise` counts where none holds before it.
+    /// By the routes that match, in order; `otherwise` counts where none before it matches.
     fn of(routes: impl Iterator<Item = &'t Route>) -> Self {
         let mut plan = Self { targets: Vec::new(), reply: None };
         let mut matched = false;
@@ -132,7 +132,7 @@ impl When {
         }
     }
 
-    /// How many patterns there are.
+    /// The number of patterns.
     fn patterns(&self) -> usize {
         match self {
             Self::Match(patterns) => {
@@ -143,9 +143,9 @@ impl When {
     }
 }
 
-/// Patterns for the fields of a message. All that are given must hold.
+/// Patterns for the fields of a message. All given ones must match.
 ///
-/// A field that a message does not have, or has empty, holds no pattern, not even `*`.
+/// A field that is missing or empty matches no pattern, not even `*`.
 #[derive(Clone, Debug, Default)]
 pub struct Match {
     /// `MsgType`, case-blind.
@@ -181,7 +181,7 @@ impl Match {
     }
 }
 
-/// What the keys of [`Match::keys`] look at in a message; empty where it has nothing.
+/// The fields of a message for [`Match::keys`]; empty where missing.
 type Fields<'m> = [&'m str; 6];
 
 fn fields(message: &Message) -> Fields<'_> {
@@ -219,61 +219,61 @@ impl fmt::Display for Patterns {
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
-    test: Test,
+    matcher: Matcher,
 }
 
 #[derive(Clone, Debug)]
-enum Test {
+enum Matcher {
     Exact { case_blind: bool },
     Glob(GlobMatcher),
     Regex { regex: Regex, case_blind: bool },
 }
 
-/// Why a text is no pattern.
+/// Why a text is not a pattern.
 #[derive(Debug, thiserror::Error)]
 pub enum PatternError {
     /// It is empty.
     #[error("a pattern is an exact text, a glob with `*`, or `re:` and a regular expression, and not empty")]
     Empty,
-    /// What stands after `re:` is no regular expression.
-    #[error("what follows `re:` is no regular expression that can be used")]
+    /// The text after `re:` is not a valid regular expression.
+    #[error("what follows `re:` is not a valid regular expression")]
     Regex(#[source] regex::Error),
-    /// The text around `*` makes no glob.
-    #[error("this is no glob that can be used")]
+    /// The text is not a valid glob.
+    #[error("not a valid glob")]
     Glob(#[source] globset::Error),
 }
 
 impl Pattern {
     /// Compiles a pattern. `case_blind` is for the fields in which WeChat's own spelling varies.
     pub fn parse(text: &str, case_blind: bool) -> Result<Self, PatternError> {
-        let test = if let Some(expression) = text.strip_prefix("re:") {
+        let matcher = if let Some(expression) = text.strip_prefix("re:") {
             let regex = RegexBuilder::new(expression).case_insensitive(case_blind).build();
-            Test::Regex { regex: regex.map_err(PatternError::Regex)?, case_blind }
+            Matcher::Regex { regex: regex.map_err(PatternError::Regex)?, case_blind }
         } else if text.contains('*') {
-            Test::Glob(glob(text, case_blind).map_err(PatternError::Glob)?)
+            Matcher::Glob(glob(text, case_blind).map_err(PatternError::Glob)?)
         } else if text.is_empty() {
             return Err(PatternError::Empty);
         } else {
             return Ok(Self::exact(text, case_blind));
         };
-        Ok(Self { text: text.to_owned(), test })
+        Ok(Self { text: text.to_owned(), matcher })
     }
 
     fn exact(text: &str, case_blind: bool) -> Self {
-        Self { text: text.to_owned(), test: Test::Exact { case_blind } }
+        Self { text: text.to_owned(), matcher: Matcher::Exact { case_blind } }
     }
 
     fn holds(&self, field: &str) -> bool {
-        match &self.test {
-            Test::Exact { case_blind: true } => self.text.eq_ignore_ascii_case(field),
-            Test::Exact { case_blind: false } => self.text == field,
-            Test::Glob(glob) => glob.is_match(Path::new(field)),
-            Test::Regex { regex, .. } => regex.is_match(field),
+        match &self.matcher {
+            Matcher::Exact { case_blind: true } => self.text.eq_ignore_ascii_case(field),
+            Matcher::Exact { case_blind: false } => self.text == field,
+            Matcher::Glob(glob) => glob.is_match(Path::new(field)),
+            Matcher::Regex { regex, .. } => regex.is_match(field),
         }
     }
 }
 
-/// A glob in which `*` alone is special: `?`, brackets and `**` of paths mean nothing in a menu key.
+/// A glob in which only `*` is special: `?`, brackets and `**` of paths mean nothing in a menu key.
 fn glob(text: &str, case_blind: bool) -> Result<GlobMatcher, globset::Error> {
     let pieces: Vec<String> = text.split('*').map(globset::escape).collect();
     let mut glob = pieces.join("*");

@@ -1,4 +1,4 @@
-//! What patterns hold for, and what becomes of a message by its routes.
+//! What patterns match, and where routes send a message.
 
 use proptest::prelude::*;
 
@@ -50,7 +50,7 @@ fn pattern_text() -> impl Strategy<Value = String> {
 }
 
 #[test]
-fn expressions_too_large_for_one_automaton_are_parted() {
+fn expressions_too_large_for_one_automaton_are_split() {
     let staff = |number| Match { event_key: patterns(&format!("re:^{number}_\\w+$"), false), ..Match::default() };
     let table = Table::new((0..30).map(|number| route(staff(number), &[&number.to_string()], None)).collect());
     assert_eq!(table.index.as_ref().unwrap().automata(), 2);
@@ -59,7 +59,7 @@ fn expressions_too_large_for_one_automaton_are_parted() {
 }
 
 #[test]
-fn mode2_parts_logins_from_the_rest_whatever_the_case() {
+fn mode2_separates_logins_from_the_rest_whatever_the_case() {
     let table = Table::mode2(names(&["login"]), names(&["crm", "log"]));
     for name in ["subscribe", "SUBSCRIBE", "SCAN", "scan", "Scan"] {
         assert_eq!(targets(&table, &event(name, "7")), ["login"], "{name}");
@@ -91,7 +91,7 @@ fn every_matching_route_counts_each_target_once_and_the_first_reply() {
 }
 
 #[test]
-fn otherwise_looks_only_at_routes_before_it() {
+fn otherwise_depends_only_on_routes_before_it() {
     let any = Match { msg_type: patterns("*", true), ..Match::default() };
     let otherwise = Route { when: When::Otherwise, to: names(&["first"]), reply: None };
     let table = Table::new(vec![otherwise.clone(), route(any, &["second"], None), otherwise]);
@@ -218,7 +218,7 @@ proptest! {
         }).collect();
         let message = if is_text { text(&content) } else { event(&name, &key) };
         let tried = Table { routes: routes.clone(), index: None };
-        let looked_up = Table { index: Some(Index::of(&routes)), routes };
+        let looked_up = Table { index: Some(Index::new(&routes)), routes };
         prop_assert_eq!(targets(&looked_up, &message), targets(&tried, &message));
     }
 }

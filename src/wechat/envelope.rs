@@ -1,11 +1,11 @@
-//! The sealed form of a text: AES-256-CBC over random bytes, a length, the text and an AppID, then base64.
+//! The encrypted form of a text: AES-256-CBC over random bytes, a length, the text and an AppID, then base64.
 //!
 //! Layout of the clear side: 16 random bytes | length as u32, big-endian | text | AppID, padded to a multiple of 32 by
 //! 1 to 32 bytes that each say how many they are. The IV is the first half of the key (developers.weixin.qq.com,
 //! guide/dev/push/encryption).
 //!
-//! Invariants: the AppID is always checked; whatever is wrong inside gives one error, so that nobody can probe the
-//! padding; keys are wiped on drop and never shown. Deliberately not here: the signature that must be checked first.
+//! Invariants: the AppID is always checked; every fault inside gives the same error, so that there is no padding oracle;
+//! keys are wiped on drop and never shown. Deliberately not here: the signature that must be checked first.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -19,28 +19,28 @@ use bytes::Bytes;
 use subtle::{ConditionallySelectable, ConstantTimeEq, ConstantTimeGreater, ConstantTimeLess};
 use zeroize::Zeroizing;
 
-/// What the clear side is padded to a multiple of; AES itself would need 16 only.
-const UNIT: usize = 32;
+/// The clear side is padded to a multiple of this; AES itself needs only 16.
+const PAD_UNIT: usize = 32;
 /// Random bytes and length.
 const HEAD: usize = 20;
 /// Characters of an EncodingAESKey.
 const KEY_LENGTH: usize = 43;
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-type Base64 = base64::engine::Simd;
+type Base64Engine = base64::engine::Simd;
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-type Base64 = GeneralPurpose;
+type Base64Engine = GeneralPurpose;
 
-static BASE64: LazyLock<Base64> = LazyLock::new(|| {
+static BASE64: LazyLock<Base64Engine> = LazyLock::new(|| {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    let engine = Base64::standard(GeneralPurposeConfig::new());
+    let engine = Base64Engine::standard(GeneralPurposeConfig::new());
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     let engine = base64::engine::general_purpose::STANDARD;
     engine
 });
 
-/// 43 characters are 258 bits and the key has 256: WeChat's console leaves the last two to chance, so three keys in
-/// four are not canonical base64, and strict decoders refuse them.
+/// 43 characters are 258 bits and the key has 256: in WeChat's console the last two are random, so three keys in four
+/// are not canonical base64, and strict decoders refuse them.
 const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
     &base64::alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -51,38 +51,38 @@ const KEY_BASE64: GeneralPurpose = GeneralPurpose::new(
 /// The characters that end a key whose last two bits are 0.
 const CANONICAL_ENDS: &[u8; 16] = b"AEIMQUYcgkosw048";
 
-/// A text that is no EncodingAESKey.
+/// A text that is not an EncodingAESKey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an aes_key is the EncodingAESKey of WeChat's console: 43 characters of A-Z, a-z, 0-9")]
 pub struct KeyError;
 
-/// A text that is no sealed text: not base64, or not a multiple of 32 bytes.
+/// A text that is not base64 of a multiple of 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("Encrypt is not base64 of a multiple of 32 bytes")]
-pub struct NotSealed;
+pub struct NotCiphertext;
 
-/// A sealed text that does not open. Which of padding, length and AppID was wrong is not told.
+/// An envelope that does not open. It does not say which of padding, length and AppID is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the envelope does not open with this aes_key and app_id; compare both with WeChat's console")]
+#[error("the envelope does not open with this aes_key and app_id")]
 pub struct EnvelopeError;
 
-/// A sealed text out of its base64: a multiple of 32 bytes and not empty.
+/// An encrypted text, decoded from base64: a multiple of 32 bytes and not empty.
 #[derive(Clone)]
 pub struct Ciphertext(Vec<u8>);
 
 impl Ciphertext {
-    /// Decodes the text of an `Encrypt` element. Blanks and line ends, which no real push has, are passed over.
-    pub fn decode(base64: &str) -> Result<Self, NotSealed> {
+    /// Decodes the text of an `Encrypt` element. Blanks and line ends, which no real push has, are skipped.
+    pub fn decode(base64: &str) -> Result<Self, NotCiphertext> {
         let decoded = BASE64.decode(base64).or_else(|error| {
             let dense: Vec<u8> = base64.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
             if dense.len() < base64.len() { BASE64.decode(dense) } else { Err(error) }
         });
-        let bytes = decoded.map_err(|_| NotSealed)?;
-        if bytes.is_empty() || bytes.len() % UNIT != 0 { Err(NotSealed) } else { Ok(Self(bytes)) }
+        let bytes = decoded.map_err(|_| NotCiphertext)?;
+        if bytes.is_empty() || bytes.len() % PAD_UNIT != 0 { Err(NotCiphertext) } else { Ok(Self(bytes)) }
     }
 }
 
-/// A sealed text is long and says nothing.
+/// The length alone: the bytes say nothing.
 impl fmt::Debug for Ciphertext {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Ciphertext({} bytes)", self.0.len())
@@ -117,12 +117,12 @@ impl AesKey {
         Ok(Self { iv: Zeroizing::new(half), encrypt, decrypt, canonical })
     }
 
-    /// Whether the text was canonical base64, which strict decoders ask for and WeChat's console does not see to.
+    /// Whether the text was canonical base64, which strict decoders require and WeChat's console does not ensure.
     pub fn is_canonical(&self) -> bool {
         self.canonical
     }
 
-    /// Opens a sealed text that was made for `app_id`. Takes the text over, as it is decrypted in place.
+    /// Decrypts a text that was encrypted for `app_id`, in place.
     pub fn open(&self, sealed: Ciphertext, app_id: &str) -> Result<Bytes, EnvelopeError> {
         let Ciphertext(mut bytes) = sealed;
         // By reference: cbc would wipe a cipher of its own after each use, and with it cost a key schedule.
@@ -133,10 +133,10 @@ impl AesKey {
         Ok(Bytes::from(bytes).slice(HEAD..end))
     }
 
-    /// Seals a text for `app_id`; the result is base64. Every sealing takes fresh random bytes.
+    /// Encrypts a text for `app_id`; the result is base64. Needs fresh random bytes each time.
     pub fn seal(&self, clear: &[u8], app_id: &str, random: [u8; 16]) -> String {
         let length = HEAD + clear.len() + app_id.len();
-        let pad = UNIT - length % UNIT;
+        let pad = PAD_UNIT - length % PAD_UNIT;
         let mut bytes = Vec::with_capacity(length + pad);
         bytes.extend_from_slice(&random);
         // Bodies are capped at a few megabytes long before this.
@@ -175,18 +175,18 @@ fn alphanumeric(random: &[u8]) -> String {
     random.iter().map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
 }
 
-/// Where the text ends, if padding, length and AppID are all in order.
+/// Where the text ends, if padding, length and AppID are all valid.
 ///
-/// Does the same work whatever is wrong, and whichever byte: the time tells no more than the error does.
+/// Takes the same time whatever is wrong, and whichever byte.
 fn text_end(bytes: &[u8], app_id: &str) -> Option<usize> {
     let last = *bytes.last()?;
-    let in_range = !last.ct_eq(&0) & !last.ct_gt(&(UNIT as u8));
-    let pad = u8::conditional_select(&(UNIT as u8), &last, in_range);
+    let in_range = !last.ct_eq(&0) & !last.ct_gt(&(PAD_UNIT as u8));
+    let pad = u8::conditional_select(&(PAD_UNIT as u8), &last, in_range);
     let mut sound = in_range;
-    for (place, byte) in (0..UNIT as u8).zip(bytes.iter().rev()) {
+    for (place, byte) in (0..PAD_UNIT as u8).zip(bytes.iter().rev()) {
         sound &= byte.ct_eq(&pad) | !place.ct_lt(&pad);
     }
-    // The AppID is what stands before the padding, and the text reaches from the head to it.
+    // The AppID is before the padding, and the text is between the head and it.
     let body = bytes.len().saturating_sub(usize::from(pad));
     let end = body.saturating_sub(app_id.len());
     sound &= bytes.get(end..body)?.ct_eq(app_id.as_bytes());
@@ -304,7 +304,7 @@ mod tests {
         for wrong in
             ["", " ", "encrypt", "92106704", "AAAA", &sealed[..40], sealed.trim_end_matches('='), &format!("{sealed}!")]
         {
-            assert_eq!(Ciphertext::decode(wrong).err(), Some(NotSealed), "{wrong}");
+            assert_eq!(Ciphertext::decode(wrong).err(), Some(NotCiphertext), "{wrong}");
         }
         assert!(Ciphertext::decode(&BASE64.encode([0; 48])).is_err());
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariants: a number keeps the digits it was sent with, whatever its size; depth and elements are bounded as in
 //! `xml`; handlers get every text as a JSON string, since WeChat's ids are beyond what JavaScript's numbers hold.
-//! Errors name a place, never the text.
+//! Errors name a position, never the text.
 
 use std::fmt;
 
@@ -13,11 +13,11 @@ use serde_json::{Map, Value};
 use super::message::Element;
 use super::xml::{DEPTH, ELEMENTS};
 
-/// Why a text is not JSON that we take.
+/// Why a text is not accepted JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
-    /// The grammar is broken, or the outermost value is no object.
-    #[error("not a sound JSON object at line {line}, column {column}")]
+    /// The grammar is broken, or the outermost value is not an object.
+    #[error("not a well-formed JSON object at line {line}, column {column}")]
     Malformed {
         /// From 1.
         line: usize,
@@ -29,7 +29,7 @@ pub enum JsonError {
     TooBig,
 }
 
-/// Only the place is kept: the text of a serde error can quote what it found.
+/// Only the position is kept: the text of a serde error can quote what it found.
 impl From<serde_json::Error> for JsonError {
     fn from(error: serde_json::Error) -> Self {
         Self::Malformed { line: error.line(), column: error.column() }
@@ -54,7 +54,7 @@ pub fn parse(bytes: &[u8]) -> Result<Element, JsonError> {
 /// The element as JSON: an object of its children, repeated ones as an array, texts as strings, in order.
 ///
 /// Attributes are `$`, and text beside attributes or children is `_`, as the JavaScript world's xml2js has it. Nothing is
-/// lost but how elements of different names stand among each other where namesakes stand apart: `<a/><b/><a/>` gives
+/// lost but the order of elements with different names, where elements with the same name are not adjacent: `<a/><b/><a/>` gives
 /// `a` twice, then `b`. An element that is itself called `_` can't be told from text. No known push has either.
 pub fn message(root: &Element) -> Value {
     let mut map = Map::with_capacity(root.children.len());
@@ -72,7 +72,7 @@ pub fn message(root: &Element) -> Value {
             None => {
                 map.insert(child.name.clone(), value);
             }
-            // An element's own value is never an array, so this one is the list of its namesakes.
+            // An element's own value is never an array, so this one is the list of elements with its name.
             Some(Value::Array(list)) => list.push(value),
             Some(first) => *first = Value::Array(vec![first.take(), value]),
         }
@@ -88,7 +88,7 @@ fn fill(element: &mut Element, raw: &str, depth: usize, left: &mut usize) -> Res
     }
     match raw.as_bytes().first() {
         Some(b'{') => {
-            let Entries(entries) = serde_json::from_str(raw)?;
+            let ObjectEntries(entries) = serde_json::from_str(raw)?;
             for (name, raw) in entries {
                 add(element, name, raw.get(), depth, left)?;
             }
@@ -122,13 +122,13 @@ fn add(parent: &mut Element, name: String, raw: &str, depth: usize, left: &mut u
 }
 
 /// An object's entries in order, repeated keys included.
-struct Entries<'a>(Vec<(String, &'a RawValue)>);
+struct ObjectEntries<'a>(Vec<(String, &'a RawValue)>);
 
-impl<'de> Deserialize<'de> for Entries<'de> {
+impl<'de> Deserialize<'de> for ObjectEntries<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Collect;
-        impl<'de> Visitor<'de> for Collect {
-            type Value = Entries<'de>;
+        struct EntriesVisitor;
+        impl<'de> Visitor<'de> for EntriesVisitor {
+            type Value = ObjectEntries<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -139,10 +139,10 @@ impl<'de> Deserialize<'de> for Entries<'de> {
                 while let Some(entry) = map.next_entry()? {
                     entries.push(entry);
                 }
-                Ok(Entries(entries))
+                Ok(ObjectEntries(entries))
             }
         }
-        deserializer.deserialize_map(Collect)
+        deserializer.deserialize_map(EntriesVisitor)
     }
 }
 

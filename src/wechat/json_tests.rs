@@ -7,7 +7,7 @@ use super::*;
 use crate::wechat::xml;
 
 #[test]
-fn a_json_push_gives_the_tree_of_its_xml_twin() {
+fn a_json_push_gives_the_tree_of_the_same_push_in_xml() {
     let json = r#"{"ToUserName":"gh_1","CreateTime":1714037059,"List":[{"A":"1"},{"A":"2"}],"One":{"A":"你\n"},"None":null,"Empty":[]}"#;
     let xml = "<xml><ToUserName>gh_1</ToUserName><CreateTime>1714037059</CreateTime><List><A>1</A></List>\
         <List><A>2</A></List><One><A>你\n</A></One><None/><Empty/></xml>";
@@ -67,7 +67,7 @@ fn handlers_get_every_element_with_texts_as_strings() {
 }
 
 #[test]
-fn namesakes_that_stand_apart_are_drawn_together_and_nothing_else_moves() {
+fn elements_with_the_same_name_are_grouped_and_nothing_else_moves() {
     let root = xml::parse("<xml><b/><a>1</a><c x='y'>t<d/></c><a>2</a><b>3</b></xml>").unwrap();
     assert_eq!(message(&root).to_string(), r#"{"b":["","3"],"a":["1","2"],"c":{"$":{"x":"y"},"_":"t","d":""}}"#);
     let back = xml::parse("<xml><b/><b>3</b><a>1</a><a>2</a><c x='y'>t<d/></c></xml>").unwrap();
@@ -93,7 +93,7 @@ fn tree_of(message: &Value) -> Element {
     root
 }
 
-/// The tree with namesakes drawn together at the place of the first.
+/// The tree with elements of the same name grouped at the first.
 fn grouped(element: &Element) -> Element {
     let first = |name: &str| element.children.iter().position(|child| child.name == name);
     let mut children = element.children.clone();
@@ -118,7 +118,7 @@ fn normal(value: &Value) -> Value {
     }
 }
 
-/// Few names, so that there are namesakes, side by side and apart.
+/// Few names, so that names repeat, adjacent and apart.
 fn document() -> impl Strategy<Value = Element> {
     let name = prop_oneof![4 => "[abcA]", 1 => "[A-Za-z\u{4e00}-\u{4e20}][A-Za-z0-9_.:-]{0,6}"];
     let text = prop_oneof![any::<String>(), "[\\x00-\\x20]{0,3}", "[0-9]{1,25}", "(\\]|>|<|&amp;|\\]\\]>|😀){0,6}"];
@@ -154,7 +154,7 @@ fn push() -> impl Strategy<Value = Value> {
 }
 
 proptest! {
-    /// XML, JSON, XML: the same document, namesakes drawn together; so the very same where none stand apart.
+    /// XML, JSON, XML: the same document, elements with the same name grouped; identical where none are apart.
     #[test]
     fn a_document_comes_back_from_json_as_it_was(document in document()) {
         let read = xml::parse(&xml::render(&document)).unwrap();

@@ -1,7 +1,7 @@
-//! The opened text of a push as a tree, and the few fields that the relay itself reads.
+//! The clear text of a push as a tree, and the few fields that the relay itself reads.
 //!
 //! Invariants: order and repeats of elements are kept, and every text stays text (a MsgId has 64 bits, which no JSON
-//! number survives). Unknown message types and events are as good as known ones. `Debug` of a [`Message`] shows its
+//! number preserves). Unknown message types and events are treated like known ones. `Debug` of a [`Message`] shows its
 //! kind and nothing that a user wrote. Deliberately not here: the notations themselves (`xml`, `json`).
 
 use std::fmt;
@@ -11,7 +11,7 @@ use super::xml::{self, XmlError};
 
 /// One element: its name, attributes, text and children.
 ///
-/// Text is what stood in CDATA, plain or as references, joined; blank text between children is dropped.
+/// The text is the concatenation of CDATA, plain text and references; blank text between children is dropped.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Element {
     /// The name as written; WeChat's names differ by case alone (`MsgId`, `MsgID`).
@@ -55,7 +55,7 @@ pub enum Syntax {
     Json,
 }
 
-/// A push once opened and parsed.
+/// The parsed clear text of a push.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Message {
     /// The `<xml>` element; for JSON the outermost object under that name.
@@ -73,16 +73,16 @@ pub enum MessageError {
     /// It begins with something else than `<` or `{`.
     #[error("the text is neither XML nor JSON")]
     Unknown,
-    /// It begins as XML, but is none.
-    #[error("the text is not sound XML")]
+    /// It begins as XML, but is malformed.
+    #[error("the text is not well-formed XML")]
     Xml(#[from] XmlError),
-    /// It begins as JSON, but is none.
-    #[error("the text is not sound JSON")]
+    /// It begins as JSON, but is malformed.
+    #[error("the text is not well-formed JSON")]
     Json(#[from] JsonError),
 }
 
 impl Message {
-    /// Parses an opened text. Its first sign tells the notation: WeChat labels JSON pushes `text/xml` as well.
+    /// Parses a clear text. Its first character decides the notation: WeChat labels JSON pushes `text/xml` too.
     pub fn parse(clear: &[u8]) -> Result<Self, MessageError> {
         let (text, syntax) = notation(clear)?;
         let root = match syntax {
@@ -134,8 +134,8 @@ impl Message {
 
     /// The scene of a parametric QR code: of a scan, or of the follow that a scan led to.
     ///
-    /// A follow's key has `qrscene_` before the scene, a scan's has not; some pages claim otherwise, so it is taken
-    /// off either. Other follows (`last_trade_no_...` after a payment) have a key but no scene.
+    /// A follow's key has `qrscene_` before the scene, a scan's has not; some pages claim otherwise, so the prefix is
+    /// removed from either. Other follows (`last_trade_no_...` after a payment) have a key but no scene.
     pub fn scene(&self) -> Option<&str> {
         const PREFIX: &str = "qrscene_";
         let scene = if self.is_event("subscribe") {
@@ -153,7 +153,7 @@ impl Message {
         self.msg_type().eq_ignore_ascii_case("event") && self.event().eq_ignore_ascii_case(name)
     }
 
-    /// A label out of a closed list, for metrics: the message type, for events the event's name in lower case.
+    /// A label from a closed list, for metrics: the message type, for events the event's name in lower case.
     ///
     /// `component` for pushes to an open-platform component, `other` for what the lists do not have. The event
     /// LOCATION is `event_location`, since `location` is the message that a user sends.
@@ -183,7 +183,7 @@ impl fmt::Debug for Message {
     }
 }
 
-/// The text without a byte order mark, and its notation by the first sign that is not blank.
+/// The text without a byte order mark, and its notation by the first character that is not blank.
 pub fn notation(body: &[u8]) -> Result<(&str, Syntax), MessageError> {
     let text = std::str::from_utf8(body).map_err(|_| MessageError::NotUtf8)?;
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).trim_ascii();

@@ -1,8 +1,8 @@
 //! WeChat's message-push protocol: signatures, envelope, XML and JSON, replies.
 //!
 //! Pure: no network, no clock, no configuration; the time and random bytes come in as arguments. The facts are WeChat's
-//! own (developers.weixin.qq.com, guide/dev/push) and, where those are silent, what SDK authors found out; each is named
-//! where it matters.
+//! own (developers.weixin.qq.com, guide/dev/push) and, beyond those, what SDK authors found out; each is cited where it
+//! matters.
 
 #![warn(missing_docs)]
 

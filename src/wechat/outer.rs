@@ -1,7 +1,7 @@
-//! The outer body: what stands around a sealed text, in pushes and in replies.
+//! The outer body: what surrounds an encrypted text, in pushes and in replies.
 //!
-//! Invariants: one pass, no tree for XML; the same rules as for any XML we read; each field at most once, since two
-//! would be read differently by two readers. None of it is authentic before a signature over `encrypt` matched.
+//! Invariants: one pass, no tree for XML; the same rules as for any XML that the relay reads; each field at most once,
+//! since two readers could choose different ones. None of it is authentic before a signature over `encrypt` matches.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use super::xml::{Token, Walker, XmlError};
 
 /// A field of an outer body.
 #[derive(Clone, Copy)]
-pub(super) enum Field {
+pub(super) enum OuterField {
     ToUserName,
     Encrypt,
     MsgSignature,
@@ -19,7 +19,7 @@ pub(super) enum Field {
     Nonce,
 }
 
-impl Field {
+impl OuterField {
     const ALL: [Self; 5] = [Self::ToUserName, Self::Encrypt, Self::MsgSignature, Self::TimeStamp, Self::Nonce];
 
     pub(super) fn name(self) -> &'static str {
@@ -37,14 +37,14 @@ impl Field {
     }
 }
 
-/// The fields that matter; other elements (in compatible mode the clear ones) are passed over.
+/// The fields that matter; other elements (in compatible mode the clear ones) are skipped.
 #[derive(Default)]
-pub(super) struct Outer<'a>([Option<Cow<'a, str>>; Field::ALL.len()]);
+pub(super) struct OuterBody<'a>([Option<Cow<'a, str>>; OuterField::ALL.len()]);
 
-/// Why a body is no outer body.
+/// Why a body is not an outer body.
 pub(super) enum OuterError {
     Body(MessageError),
-    Repeated(Field),
+    Repeated(OuterField),
 }
 
 impl From<XmlError> for OuterError {
@@ -53,7 +53,7 @@ impl From<XmlError> for OuterError {
     }
 }
 
-impl<'a> Outer<'a> {
+impl<'a> OuterBody<'a> {
     /// Reads the fields of a body and its notation.
     pub(super) fn read(body: &'a [u8]) -> Result<(Self, Syntax), OuterError> {
         let (text, syntax) = notation(body).map_err(OuterError::Body)?;
@@ -65,7 +65,7 @@ impl<'a> Outer<'a> {
     }
 
     /// A field's text, without the line ends that a printer may put around a CDATA section.
-    pub(super) fn get(&self, field: Field) -> Option<&str> {
+    pub(super) fn get(&self, field: OuterField) -> Option<&str> {
         self.0[field as usize].as_deref().map(str::trim_ascii)
     }
 
@@ -76,7 +76,7 @@ impl<'a> Outer<'a> {
         while let Some(token) = walker.next()? {
             match token {
                 Token::Open(tag) => {
-                    current = if walker.depth() == 2 { Field::named(tag.name().into_inner()) } else { None };
+                    current = if walker.depth() == 2 { OuterField::named(tag.name().into_inner()) } else { None };
                     if let Some(field) = current {
                         outer.set(field, Cow::Borrowed(""))?;
                     }
@@ -96,14 +96,14 @@ impl<'a> Outer<'a> {
         let root = json::parse(text.as_bytes()).map_err(|error| OuterError::Body(error.into()))?;
         let mut outer = Self::default();
         for child in root.children {
-            if let Some(field) = Field::named(&child.name) {
+            if let Some(field) = OuterField::named(&child.name) {
                 outer.set(field, Cow::Owned(child.text))?;
             }
         }
         Ok(outer)
     }
 
-    fn set(&mut self, field: Field, text: Cow<'a, str>) -> Result<(), OuterError> {
+    fn set(&mut self, field: OuterField, text: Cow<'a, str>) -> Result<(), OuterError> {
         match self.0[field as usize].replace(text) {
             None => Ok(()),
             Some(_) => Err(OuterError::Repeated(field)),

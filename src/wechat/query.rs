@@ -1,6 +1,6 @@
 //! The query of a request from WeChat.
 //!
-//! Invariants: a known key stands at most once, so nobody after us can read another one than was checked; values are
+//! Invariants: a known key occurs at most once, so no later reader can choose another one than was checked; values are
 //! UTF-8 without NUL; a value without escapes is borrowed, not copied. `+` stays `+`, because what travels here is
 //! base64 at times and never form text. Deliberately not here: what the values must look like (`account`).
 
@@ -14,24 +14,24 @@ use percent_encoding::percent_decode_str;
 pub struct Query<'a> {
     /// Over token, timestamp and nonce; covers no body.
     pub signature: Option<Cow<'a, str>>,
-    /// Over token, timestamp, nonce and the sealed text.
+    /// Over token, timestamp, nonce and the encrypted text.
     pub msg_signature: Option<Cow<'a, str>>,
     /// Seconds since 1970.
     pub timestamp: Option<Cow<'a, str>>,
     /// Random text.
     pub nonce: Option<Cow<'a, str>>,
-    /// The sender's OpenID. Not signed: good for no decision.
+    /// The sender's OpenID. Not signed: use it for no decision.
     pub openid: Option<Cow<'a, str>>,
     /// `aes`, or `raw`, or absent.
     pub encrypt_type: Option<Cow<'a, str>>,
-    /// The text to hand back when WeChat verifies the URL.
+    /// The text to return when WeChat verifies the URL.
     pub echostr: Option<Cow<'a, str>>,
 }
 
 /// Why a query is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
-    /// A known key stands twice.
+    /// A known key occurs twice.
     #[error("the query has `{0}` twice")]
     Repeated(&'static str),
     /// `%` without two hex digits after it.
@@ -43,10 +43,10 @@ pub enum QueryError {
 }
 
 impl<'a> Query<'a> {
-    /// Reads a query, without its `?`. Unknown keys are passed over.
+    /// Parses a query, without its `?`. Unknown keys are skipped.
     pub fn parse(text: &'a str) -> Result<Self, QueryError> {
         let mut query = Self::default();
-        // Nearly always, and one look at the whole is cheaper than one at every part.
+        // Nearly always, and one search of the whole is cheaper than one of each part.
         let literal = !text.contains('%') && !text.contains('\0');
         let decode = |text| if literal { Ok(Cow::Borrowed(text)) } else { decode(text) };
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {

@@ -1,6 +1,6 @@
-//! Passive replies: what a target may answer a push with, and what WeChat takes.
+//! Passive replies: what a target may answer to a push, and what WeChat accepts.
 //!
-//! Invariants: whatever [`Reply::parse`] lets through is legal for WeChat, which shows users an error for anything
+//! Invariants: every reply that [`Reply::parse`] accepts is legal for WeChat, which shows users an error for anything
 //! else; errors never quote the reply, and `Debug` shows its kind alone. Limits are WeChat's page on passive replies and
 //! what was measured (text: 2048 bytes). Deliberately not here: sealing (`sealing`).
 
@@ -14,7 +14,7 @@ use super::message::{Element, Message, MessageError, Syntax};
 use super::xml;
 
 /// Bytes of UTF-8 that a text reply may have; above, users see WeChat's error.
-const TEXT_LENGTH: usize = 2048;
+const MAX_TEXT: usize = 2048;
 
 /// A reply in clear. What is missing of the envelope is filled in from the push when it is rendered.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -85,9 +85,9 @@ pub enum ReplyBody {
         /// Exactly one.
         articles: Vec<Article>,
     },
-    /// Hands the user over to the account's people.
+    /// Transfers the user to the account's customer service.
     TransferCustomerService {
-        /// The wanted person's account.
+        /// The account of the wanted agent.
         #[serde(default)]
         kf_account: Option<String>,
     },
@@ -112,21 +112,19 @@ pub struct Article {
 #[derive(Debug, thiserror::Error)]
 pub enum ReplyError {
     /// Neither XML nor JSON.
-    #[error("the reply is neither empty, nor `success`, nor sound XML or JSON")]
+    #[error("the reply is neither empty, nor `success`, nor well-formed XML or JSON")]
     Unreadable(#[source] MessageError),
     /// JSON, but not `{"reply":{"msg_type":...}}` with the fields of its kind.
     #[error("the reply's JSON is not {{\"reply\":{{\"msg_type\":...}}}} with the fields of its kind")]
     Json,
     /// XML of an unknown MsgType, or of none.
-    #[error("the reply's MsgType is none that WeChat knows")]
+    #[error("the reply's MsgType is unknown to WeChat")]
     MsgType,
-    /// It is sealed, where a clear one is due.
-    #[error(
-        "the reply is sealed; only targets of format `wechat` seal theirs, with the target's own token and aes_key"
-    )]
+    /// It is encrypted, where a clear one is expected.
+    #[error("the reply is encrypted, and the target is not of format `wechat`")]
     Sealed,
-    /// It is sealed, and does not open with the target's credentials.
-    #[error("the sealed reply does not open with the target's token, aes_key and AppID")]
+    /// It is encrypted, and does not open with the target's credentials.
+    #[error("the encrypted reply does not open with the target's token, aes_key and AppID")]
     Unopened(#[source] OpenError),
     /// A field that its kind needs is missing or empty; its name in XML.
     #[error("the reply's {0} is missing or empty")]
@@ -137,10 +135,10 @@ pub enum ReplyError {
     /// Not exactly one article.
     #[error("the reply has not exactly one article")]
     Articles,
-    /// There is more of it than is read.
+    /// It is longer than what is read.
     #[error("the reply is longer than 64 KiB")]
     TooLarge,
-    /// Its end did not come.
+    /// Its end did not arrive.
     #[error("the reply broke off before its end")]
     BrokenOff,
 }
@@ -151,10 +149,10 @@ impl Reply {
         Self { to_user: None, from_user: None, create_time: None, body }
     }
 
-    /// Whether WeChat would take it.
+    /// Whether WeChat would accept it.
     pub fn check(&self) -> Result<(), ReplyError> {
         match &self.body {
-            ReplyBody::Text { content } if content.len() > TEXT_LENGTH => Err(ReplyError::TooLong),
+            ReplyBody::Text { content } if content.len() > MAX_TEXT => Err(ReplyError::TooLong),
             ReplyBody::Text { content } => filled(content, "Content"),
             ReplyBody::Image { media_id } | ReplyBody::Voice { media_id } | ReplyBody::Video { media_id, .. } => {
                 filled(media_id, "MediaId")
@@ -177,7 +175,8 @@ impl Reply {
         let reply = if text.starts_with(b"{") {
             let sealed = || Message::parse(text).is_ok_and(|message| message.root.child("Encrypt").is_some());
             let answer = serde_json::from_slice(text);
-            let Answer { reply } = answer.map_err(|_| if sealed() { ReplyError::Sealed } else { ReplyError::Json })?;
+            let JsonReply { reply } =
+                answer.map_err(|_| if sealed() { ReplyError::Sealed } else { ReplyError::Json })?;
             reply
         } else {
             let message = Message::parse(text).map_err(ReplyError::Unreadable)?;
@@ -342,9 +341,9 @@ impl Article {
     }
 }
 
-/// A target's JSON answer. `null` is no reply, but the key must be there: other JSON was not meant for us.
+/// `null` is no reply, but the key is required: JSON without it is not a reply.
 #[derive(Deserialize)]
-struct Answer {
+struct JsonReply {
     #[serde(deserialize_with = "reply_or_null")]
     reply: Option<Reply>,
 }

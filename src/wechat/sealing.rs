@@ -1,7 +1,7 @@
-//! What goes out signed and sealed: pushes as WeChat would send them, replies as WeChat expects them.
+//! Signs and encrypts what goes out: pushes as WeChat would send them, replies as WeChat expects them.
 //!
-//! Invariants: nothing goes out in clear for a mode that seals; whatever is made here, `account` opens, if the text has
-//! each field of the outer body once at most, as all of WeChat's. What makes a sealing fresh comes in as a [`Salt`].
+//! Invariants: nothing goes out in clear for a mode that encrypts; `account` opens everything that is made here, if the
+//! text has each field of the outer body at most once, as all of WeChat's. Timestamp and random bytes come in as a [`Salt`].
 //! Deliberately not here: clock and random bytes themselves.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -10,14 +10,14 @@ use serde_json::json;
 use super::account::{Credentials, KeyVersion, Mode, ReplySealing};
 use super::envelope::AesKey;
 use super::message::{Element, Syntax};
-use super::outer::{Field, Outer};
+use super::outer::{OuterBody, OuterField};
 use super::signature::signature;
 use super::xml;
 
-/// Everything but what RFC 3986 calls unreserved.
+/// All characters but the unreserved ones of RFC 3986.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What makes a sealing or a signature fresh.
+/// The timestamp and the random parts of a push or a reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Salt {
     /// Seconds since 1970.
@@ -29,7 +29,7 @@ pub struct Salt {
 }
 
 impl Salt {
-    /// Makes a salt of the present second and fresh random bytes.
+    /// From the current time and fresh random bytes.
     pub fn new(now_seconds: i64, random: [u8; 24]) -> Self {
         let (number, rest) = random.split_at(8);
         let number = number.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
@@ -52,14 +52,14 @@ pub struct SealedPush {
 
 impl std::fmt::Debug for SealedPush {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Push").finish_non_exhaustive()
+        f.debug_struct("SealedPush").finish_non_exhaustive()
     }
 }
 
 impl Credentials {
     /// The push that WeChat would make of a text. An empty `openid` is left out, as in pushes without one.
     ///
-    /// `clear` is an opened text, so it is sound XML or JSON; of another text nothing but the sealed form is made.
+    /// `clear` must be the text of a push, well-formed XML or JSON.
     pub fn push(&self, clear: &str, openid: &str, salt: &Salt) -> SealedPush {
         let timestamp = salt.timestamp.to_string();
         let mut query = self.signed_query(&timestamp, &salt.nonce, None);
@@ -125,7 +125,7 @@ impl Credentials {
         query
     }
 
-    /// The sealed text. Empty without a key, which the configuration refuses: then the receiver will refuse it too.
+    /// The encrypted text. Empty without a key, which the configuration refuses: then the receiver will refuse it too.
     fn sealed(&self, clear: &str, key: KeyVersion, salt: &Salt) -> String {
         let key: Option<&AesKey> = match (key, &self.previous_aes_key) {
             (KeyVersion::Previous, Some(previous)) => Some(previous),
@@ -134,20 +134,20 @@ impl Credentials {
         key.map(|key| key.seal(clear.as_bytes(), &self.app_id, salt.random)).unwrap_or_default()
     }
 
-    /// What stands around the sealed text: the receiver's name, in compatible mode all the clear elements.
+    /// What surrounds the encrypted text: the receiver's name, in compatible mode all the clear elements.
     fn outer_body(&self, clear: &str, encrypt: String) -> String {
-        let outer = Outer::read(clear.as_bytes()).ok();
+        let outer = OuterBody::read(clear.as_bytes()).ok();
         let syntax = outer.as_ref().map_or(Syntax::Xml, |(_, syntax)| *syntax);
         if self.mode == Mode::Compatible
             && let Some(body) = beside_clear(clear, syntax, &encrypt)
         {
             return body;
         }
-        let to_user = outer.as_ref().and_then(|(outer, _)| outer.get(Field::ToUserName));
+        let to_user = outer.as_ref().and_then(|(outer, _)| outer.get(OuterField::ToUserName));
         match syntax {
             Syntax::Xml => {
-                let to_user = to_user.map(|name| Element::with_text(Field::ToUserName.name(), name));
-                let encrypt = Element::with_text(Field::Encrypt.name(), encrypt);
+                let to_user = to_user.map(|name| Element::with_text(OuterField::ToUserName.name(), name));
+                let encrypt = Element::with_text(OuterField::Encrypt.name(), encrypt);
                 let children = to_user.into_iter().chain([encrypt]).collect();
                 xml::render(&Element { children, ..Element::new("xml") })
             }
@@ -159,9 +159,9 @@ impl Credentials {
     }
 }
 
-/// The clear elements as they stand, with the sealed text after them; `None` where no end of the root closes the text.
+/// The clear elements unchanged, with the encrypted text after them; `None` where the text does not end with its root.
 ///
-/// By the text, not by the tree: an SDK that reads the clear elements gets every byte of them.
+/// Copies the text, not the tree: an SDK that reads the clear elements gets every byte of them.
 fn beside_clear(clear: &str, syntax: Syntax, encrypt: &str) -> Option<String> {
     let clear = clear.trim_ascii_end();
     match syntax {

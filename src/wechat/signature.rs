@@ -1,7 +1,7 @@
 //! WeChat's signature: SHA-1 over the parts, sorted by bytes and joined without a delimiter.
 //!
-//! The missing delimiter means that parts cut differently have the same signature. Whoever verifies must therefore pin
-//! the shape of every part first; `account` does. Comparison takes the same time wherever the texts differ.
+//! Without a delimiter, parts cut differently have the same signature. The caller must therefore pin the shape of every
+//! part before it verifies; `account` does. The comparison takes constant time.
 
 use sha1::{Digest, Sha1};
 use subtle::ConstantTimeEq;
@@ -16,15 +16,15 @@ pub fn signature<const N: usize>(parts: [&str; N]) -> String {
 
 /// Whether `given` is the parts' signature. Hex digits may have either case.
 pub fn verify<const N: usize>(parts: [&str; N], given: &str) -> bool {
-    ClaimedSignature::read(given).is_some_and(|given| given.is_of(parts))
+    ClaimedSignature::parse(given).is_some_and(|given| given.matches(parts))
 }
 
-/// A signature as a request gives it: 40 hex digits, right or wrong.
+/// The signature that a request claims: 40 hex digits, not verified yet.
 #[derive(Clone, Copy)]
 pub(super) struct ClaimedSignature([u8; 20]);
 
 impl ClaimedSignature {
-    pub(super) fn read(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let hex: &[u8; 40] = text.as_bytes().try_into().ok()?;
         let mut digest = [0; 20];
         for (byte, pair) in digest.iter_mut().zip(hex.chunks_exact(2)) {
@@ -33,7 +33,7 @@ impl ClaimedSignature {
         Some(Self(digest))
     }
 
-    pub(super) fn is_of<const N: usize>(self, parts: [&str; N]) -> bool {
+    pub(super) fn matches<const N: usize>(self, parts: [&str; N]) -> bool {
         digest(parts).ct_eq(&self.0).into()
     }
 }
@@ -86,7 +86,7 @@ mod tests {
         let long = format!("{SIGNATURE}0");
         let word = SIGNATURE.replace('f', "g");
         for wrong in ["", &SIGNATURE[..39], &long, &word, &format!("+{}", &SIGNATURE[1..])] {
-            assert!(ClaimedSignature::read(wrong).is_none(), "{wrong}");
+            assert!(ClaimedSignature::parse(wrong).is_none(), "{wrong}");
             assert!(!verify(PARTS, wrong), "{wrong}");
         }
     }

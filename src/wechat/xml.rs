@@ -2,7 +2,7 @@
 //!
 //! Invariants: one root; nothing is expanded or fetched (no DOCTYPE, no processing instructions, the five predefined
 //! entities and character references alone); depth, elements and attributes are bounded; `parse(render(e)) == e`.
-//! Control characters, which XML forbids and users send, survive, and line ends stay as they are. Errors name a place,
+//! Control characters, which XML forbids and users send, are preserved, and so are line ends. Errors name a position,
 //! never the text. Deliberately not here: what the elements mean.
 
 use std::borrow::Cow;
@@ -21,7 +21,7 @@ pub(super) const ELEMENTS: usize = 10_000;
 /// How many attributes an element may have; the check for repeats compares each with each.
 const ATTRIBUTES: usize = 32;
 
-/// Why a text is not XML that we take.
+/// Why a text is not accepted XML.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum XmlError {
     /// The grammar is broken.
@@ -56,7 +56,7 @@ pub enum XmlError {
 /// Parses a text into its root element.
 pub fn parse(text: &str) -> Result<Element, XmlError> {
     let mut walker = Walker::new(text);
-    let mut open: Vec<Frame> = Vec::with_capacity(4);
+    let mut open: Vec<OpenElement> = Vec::with_capacity(4);
     while let Some(token) = walker.next()? {
         match token {
             Token::Open(tag) => {
@@ -68,7 +68,7 @@ pub fn parse(text: &str) -> Result<Element, XmlError> {
                 if let Some(parent) = open.last_mut() {
                     parent.begin_child();
                 }
-                open.push(Frame { element, only_blank: true });
+                open.push(OpenElement { element, only_blank: true });
             }
             Token::Text(text) => {
                 if let Some(frame) = open.last_mut() {
@@ -81,7 +81,7 @@ pub fn parse(text: &str) -> Result<Element, XmlError> {
                 }
             }
             Token::Close => {
-                let Some(Frame { element, .. }) = open.pop() else { return Err(XmlError::Root) };
+                let Some(OpenElement { element, .. }) = open.pop() else { return Err(XmlError::Root) };
                 let Some(parent) = open.last_mut() else {
                     walker.finish()?;
                     return Ok(element);
@@ -102,14 +102,14 @@ pub fn render(root: &Element) -> String {
     out
 }
 
-/// An element whose end is still to come.
-struct Frame {
+/// An element whose end tag is still to come.
+struct OpenElement {
     element: Element,
-    /// Nothing but blank plain text came so far.
+    /// Only blank plain text so far.
     only_blank: bool,
 }
 
-impl Frame {
+impl OpenElement {
     /// Blank text before the first child was layout, not text.
     fn begin_child(&mut self) {
         if self.element.children.is_empty() {
@@ -130,7 +130,7 @@ impl Frame {
         self.element.text.push_str(text);
     }
 
-    /// Text that is meant as it stands, blank or not.
+    /// Text that is significant, blank or not.
     fn exact(&mut self, text: &str) {
         self.only_blank = false;
         self.element.text.push_str(text);
@@ -151,12 +151,12 @@ pub enum Token<'a> {
     Close,
 }
 
-/// Steps through a text and refuses what this module refuses, so that every reader of XML does.
+/// Steps through a text and refuses what this module refuses, for every reader of XML in the relay.
 pub struct Walker<'a> {
     reader: Reader<&'a [u8]>,
     depth: usize,
     elements: usize,
-    begun: bool,
+    started: bool,
 }
 
 impl<'a> Walker<'a> {
@@ -164,7 +164,7 @@ impl<'a> Walker<'a> {
     pub fn new(text: &'a str) -> Self {
         let mut reader = Reader::from_str(text);
         reader.config_mut().expand_empty_elements = true;
-        Self { reader, depth: 0, elements: 0, begun: false }
+        Self { reader, depth: 0, elements: 0, started: false }
     }
 
     /// Whether no element came so far.
@@ -209,7 +209,7 @@ impl<'a> Walker<'a> {
                 }
                 // Nor may a `<` stand in the declaration: others could see a DOCTYPE in it.
                 Event::Decl(declaration) if declaration.contains('<') => return Err(self.malformed()),
-                Event::Decl(_) if !self.begun => self.begun = true,
+                Event::Decl(_) if !self.started => self.started = true,
                 Event::Decl(_) | Event::PI(_) | Event::DocType(_) => {
                     return Err(XmlError::Instruction { at: self.at() });
                 }
@@ -220,7 +220,7 @@ impl<'a> Walker<'a> {
         }
     }
 
-    /// Makes sure that nothing follows the root.
+    /// Checks that nothing follows the root.
     pub fn finish(&mut self) -> Result<(), XmlError> {
         match self.next()? {
             None => Ok(()),
@@ -236,7 +236,7 @@ impl<'a> Walker<'a> {
         if !is_name(tag.name().into_inner()) || tag.attributes_raw().contains('<') {
             return Err(self.malformed());
         }
-        self.begun = true;
+        self.started = true;
         self.depth += 1;
         self.elements += 1;
         if self.depth > DEPTH || self.elements > ELEMENTS { Err(XmlError::TooBig) } else { Ok(()) }
@@ -246,7 +246,7 @@ impl<'a> Walker<'a> {
         self.reader.buffer_position()
     }
 
-    /// The error of grammar at this place.
+    /// A grammar error at this position.
     pub fn malformed(&self) -> XmlError {
         XmlError::Malformed { at: self.at() }
     }
@@ -259,7 +259,7 @@ fn resolve(reference: &BytesRef<'_>) -> Option<Cow<'static, str>> {
     resolve_xml_entity(reference).map(Cow::Borrowed)
 }
 
-/// An element's attributes in order; `None` if they are not sound.
+/// An element's attributes in order; `None` if they are malformed.
 pub fn attributes(tag: &BytesStart<'_>) -> Option<Vec<(String, String)>> {
     if tag.attributes_raw().trim_ascii().is_empty() {
         return Some(Vec::new());
@@ -293,7 +293,7 @@ fn continues_name(byte: u8) -> bool {
     NAME_BYTES[usize::from(byte)] >= 1
 }
 
-/// What a byte may do in a name: 2 begin it, 1 go on with it, 0 neither.
+/// What a byte may do in a name: 2 start it, 1 continue it, 0 neither.
 const NAME_BYTES: [u8; 256] = {
     let mut table = [0; 256];
     let mut byte = 0;

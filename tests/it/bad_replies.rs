@@ -21,9 +21,9 @@ async fn an_unusable_reply_in_clear_is_answered_success_and_its_record_says_why(
     let rows = [
         ("hello", Reply::body("text/plain", "hello"), "neither XML nor JSON"),
         ("a bare word", Reply::body("text/plain", "ok\n"), "neither XML nor JSON"),
-        ("cut XML", Reply::xml("<xml><MsgType>text</MsgType>"), "not sound XML"),
-        ("an error page", Reply::body("text/html", "<!DOCTYPE html><html><h1>Oops</h1></html>"), "not sound XML"),
-        ("a page that is XML", Reply::body("text/html", "<html><h1>Oops</h1></html>"), "MsgType is none"),
+        ("cut XML", Reply::xml("<xml><MsgType>text</MsgType>"), "not well-formed XML"),
+        ("an error page", Reply::body("text/html", "<!DOCTYPE html><html><h1>Oops</h1></html>"), "not well-formed XML"),
+        ("a page that is XML", Reply::body("text/html", "<html><h1>Oops</h1></html>"), "MsgType is unknown"),
         ("other JSON", Reply::body("application/json", "{\"errcode\":0}"), "JSON is not"),
         ("a list", Reply::body("application/json", "[1]"), "neither XML nor JSON"),
         ("65 KiB + 1 byte", Reply::body("text/plain", "x".repeat(65 * 1024 + 1)), "longer than 64 KiB"),
@@ -33,7 +33,7 @@ async fn an_unusable_reply_in_clear_is_answered_success_and_its_record_says_why(
         ("2049 bytes of text", Reply::xml(text_reply("o1", &"x".repeat(2049))), "longer than 2048 bytes"),
         ("2049 bytes of Han", Reply::xml(text_reply("o1", &"\u{4f60}".repeat(683))), "longer than 2048 bytes"),
         ("bytes that are not UTF-8", Reply::xml(not_utf8), "not UTF-8"),
-        ("a sealed one where none is due", Reply::xml(WeChat::secure().seal_reply("<xml/>")), "the reply is sealed"),
+        ("a sealed one where none is due", Reply::xml(WeChat::secure().seal_reply("<xml/>")), "the reply is encrypted"),
     ];
     each_is_refused("", rows.map(|(what, reply, why)| (what, Reaction::Answer(reply), why))).await;
 }

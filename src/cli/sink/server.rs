@@ -27,7 +27,7 @@ use crate::cli::fixable::fixable;
 use crate::cli::simulate;
 use crate::clock::UnixMillis;
 use crate::server::{self, Bound, Listen};
-use crate::wechat::{Credentials, Query};
+use crate::wechat::{Credentials, OpenError, Query};
 
 /// The largest body taken, in bytes.
 const MAX_BODY: usize = 16 << 20;
@@ -155,6 +155,11 @@ async fn handle(state: &SinkState, request: Request<Incoming>) -> Response<Full<
 
 type SinkReply = Option<(&'static str, String)>;
 
+/// What is wrong, and what to do about it.
+fn with_remedy(error: &OpenError) -> String {
+    error.remedy().map_or_else(|| error.to_string(), |remedy| format!("{error}; {remedy}"))
+}
+
 impl SinkState {
     /// Answers WeChat's verification. Without credentials it returns every echostr: this is a tool for testing.
     fn verification(&self, delivery: &mut ReceivedDelivery) -> (StatusCode, SinkReply) {
@@ -172,7 +177,7 @@ impl SinkState {
                 (StatusCode::OK, Some(("text/plain; charset=utf-8", echostr.to_owned())))
             }
             Err(error) => {
-                delivery.check = SignatureCheck::Bad(error.to_string());
+                delivery.check = SignatureCheck::Bad(with_remedy(&error));
                 (StatusCode::FORBIDDEN, None)
             }
         }
@@ -184,7 +189,7 @@ impl SinkState {
         delivery.kind = content.kind();
         delivery.opened = content.opened();
         if let DeliveryContent::Refused(error) = &content {
-            delivery.check = SignatureCheck::Bad(error.to_string());
+            delivery.check = SignatureCheck::Bad(with_remedy(error));
             return (StatusCode::FORBIDDEN, None);
         }
         if let DeliveryContent::Opened(_) = &content {

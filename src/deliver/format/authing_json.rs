@@ -1,4 +1,4 @@
-//! `authing-json`: the push's XML as Authing's Mode 2 sample hands it on.
+//! `authing-json`: the push's XML as Authing's Mode 2 sample forwards it.
 //!
 //! That sample (Authing/authing-wechat-official-account) parses the body with express-xml-bodyparser 0.3.0, that is
 //! xml2js 0.4.23 with `explicitArray`, `normalize`, `normalizeTags` and `trim`, and posts what comes out: names in lower
@@ -25,9 +25,9 @@ pub(super) fn encode(event: &Event) -> Result<Encoded, EncodeError> {
     Ok(Encoded { query: None, content_type: "application/json", body: serde_json::to_vec(&tree)?.into() })
 }
 
-/// An element under construction, as xml2js keeps one.
+/// An element under construction, as in xml2js.
 #[derive(Default)]
-struct Node {
+struct PendingNode {
     name: String,
     text: String,
     has_cdata: bool,
@@ -37,13 +37,17 @@ struct Node {
 
 fn parse(text: &str) -> Result<Value, XmlError> {
     let mut walker = Walker::new(text);
-    let mut open: Vec<Node> = Vec::new();
+    let mut open: Vec<PendingNode> = Vec::new();
     while let Some(token) = walker.next()? {
         match token {
             Token::Open(tag) => {
                 let attributes = xml::attributes(&tag).ok_or_else(|| walker.malformed())?;
                 let attributes = attributes.into_iter().map(|(name, value)| (name, Value::String(value))).collect();
-                open.push(Node { name: tag.name().into_inner().to_lowercase(), attributes, ..Node::default() });
+                open.push(PendingNode {
+                    name: tag.name().into_inner().to_lowercase(),
+                    attributes,
+                    ..PendingNode::default()
+                });
             }
             Token::Text(piece) | Token::Reference(piece) => append(&mut open, &piece, false),
             Token::Cdata(piece) => append(&mut open, &piece, true),
@@ -61,15 +65,15 @@ fn parse(text: &str) -> Result<Value, XmlError> {
     Err(XmlError::Root)
 }
 
-fn append(open: &mut [Node], piece: &str, cdata: bool) {
+fn append(open: &mut [PendingNode], piece: &str, cdata: bool) {
     if let Some(node) = open.last_mut() {
         node.text.push_str(piece);
-        // An empty CDATA section is no event to sax, which xml2js stands on.
+        // An empty CDATA section is no event in sax, on which xml2js is based.
         node.has_cdata |= cdata && !piece.is_empty();
     }
 }
 
-impl Node {
+impl PendingNode {
     /// Repeats go into the array of the first.
     fn add(&mut self, name: String, value: Value) {
         match self.children.get_mut(&name) {

@@ -7,7 +7,7 @@ use crate::event::Event;
 use crate::wechat::json;
 
 #[derive(Serialize)]
-struct Envelope<'e> {
+struct CloudEvent<'e> {
     specversion: &'static str,
     id: String,
     source: String,
@@ -26,7 +26,7 @@ pub(super) fn encode(event: &Event) -> Result<Encoded, EncodeError> {
         kind.push('.');
         kind.push_str(name);
     }
-    let envelope = Envelope {
+    let envelope = CloudEvent {
         specversion: "1.0",
         id: event.id.to_string(),
         source: format!("/accounts/{}", event.account),

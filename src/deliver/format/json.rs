@@ -7,7 +7,7 @@ use crate::event::Event;
 use crate::wechat::json;
 
 #[derive(Serialize)]
-struct Body<'e> {
+struct EventBody<'e> {
     id: String,
     account: &'e str,
     app_id: &'e str,
@@ -26,7 +26,7 @@ struct Body<'e> {
 
 pub(super) fn encode(event: &Event) -> Result<Encoded, EncodeError> {
     let message = &event.message;
-    let body = Body {
+    let body = EventBody {
         id: event.id.to_string(),
         account: &event.account,
         app_id: &event.app_id,

@@ -12,7 +12,7 @@ use crate::clock::UnixMillis;
 use crate::event::Event;
 use crate::wechat::Credentials;
 
-/// An event as it goes out.
+/// An event, written for a target.
 #[derive(Debug)]
 pub(super) struct Encoded {
     pub(super) query: Option<String>,
@@ -61,7 +61,7 @@ pub(super) fn encode(
     }
 }
 
-/// The text of an event's message as XML; a JSON push is written anew.
+/// The text of an event's message as XML; a JSON push is converted.
 fn xml(event: &Event) -> std::borrow::Cow<'_, str> {
     use crate::wechat::{Syntax, xml};
     match event.message.syntax {

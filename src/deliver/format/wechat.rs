@@ -1,4 +1,4 @@
-//! `wechat`: a push as WeChat itself would send it, signed and sealed anew with the target's own credentials, so that a
+//! `wechat`: a push as WeChat itself would send it, signed and encrypted with the target's own credentials, so that a
 //! backend keeps its SDK.
 
 use super::{EncodeError, Encoded};
@@ -14,7 +14,7 @@ pub(super) fn encode(event: &Event, credentials: &Credentials, now: UnixMillis) 
     Ok(Encoded { query: Some(push.query), content_type: "text/xml", body: push.body.into() })
 }
 
-/// The backend's reply: in clear, or sealed with the credentials that its push was sealed with.
+/// The backend's reply: in clear, or encrypted with the credentials of its push.
 pub(in crate::deliver) fn read_reply(credentials: &Credentials, body: &[u8]) -> Result<Option<Reply>, ReplyError> {
     match Reply::parse(body) {
         Err(ReplyError::Sealed) => Reply::parse(&credentials.open_reply(body).map_err(ReplyError::Unopened)?),

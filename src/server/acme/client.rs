@@ -18,14 +18,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_CAP: usize = 256 << 10;
 
 /// The connections to one authority.
-pub(super) struct Client(deliver::Client);
+pub(super) struct Client(deliver::PooledClient);
 
 impl Client {
     pub(super) fn new(settings: &AcmeSettings) -> Result<Self, ClientError> {
         let tls = TlsOptions { ca: settings.ca.clone(), client: None };
         let options =
             ConnectOptions { https: true, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
-        Ok(Self(deliver::Client::new(&options, &SystemRoots::default())?))
+        Ok(Self(deliver::PooledClient::new(&options, &SystemRoots::default())?))
     }
 }
 
@@ -65,7 +65,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let tls = TlsOptions::default();
         let way = ConnectOptions { https: false, timeout: ANSWER_TIMEOUT, tls: &tls, proxy: None, deny_private: false };
-        let client = Client(deliver::Client::new(&way, &SystemRoots::default()).unwrap());
+        let client = Client(deliver::PooledClient::new(&way, &SystemRoots::default()).unwrap());
         let url = format!("http://{}/new-nonce", listener.local_addr().unwrap());
         let answer = client.request(Request::get(url).body(BodyWrapper::default()).unwrap()).await;
         assert!(answer.is_err_and(|error| error.to_string().contains("not https")));
