@@ -10,7 +10,7 @@
 //! | 3 | [`otlp`] | spans to a collector |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
 //! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`trace`] | pure: protocol, event, routing, schedule, trace |
-//! | 0 | [`secret`], [`bounded_file`], [`clock`], [`metrics`], [`telemetry`] | foundation |
+//! | 0 | [`secret`], [`bounded_file`], [`clock`], [`metrics`], [`telemetry`], [`tuning`] | foundation |
 //!
 //! To know the structure, read [`push`], then [`dispatcher`], then [`app`].
 
@@ -36,4 +36,5 @@ mod simulation;
 pub mod tail;
 pub mod telemetry;
 pub mod trace;
+pub mod tuning;
 pub mod wechat;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::events::Filters;
 use super::{Context, Error, object};
 use crate::clock::UnixMillis;
-use crate::queue::{Fate, Inspect, Sweep};
+use crate::queue::{Inspect, Sweep, SweepAction};
 use crate::telemetry::{self, OpenIds};
 
 /// Selects a user's events.
@@ -46,7 +46,7 @@ pub(super) async fn page(
     if filter.until.is_none() {
         filter.until = Some(context.inspect(Inspect::end).await?);
     }
-    let page = context.sweep(Sweep { filter, events: None, fate: Fate::Forgotten }, after).await?;
+    let page = context.sweep(Sweep { filter, events: None, action: SweepAction::Forget }, after).await?;
     tracing::info!(count = page.changed, openid = hash, "events of a user forgotten");
     if page.next.is_none() {
         context.state.queue.wipe().await.map_err(Error::NotWiped)?;

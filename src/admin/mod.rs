@@ -61,7 +61,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::metrics::Metrics;
-use crate::queue::{self, EncryptionKeys, Inspect, Obstacle, Queue, Sweep, Swept};
+use crate::queue::{self, EncryptionKeys, Inspect, Obstacle, Queue, Sweep, SweepProgress};
 use crate::secret::Secret;
 use crate::server::Listen;
 use crate::tail::Tail;
@@ -173,15 +173,15 @@ impl Context {
     }
 
     /// Makes a page's steps of a sweep, behind `after`.
-    async fn sweep(&self, sweep: Sweep, mut after: Option<EventId>) -> Result<Swept, Error> {
+    async fn sweep(&self, sweep: Sweep, mut after: Option<EventId>) -> Result<SweepProgress, Error> {
         let (sweep, now) = (Arc::new(sweep), UnixMillis::now());
-        let mut page = Swept { changed: 0, next: None };
+        let mut page = SweepProgress { changed: 0, next: None };
         for _ in 0..STEPS {
             let step = self.state.queue.sweep(&sweep, after, now).await;
             // Also after a failure: the steps before it stand.
             self.stats.invalidate().await;
-            let Swept { changed, next } = step.map_err(Error::Store)?;
-            page = Swept { changed: page.changed + changed, next };
+            let SweepProgress { changed, next } = step.map_err(Error::Store)?;
+            page = SweepProgress { changed: page.changed + changed, next };
             after = next;
             if next.is_none() {
                 break;

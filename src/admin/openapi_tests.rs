@@ -123,8 +123,8 @@ async fn filled() -> (Relay, String) {
         error: Some("answered 500".to_owned()),
         answer: Some(b"sorry".to_vec()),
     };
-    let verdict = Disposition::End(DeliveryState::Dead);
-    let settlement = Settlement { event: dead, target: "crm".into(), verdict, attempt: Some(attempt) };
+    let disposition = Disposition::End(DeliveryState::Dead);
+    let settlement = Settlement { event: dead, target: "crm".into(), disposition, attempt: Some(attempt) };
     relay.state.queue.settle(settlement).await.unwrap();
     (relay, dead.to_string())
 }

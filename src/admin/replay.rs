@@ -14,7 +14,7 @@ use super::events::Filters;
 use super::{Context, Error, object, targets};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{EventFilter, Fate, Sweep, Swept};
+use crate::queue::{EventFilter, Sweep, SweepAction, SweepProgress};
 
 /// Selects events and a target; as query or as JSON.
 #[derive(Default, Deserialize, PartialEq)]
@@ -89,15 +89,15 @@ async fn replay(
     events: Option<Vec<EventId>>,
     to: Option<String>,
     after: Option<EventId>,
-) -> Result<Swept, Error> {
+) -> Result<SweepProgress, Error> {
     if let Some(target) = &filter.target {
         targets::expect_known(context, target).await?;
     }
     if let Some(to) = &to {
         targets::expect_configured(context, to)?;
     }
-    let fate = to.as_deref().map_or(Fate::Replayed, |to| Fate::ReplayedTo(to.into()));
-    let page = context.sweep(Sweep { filter, events, fate }, after).await?;
+    let fate = to.as_deref().map_or(SweepAction::Replay, |to| SweepAction::ReplayTo(to.into()));
+    let page = context.sweep(Sweep { filter, events, action: fate }, after).await?;
     tracing::info!(count = page.changed, to, "events replayed by an operator");
     Ok(page)
 }

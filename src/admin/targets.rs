@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{Context, Error, TargetList, TargetOverview, object};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{Fate, Inspect, Sweep};
+use crate::queue::{Inspect, Sweep, SweepAction};
 
 /// The name in a request's path.
 type Name = Result<Path<String>, PathRejection>;
@@ -39,18 +39,18 @@ async fn set_paused(context: &Context, name: Name, paused: bool) -> Result<Json<
 
 pub(super) async fn retry_dead(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
     let (name, letters) = selection(&context, name, &body).await?;
-    sweep_all(&context, Sweep::dead(&name, letters, Fate::Replayed), "revived").await
+    sweep_all(&context, Sweep::dead(&name, letters, SweepAction::Replay), "revived").await
 }
 
 pub(super) async fn drop_dead(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
     let (name, letters) = selection(&context, name, &body).await?;
-    sweep_all(&context, Sweep::dead(&name, letters, Fate::Dropped), "cancelled").await
+    sweep_all(&context, Sweep::dead(&name, letters, SweepAction::Drop), "cancelled").await
 }
 
 pub(super) async fn drop_pending(State(context): State<Context>, name: Name) -> Result<Json<Value>, Error> {
     let Path(name) = name?;
     expect_known(&context, &name).await?;
-    sweep_all(&context, Sweep::pending(&name, Fate::Dropped), "cancelled").await
+    sweep_all(&context, Sweep::pending(&name, SweepAction::Drop), "cancelled").await
 }
 
 /// `{"to":"other"}`
@@ -68,7 +68,7 @@ pub(super) async fn redirect(State(context): State<Context>, name: Name, body: B
     if to == name {
         return Err(Error::ToItself);
     }
-    sweep_all(&context, Sweep::pending(&name, Fate::Redirected(to.into())), "redirected").await
+    sweep_all(&context, Sweep::pending(&name, SweepAction::Redirect(to.into())), "redirected").await
 }
 
 /// The target and the dead letters that a request selects.

@@ -102,8 +102,8 @@ impl Relay {
     }
 
     async fn die(&self, event: EventId) {
-        let verdict = Disposition::End(queue::DeliveryState::Dead);
-        let settlement = Settlement { event, target: "crm".into(), verdict, attempt: None };
+        let disposition = Disposition::End(queue::DeliveryState::Dead);
+        let settlement = Settlement { event, target: "crm".into(), disposition, attempt: None };
         self.state.queue.settle(settlement).await.unwrap();
     }
 

@@ -10,7 +10,7 @@ use super::description::excerpt;
 use super::store::{self, Request};
 use crate::config::Config;
 use crate::event::EventId;
-use crate::queue::{Fate, Inspect, Sweep};
+use crate::queue::{Inspect, Sweep, SweepAction};
 
 /// `wxrelay dead`
 #[derive(clap::Args)]
@@ -57,16 +57,16 @@ enum Action {
 /// Lists out of the store itself; changes through the relay while it runs, else in the store.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
-    let (target, ids, fate, done) = match args.action {
+    let (target, ids, action, done) = match args.action {
         Action::Ls { target, before, limit } => {
             return list(&config, target.as_deref(), before, limit, args.json);
         }
-        Action::Retry { target, ids } => (target, ids, Fate::Replayed, "retried"),
-        Action::Drop { target, ids } => (Some(target), ids, Fate::Dropped, "dropped"),
+        Action::Retry { target, ids } => (target, ids, SweepAction::Replay, "retried"),
+        Action::Drop { target, ids } => (Some(target), ids, SweepAction::Drop, "dropped"),
     };
     let targets = targets(&config, target)?;
     for target in targets {
-        let changed = change(&config, &target, &ids, fate.clone()).await?;
+        let changed = change(&config, &target, &ids, action.clone()).await?;
         if args.json {
             writeln!(io::stdout(), "{}", serde_json::json!({ "target": target, done: changed }))?;
         } else {
@@ -111,14 +111,16 @@ fn list(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn change(config: &Config, target: &str, ids: &[EventId], fate: Fate) -> anyhow::Result<u64> {
-    let (action, count) = match fate {
-        Fate::Replayed => ("retry-dead", "revived"),
-        Fate::Dropped | Fate::ReplayedTo(_) | Fate::Redirected(_) | Fate::Forgotten => ("drop-dead", "cancelled"),
+async fn change(config: &Config, target: &str, ids: &[EventId], action: SweepAction) -> anyhow::Result<u64> {
+    let (path, count) = match action {
+        SweepAction::Replay => ("retry-dead", "revived"),
+        SweepAction::Drop | SweepAction::ReplayTo(_) | SweepAction::Redirect(_) | SweepAction::Forget => {
+            ("drop-dead", "cancelled")
+        }
     };
     let listed = serde_json::json!({ "ids": ids.iter().map(ToString::to_string).collect::<Vec<_>>() });
     let body = Some(listed).filter(|_| !ids.is_empty());
     let events = Some(ids.to_vec()).filter(|ids| !ids.is_empty());
-    let request = Request { path: format!("/api/targets/{target}/{action}"), body, count };
-    store::sweep(config, Sweep::dead(target, events, fate), request).await
+    let request = Request { path: format!("/api/targets/{target}/{path}"), body, count };
+    store::sweep(config, Sweep::dead(target, events, action), request).await
 }

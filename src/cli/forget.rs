@@ -15,7 +15,7 @@ use super::steps::{self, By, Done};
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::event::EventId;
-use crate::queue::{DeliveryState, EventFilter, Fate, Inspect, Sweep, Swept};
+use crate::queue::{DeliveryState, EventFilter, Inspect, Sweep, SweepAction, SweepProgress};
 
 /// `wxrelay events forget`
 #[derive(clap::Args)]
@@ -40,7 +40,7 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     let look = Inspect::open(&config.queue.path)?;
     // What comes in from now on is not meant.
     let filter = EventFilter { from: Some(openid), account, until: Some(look.end()?), ..EventFilter::default() };
-    let sweep = Arc::new(Sweep { filter, events: None, fate: Fate::Forgotten });
+    let sweep = Arc::new(Sweep { filter, events: None, action: SweepAction::Forget });
     let count = look.count(&sweep, None)?;
     if !yes && count > 0 && !is_meant(&look, &sweep, count)? {
         writeln!(io::stderr(), "nothing is forgotten")?;
@@ -101,7 +101,7 @@ fn is_meant(look: &Inspect, sweep: &Sweep, count: u64) -> anyhow::Result<bool> {
 }
 
 /// A page of steps, made by the relay.
-async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Swept> {
+async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
     let EventFilter { from, account, until, .. } = &sweep.filter;
     let body = json!({
         "openid": from,

@@ -14,7 +14,7 @@ use super::store;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::event::EventId;
-use crate::queue::{Fate, Inspect, Sweep, Swept};
+use crate::queue::{Inspect, Sweep, SweepAction, SweepProgress};
 
 /// What the API's answers call the number of deliveries replayed.
 const COUNT: &str = "replayed";
@@ -58,8 +58,8 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     // What comes in from now on is not meant, nor what this replay leads to.
     filter.until = Some(filter.until.unwrap_or_else(UnixMillis::now)).filter(|_| ids.is_empty());
     let until = filter.until;
-    let fate = to.map_or(Fate::Replayed, |to| Fate::ReplayedTo(to.into()));
-    let sweep = Arc::new(Sweep { filter, events: Some(ids).filter(|ids| !ids.is_empty()), fate });
+    let action = to.map_or(SweepAction::Replay, |to| SweepAction::ReplayTo(to.into()));
+    let sweep = Arc::new(Sweep { filter, events: Some(ids).filter(|ids| !ids.is_empty()), action });
     let bar = steps::bar(look.count(&sweep, after)?, "deliveries");
     drop(look);
     let by = By::of(config)?;
@@ -91,7 +91,7 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
 }
 
 /// A page of steps, or one of the events that are named.
-async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Swept> {
+async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
     match &sweep.events {
         None => steps::told(&api.post("/api/events/replay", Some(&filter(sweep, after))).await?, COUNT),
         Some(events) => one(api, sweep, events, after).await,
@@ -99,16 +99,21 @@ async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::R
 }
 
 /// The next one of the events that are named.
-async fn one(api: &Api<'_>, sweep: &Sweep, events: &[EventId], after: Option<EventId>) -> anyhow::Result<Swept> {
+async fn one(
+    api: &Api<'_>,
+    sweep: &Sweep,
+    events: &[EventId],
+    after: Option<EventId>,
+) -> anyhow::Result<SweepProgress> {
     let mut rest: Vec<_> = events.iter().copied().filter(|event| Some(*event) > after).collect();
     rest.sort_unstable();
     rest.dedup();
-    let Some(id) = rest.first() else { return Ok(Swept { changed: 0, next: None }) };
+    let Some(id) = rest.first() else { return Ok(SweepProgress { changed: 0, next: None }) };
     let (target, state) = (&sweep.filter.target, sweep.filter.state.map(|state| state.name()));
     let body = json!({ "target": target, "state": state, "to": to(sweep) });
     let answer = api.post(&format!("/api/events/{id}/replay"), Some(&body)).await?;
-    let Swept { changed, .. } = steps::told(&answer, COUNT)?;
-    Ok(Swept { changed, next: Some(*id).filter(|_| rest.len() > 1) })
+    let SweepProgress { changed, .. } = steps::told(&answer, COUNT)?;
+    Ok(SweepProgress { changed, next: Some(*id).filter(|_| rest.len() > 1) })
 }
 
 fn filter(sweep: &Sweep, after: Option<EventId>) -> Value {
@@ -127,8 +132,8 @@ fn filter(sweep: &Sweep, after: Option<EventId>) -> Value {
 }
 
 fn to(sweep: &Sweep) -> Option<&str> {
-    match &sweep.fate {
-        Fate::ReplayedTo(to) => Some(to),
-        Fate::Replayed | Fate::Dropped | Fate::Redirected(_) | Fate::Forgotten => None,
+    match &sweep.action {
+        SweepAction::ReplayTo(to) => Some(to),
+        SweepAction::Replay | SweepAction::Drop | SweepAction::Redirect(_) | SweepAction::Forget => None,
     }
 }

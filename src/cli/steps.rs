@@ -11,7 +11,7 @@ use super::api::Api;
 use super::store;
 use crate::config::Config;
 use crate::event::EventId;
-use crate::queue::{Queue, Swept};
+use crate::queue::{Queue, SweepProgress};
 
 /// Who makes the steps.
 pub(super) enum By<'c> {
@@ -50,7 +50,7 @@ pub(super) struct Done {
 pub(super) async fn make(
     after: Option<EventId>,
     bar: &ProgressBar,
-    mut step: impl AsyncFnMut(Option<EventId>) -> anyhow::Result<Swept>,
+    mut step: impl AsyncFnMut(Option<EventId>) -> anyhow::Result<SweepProgress>,
 ) -> Done {
     let stop = CancellationToken::new();
     let asked = stop.clone();
@@ -66,7 +66,7 @@ pub(super) async fn make(
                 done.failed = Some(error);
                 break;
             }
-            Ok(Swept { changed, next }) => {
+            Ok(SweepProgress { changed, next }) => {
                 done.changed += changed;
                 done.next = next;
                 bar.inc(changed);
@@ -82,9 +82,9 @@ pub(super) async fn make(
 }
 
 /// A step from the relay's answer: `count` is its name for what changed.
-pub(super) fn told(answer: &Value, count: &str) -> anyhow::Result<Swept> {
+pub(super) fn told(answer: &Value, count: &str) -> anyhow::Result<SweepProgress> {
     let changed = answer[count].as_u64().context("the relay's answer has no count")?;
-    Ok(Swept { changed, next: answer["next"].as_str().map(str::parse).transpose()? })
+    Ok(SweepProgress { changed, next: answer["next"].as_str().map(str::parse).transpose()? })
 }
 
 /// Shown on a terminal alone.

@@ -12,7 +12,7 @@ use super::api::Api;
 use super::store::{self, Request};
 use crate::admin::TargetOverview;
 use crate::config::Config;
-use crate::queue::{Fate, Inspect, Sweep};
+use crate::queue::{Inspect, Sweep, SweepAction};
 
 /// `wxrelay targets`
 #[derive(clap::Args)]
@@ -65,14 +65,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Action::Drop { target } => {
             let path = format!("/api/targets/{target}/drop-pending");
             let request = Request { path, body: None, count: "cancelled" };
-            (Sweep::pending(&target, Fate::Dropped), request, target, "dropped")
+            (Sweep::pending(&target, SweepAction::Drop), request, target, "dropped")
         }
         Action::Redirect { target, to } => {
             store::expect_configured(&config, &to)?;
             ensure!(to != target, "the deliveries of `{target}` cannot be redirected to itself");
             let path = format!("/api/targets/{target}/redirect");
             let request = Request { path, body: Some(json!({ "to": to })), count: "redirected" };
-            (Sweep::pending(&target, Fate::Redirected(to.into())), request, target, "redirected")
+            (Sweep::pending(&target, SweepAction::Redirect(to.into())), request, target, "redirected")
         }
     };
     store::expect_known(&config, &target)?;

@@ -78,7 +78,8 @@ impl AttemptContext {
         let now = UnixMillis::now();
         let reply = lease.reply.take();
         let Lease { event, target, attempt, failures, .. } = &lease;
-        let settlement = |verdict, attempt| Settlement { event: event.id, target: target.clone(), verdict, attempt };
+        let settlement =
+            |disposition, attempt| Settlement { event: event.id, target: target.clone(), disposition, attempt };
         let expiry = policy.expire_after.map(|span| event.received_at.after(span));
         if expiry.is_some_and(|expiry| now >= expiry) {
             self.log_attempt(&policy, event, *attempt, "expired", None);
@@ -89,12 +90,12 @@ impl AttemptContext {
         #[cfg(test)]
         super::simulated::set_probe(probe);
         let mut report = policy.upstream.deliver(AttemptRequest { event, attempt: *attempt, reply_until, now }).await;
-        let verdict = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
+        let disposition = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
         let choice = match reply {
             Some(awaited) => offer::offer(awaited, event, &mut report).await,
             None => None,
         };
-        self.record_metrics(&policy, event, *attempt, verdict, &report);
+        self.record_metrics(&policy, event, *attempt, disposition, &report);
         let end = match report.outcome {
             Outcome::Delivered | Outcome::Reject => AttemptEnd::Answered,
             Outcome::Retry { .. } => AttemptEnd::Failed(event.id),
@@ -109,7 +110,7 @@ impl AttemptContext {
         };
         let note = AttemptNote { event: event.id, target: target.clone(), attempt: *attempt, error: None };
         let reserve = choice.map(|choice| (note, choice));
-        let settlement = settlement(verdict, Some(record));
+        let settlement = settlement(disposition, Some(record));
         (end, Some(UnsettledAttempt { settlement, reserve, lease }))
     }
 
@@ -134,16 +135,17 @@ impl AttemptContext {
         policy: &Policy,
         event: &Event,
         attempt: u32,
-        verdict: Disposition,
+        disposition: Disposition,
         report: &AttemptReport,
     ) {
-        let outcome = match verdict {
+        let outcome = match disposition {
             Disposition::Retry(_) | Disposition::Postpone(_) => "retry",
             Disposition::End(state) => state.name(),
         };
         self.metrics.delivery(outcome);
         self.metrics.delivery_duration.observe(report.duration.as_secs_f64());
-        if verdict == Disposition::End(DeliveryState::Delivered) && policy.upstream.target().role == Role::Identity {
+        if disposition == Disposition::End(DeliveryState::Delivered) && policy.upstream.target().role == Role::Identity
+        {
             let latency = UnixMillis::now().since(event.received_at);
             self.metrics.identity_latency.observe(latency.as_secs_f64());
         }

@@ -19,15 +19,8 @@ use super::breaker::Breaker;
 use crate::clock::UnixMillis;
 use crate::deliver::Role;
 use crate::queue::{Error, Inbox, Lease, Leases};
+use crate::tuning::Tuning;
 
-/// How many leases one poll reads from the store: few, as pushes wait meanwhile; and fewer in the simulation, to need
-/// more than one poll.
-const BATCH: usize = if cfg!(test) { 6 } else { 64 };
-/// When fewer leases are ready, the lane polls the store for more.
-const AHEAD: usize = 2 * BATCH;
-/// The most deliveries that are attempted or wait to be settled, where `concurrency` does not ask for more, and as many
-/// again whose reply is awaited: a crash repeats no more than these. Few in the simulation, to be reached.
-const IN_FLIGHT: usize = if cfg!(test) { 4 } else { 256 };
 /// The longest sleep while a delivery is due later: by then the lane notices that the clock was set.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 /// Before the next poll, after one failed.
@@ -44,6 +37,7 @@ pub(super) async fn run(
     inbox: Inbox,
     policy: watch::Receiver<Arc<Policy>>,
     stop: CancellationToken,
+    tuning: Tuning,
 ) {
     let longest_wait = match policy.borrow().upstream.target().role {
         Role::Identity => IDENTITY_PROBE_WAIT,
@@ -57,6 +51,7 @@ pub(super) async fn run(
         context: Arc::new(context),
         breaker,
         stop,
+        tuning,
         ready: VecDeque::new(),
         attempts: JoinSet::new(),
         awaited: JoinSet::new(),
@@ -76,6 +71,7 @@ struct LaneTask {
     context: Arc<AttemptContext>,
     breaker: Breaker,
     stop: CancellationToken,
+    tuning: Tuning,
     /// Leased, waiting for a slot.
     ready: VecDeque<Lease>,
     attempts: JoinSet<EndedAttempt>,
@@ -103,9 +99,14 @@ impl LaneTask {
         self.start_attempts(concurrency);
         let has_slot = self.has_slot(concurrency);
         let takes_fresh = self.ready.is_empty() && has_slot;
-        let takes_awaited = self.awaited.len() < concurrency && self.in_flight() < 2 * IN_FLIGHT.max(concurrency);
+        let takes_awaited =
+            self.awaited.len() < concurrency && self.in_flight() < 2 * self.tuning.in_flight.max(concurrency);
         // Ahead of need, but not for a target that is down.
-        let needs_more = if self.breaker.is_closed() { self.ready.len() < AHEAD } else { self.ready.is_empty() };
+        let needs_more = if self.breaker.is_closed() {
+            self.ready.len() < 2 * self.tuning.lease_batch
+        } else {
+            self.ready.is_empty()
+        };
         let poll_at = self.poll_at.filter(|_| needs_more && self.poll.is_empty());
         let probe_at = self.breaker.probe_at().filter(|_| has_slot && !self.ready.is_empty());
         tokio::select! {
@@ -127,7 +128,7 @@ impl LaneTask {
 
     /// Whether another attempt may be made.
     fn has_slot(&self, concurrency: usize) -> bool {
-        self.attempts.len() < concurrency && self.in_flight() < IN_FLIGHT.max(concurrency)
+        self.attempts.len() < concurrency && self.in_flight() < self.tuning.in_flight.max(concurrency)
     }
 
     /// How many deliveries a crash at this moment would repeat.
@@ -196,7 +197,8 @@ impl LaneTask {
     fn poll_store(&mut self) {
         self.poll_at = None;
         let (context, name, now) = (self.context.clone(), self.name.clone(), UnixMillis::now());
-        self.poll.spawn(async move { (now, context.queue.lease(&name, BATCH, now).await) });
+        let batch = self.tuning.lease_batch;
+        self.poll.spawn(async move { (now, context.queue.lease(&name, batch, now).await) });
     }
 
     /// Takes the leases that wait in memory and then those from the store, a bounded part of each: so neither starves the
@@ -204,7 +206,7 @@ impl LaneTask {
     fn take_leases(&mut self, found: Option<(UnixMillis, Result<Leases, Error>)>) {
         let next = match found {
             Some((now, Ok(found))) => {
-                let more = found.due.len() == BATCH;
+                let more = found.due.len() == self.tuning.lease_batch;
                 while let Ok(lease) = self.inbox.fresh.try_recv() {
                     self.ready.push_back(lease);
                 }

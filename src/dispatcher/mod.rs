@@ -29,11 +29,9 @@ use crate::metrics::{Metrics, TargetMetrics};
 use crate::queue::{self, DeliveryOrder, Queue};
 use crate::tail::Tail;
 use crate::telemetry::OpenIds;
+use crate::tuning::Tuning;
 
 use attempt::AttemptContext;
-
-/// How many fresh events wait for a target in memory; the rest wait on disk. Few in the simulation, to overflow.
-const INBOX: usize = if cfg!(test) { 4 } else { 1024 };
 
 /// One `[targets.NAME]` of the configuration.
 #[derive(Clone, Debug)]
@@ -100,6 +98,7 @@ pub struct Dispatcher {
     /// One change of those at a time, in the store and here.
     pausing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
+    tuning: Tuning,
 }
 
 struct Lane {
@@ -112,7 +111,22 @@ impl Dispatcher {
     /// A dispatcher without lanes; these targets are paused.
     pub fn new(queue: Queue, metrics: Arc<Metrics>, tail: Tail, paused: BTreeSet<String>) -> Self {
         let (lanes, pausing) = Default::default();
-        Self { queue, metrics, tail, lanes, paused: Mutex::new(paused), pausing, tasks: TaskTracker::new() }
+        Self {
+            queue,
+            metrics,
+            tail,
+            lanes,
+            paused: Mutex::new(paused),
+            pausing,
+            tasks: TaskTracker::new(),
+            tuning: Tuning::default(),
+        }
+    }
+
+    /// With other sizes than the shipped ones, for lanes that start from now on.
+    #[cfg(test)]
+    pub(crate) fn with_tuning(self, tuning: Tuning) -> Self {
+        Self { tuning, ..self }
     }
 
     /// Serves exactly these targets from now on, but for those that are paused. A lane whose target remains is kept,
@@ -189,10 +203,10 @@ impl Dispatcher {
     fn start(&self, name: &Arc<str>, lane: &mut Lane) {
         let metrics: TargetMetrics = self.metrics.target(name);
         let stop = CancellationToken::new();
-        let inbox = self.queue.subscribe(name.clone(), INBOX);
+        let inbox = self.queue.subscribe(name.clone(), self.tuning.inbox_leases);
         let watched = lane.policy.subscribe();
         let context = AttemptContext::new(self.queue.clone(), metrics, self.tail.clone(), stop.clone());
-        self.tasks.spawn(lane::run(context, name.clone(), inbox, watched, stop.clone()));
+        self.tasks.spawn(lane::run(context, name.clone(), inbox, watched, stop.clone(), self.tuning));
         lane.stop = Some(stop);
     }
 

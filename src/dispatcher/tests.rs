@@ -128,6 +128,7 @@ fn a_lane_without_a_slot_for_a_probe_waits_for_one() {
             let folder = tempfile::tempdir().unwrap();
             let queue = queue(folder.path());
             let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), Tail::default(), BTreeSet::new());
+            let dispatcher = dispatcher.with_tuning(Tuning::small());
             dispatcher.apply(vec![policy(2)]);
             for user in ["mute", "bad", "bad", "bad", "bad", "bad", "bad"] {
                 push(&queue, UnixMillis::now(), user).await;

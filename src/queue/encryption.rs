@@ -1,8 +1,8 @@
-//! The keys that stored payloads are sealed by, and the sealing: XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03).
+//! The keys of stored payloads, and their authenticated encryption: XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03).
 //!
 //! A sealed value is a nonce of 24 bytes, the ciphertext, and a tag of 16. Invariants: nonces are random and so long that
-//! none comes twice, also where a store goes on from a backup; a value opens in its own [`Place`] alone; of a key nothing
-//! is shown but its [`Fingerprint`]. Deliberately not here: which key an event is sealed by, which is the engine's.
+//! none comes twice, also where a store continues from a backup; a value opens in its own [`SealContext`] alone; of a key
+//! only its [`Fingerprint`] is shown. Not here: which key an event has, which is the engine's.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const KEY: usize = 32;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 
-/// The keys of `queue.encryption_keys`: the first seals, every one opens. None: payloads are stored as they come.
+/// The keys of `queue.encryption_keys`: the first encrypts, every one decrypts. None: payloads are stored as they come.
 #[derive(Clone, Default)]
 pub struct EncryptionKeys(Vec<EncryptionKey>);
 
@@ -29,7 +29,7 @@ impl EncryptionKeys {
         Self(keys)
     }
 
-    /// The one that seals.
+    /// The one that encrypts.
     pub fn first(&self) -> Option<&EncryptionKey> {
         self.0.first()
     }
@@ -39,7 +39,7 @@ impl EncryptionKeys {
         self.0.iter()
     }
 
-    /// The one that is known by that fingerprint.
+    /// The one with that fingerprint.
     pub(super) fn find(&self, fingerprint: Fingerprint) -> Option<&EncryptionKey> {
         self.0.iter().find(|key| key.fingerprint == fingerprint)
     }
@@ -67,7 +67,7 @@ pub struct EncryptionKey {
 impl EncryptionKey {
     /// Reads the base64 of 32 bytes.
     pub fn parse(text: &str) -> Option<Self> {
-        // The decoder asks for as much room as a text of that length may need.
+        // The decoder wants space for as much as a text of that length may hold.
         let mut decoded = Zeroizing::new([0; KEY + 1]);
         let length = STANDARD.decode_slice(text, &mut decoded[..]).ok()?;
         // Filled where it stays: a value that is moved leaves a copy behind.
@@ -79,35 +79,35 @@ impl EncryptionKey {
         Some(Self { bytes, fingerprint: Fingerprint(fingerprint) })
     }
 
-    /// What it is known by.
+    /// Its fingerprint.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
 
-    /// Seals a value for a place.
-    pub(super) fn seal(&self, place: Place, clear: &[u8]) -> Result<Vec<u8>, Unsealed> {
+    /// Encrypts a value for its context.
+    pub(super) fn seal(&self, context: SealContext, clear: &[u8]) -> Result<Vec<u8>, EncryptError> {
         let mut nonce = [0; NONCE];
-        getrandom::fill(&mut nonce).map_err(Unsealed::Random)?;
+        getrandom::fill(&mut nonce).map_err(EncryptError::Random)?;
         let mut sealed = Vec::with_capacity(NONCE + clear.len() + TAG);
         sealed.extend_from_slice(&nonce);
         sealed.extend_from_slice(clear);
         let text = (&mut sealed[NONCE..]).into();
-        let tag = self.cipher().encrypt_inout_detached(&XNonce::from(nonce), &place.bytes(), text);
-        sealed.extend_from_slice(&tag.map_err(|_| Unsealed::TooLong)?);
+        let tag = self.cipher().encrypt_inout_detached(&XNonce::from(nonce), &context.bytes(), text);
+        sealed.extend_from_slice(&tag.map_err(|_| EncryptError::TooLong)?);
         Ok(sealed)
     }
 
-    /// Opens a value of a place, if it is one that was sealed for it by this key.
-    pub(super) fn open(&self, place: Place, sealed: &[u8]) -> Option<Vec<u8>> {
+    /// Decrypts a value, if it was sealed for this context with this key.
+    pub(super) fn open(&self, context: SealContext, sealed: &[u8]) -> Option<Vec<u8>> {
         let (nonce, rest) = sealed.split_first_chunk::<NONCE>()?;
         let (text, tag) = rest.split_last_chunk::<TAG>()?;
         let (nonce, tag) = (<&XNonce>::from(nonce), <&Tag>::from(tag));
         let mut clear = text.to_vec();
-        let opened = self.cipher().decrypt_inout_detached(nonce, &place.bytes(), clear.as_mut_slice().into(), tag);
+        let opened = self.cipher().decrypt_inout_detached(nonce, &context.bytes(), clear.as_mut_slice().into(), tag);
         opened.ok().map(|()| clear)
     }
 
-    /// Wipes its copy of the key when dropped.
+    /// The cipher wipes its copy of the key when dropped.
     fn cipher(&self) -> XChaCha20Poly1305 {
         let bytes: &[u8; KEY] = &self.bytes;
         XChaCha20Poly1305::new(<&Key>::from(bytes))
@@ -120,7 +120,7 @@ impl fmt::Debug for EncryptionKey {
     }
 }
 
-/// What a key is known by, to people and in the store: 8 bytes of a hash.
+/// Identifies a key, in texts and in the store: 8 bytes of a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fingerprint(pub(super) [u8; 8]);
 
@@ -130,9 +130,9 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// Where a sealed value stands. It is sealed in with it, so that no value passes for another's.
+/// The column and row of a sealed value: the associated data of its encryption, so that no value passes for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum SealContext {
     Query(EventId),
     Body(EventId),
     Clear(EventId),
@@ -141,7 +141,7 @@ pub(super) enum Place {
     Answer(EventId, i64, i64),
 }
 
-impl Place {
+impl SealContext {
     fn bytes(self) -> [u8; 25] {
         let (column, event, target, attempt) = match self {
             Self::Query(event) => (0, event, 0, 0),
@@ -158,28 +158,28 @@ impl Place {
     }
 }
 
-/// Why a value could not be sealed.
+/// Why a value could not be encrypted.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Unsealed {
+pub(super) enum EncryptError {
     /// The system gives no random bytes.
     #[error("the system's random generator failed: {0}")]
     Random(#[source] getrandom::Error),
     /// Far beyond any body that is taken.
-    #[error("the text is too long to be sealed")]
+    #[error("the text is too long to be encrypted")]
     TooLong,
 }
 
-/// Why a stored value could not be opened. No text quotes it.
+/// Why a stored value could not be decrypted. No text quotes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unopened {
-    /// Its key is not given.
-    #[error("it is sealed by the key {0}, which queue.encryption_keys lacks")]
+pub enum DecryptError {
+    /// Its key is not configured.
+    #[error("it is encrypted with the key {0}, which queue.encryption_keys lacks")]
     KeyMissing(Fingerprint),
     /// The store has no key of the number in its row.
-    #[error("it is sealed by a key that the store does not name")]
+    #[error("it is encrypted with a key that the store does not name")]
     KeyUnknown,
-    /// It is not what was sealed for that place.
-    #[error("what is sealed does not open: it is not what was stored")]
+    /// It is not what was sealed for that context.
+    #[error("it cannot be decrypted: it is not what was stored")]
     Damaged,
 }
 
@@ -217,32 +217,33 @@ mod tests {
                               dd25cada21ffa5e1be09922b09303075f626197d54762cb30da389cdb9";
         let byte = |at| u8::from_str_radix(&SEALED[at..at + 2], 16).unwrap();
         let sealed: Vec<u8> = (0..SEALED.len()).step_by(2).map(byte).collect();
-        let place = Place::Answer(EventId(0x0102_0304_0506_0708), 9, 10);
-        assert_eq!(key(0x42).open(place, &sealed).as_deref(), Some(&b"a text that another program sealed"[..]));
+        let context = SealContext::Answer(EventId(0x0102_0304_0506_0708), 9, 10);
+        assert_eq!(key(0x42).open(context, &sealed).as_deref(), Some(&b"a text that another program sealed"[..]));
     }
 
     #[test]
     fn no_two_values_look_alike() {
-        let place = Place::Body(EventId(1));
-        assert_ne!(key(1).seal(place, b"same").unwrap(), key(1).seal(place, b"same").unwrap());
+        let context = SealContext::Body(EventId(1));
+        assert_ne!(key(1).seal(context, b"same").unwrap(), key(1).seal(context, b"same").unwrap());
     }
 
-    fn place() -> impl Strategy<Value = Place> {
+    fn context() -> impl Strategy<Value = SealContext> {
         let event = || (0..3u64).prop_map(EventId);
         prop_oneof![
-            event().prop_map(Place::Query),
-            event().prop_map(Place::Body),
-            event().prop_map(Place::Clear),
-            event().prop_map(Place::Reply),
-            (event(), 0..3i64, 0..3i64).prop_map(|(event, target, attempt)| Place::Answer(event, target, attempt)),
+            event().prop_map(SealContext::Query),
+            event().prop_map(SealContext::Body),
+            event().prop_map(SealContext::Clear),
+            event().prop_map(SealContext::Reply),
+            (event(), 0..3i64, 0..3i64)
+                .prop_map(|(event, target, attempt)| SealContext::Answer(event, target, attempt)),
         ]
     }
 
     proptest! {
         #[test]
-        fn a_value_opens_by_its_key_in_its_place_and_nowhere_else(
+        fn a_value_opens_with_its_key_in_its_context_and_nowhere_else(
             clear in prop::collection::vec(any::<u8>(), 0..300),
-            (at, elsewhere) in (place(), place()),
+            (at, elsewhere) in (context(), context()),
             (flip, cut) in (any::<prop::sample::Index>(), any::<prop::sample::Index>()),
         ) {
             let sealed = key(1).seal(at, &clear).unwrap();

@@ -1,4 +1,4 @@
-//! Sealed payloads through [`Queue`] and [`Inspect`]: what is stored, comes back, is refused and is let go of.
+//! Encrypted payloads through [`Queue`] and [`Inspect`]: stored, read back, refused; and when a key may be removed.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -144,7 +144,7 @@ async fn the_views_say_sealed_and_what_was_in_the_clear_stays_so_with_all_that_c
     assert_eq!(shown("SELECT reply FROM events ORDER BY id"), [some("a reply"), some("sealed")]);
     assert_eq!(shown("SELECT answer FROM attempts ORDER BY event"), [some("busy"), some("sealed")]);
     let inspect = inspect(folder.path(), &[1]);
-    assert_eq!(inspect.sealing().unwrap(), Sealing { keys: vec![fingerprint(1)], in_clear: true });
+    assert_eq!(inspect.encryption_status().unwrap(), EncryptionStatus { keys: vec![fingerprint(1)], in_clear: true });
     assert_eq!(flaws(&inspect), []);
 }
 
@@ -163,7 +163,11 @@ async fn what_stands_in_another_place_does_not_open() {
         closed(folder.path(), &[1], &["one", "two"]).await;
         shell(folder.path()).execute_batch(swap).unwrap();
         let inspect = inspect(folder.path(), &[1]);
-        assert_eq!(flaws(&inspect), [Flaw::Sealed(Unopened::Damaged), Flaw::Sealed(Unopened::Damaged)], "{swap}");
+        assert_eq!(
+            flaws(&inspect),
+            [Flaw::Encrypted(DecryptError::Damaged), Flaw::Encrypted(DecryptError::Damaged)],
+            "{swap}"
+        );
         let queue = open(folder.path(), &[1]).unwrap();
         assert_eq!(leased(&queue).await.len(), 0, "{swap}");
         assert_eq!(inspect.dead(None, 10, None).unwrap().len(), 2, "{swap}");
@@ -187,17 +191,17 @@ async fn replies_and_answers_in_another_place_do_not_open_and_stop_nothing() {
     };
     swap(&format!("event SET reply = (SELECT reply FROM event WHERE id = {})", two.0));
     let inspect = inspect(folder.path(), &[1]);
-    assert_eq!(flaws(&inspect), [Flaw::Sealed(Unopened::Damaged)]);
+    assert_eq!(flaws(&inspect), [Flaw::Encrypted(DecryptError::Damaged)]);
     assert_eq!(inspect.event(id).unwrap().unwrap().reply, None);
     assert!(matches!(queue.enqueue(one).await.unwrap(), Enqueued::Duplicate { reply: None, .. }));
 
     queue.record_reply(id, "a reply".to_owned()).await.unwrap();
     assert_eq!(flaws(&inspect), []);
     swap(&format!("attempt SET answer = (SELECT answer FROM attempt WHERE event = {})", two.0));
-    assert_eq!(flaws(&inspect), [Flaw::Sealed(Unopened::Damaged)]);
+    assert_eq!(flaws(&inspect), [Flaw::Encrypted(DecryptError::Damaged)]);
     let letters = inspect.dead(None, 10, None).unwrap();
     let told = letters.iter().find(|letter| letter.id == id).unwrap();
-    assert!(told.answer.is_none() && told.sealed.as_ref().unwrap().contains("does not open"), "{told:?}");
+    assert!(told.answer.is_none() && told.sealed.as_ref().unwrap().contains("cannot be decrypted"), "{told:?}");
 }
 
 #[tokio::test]
@@ -221,7 +225,7 @@ async fn a_key_is_needed_until_its_last_event_has_gone() {
 
     shell(folder.path()).execute_batch("DELETE FROM event WHERE key = 1").unwrap();
     open(folder.path(), &[2]).unwrap().close().await;
-    assert_eq!(inspect(folder.path(), &[]).sealing().unwrap().keys, [fingerprint(2)]);
+    assert_eq!(inspect(folder.path(), &[]).encryption_status().unwrap().keys, [fingerprint(2)]);
     assert_eq!(texts(folder.path(), "SELECT hex(fingerprint) FROM key").len(), 1, "the old one is let go of");
     shell(folder.path()).execute_batch("DELETE FROM event").unwrap();
     open(folder.path(), &[]).unwrap().close().await;
@@ -240,12 +244,12 @@ async fn without_the_key_lists_and_the_ledger_are_there_and_the_rest_says_which_
         let filter = EventFilter { from: Some("o1".to_owned()), limit: 10, ..EventFilter::default() };
         assert_eq!(inspect.events(&filter).unwrap()[0].id, id);
         let detail = inspect.event(id).unwrap().unwrap();
-        let missing = Unopened::KeyMissing(fingerprint(1));
+        let missing = DecryptError::KeyMissing(fingerprint(1));
         assert_eq!((detail.text.as_str(), detail.sealed), ("", Some(missing.to_string())));
         assert_eq!(detail.deliveries[0].attempts[0].answer, None);
         assert_eq!(inspect.dead(None, 10, None).unwrap()[0].sealed, Some(missing.to_string()));
-        assert_eq!(flaws(&inspect), [Flaw::Sealed(missing)]);
+        assert_eq!(flaws(&inspect), [Flaw::Encrypted(missing)]);
     }
     shell(folder.path()).execute_batch("DELETE FROM key").unwrap();
-    assert_eq!(flaws(&inspect(folder.path(), &[1])), [Flaw::Sealed(Unopened::KeyUnknown)]);
+    assert_eq!(flaws(&inspect(folder.path(), &[1])), [Flaw::Encrypted(DecryptError::KeyUnknown)]);
 }

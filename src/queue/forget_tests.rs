@@ -8,8 +8,9 @@ use proptest::test_runner::TestCaseError;
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use super::conformance::{Bench, NOW, PATIENCE, concurrently, ids, new_event_of, settlement};
+use super::conformance::{NOW, PATIENCE, QueueFixture, concurrently, ids, new_event_of, settlement};
 use super::*;
+use crate::tuning::Tuning;
 
 /// As long as WeChat's.
 const USER: &str = "oForgetMe6a8b7c6d5e4f3a2b1c0";
@@ -18,7 +19,7 @@ const OTHER: &str = "oKeepMe0a1b2c3d4e5f6a7b8c9d0";
 const PAGE: usize = 4096;
 const MARKER: &str = "meet me at nine by the fountain";
 
-impl Bench {
+impl QueueFixture {
     async fn store_of(&self, user: &str, content: &str, targets: &[&str]) -> EventId {
         let new = new_event_of(self.queue.next_id(NOW), user, content, targets);
         let id = new.event.id;
@@ -28,7 +29,7 @@ impl Bench {
 
     /// Forgets a user as far as the filter goes; how many events are gone.
     async fn forget(&self, filter: EventFilter) -> u64 {
-        let sweep = Sweep { filter, events: None, fate: Fate::Forgotten };
+        let sweep = Sweep { filter, events: None, action: SweepAction::Forget };
         let counted = self.look().count(&sweep, None).unwrap();
         let forgotten = self.queue.sweep_all(sweep, NOW).await.unwrap();
         assert_eq!(counted, forgotten, "counted before, forgotten then");
@@ -67,124 +68,125 @@ fn of(user: &str) -> EventFilter {
 
 #[tokio::test]
 async fn everything_of_a_user_goes_whatever_has_become_of_it_and_nothing_of_others() {
-    let bench = Bench::open();
+    let fixture = QueueFixture::open();
     let verdicts =
         [Disposition::Retry(NOW), Disposition::End(DeliveryState::Dead), Disposition::End(DeliveryState::Delivered)];
     for user in [USER, OTHER] {
-        bench.store_of(user, &format!("{user} unrouted"), &[]).await;
-        for (n, verdict) in verdicts.into_iter().enumerate() {
-            let id = bench.store_of(user, &format!("{user} {n} {MARKER}"), &["crm", "bot"]).await;
-            bench.queue.settle(settlement(id, "crm", verdict, 1)).await.unwrap();
-            bench.queue.record_reply(id, format!("<xml>to {user} {MARKER}</xml>")).await.unwrap();
+        fixture.store_of(user, &format!("{user} unrouted"), &[]).await;
+        for (n, disposition) in verdicts.into_iter().enumerate() {
+            let id = fixture.store_of(user, &format!("{user} {n} {MARKER}"), &["crm", "bot"]).await;
+            fixture.queue.settle(settlement(id, "crm", disposition, 1)).await.unwrap();
+            fixture.queue.record_reply(id, format!("<xml>to {user} {MARKER}</xml>")).await.unwrap();
         }
     }
-    let kept = bench.of(OTHER);
-    assert!(bench.holds(USER) && bench.holds(OTHER));
-    assert_eq!(bench.forget(of(USER)).await, 4);
-    assert!(bench.of(USER).is_empty() && !bench.holds(USER));
-    assert_eq!(bench.of(OTHER), kept);
-    let audit = bench.audit();
+    let kept = fixture.of(OTHER);
+    assert!(fixture.holds(USER) && fixture.holds(OTHER));
+    assert_eq!(fixture.forget(of(USER)).await, 4);
+    assert!(fixture.of(USER).is_empty() && !fixture.holds(USER));
+    assert_eq!(fixture.of(OTHER), kept);
+    let audit = fixture.audit();
     assert_eq!((audit.events, audit.deliveries, audit.counts.pending), (4, 6, 4));
-    assert_eq!(bench.queue.stats().await.unwrap().events, 4);
-    assert_eq!(bench.forget(of(USER)).await, 0, "again");
-    assert_eq!(bench.forget(of(OTHER)).await, 4);
-    assert!(!bench.holds(OTHER) && !bench.holds(MARKER));
-    assert_eq!(bench.audit().counts.total(), 0);
+    assert_eq!(fixture.queue.stats().await.unwrap().events, 4);
+    assert_eq!(fixture.forget(of(USER)).await, 0, "again");
+    assert_eq!(fixture.forget(of(OTHER)).await, 4);
+    assert!(!fixture.holds(OTHER) && !fixture.holds(MARKER));
+    assert_eq!(fixture.audit().counts.total(), 0);
 }
 
 #[tokio::test]
 async fn a_lease_that_is_out_is_revoked_and_its_end_is_harmless() {
-    let bench = Bench::open();
-    let mut inbox = bench.queue.subscribe("crm".into(), 8);
-    let (a, other) = (bench.store_of(USER, "a", &["crm"]).await, bench.store_of(OTHER, "b", &["crm"]).await);
+    let fixture = QueueFixture::open();
+    let mut inbox = fixture.queue.subscribe("crm".into(), 8);
+    let (a, other) = (fixture.store_of(USER, "a", &["crm"]).await, fixture.store_of(OTHER, "b", &["crm"]).await);
     let (under_way, of_other) = (inbox.fresh.recv().await.unwrap(), inbox.fresh.recv().await.unwrap());
-    assert_eq!(bench.forget(of(USER)).await, 1);
+    assert_eq!(fixture.forget(of(USER)).await, 1);
     assert!(under_way.is_revoked() && !of_other.is_revoked());
     let note = AttemptNote { event: a, target: "crm".into(), attempt: 1, error: Some(MARKER.to_owned()) };
-    for verdict in [Disposition::Retry(NOW), Disposition::Postpone(NOW), Disposition::End(DeliveryState::Delivered)] {
-        bench.queue.settle(settlement(a, "crm", verdict, 1)).await.unwrap();
-        bench.queue.annotate(note.clone()).await.unwrap();
-        bench.queue.record_reply(a, MARKER.to_owned()).await.unwrap();
+    for disposition in [Disposition::Retry(NOW), Disposition::Postpone(NOW), Disposition::End(DeliveryState::Delivered)]
+    {
+        fixture.queue.settle(settlement(a, "crm", disposition, 1)).await.unwrap();
+        fixture.queue.annotate(note.clone()).await.unwrap();
+        fixture.queue.record_reply(a, MARKER.to_owned()).await.unwrap();
     }
     drop(under_way);
-    bench.end(other, "crm", DeliveryState::Delivered).await;
-    assert!(bench.lease("crm", 10, NOW).await.due.is_empty());
-    assert_eq!(bench.audit().counts.delivered, 1);
-    assert!(!bench.holds(USER) && !bench.holds(MARKER));
+    fixture.end(other, "crm", DeliveryState::Delivered).await;
+    assert!(fixture.lease("crm", 10, NOW).await.due.is_empty());
+    assert_eq!(fixture.audit().counts.delivered, 1);
+    assert!(!fixture.holds(USER) && !fixture.holds(MARKER));
 }
 
 #[tokio::test]
 async fn where_order_is_kept_what_is_held_goes_too_and_what_is_not_meant_is_released() {
-    let bench = Bench::open();
-    bench.queue.keep_order(&"crm".into(), DeliveryOrder::PerUser);
+    let fixture = QueueFixture::open();
+    fixture.queue.keep_order(&"crm".into(), DeliveryOrder::PerUser);
     for content in ["a", "b", "c"] {
-        bench.store_of(USER, content, &["crm"]).await;
+        fixture.store_of(USER, content, &["crm"]).await;
     }
-    let others = [bench.store_of(OTHER, "d", &["crm"]).await, bench.store_of(OTHER, "e", &["crm"]).await];
-    let until = bench.look().end().unwrap();
-    let since = bench.queue.next_id(until);
+    let others = [fixture.store_of(OTHER, "d", &["crm"]).await, fixture.store_of(OTHER, "e", &["crm"]).await];
+    let until = fixture.look().end().unwrap();
+    let since = fixture.queue.next_id(until);
     let late = new_event_of(since, USER, "late", &["crm"]);
-    bench.queue.enqueue(late).await.unwrap();
-    let leases = bench.lease("crm", 10, NOW).await;
-    let inbox = bench.queue.subscribe("crm".into(), 1);
+    fixture.queue.enqueue(late).await.unwrap();
+    let leases = fixture.lease("crm", 10, NOW).await;
+    let inbox = fixture.queue.subscribe("crm".into(), 1);
     while timeout(Duration::ZERO, inbox.wake.notified()).await.is_ok() {}
-    assert_eq!(bench.forget(EventFilter { until: Some(until), ..of(USER) }).await, 3);
+    assert_eq!(fixture.forget(EventFilter { until: Some(until), ..of(USER) }).await, 3);
     timeout(PATIENCE, inbox.wake.notified()).await.unwrap();
     assert_eq!(leases.due.iter().map(Lease::is_revoked).collect::<Vec<_>>(), [true, false]);
     drop(leases);
-    assert_eq!(ids(&bench.lease("crm", 10, until).await), [others[0], since], "each user's first");
-    bench.end(others[0], "crm", DeliveryState::Delivered).await;
-    assert_eq!(ids(&bench.lease("crm", 10, until).await), [others[1], since]);
-    bench.audit();
-    assert_eq!(bench.forget(of(USER)).await, 1);
+    assert_eq!(ids(&fixture.lease("crm", 10, until).await), [others[0], since], "each user's first");
+    fixture.end(others[0], "crm", DeliveryState::Delivered).await;
+    assert_eq!(ids(&fixture.lease("crm", 10, until).await), [others[1], since]);
+    fixture.audit();
+    assert_eq!(fixture.forget(of(USER)).await, 1);
     // The user's number, by which order is kept, is a trace too.
     let number = |user: &str| Sha256::digest(user)[..8].to_vec();
-    assert!(!bench.holds(USER));
-    assert!(!bench.holds(number(USER)));
-    assert!(bench.holds(number(OTHER)));
+    assert!(!fixture.holds(USER));
+    assert!(!fixture.holds(number(USER)));
+    assert!(fixture.holds(number(OTHER)));
 }
 
 #[tokio::test]
 async fn only_what_one_account_got_is_forgotten_where_that_is_asked_for() {
-    let bench = Bench::open();
+    let fixture = QueueFixture::open();
     for account in ["shop", "club"] {
-        let mut new = new_event_of(bench.queue.next_id(NOW), USER, account, &["crm"]);
+        let mut new = new_event_of(fixture.queue.next_id(NOW), USER, account, &["crm"]);
         Arc::get_mut(&mut new.event).unwrap().account = account.into();
-        bench.queue.enqueue(new).await.unwrap();
+        fixture.queue.enqueue(new).await.unwrap();
     }
     let of_account = |account: &str| EventFilter { account: Some(account.to_owned()), ..of(USER) };
-    assert_eq!(bench.forget(of_account("nobody")).await, 0);
-    assert_eq!(bench.forget(of_account("shop")).await, 1);
-    assert_eq!(bench.of(USER).iter().map(|event| event.account.as_str()).collect::<Vec<_>>(), ["club"]);
-    bench.audit();
+    assert_eq!(fixture.forget(of_account("nobody")).await, 0);
+    assert_eq!(fixture.forget(of_account("shop")).await, 1);
+    assert_eq!(fixture.of(USER).iter().map(|event| event.account.as_str()).collect::<Vec<_>>(), ["club"]);
+    fixture.audit();
 }
 
 #[tokio::test]
 async fn a_forgotten_push_that_comes_again_is_a_new_event() {
-    let bench = Bench::open();
-    let first = bench.store_of(USER, "hello", &["crm"]).await;
-    assert_eq!(bench.forget(of(USER)).await, 1);
-    let again = bench.store_of(USER, "hello", &["crm"]).await;
+    let fixture = QueueFixture::open();
+    let first = fixture.store_of(USER, "hello", &["crm"]).await;
+    assert_eq!(fixture.forget(of(USER)).await, 1);
+    let again = fixture.store_of(USER, "hello", &["crm"]).await;
     assert!(again > first);
-    assert_eq!(ids(&bench.lease("crm", 10, NOW).await), [again]);
-    bench.audit();
+    assert_eq!(ids(&fixture.lease("crm", 10, NOW).await), [again]);
+    fixture.audit();
 }
 
 #[tokio::test]
 async fn a_crash_in_the_middle_leaves_a_clean_ledger_and_forgetting_again_ends_it() {
-    let bench = Bench::open();
+    let fixture = QueueFixture::open_tuned(Tuning::small());
     let stored = (0..600).map(|n| {
         let user = if n % 3 == 0 { OTHER } else { USER };
-        let bench = &bench;
+        let fixture = &fixture;
         async move {
-            bench.store_of(user, &format!("{n} {MARKER}"), &["crm", "bot"]).await;
+            fixture.store_of(user, &format!("{n} {MARKER}"), &["crm", "bot"]).await;
         }
     });
     concurrently(stored).await;
-    let sweep = Arc::new(Sweep { filter: of(USER), events: None, fate: Fate::Forgotten });
+    let sweep = Arc::new(Sweep { filter: of(USER), events: None, action: SweepAction::Forget });
     let (mut after, mut steps) = (None, 0);
     loop {
-        let step = bench.queue.sweep(&sweep, after, NOW).await.unwrap();
+        let step = fixture.queue.sweep(&sweep, after, NOW).await.unwrap();
         steps += 1;
         after = step.next;
         if after.is_none() {
@@ -193,7 +195,7 @@ async fn a_crash_in_the_middle_leaves_a_clean_ledger_and_forgetting_again_ends_i
         if steps % 20 != 1 {
             continue;
         }
-        let crashed = bench.crashed();
+        let crashed = fixture.crashed();
         let left = crashed.of(USER).len() as u64;
         assert_eq!(crashed.audit().events, left + 200);
         assert_eq!(crashed.forget(of(USER)).await, left);
@@ -206,7 +208,7 @@ async fn a_crash_in_the_middle_leaves_a_clean_ledger_and_forgetting_again_ends_i
 /// SQLite leaves old bytes of rows where it moves them within a page, as when a late reply makes one longer.
 #[tokio::test]
 async fn nothing_is_left_in_pages_where_rows_were_moved() {
-    let bench = Bench::open();
+    let fixture = QueueFixture::open();
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let mut random = |below: usize| {
         state ^= state << 13;
@@ -220,34 +222,34 @@ async fn nothing_is_left_in_pages_where_rows_were_moved() {
         let user = [OTHER, USER][at];
         users[at] += 1;
         let content = format!("{n} {user} {}", "x".repeat([20, 300, 900, 1500][random(4)]));
-        open.push((bench.store_of(user, &content, &["crm", "bot"]).await, user));
+        open.push((fixture.store_of(user, &content, &["crm", "bot"]).await, user));
         while open.len() > 6 {
             let (id, user) = open.swap_remove(random(6));
             if random(2) == 0 {
                 let reply = format!("<xml>{user} {}</xml>", "y".repeat(random(500)));
-                bench.queue.record_reply(id, reply).await.unwrap();
+                fixture.queue.record_reply(id, reply).await.unwrap();
             }
             for target in ["crm", "bot"] {
                 let mut end = settlement(id, target, Disposition::End(DeliveryState::Delivered), 1);
                 let answer = format!("{user} {}", "z".repeat(random(700)));
                 end.attempt.as_mut().unwrap().answer = Some(answer.into_bytes());
-                bench.queue.settle(end).await.unwrap();
+                fixture.queue.settle(end).await.unwrap();
             }
         }
     }
-    let kept = bench.of(OTHER);
-    assert_eq!(bench.forget(of(USER)).await, users[1]);
-    assert!(!bench.holds(USER));
-    assert_eq!(bench.of(OTHER), kept);
-    assert_eq!(bench.look().check_file().unwrap(), [""; 0]);
+    let kept = fixture.of(OTHER);
+    assert_eq!(fixture.forget(of(USER)).await, users[1]);
+    assert!(!fixture.holds(USER));
+    assert_eq!(fixture.of(OTHER), kept);
+    assert_eq!(fixture.look().check_file().unwrap(), [""; 0]);
     // The writer goes on with pages as they are now.
     for (id, _) in open.iter().filter(|(_, user)| *user == OTHER) {
-        bench.queue.record_reply(*id, "y".repeat(3000)).await.unwrap();
+        fixture.queue.record_reply(*id, "y".repeat(3000)).await.unwrap();
     }
-    let bench = bench.reopen().await;
-    assert!(!bench.holds(USER));
-    assert_eq!((bench.audit().events, bench.of(OTHER)), (users[0], kept));
-    assert_eq!(bench.look().check_file().unwrap(), [""; 0]);
+    let fixture = fixture.reopen().await;
+    assert!(!fixture.holds(USER));
+    assert_eq!((fixture.audit().events, fixture.of(OTHER)), (users[0], kept));
+    assert_eq!(fixture.look().check_file().unwrap(), [""; 0]);
 }
 
 /// What one event of a history is: whose, for which targets, and what becomes of each delivery, if anything does.
@@ -278,40 +280,40 @@ proptest! {
 }
 
 async fn play(history: Vec<Past>) -> Result<(), TestCaseError> {
-    let bench = Bench::open();
-    bench.queue.keep_order(&TARGETS[2].into(), DeliveryOrder::PerUser);
+    let fixture = QueueFixture::open();
+    fixture.queue.keep_order(&TARGETS[2].into(), DeliveryOrder::PerUser);
     for (n, (is_forgotten, targets, ends, size)) in history.into_iter().enumerate() {
         let user = if is_forgotten { USER } else { OTHER };
         let names: Vec<_> = TARGETS.into_iter().enumerate().filter(|(at, _)| targets >> at & 1 == 1).collect();
         let content = format!("{n} of {user} {}", "x".repeat(size));
-        let id = bench.store_of(user, &content, &names.iter().map(|(_, name)| *name).collect::<Vec<_>>()).await;
+        let id = fixture.store_of(user, &content, &names.iter().map(|(_, name)| *name).collect::<Vec<_>>()).await;
         for (at, name) in names {
             if let Some(state) = ends[at] {
-                bench.end(id, name, state).await;
+                fixture.end(id, name, state).await;
             }
         }
         if n % 4 == 0 {
-            bench.queue.record_reply(id, format!("<xml>{user} {}</xml>", "y".repeat(size / 3))).await.unwrap();
+            fixture.queue.record_reply(id, format!("<xml>{user} {}</xml>", "y".repeat(size / 3))).await.unwrap();
         }
     }
-    let (meant, kept) = (bench.of(USER), bench.of(OTHER));
-    prop_assert_eq!(bench.forget(of(USER)).await, meant.len() as u64);
-    prop_assert!(bench.of(USER).is_empty());
-    prop_assert_eq!(bench.of(OTHER), kept);
-    let file = bench.look().check_file().unwrap();
+    let (meant, kept) = (fixture.of(USER), fixture.of(OTHER));
+    prop_assert_eq!(fixture.forget(of(USER)).await, meant.len() as u64);
+    prop_assert!(fixture.of(USER).is_empty());
+    prop_assert_eq!(fixture.of(OTHER), kept);
+    let file = fixture.look().check_file().unwrap();
     prop_assert!(file.is_empty(), "{:?}", file);
     // Nothing is held for ever.
     for target in TARGETS {
         loop {
-            let due = ids(&bench.lease(target, 100, NOW).await);
+            let due = ids(&fixture.lease(target, 100, NOW).await);
             if due.is_empty() {
                 break;
             }
             for event in due {
-                bench.end(event, target, DeliveryState::Delivered).await;
+                fixture.end(event, target, DeliveryState::Delivered).await;
             }
         }
     }
-    prop_assert_eq!(bench.audit().counts.pending, 0);
+    prop_assert_eq!(fixture.audit().counts.pending, 0);
     Ok(())
 }

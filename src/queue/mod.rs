@@ -7,10 +7,10 @@
 //! - A delivery is `pending` until it is settled into one of the other states, or an operator's [`Sweep`] cancels it;
 //!   nothing else ends it. A sweep alone makes one that has ended pending again, or adds one to an event, or deletes one
 //!   that is pending or dead, with its event.
-//! - A [`Lease`] is the right to make one attempt. At most one lease of a delivery is out at a time; it ends with
-//!   [`Queue::settle`], or when it is dropped, or with the process that holds it. A fresh event's first leases go to
+//! - A [`Lease`] is the right to make one attempt. At most one lease of a delivery is outstanding at a time; it ends
+//!   with [`Queue::settle`], or when it is dropped, or with the process that holds it. A fresh event's first leases go to
 //!   the [`Inbox`] of their target in memory, before [`Queue::enqueue`] returns; what does not fit there, and what a
-//!   retry or a crash leaves, is had by [`Queue::lease`].
+//!   retry or a crash leaves, [`Queue::lease`] returns.
 //!
 //! The relay owns schedules and retry rules, the engine owns durability, dedup and leases: that is the cut at which a
 //! distributed engine, with consumers on several machines, becomes another variant.
@@ -25,7 +25,7 @@ mod encryption_tests;
 mod error;
 #[cfg(test)]
 mod forget_tests;
-mod holds;
+mod lease_table;
 mod obstacle;
 #[cfg(test)]
 mod order_tests;
@@ -45,21 +45,22 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
+use crate::tuning::Tuning;
 use crate::wechat::ReplyError;
 
-pub use self::encryption::{EncryptionKey, EncryptionKeys, Fingerprint, Unopened};
+pub use self::encryption::{DecryptError, EncryptionKey, EncryptionKeys, Fingerprint};
 pub use self::error::Error;
-use self::holds::Hold;
+use self::lease_table::LeaseGuard;
 pub use self::obstacle::Obstacle;
 #[cfg(test)]
 pub(crate) use self::sqlite::Faults;
 pub use self::sqlite::Sqlite;
 pub use self::sqlite::build_options::SqliteBuild;
-pub use self::sqlite::deep::{Flaw, OpenDelivery, ReadBack};
+pub use self::sqlite::deep::{Flaw, OpenDelivery, StoredEvent};
 pub use self::sqlite::inspect::Inspect;
-pub use self::sqlite::seals::Sealing;
-pub use self::sqlite::survey::{Holder, SCHEMA, Survey, survey};
-pub use self::sweep::{Fate, Sweep, Swept};
+pub use self::sqlite::key_ring::EncryptionStatus;
+pub use self::sqlite::survey::{LockHolder, SCHEMA, Survey, survey};
+pub use self::sweep::{Sweep, SweepAction, SweepProgress};
 pub use self::view::{Audit, DeadLetter, EventDetail, EventFilter, EventSummary, Stats};
 
 /// The durable queue; cheap to clone.
@@ -70,15 +71,28 @@ pub enum Queue {
 }
 
 impl Queue {
-    /// Opens the queue, and makes it if there is none yet. `on_commit` is told how long each commit took.
+    /// Opens the queue, and makes it if there is none yet. `on_commit` is called with how long each
+    /// commit took.
     ///
-    /// To be called in the runtime that will ask it: who waits is answered there.
+    /// Call it in the callers' runtime: they are answered by its tasks.
     ///
     /// # Errors
     /// If the store is another process's, is on a network filesystem, was made by a newer release or by another
-    /// program, holds events that are sealed by a key not given, or cannot be opened.
+    /// program, holds events that are encrypted with a key not configured, or cannot be opened.
     pub fn open(settings: &Settings, on_commit: impl Fn(Duration) + Send + 'static) -> Result<Self, Error> {
-        Sqlite::open(settings, Box::new(on_commit)).map(Self::Embedded)
+        Self::open_tuned(settings, &Tuning::default(), on_commit)
+    }
+
+    /// The same with other sizes than the shipped ones.
+    ///
+    /// # Errors
+    /// As for [`Queue::open`].
+    pub fn open_tuned(
+        settings: &Settings,
+        tuning: &Tuning,
+        on_commit: impl Fn(Duration) + Send + 'static,
+    ) -> Result<Self, Error> {
+        Sqlite::open(settings, tuning, Box::new(on_commit)).map(Self::Embedded)
     }
 
     /// Opens the queue as a part of a simulation: all its work is done by tasks of the runtime that it is opened in.
@@ -93,11 +107,11 @@ impl Queue {
 
     /// Stores a fresh event with its deliveries; returns when they are on stable storage.
     ///
-    /// Waits for room among the commands that wait. Dropped while waiting, the event may or may not be stored.
+    /// Waits while too many commands wait for the writer. Dropped while waiting, the event may or may not be stored.
     ///
     /// # Errors
-    /// [`Error::Full`] when there is no room on the disk or within `max_size`: this recovers by itself. Whatever the
-    /// error, the event is not stored.
+    /// [`Error::Full`] when there is no space on the disk or within `max_size`: this ends by itself. Whatever the error, the
+    /// event is not stored.
     pub async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
         match self {
             Self::Embedded(engine) => engine.enqueue(new).await,
@@ -117,10 +131,10 @@ impl Queue {
     /// Ends an attempt, or a delivery without one; returns when that is on stable storage.
     ///
     /// A delivery that has ended already stays as it is. May take some milliseconds more than a commit, as settlements
-    /// wait for company.
+    /// wait for more to share one.
     ///
     /// # Errors
-    /// If it could not be stored: the lease is still out then, so settle again, or drop the lease to have the delivery
+    /// If it could not be stored: the lease is still outstanding then, so settle again, or drop the lease to have the delivery
     /// attempted again.
     pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
         match self {
@@ -128,7 +142,7 @@ impl Queue {
         }
     }
 
-    /// Stores the clear reply that an event was answered with, for WeChat's repeats of it.
+    /// Stores the clear reply that an event was answered with, for WeChat's retries of it.
     ///
     /// # Errors
     /// If it could not be stored.
@@ -138,7 +152,7 @@ impl Queue {
         }
     }
 
-    /// Changes what the record of an attempt says besides its status; does nothing where there is no such record.
+    /// Changes the error of an attempt's record; does nothing where there is no such record.
     ///
     /// # Errors
     /// If it could not be stored.
@@ -150,14 +164,14 @@ impl Queue {
 
     /// Opens a target's inbox for up to `capacity` fresh leases; an earlier inbox of that target is closed.
     ///
-    /// Its `wake` is told once at the start: what was pending before is had by [`Queue::lease`].
+    /// Its `wake` is notified once at the start: [`Queue::lease`] returns what was pending before.
     pub fn subscribe(&self, target: Arc<str>, capacity: usize) -> Inbox {
         match self {
             Self::Embedded(engine) => engine.subscribe(target, capacity),
         }
     }
 
-    /// In what order a target gets events that come from now on; [`DeliveryOrder::None`] until told otherwise.
+    /// Sets in what order a target gets events that come from now on; [`DeliveryOrder::None`] until it is set.
     pub fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
         match self {
             Self::Embedded(engine) => engine.keep_order(target, order),
@@ -171,7 +185,7 @@ impl Queue {
         }
     }
 
-    /// Notes that a target is to get no attempts, or again; whoever serves it is to act by that.
+    /// Stores whether a target is paused; the dispatcher acts on it.
     ///
     /// # Errors
     /// If it could not be stored.
@@ -181,7 +195,7 @@ impl Queue {
         }
     }
 
-    /// The targets that are to get no attempts.
+    /// The targets that are paused.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -191,18 +205,17 @@ impl Queue {
         }
     }
 
-    /// Asks the writer for nothing: it answers when it is done with what came before, and never if it hangs.
+    /// Waits until the writer has done what came before; for ever if it hangs.
     ///
     /// # Errors
-    /// [`Error::Closed`] if there is no writer any more; a store that fails is one that answers.
+    /// [`Error::Closed`] if there is no writer any more.
     pub async fn ping(&self) -> Result<(), Error> {
-        match self.lease("", 0, UnixMillis::now()).await {
-            Err(Error::Closed) => Err(Error::Closed),
-            Ok(_) | Err(_) => Ok(()),
+        match self {
+            Self::Embedded(engine) => engine.ping().await,
         }
     }
 
-    /// The queue at a glance; cheap enough for every scrape.
+    /// A summary of the queue; cheap enough for every scrape.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -212,16 +225,16 @@ impl Queue {
         }
     }
 
-    /// What keeps new events out now; costs nothing to ask.
+    /// What keeps new events out now; reads no store.
     pub fn obstacle(&self) -> Option<Obstacle> {
         match self {
             Self::Embedded(engine) => engine.obstacle(),
         }
     }
 
-    /// Commits what waits, closes all inboxes, and lets go of the store; returns when another process may open it.
+    /// Commits what waits, closes all inboxes, and releases the store; returns when another process may open it.
     ///
-    /// What comes after it, through other handles too, fails with [`Error::Closed`].
+    /// Later calls, through other handles too, fail with [`Error::Closed`].
     pub async fn close(self) {
         match self {
             Self::Embedded(engine) => engine.close().await,
@@ -236,7 +249,7 @@ impl Queue {
     }
 }
 
-/// A fresh event on its way into the queue.
+/// A fresh event to be stored.
 #[derive(Debug)]
 pub struct NewEvent {
     /// The event.
@@ -245,16 +258,16 @@ pub struct NewEvent {
     pub key: ContentKey,
     /// The names of the targets it is for, each once.
     pub targets: Vec<Arc<str>>,
-    /// The clear reply, where it is known before any target was asked: it is stored with the event.
+    /// The clear reply, where it is known before any target answers: it is stored with the event.
     pub reply: Option<String>,
     /// The targets whose answers may become the reply, and where those answers go.
     pub awaited: Vec<(Arc<str>, AwaitedReply)>,
 }
 
-/// A reply that somebody waits for.
+/// A reply that WeChat's push waits for.
 #[derive(Debug)]
 pub struct AwaitedReply {
-    /// Until when it is of use.
+    /// Until when it is useful.
     pub until: UnixMillis,
     /// Whether it is used if it comes in time; else it is a reserve for that of another target.
     pub first: bool,
@@ -262,12 +275,12 @@ pub struct AwaitedReply {
     pub sender: oneshot::Sender<ReplyOffer>,
 }
 
-/// What a target answered, for the one who waits.
+/// What a target answered, for the push that waits.
 #[derive(Debug)]
 pub struct ReplyOffer {
-    /// The clear reply; `None` where the target has nothing to say.
+    /// The clear reply; `None` where the target sends none.
     pub reply: Result<Option<String>, ReplyError>,
-    /// Told what becomes of the reply; dropped where nobody waits any more.
+    /// Gets what becomes of the reply; dropped where the push does not wait any more.
     pub choice: oneshot::Sender<ReplyChoice>,
 }
 
@@ -307,14 +320,14 @@ pub struct Lease {
     pub failures: u32,
     /// Where the target's reply goes, if it is awaited.
     pub reply: Option<AwaitedReply>,
-    /// Hands the delivery back when the lease is dropped unsettled.
-    hold: Hold,
+    /// Returns the delivery when the lease is dropped unsettled.
+    guard: LeaseGuard,
 }
 
 impl Lease {
-    /// Whether an operator has cancelled the delivery since: then no attempt is to be begun.
+    /// Whether an operator has cancelled the delivery since: then make no attempt.
     pub fn is_revoked(&self) -> bool {
-        self.hold.is_revoked()
+        self.guard.is_revoked()
     }
 }
 
@@ -330,11 +343,11 @@ pub struct Leases {
 /// A target's end of the queue, held by its one consumer.
 #[derive(Debug)]
 pub struct Inbox {
-    /// Leases of fresh events, handed over in memory.
+    /// Leases of fresh events.
     pub fresh: mpsc::Receiver<Lease>,
-    /// Those whose reply is awaited: apart, so that no backlog holds them up.
+    /// Those whose reply is awaited: apart, so that no backlog delays them.
     pub awaited: mpsc::Receiver<Lease>,
-    /// Told when there may be more to [`Queue::lease`], or sooner: the inbox was full, a delivery is to be retried, a
+    /// Notified when there may be more to [`Queue::lease`], or sooner: the inbox was full, a delivery is to be retried, a
     /// lease was dropped, an operator made deliveries pending.
     pub wake: Arc<Notify>,
 }
@@ -342,7 +355,7 @@ pub struct Inbox {
 /// In what order a target gets its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryOrder {
-    /// As they come, many at a time.
+    /// As they come, concurrently.
     None,
     /// Those of one user one after the other, as WeChat sent them: while one is pending, later ones are not leased.
     /// What an operator makes pending again takes its place in that order.
@@ -357,7 +370,7 @@ pub struct Settlement {
     /// The target.
     pub target: Arc<str>,
     /// What becomes of the delivery.
-    pub verdict: Disposition,
+    pub disposition: Disposition,
     /// The attempt that led to it; `None` when there was none, as when an old delivery expires.
     pub attempt: Option<AttemptRecord>,
 }
@@ -367,7 +380,7 @@ pub struct Settlement {
 pub enum Disposition {
     /// It stays pending until then.
     Retry(UnixMillis),
-    /// So it does, and the attempt does not count against its schedule.
+    /// The same, and the attempt does not count against its retry schedule.
     Postpone(UnixMillis),
     /// It ends.
     End(DeliveryState),
@@ -383,7 +396,7 @@ pub enum DeliveryState {
     Delivered,
     /// Its attempts are used up, or the target refused it for good; an operator can retry it.
     Dead,
-    /// It came too late to be of use.
+    /// Its deadline passed before it was delivered.
     Expired,
     /// An operator ended it.
     Cancelled,
@@ -431,7 +444,7 @@ pub struct AttemptNote {
     pub target: Arc<str>,
     /// The number of the attempt.
     pub attempt: u32,
-    /// What it says now.
+    /// The new text.
     pub error: Option<String>,
 }
 
@@ -442,10 +455,11 @@ pub struct Settings {
     pub path: PathBuf,
     /// How long finished events are kept.
     pub retention: Duration,
-    /// How long a push's repeats are known, also when finished events must go earlier to make room.
+    /// How long a push's retries are recognised, also when finished events must be deleted early.
     pub dedup_window: Duration,
-    /// The most bytes the store may take: at this size new events are refused, and finished ones go a little before it.
+    /// The most bytes the store may take: at this size new events are refused; from a little before it on finished ones are
+    /// deleted.
     pub max_size: u64,
-    /// What payloads are sealed by, if they are to be.
+    /// What payloads are encrypted with, if they are to be.
     pub encryption_keys: EncryptionKeys,
 }

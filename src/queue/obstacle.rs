@@ -1,11 +1,11 @@
-//! Why the queue takes no new events, in a closed set: what readiness says of it.
+//! Why the queue accepts no new events, in a closed set: what readiness reports.
 
-/// What keeps new events out; each ends by itself when its cause does, but the last.
+/// What keeps new events out; each but the last ends by itself when its cause does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
-    /// The disk is full. Deliveries that are stored already go on.
+    /// The disk is full. Deliveries that are stored already continue.
     DiskFull,
-    /// The store holds `max_size`, and nothing in it may be dropped.
+    /// The store holds `max_size`, and nothing in it may be deleted yet.
     SizeLimit,
     /// The store cannot be written: a failing or read-only disk, another program's lock.
     Failing,

@@ -17,7 +17,7 @@ use crate::wechat::{Message, Mode};
 const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
 const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
 
-struct Bench {
+struct OrderFixture {
     folder: tempfile::TempDir,
     queue: Queue,
     target: Arc<str>,
@@ -26,7 +26,7 @@ struct Bench {
     out: HashMap<EventId, Lease>,
 }
 
-impl Bench {
+impl OrderFixture {
     fn open() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let (queue, target) = open(&folder);
@@ -74,8 +74,8 @@ impl Bench {
         ids
     }
 
-    async fn settle(&mut self, event: EventId, verdict: Disposition) {
-        let settlement = Settlement { event, target: Arc::clone(&self.target), verdict, attempt: None };
+    async fn settle(&mut self, event: EventId, disposition: Disposition) {
+        let settlement = Settlement { event, target: Arc::clone(&self.target), disposition, attempt: None };
         self.queue.settle(settlement).await.unwrap();
         self.out.remove(&event);
     }
@@ -92,50 +92,50 @@ fn open(folder: &tempfile::TempDir) -> (Queue, Arc<str>) {
 
 #[tokio::test]
 async fn a_users_next_event_waits_for_the_one_before_and_other_users_go_on() {
-    let mut bench = Bench::open();
-    let (first, second, other) = (bench.push(1).await, bench.push(1).await, bench.push(2).await);
-    assert_eq!(bench.lease().await, [first, other]);
-    bench.settle(first, Disposition::Retry(NOW)).await;
-    assert_eq!(bench.lease().await, [first], "a retry keeps its place");
-    bench.settle(first, Disposition::End(DeliveryState::Dead)).await;
-    assert_eq!(bench.lease().await, [second]);
+    let mut fixture = OrderFixture::open();
+    let (first, second, other) = (fixture.push(1).await, fixture.push(1).await, fixture.push(2).await);
+    assert_eq!(fixture.lease().await, [first, other]);
+    fixture.settle(first, Disposition::Retry(NOW)).await;
+    assert_eq!(fixture.lease().await, [first], "a retry keeps its place");
+    fixture.settle(first, Disposition::End(DeliveryState::Dead)).await;
+    assert_eq!(fixture.lease().await, [second]);
 }
 
 #[tokio::test]
 async fn fresh_events_are_handed_over_in_memory_only_when_it_is_their_turn() {
-    let mut bench = Bench::open();
-    let mut inbox = bench.queue.subscribe(Arc::clone(&bench.target), 8);
-    let (first, second) = (bench.push(1).await, bench.push(1).await);
+    let mut fixture = OrderFixture::open();
+    let mut inbox = fixture.queue.subscribe(Arc::clone(&fixture.target), 8);
+    let (first, second) = (fixture.push(1).await, fixture.push(1).await);
     assert_eq!(inbox.fresh.recv().await.map(|lease| lease.event.id), Some(first));
     assert!(inbox.fresh.try_recv().is_err());
-    bench.settle(first, Disposition::End(DeliveryState::Delivered)).await;
-    assert_eq!(bench.lease().await, [second]);
+    fixture.settle(first, Disposition::End(DeliveryState::Delivered)).await;
+    assert_eq!(fixture.lease().await, [second]);
 }
 
 #[tokio::test]
 async fn after_the_clock_went_back_a_users_next_event_is_due_when_its_turn_comes() {
-    let mut bench = Bench::open();
+    let mut fixture = OrderFixture::open();
     // An id from before, when the clock was an hour ahead.
-    bench.queue.next_id(UnixMillis::now().after(std::time::Duration::from_secs(3600)));
-    let (first, second) = (bench.push(1).await, bench.push(1).await);
-    bench.lease().await;
-    bench.settle(first, Disposition::End(DeliveryState::Delivered)).await;
-    let due = bench.queue.lease(&bench.target, 100, UnixMillis::now()).await.unwrap().due;
+    fixture.queue.next_id(UnixMillis::now().after(std::time::Duration::from_secs(3600)));
+    let (first, second) = (fixture.push(1).await, fixture.push(1).await);
+    fixture.lease().await;
+    fixture.settle(first, Disposition::End(DeliveryState::Delivered)).await;
+    let due = fixture.queue.lease(&fixture.target, 100, UnixMillis::now()).await.unwrap().due;
     assert_eq!(due.iter().map(|lease| lease.event.id).collect::<Vec<_>>(), [second]);
 }
 
 #[tokio::test]
 async fn what_was_held_is_told_of_though_the_target_keeps_order_no_more() {
-    let mut bench = Bench::open();
-    let (first, second) = (bench.push(1).await, bench.push(1).await);
-    bench.lease().await;
-    let inbox = bench.queue.subscribe(Arc::clone(&bench.target), 8);
+    let mut fixture = OrderFixture::open();
+    let (first, second) = (fixture.push(1).await, fixture.push(1).await);
+    fixture.lease().await;
+    let inbox = fixture.queue.subscribe(Arc::clone(&fixture.target), 8);
     inbox.wake.notified().await;
-    bench.queue.keep_order(&bench.target, DeliveryOrder::None);
-    bench.settle(first, Disposition::End(DeliveryState::Delivered)).await;
+    fixture.queue.keep_order(&fixture.target, DeliveryOrder::None);
+    fixture.settle(first, Disposition::End(DeliveryState::Delivered)).await;
     let told = tokio::time::timeout(std::time::Duration::from_secs(20), inbox.wake.notified());
     assert!(told.await.is_ok());
-    assert_eq!(bench.lease().await, [second]);
+    assert_eq!(fixture.lease().await, [second]);
 }
 
 #[derive(Clone, Debug)]
@@ -171,32 +171,32 @@ proptest! {
 
 /// Plays the steps against the plainest model: each user's pending events in a list, of which the first may be out.
 async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let mut bench = Bench::open();
+    let mut fixture = OrderFixture::open();
     let mut pending: HashMap<u8, Vec<EventId>> = HashMap::new();
     for step in steps {
         match step {
-            Step::Push(user) => pending.entry(user).or_default().push(bench.push(user).await),
-            Step::Lease => check_lease(&mut bench, &pending).await?,
-            Step::Restart => bench.reopen().await,
+            Step::Push(user) => pending.entry(user).or_default().push(fixture.push(user).await),
+            Step::Lease => check_lease(&mut fixture, &pending).await?,
+            Step::Restart => fixture.reopen().await,
             Step::Deliver(at) => {
-                end(&mut bench, &mut pending, |len| at.index(len), Some(DeliveryState::Delivered)).await
+                end(&mut fixture, &mut pending, |len| at.index(len), Some(DeliveryState::Delivered)).await
             }
-            Step::Die(at) => end(&mut bench, &mut pending, |len| at.index(len), Some(DeliveryState::Dead)).await,
-            Step::Retry(at) => end(&mut bench, &mut pending, |len| at.index(len), None).await,
+            Step::Die(at) => end(&mut fixture, &mut pending, |len| at.index(len), Some(DeliveryState::Dead)).await,
+            Step::Retry(at) => end(&mut fixture, &mut pending, |len| at.index(len), None).await,
         }
     }
     // In the end everybody is served.
     for _ in 0..pending.values().map(Vec::len).sum() {
-        check_lease(&mut bench, &pending).await?;
-        end(&mut bench, &mut pending, |_| 0, Some(DeliveryState::Delivered)).await;
+        check_lease(&mut fixture, &pending).await?;
+        end(&mut fixture, &mut pending, |_| 0, Some(DeliveryState::Delivered)).await;
     }
     prop_assert!(pending.values().all(Vec::is_empty));
     Ok(())
 }
 
-async fn check_lease(bench: &mut Bench, pending: &HashMap<u8, Vec<EventId>>) -> Result<(), TestCaseError> {
-    bench.lease().await;
-    let mut out: Vec<_> = bench.out.keys().copied().collect();
+async fn check_lease(fixture: &mut OrderFixture, pending: &HashMap<u8, Vec<EventId>>) -> Result<(), TestCaseError> {
+    fixture.lease().await;
+    let mut out: Vec<_> = fixture.out.keys().copied().collect();
     let mut heads: Vec<_> = pending.values().filter_map(|events| events.first().copied()).collect();
     out.sort_unstable();
     heads.sort_unstable();
@@ -206,18 +206,18 @@ async fn check_lease(bench: &mut Bench, pending: &HashMap<u8, Vec<EventId>>) -> 
 
 /// Settles one of the leases that are out, if there is one.
 async fn end(
-    bench: &mut Bench,
+    fixture: &mut OrderFixture,
     pending: &mut HashMap<u8, Vec<EventId>>,
     pick: impl Fn(usize) -> usize,
     state: Option<DeliveryState>,
 ) {
-    let mut out: Vec<_> = bench.out.keys().copied().collect();
+    let mut out: Vec<_> = fixture.out.keys().copied().collect();
     if out.is_empty() {
         return;
     }
     out.sort_unstable();
     let event = out[pick(out.len())];
-    bench.settle(event, state.map_or(Disposition::Retry(NOW), Disposition::End)).await;
+    fixture.settle(event, state.map_or(Disposition::Retry(NOW), Disposition::End)).await;
     if state.is_some() {
         pending.values_mut().for_each(|events| events.retain(|other| *other != event));
     }

@@ -1,8 +1,8 @@
-//! What an operator does to many deliveries or events at once: which ones, and what becomes of them.
+//! Operator actions on many deliveries or events at once: which ones, and the action.
 //!
-//! A sweep goes forward by event id, in steps that are short for who pushes meanwhile. What it has passed it does not
-//! meet again, so it ends, whatever becomes of the deliveries behind it; and one that was interrupted goes on from the
-//! last step's [`Swept::next`].
+//! A sweep goes forward by event id, in steps so short that pushes hardly wait for one. It never returns to what it has
+//! passed, so it ends, whatever becomes of the deliveries behind it; an interrupted one continues from the last step's
+//! [`SweepProgress::next`].
 
 use std::sync::Arc;
 
@@ -18,51 +18,50 @@ pub struct Sweep {
     pub filter: EventFilter,
     /// Only those of these events.
     pub events: Option<Vec<EventId>>,
-    /// What becomes of them.
-    pub fate: Fate,
+    /// What happens to them.
+    pub action: SweepAction,
 }
 
-/// What becomes of the deliveries of a [`Sweep`].
+/// What a [`Sweep`] does to its deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub enum SweepAction {
     /// Those that have ended become pending: due at once, their retry schedule started over, their attempts kept.
-    Replayed,
+    Replay,
     /// Their events are delivered to this target, for the first time or again; a delivery pending there is left alone.
     /// If the filter names neither target nor state, events without any delivery are meant too.
-    ReplayedTo(Arc<str>),
+    ReplayTo(Arc<str>),
     /// Those that are pending or dead become cancelled.
-    Dropped,
+    Drop,
     /// Those that are pending become cancelled, and this target has one in their place, unless their event has one for
     /// it already.
-    Redirected(Arc<str>),
-    /// Their events are deleted with all that belongs to them, whatever has become of it; what is pending is cancelled
-    /// first. If the filter names neither target nor state, events without any delivery are meant too.
-    Forgotten,
+    Redirect(Arc<str>),
+    /// Their events are deleted with all that belongs to them, in whatever state; what is pending is cancelled first. If the filter names neither target nor state, events without any delivery are meant too.
+    Forget,
 }
 
 /// What one step of a [`Sweep`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Swept {
-    /// How many deliveries changed; of [`Fate::Forgotten`], how many events are gone.
+pub struct SweepProgress {
+    /// How many deliveries changed; of [`SweepAction::Forget`], how many events were deleted.
     pub changed: u64,
-    /// Where the next step goes on: behind this event. `None` at the end.
+    /// The next step continues behind this event. `None` at the end.
     pub next: Option<EventId>,
 }
 
 impl Sweep {
     /// Dead letters of a target: all, or those of these events.
-    pub fn dead(target: &str, events: Option<Vec<EventId>>, fate: Fate) -> Self {
-        Self { events, ..Self::of(target, DeliveryState::Dead, fate) }
+    pub fn dead(target: &str, events: Option<Vec<EventId>>, action: SweepAction) -> Self {
+        Self { events, ..Self::of(target, DeliveryState::Dead, action) }
     }
 
-    /// What waits for a target.
-    pub fn pending(target: &str, fate: Fate) -> Self {
-        Self::of(target, DeliveryState::Pending, fate)
+    /// The pending deliveries of a target.
+    pub fn pending(target: &str, action: SweepAction) -> Self {
+        Self::of(target, DeliveryState::Pending, action)
     }
 
-    fn of(target: &str, state: DeliveryState, fate: Fate) -> Self {
+    fn of(target: &str, state: DeliveryState, action: SweepAction) -> Self {
         let filter = EventFilter { target: Some(target.to_owned()), state: Some(state), ..EventFilter::default() };
-        Self { filter, events: None, fate }
+        Self { filter, events: None, action }
     }
 }
 
@@ -71,16 +70,21 @@ impl Queue {
     ///
     /// # Errors
     /// If it could not be stored; the steps before it stand.
-    pub async fn sweep(&self, sweep: &Arc<Sweep>, after: Option<EventId>, now: UnixMillis) -> Result<Swept, Error> {
+    pub async fn sweep(
+        &self,
+        sweep: &Arc<Sweep>,
+        after: Option<EventId>,
+        now: UnixMillis,
+    ) -> Result<SweepProgress, Error> {
         match self {
             Self::Embedded(engine) => engine.sweep(sweep, after.unwrap_or(EventId(0)), now).await,
         }
     }
 
-    /// Makes the store's files hold nothing of what was forgotten before: neither in unused pages nor in the log.
+    /// Erases what was deleted from the store's files: from unused pages and from the log.
     ///
     /// # Errors
-    /// If it could not be written; [`Error::Busy`] if somebody reads the store all the time. Trying again goes on.
+    /// If it could not be written; [`Error::Busy`] if the store is being read all the time. Trying again continues.
     pub async fn wipe(&self) -> Result<(), Error> {
         match self {
             Self::Embedded(engine) => engine.wipe().await,

@@ -1,4 +1,4 @@
-//! What people see of the queue: the shapes that `--json` and the API print.
+//! The queue's contents in the shapes that `--json` and the API print.
 //!
 //! Ids are written `evt_...`, times in RFC 3339. Nothing here holds a query or a signature.
 
@@ -17,7 +17,7 @@ pub struct Counts {
     pub delivered: u64,
     /// Given up.
     pub dead: u64,
-    /// Too late to be of use.
+    /// Not delivered before their deadline.
     pub expired: u64,
     /// Ended by an operator.
     pub cancelled: u64,
@@ -41,7 +41,7 @@ impl Counts {
     }
 }
 
-/// The queue at a glance, from its running ledger.
+/// A summary of the queue, from its running tally.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Events in the store.
@@ -54,7 +54,7 @@ pub struct Stats {
     pub targets: Vec<TargetStats>,
 }
 
-/// One target at a glance.
+/// A summary of one target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetStats {
     /// Its name.
@@ -62,11 +62,11 @@ pub struct TargetStats {
     /// Its deliveries.
     #[serde(flatten)]
     pub counts: Counts,
-    /// When the oldest event that it still waits for came in.
+    /// When the event of its oldest pending delivery was received.
     pub oldest_pending: Option<UnixMillis>,
 }
 
-/// The ledger, counted anew row by row.
+/// The ledger, counted row by row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Audit {
     /// Events in the store.
@@ -78,8 +78,8 @@ pub struct Audit {
     pub counts: Counts,
     /// Deliveries that are in no known state, missing, or of no event. Anything but 0 is a bug or a damaged store.
     pub unaccounted: u64,
-    /// By how much the running ledger and the index of content keys differ from this count. Anything but 0 is a bug, or
-    /// someone wrote to the store.
+    /// By how much the running tally and the dedup index differ from this count. Anything but 0 is a bug, or another
+    /// program wrote to the store.
     pub drift: u64,
     /// Each target's part, by name.
     pub targets: Vec<TargetCounts>,
@@ -119,7 +119,7 @@ pub struct EventFilter {
     pub since: Option<UnixMillis>,
     /// Received before.
     pub until: Option<UnixMillis>,
-    /// Older than this event: the last of the page before.
+    /// Older than this event: the last one of the previous page.
     pub before: Option<EventId>,
     /// The most to list.
     pub limit: usize,
@@ -187,11 +187,11 @@ pub struct EventDetail {
     pub event_key: String,
     /// The OpenID it came from.
     pub from: String,
-    /// The opened text.
+    /// The clear text.
     pub text: String,
     /// The clear passive reply it was answered with.
     pub reply: Option<String>,
-    /// Why its text, its reply or an answer is left out: it is sealed, and does not open.
+    /// Why its text, its reply or an answer is left out: it cannot be decrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
     /// The trace it belongs to.
@@ -257,7 +257,7 @@ pub struct DeadLetter {
     pub error: Option<String>,
     /// The first 1 KiB of the last answer's body.
     pub answer: Option<String>,
-    /// Why the answer is left out: it is sealed, and does not open.
+    /// Why the answer is left out: it cannot be decrypted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sealed: Option<String>,
 }

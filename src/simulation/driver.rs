@@ -18,8 +18,11 @@ use super::world::{Dice, Fuse, Mood, World};
 use crate::clock::{UnixMillis, simulated};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
-use crate::queue::{DeliveryOrder, EncryptionKey, EncryptionKeys, Fate, Faults, Inspect, Queue, Settings, Sweep};
+use crate::queue::{
+    DeliveryOrder, EncryptionKey, EncryptionKeys, Faults, Inspect, Queue, Settings, Sweep, SweepAction,
+};
 use crate::tail::Tail;
+use crate::tuning::Tuning;
 
 const START: UnixMillis = UnixMillis(1_795_161_600_000);
 const YEARS: Duration = Duration::from_secs(365_000 * 86_400);
@@ -151,7 +154,8 @@ impl Driver {
         world.state().reader = Some(self.reader());
         world.note(|| "start".to_owned());
         self.check();
-        let dispatcher = Arc::new(Dispatcher::new(queue.clone(), Metrics::new(), Tail::default(), BTreeSet::new()));
+        let dispatcher = Dispatcher::new(queue.clone(), Metrics::new(), Tail::default(), BTreeSet::new());
+        let dispatcher = Arc::new(dispatcher.with_tuning(Tuning::small()));
         let names: Vec<_> = self.specs.keys().cloned().collect();
         names.iter().for_each(|name| world.state().model.lane_begins(name));
         self.apply(&dispatcher);
@@ -351,8 +355,8 @@ impl Driver {
         mark(&world);
         drop(life.tasks.spawn(async move {
             let now = UnixMillis::now();
-            let fate = if revive { Fate::Replayed } else { Fate::Dropped };
-            let done = queue.sweep_all(Sweep::dead(&target, events, fate), now).await;
+            let action = if revive { SweepAction::Replay } else { SweepAction::Drop };
+            let done = queue.sweep_all(Sweep::dead(&target, events, action), now).await;
             mark(&world);
             world.note(|| format!("dead letters of {target}: {done:?}"));
         }));

@@ -73,7 +73,7 @@ async fn an_index_of_content_keys_that_does_not_lead_to_its_events_is_found() {
          UPDATE known_until SET event = (SELECT max(id) FROM event)"
     );
     let report = store.damaged(&without).await;
-    assert_eq!(finding(&report, "row", "not in the index of them")["event"], store.second);
+    assert_eq!(finding(&report, "row", "not in the dedup index")["event"], store.second);
     assert_eq!(
         (&report["drift"], report["deep"]["findings"].as_array().map(Vec::len)),
         (&1.into(), Some(1)),

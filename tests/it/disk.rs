@@ -45,8 +45,8 @@ async fn a_full_disk_is_answered_503_until_there_is_room() {
     let audit = relay.audited("delivered", stored + 2).await;
     assert_eq!(audit["events"], stored + 2);
     let output = |what: &str| relay.lines().iter().filter(|line| line.contains(what)).count();
-    assert_eq!(output("new events cannot be stored"), 1, "said once");
-    assert_eq!(output("new events can be stored again"), 1, "said once");
+    assert_eq!(output("new events refused"), 1, "said once");
+    assert_eq!(output("new events accepted again"), 1, "said once");
     relay.stop().await;
 }
 

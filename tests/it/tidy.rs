@@ -14,7 +14,7 @@ const LAYERS: [(u8, &[&str]); 6] = [
     (3, &["server", "admin", "push", "dispatcher", "otlp"]),
     (2, &["queue", "deliver", "tail"]),
     (1, &["wechat", "route", "backoff", "event", "trace"]),
-    (0, &["secret", "bounded_file", "clock", "metrics", "telemetry"]),
+    (0, &["secret", "bounded_file", "clock", "metrics", "telemetry", "tuning"]),
 ];
 
 /// Whether a module may name another one of its own layer: not in layers 3, 2 and 0, but `admin` uses the type of a

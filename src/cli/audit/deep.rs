@@ -17,7 +17,7 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::deliver::{Format, SystemRoots, Upstream};
 use crate::event::{Event, EventId};
-use crate::queue::{Error, Flaw, Inspect, OpenDelivery, ReadBack, Unopened};
+use crate::queue::{DecryptError, Error, Flaw, Inspect, OpenDelivery, StoredEvent};
 use crate::wechat::{Credentials, Mode, OpenError, Query};
 
 /// The most findings that are listed; the rest is counted.
@@ -188,12 +188,14 @@ impl EventChecker {
         Ok(Self { accounts, targets, now: UnixMillis::now() })
     }
 
-    fn event(&self, read: &ReadBack, deep: &mut DeepAudit) {
+    fn event(&self, read: &StoredEvent, deep: &mut DeepAudit) {
         deep.events += 1;
         for flaw in &read.flaws {
             let kind = match flaw {
-                Flaw::Sealed(Unopened::KeyMissing(_)) => FindingKind::Key,
-                Flaw::Unreadable(_) | Flaw::Sealed(Unopened::KeyUnknown | Unopened::Damaged) => FindingKind::Unreadable,
+                Flaw::Encrypted(DecryptError::KeyMissing(_)) => FindingKind::Key,
+                Flaw::Unreadable(_) | Flaw::Encrypted(DecryptError::KeyUnknown | DecryptError::Damaged) => {
+                    FindingKind::Unreadable
+                }
                 Flaw::Text => FindingKind::Text,
                 Flaw::Column(_) | Flaw::ContentKey | Flaw::Unknown | Flaw::Deliveries { .. } => FindingKind::Row,
             };

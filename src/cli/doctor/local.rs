@@ -18,7 +18,7 @@ use crate::cli::api::Api;
 use crate::cli::simulate::ServerUrl;
 use crate::config::Config;
 use crate::push::Account;
-use crate::queue::Holder;
+use crate::queue::LockHolder;
 use crate::server::{Certificate, Listen, bind, tls};
 
 /// One result for each certificate of `server.tls`: do the files parse, does the key match, when does it expire, is the
@@ -204,7 +204,7 @@ async fn ask(address: SocketAddr, account: &Account, own: Option<CertificateDer<
 }
 
 /// Whether a relay runs with this configuration, and its own status.
-pub(super) async fn admin(config: Arc<Config>, holder: Option<Holder>) -> CheckResult {
+pub(super) async fn admin(config: Arc<Config>, holder: Option<LockHolder>) -> CheckResult {
     let check = DoctorCheck::new("admin", &config.admin.listen);
     let api = match Api::of(&config) {
         Ok(api) => api,
@@ -215,7 +215,7 @@ pub(super) async fn admin(config: Arc<Config>, holder: Option<Holder>) -> CheckR
         (Err(_), None) => {
             return check.warning("no relay is running", "start it: wxrelay serve, or systemctl start wxrelay");
         }
-        (Err(_), Some(Holder { pid })) => {
+        (Err(_), Some(LockHolder { pid })) => {
             let who = pid.map_or_else(|| "a process".to_owned(), |pid| format!("process {pid}"));
             let remedy = "if it was started with another admin.listen, restart it: a reload keeps its sockets";
             return check.warning(format!("{who} uses the store, and nothing answers here"), remedy);

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use super::report::{CheckResult, CheckResults, DoctorCheck};
 use super::run_detached;
 use crate::config::Config;
-use crate::queue::{EncryptionKey, Error, Fingerprint, Holder, Inspect, SCHEMA, Settings, SqliteBuild, survey};
+use crate::queue::{EncryptionKey, Error, Fingerprint, Inspect, LockHolder, SCHEMA, Settings, SqliteBuild, survey};
 use crate::server::Options;
 
 /// How long to wait for the disk.
@@ -205,7 +205,7 @@ async fn encryption(settings: &Settings) -> CheckResult {
     let check = DoctorCheck::new("encryption", settings.path.display());
     let folder = settings.path.clone();
     let Some(found) =
-        run_detached(DISK_TIMEOUT, move || Inspect::open(&folder).and_then(|store| store.sealing())).await
+        run_detached(DISK_TIMEOUT, move || Inspect::open(&folder).and_then(|store| store.encryption_status())).await
     else {
         return check.warning(
             format!("unknown: not all events were checked within {DISK_TIMEOUT:?}"),
@@ -237,11 +237,11 @@ async fn encryption(settings: &Settings) -> CheckResult {
 }
 
 /// The process that uses the store.
-pub(super) fn holder(path: &Path) -> Option<Holder> {
+pub(super) fn holder(path: &Path) -> Option<LockHolder> {
     if path.is_dir() { survey(path).holder } else { None }
 }
 
-fn describe_holder(Holder { pid }: Holder) -> String {
+fn describe_holder(LockHolder { pid }: LockHolder) -> String {
     let Some(pid) = pid else { return "an unknown process".to_owned() };
     match fs::read_to_string(format!("/proc/{pid}/comm")) {
         Ok(name) if name.trim() == "wxrelay" => format!("a running wxrelay, process {pid}"),
@@ -252,7 +252,7 @@ fn describe_holder(Holder { pid }: Holder) -> String {
 
 /// The limit of open files compared with what the relay may need: the running relay's limit where it is known, else our
 /// own.
-pub(super) fn files(config: &Config, holder: Option<Holder>) -> CheckResult {
+pub(super) fn files(config: &Config, holder: Option<LockHolder>) -> CheckResult {
     let check = DoctorCheck::new("files", "");
     let running = holder.and_then(|holder| limit_of(holder.pid?));
     let (limit, whose) = match running {

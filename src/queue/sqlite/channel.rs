@@ -1,4 +1,12 @@
-//! The way to the writer: a bounded channel whose receiver may sleep until enough wait, instead of being woken by each.
+//! The channel to the writer: bounded, and its receiver may sleep until a batch waits instead of waking up for each command.
+//!
+//! Gain: with this, answers given by one task per commit, and two other changes of the same release, a sixth more pushes are
+//! answered a second for a sixth less processor time (`CHANGELOG.md`). The simple version, a plain `mpsc` channel, woke
+//! the writer's thread for each push of a batch that it waited for anyway.
+//!
+//! How: while the receiver sleeps in [`CommandReceiver::gather`] it publishes a threshold. A sender pushes its command
+//! first and reads the threshold then; the receiver publishes first and polls the channel then. The two SeqCst fences pair,
+//! so that at least one of the two sees the other: no command is slept over.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -6,47 +14,47 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
 
-use super::command::Command;
+use super::command::WriterCommand;
 use crate::queue::Error;
 
-/// A channel for so many commands; whoever finds no room waits for it.
-pub(super) fn channel(room: usize) -> (Sender, Receiver) {
-    let (commands, receiver) = mpsc::channel(room);
-    let (enough, is_for_patient) = (AtomicUsize::new(NOBODY_SLEEPS), AtomicBool::new(false));
-    let bell = Arc::new(Bell { enough, is_for_patient, rung: Notify::new() });
-    (Sender { commands, bell: Arc::clone(&bell) }, Receiver { commands: receiver, bell })
+/// A channel for `capacity` commands; a sender waits while it is full.
+pub(super) fn channel(capacity: usize) -> (CommandSender, CommandReceiver) {
+    let (commands, receiver) = mpsc::channel(capacity);
+    let (threshold, urgent_ends) = (AtomicUsize::new(AWAKE), AtomicBool::new(false));
+    let signal = Arc::new(WakeSignal { threshold, urgent_ends, wake: Notify::new() });
+    (CommandSender { commands, signal: Arc::clone(&signal) }, CommandReceiver { commands: receiver, signal })
 }
 
-/// The asking end; cheap to clone.
+/// The callers' end; cheap to clone.
 #[derive(Clone)]
-pub(super) struct Sender {
-    commands: mpsc::Sender<Command>,
-    bell: Arc<Bell>,
+pub(super) struct CommandSender {
+    commands: mpsc::Sender<WriterCommand>,
+    signal: Arc<WakeSignal>,
 }
 
 /// The writer's end.
-pub(super) struct Receiver {
-    commands: mpsc::Receiver<Command>,
-    bell: Arc<Bell>,
+pub(super) struct CommandReceiver {
+    commands: mpsc::Receiver<WriterCommand>,
+    signal: Arc<WakeSignal>,
 }
 
 /// What ends the receiver's sleep.
-struct Bell {
-    /// How many commands have to wait; [`NOBODY_SLEEPS`] while the receiver is awake.
-    enough: AtomicUsize,
-    /// Whether one that is not patient does too.
-    is_for_patient: AtomicBool,
-    rung: Notify,
+struct WakeSignal {
+    /// How many commands have to wait in the channel; [`AWAKE`] while the receiver does not sleep.
+    threshold: AtomicUsize,
+    /// Whether a single urgent command ends it too.
+    urgent_ends: AtomicBool,
+    wake: Notify,
 }
 
-const NOBODY_SLEEPS: usize = usize::MAX;
+const AWAKE: usize = usize::MAX;
 
-impl Sender {
-    /// Hands a command over; waits for room if there is none.
-    pub(super) async fn send(&self, command: Command) -> Result<(), Error> {
-        let is_patient = command.is_patient();
+impl CommandSender {
+    /// Hands a command over; waits while the channel is full.
+    pub(super) async fn send(&self, command: WriterCommand) -> Result<(), Error> {
+        let is_deferrable = command.is_deferrable();
         self.commands.send(command).await.map_err(|_| Error::Closed)?;
-        self.ring(is_patient);
+        self.wake_receiver(is_deferrable);
         Ok(())
     }
 
@@ -54,32 +62,41 @@ impl Sender {
         self.commands.is_closed()
     }
 
-    fn ring(&self, is_patient: bool) {
-        // With the fence of the one who sleeps: either he sees the command, or its sender that he sleeps.
+    fn wake_receiver(&self, is_deferrable: bool) {
+        // Pairs with the SeqCst fence in `gather`: either the receiver's poll sees the command that was just sent, or this
+        // load sees the receiver's threshold.
         fence(Ordering::SeqCst);
-        let enough = self.bell.enough.load(Ordering::Relaxed);
-        if enough == NOBODY_SLEEPS {
+        let threshold = self.signal.threshold.load(Ordering::Relaxed);
+        if threshold == AWAKE {
             return;
         }
         let waiting = self.commands.max_capacity() - self.commands.capacity();
-        if waiting >= enough || !is_patient && self.bell.is_for_patient.load(Ordering::Relaxed) {
-            self.bell.rung.notify_one();
+        // Published before the threshold, by the same fence.
+        if waiting >= threshold || !is_deferrable && self.signal.urgent_ends.load(Ordering::Relaxed) {
+            self.signal.wake.notify_one();
         }
     }
 }
 
-impl Receiver {
-    /// Takes what waits, up to `most`; waits for the first. 0 when all senders are gone or it was closed.
-    pub(super) async fn take(&mut self, batch: &mut Vec<Command>, most: usize) -> usize {
-        self.commands.recv_many(batch, most).await
+impl CommandReceiver {
+    /// Receives what waits, up to `limit`; waits for the first. 0 when all senders are gone or it was closed.
+    pub(super) async fn recv_batch(&mut self, batch: &mut Vec<WriterCommand>, limit: usize) -> usize {
+        self.commands.recv_many(batch, limit).await
     }
 
-    /// Takes more until there are `enough`, or until then; where they are for patient ones, until one comes that is not.
-    pub(super) async fn gather(&mut self, batch: &mut Vec<Command>, enough: usize, for_patient: bool, until: Instant) {
-        let bell = Arc::clone(&self.bell);
-        bell.is_for_patient.store(for_patient, Ordering::Relaxed);
+    /// Receives more until the batch has `enough` or the deadline passes; if `urgent_ends`, until an urgent command comes.
+    pub(super) async fn gather(
+        &mut self,
+        batch: &mut Vec<WriterCommand>,
+        enough: usize,
+        urgent_ends: bool,
+        deadline: Instant,
+    ) {
+        let signal = Arc::clone(&self.signal);
+        signal.urgent_ends.store(urgent_ends, Ordering::Relaxed);
         while batch.len() < enough {
-            bell.enough.store(enough - batch.len(), Ordering::Relaxed);
+            signal.threshold.store(enough - batch.len(), Ordering::Relaxed);
+            // Pairs with the SeqCst fence in `wake_receiver`.
             fence(Ordering::SeqCst);
             let had = batch.len();
             while batch.len() < enough
@@ -87,18 +104,19 @@ impl Receiver {
             {
                 batch.push(command);
             }
-            if for_patient && !batch[had..].iter().all(Command::is_patient) {
+            if urgent_ends && !batch[had..].iter().all(WriterCommand::is_deferrable) {
                 break;
             }
-            // None is there that the bell was not told of: only now is there nothing to do but sleep.
-            if batch.len() == had && timeout_at(until, bell.rung.notified()).await.is_err() {
+            // The channel was empty after the threshold was published: every later sender reads it. Only now is it safe to
+            // sleep.
+            if batch.len() == had && timeout_at(deadline, signal.wake.notified()).await.is_err() {
                 break;
             }
         }
-        bell.enough.store(NOBODY_SLEEPS, Ordering::Relaxed);
+        signal.threshold.store(AWAKE, Ordering::Relaxed);
     }
 
-    /// Takes no more; what is in it can still be taken.
+    /// Accepts no more commands; those in the channel can still be received.
     pub(super) fn close(&mut self) {
         self.commands.close();
     }

@@ -1,27 +1,27 @@
-//! What the writer can be asked, and how it answers.
+//! The commands that the writer takes, and how it answers them.
 
 use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::removal::Wiped;
-use super::seals::Sealed;
-use super::sweep::Stepped;
+use super::key_ring::SealedColumns;
+use super::removal::WipeProgress;
+use super::sweep::SweepStep;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{AttemptNote, Enqueued, Error, Leases, NewEvent, Settlement, Sweep};
 
-/// A request to the writer.
-pub(super) enum Command {
+/// A command to the writer.
+pub(super) enum WriterCommand {
     Enqueue {
         new: NewEvent,
-        /// What stands in its row instead of clear texts, where it is to be sealed.
-        sealed: Option<Sealed>,
-        /// The targets whose delivery waits for an earlier one of the user.
+        /// The columns in place of clear texts, where it is to be encrypted.
+        sealed: Option<SealedColumns>,
+        /// Set by the writer: the targets whose delivery waits for an earlier one of the user.
         held: Vec<Arc<str>>,
         waiter: Waiter<Enqueued>,
     },
-    /// Answered with whether another delivery is due through it.
+    /// Answered with whether another delivery is due because of it.
     Settle(Settlement, Waiter<bool>),
     Reply(EventId, String, Waiter<()>),
     Annotate(AttemptNote, Waiter<()>),
@@ -32,7 +32,7 @@ pub(super) enum Command {
         events: Vec<EventId>,
         sweep: Arc<Sweep>,
         now: UnixMillis,
-        waiter: Waiter<Stepped>,
+        waiter: Waiter<SweepStep>,
     },
     Lease {
         target: Arc<str>,
@@ -40,24 +40,27 @@ pub(super) enum Command {
         now: UnixMillis,
         waiter: Waiter<Leases>,
     },
-    /// A step toward files that hold nothing of what was deleted; the first of a pass says so.
+    /// A step of erasing what was deleted from the files; `is_first` starts a pass.
     Wipe {
         is_first: bool,
-        waiter: Waiter<Wiped>,
+        waiter: Waiter<WipeProgress>,
     },
+    /// Does nothing but get answered: shows that the writer works.
+    Ping(Waiter<()>),
     /// Answered when the store is closed and free for another process.
     Close(oneshot::Sender<()>),
 }
 
-impl Command {
-    /// Whether it may wait a little for others to share its commit: losing it costs a repeat, and nobody's time.
-    pub(super) fn is_patient(&self) -> bool {
+impl WriterCommand {
+    /// Whether it may wait a little for others to share its commit: no caller of the relay waits for it, and losing it
+    /// costs a repeat.
+    pub(super) fn is_deferrable(&self) -> bool {
         matches!(self, Self::Settle(..) | Self::Annotate(..))
     }
 
     /// Whether it shares a commit with others.
     pub(super) fn writes(&self) -> bool {
-        !matches!(self, Self::Lease { .. } | Self::Wipe { .. } | Self::Close(_))
+        !matches!(self, Self::Lease { .. } | Self::Wipe { .. } | Self::Ping(_) | Self::Close(_))
     }
 
     /// Answers with what was kept.
@@ -67,7 +70,7 @@ impl Command {
             Self::Settle(_, waiter) => waiter.answer_kept(),
             Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) => waiter.answer_kept(),
             Self::Sweep { waiter, .. } => waiter.answer_kept(),
-            Self::Lease { .. } | Self::Wipe { .. } | Self::Close(_) => {}
+            Self::Lease { .. } | Self::Wipe { .. } | Self::Ping(_) | Self::Close(_) => {}
         }
     }
 
@@ -76,7 +79,7 @@ impl Command {
         match self {
             Self::Enqueue { waiter, .. } => waiter.answer(Err(error)),
             Self::Settle(_, waiter) => waiter.answer(Err(error)),
-            Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) => {
+            Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) | Self::Ping(waiter) => {
                 waiter.answer(Err(error))
             }
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
@@ -87,7 +90,7 @@ impl Command {
     }
 }
 
-/// Who waits for an answer; keeps the answer until it is on stable storage.
+/// The caller that waits for an answer; keeps the answer until the change is on stable storage.
 pub(super) struct Waiter<T> {
     answer: oneshot::Sender<Result<T, Error>>,
     kept: Option<Result<T, Error>>,
@@ -109,7 +112,7 @@ impl<T> Waiter<T> {
         self.kept.as_ref()
     }
 
-    /// What will be answered, if it is no failure.
+    /// What will be answered, if it is a success.
     pub(super) fn kept_ok(&self) -> Option<&T> {
         self.kept()?.as_ref().ok()
     }
@@ -121,7 +124,7 @@ impl<T> Waiter<T> {
         }
     }
 
-    /// Answers at once. Whoever does not wait any more has lost interest in the answer, not in the deed.
+    /// Answers at once. A caller that does not wait any more gave up the answer, not the change.
     pub(super) fn answer(self, result: Result<T, Error>) {
         self.answer.send(result).ok();
     }

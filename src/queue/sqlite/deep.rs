@@ -1,32 +1,32 @@
-//! Every stored event read back and held against itself: what `wxrelay audit --deep` stands on.
+//! Reading every stored event back and checking it against its own rows: the base of `wxrelay audit --deep`.
 //!
 //! Events are read as the dispatcher reads them, a page at a time and one event in memory. Each page is a snapshot of
-//! its own: a reader that stays open keeps the log from being begun anew. Deliberately not here: whether the stored push
-//! still opens with its account's keys, and whether a target's format can be written; the queue knows neither.
+//! its own: a reader that stays open keeps the log from being restarted. Not here: whether the stored push can still
+//! be decrypted with its account's keys, and whether a target's format can be written; the queue knows neither.
 
 use rusqlite::types::Value;
 use rusqlite::{Row, Transaction, params};
 
 use super::inspect::Inspect;
-use super::seals::Seals;
+use super::key_ring::KeyRing;
 use super::statements::read_event;
 use crate::event::{ContentKey, Event, EventId};
-use crate::queue::encryption::{Place, Unopened};
+use crate::queue::encryption::{DecryptError, SealContext};
 use crate::queue::{DeliveryState, Error};
 
-/// Events of one page: few enough not to hold back the log.
+/// Events of one page: few enough not to keep the log from being written back.
 const PAGE: i64 = 500;
 /// The most findings of SQLite's own check.
 const FILE_FINDINGS: u32 = 20;
 
 /// A stored event, read back.
 #[derive(Debug)]
-pub struct ReadBack {
+pub struct StoredEvent {
     /// Its name.
     pub id: EventId,
-    /// The event as a lease would give it; `None` if that cannot be had any more.
+    /// The event as a lease would give it; `None` if it is unreadable.
     pub event: Option<Event>,
-    /// What its rows say against each other.
+    /// Where its rows contradict each other.
     pub flaws: Vec<Flaw>,
     /// Its deliveries that an attempt may still be made at: pending or dead.
     pub open: Vec<OpenDelivery>,
@@ -47,10 +47,10 @@ pub enum Flaw {
     /// SQLite cannot read the row, or a column is of another type.
     #[error("its row cannot be read: {0}")]
     Unreadable(String),
-    /// What is sealed cannot be opened.
+    /// An encrypted column cannot be decrypted.
     #[error(transparent)]
-    Sealed(Unopened),
-    /// The opened text does not parse.
+    Encrypted(DecryptError),
+    /// The clear text does not parse.
     #[error("its stored text does not parse")]
     Text,
     /// A column that was read out of the text differs from it.
@@ -59,8 +59,8 @@ pub enum Flaw {
     /// The content key is not that of the text, so that WeChat's retry would be a second event.
     #[error("its content key is not that of the stored text")]
     ContentKey,
-    /// The index of content keys does not lead to it, so that WeChat's retry would be a second event.
-    #[error("its content key is not in the index of them, or leads to another event")]
+    /// The dedup index does not lead to it, so that WeChat's retry would be a second event.
+    #[error("its content key is not in the dedup index, or leads to another event")]
     Unknown,
     /// A delivery has no row, or there is one too many.
     #[error("{stored} deliveries were stored with it, {found} are there")]
@@ -103,10 +103,10 @@ impl Inspect {
         &self,
         after: Option<EventId>,
         until: EventId,
-        mut take: impl FnMut(ReadBack),
+        mut take: impl FnMut(StoredEvent),
     ) -> Result<Option<EventId>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
-        let seals = self.seals(&snapshot)?;
+        let keys = self.key_ring(&snapshot)?;
         let mut find = snapshot.prepare_cached(
             "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key, \
                     content_key, targets, msg_type, event, event_key, from_user, reply \
@@ -120,14 +120,14 @@ impl Inspect {
                 Ok(Some(row)) => {
                     let id = row.get(0)?;
                     last = Some(id);
-                    take(read(&snapshot, id, row, &seals));
+                    take(read(&snapshot, id, row, &keys));
                 }
                 // Damage within a row: its id can still be had, and those behind it.
                 Err(error) => match Error::from(error) {
                     Error::Engine(error) => {
                         let Some(id) = next_id(&snapshot, last)? else { return Err(Error::Engine(error)) };
                         last = Some(id);
-                        take(ReadBack::unreadable(id, &error));
+                        take(StoredEvent::unreadable(id, &error));
                         break;
                     }
                     passing => return Err(passing),
@@ -138,7 +138,7 @@ impl Inspect {
     }
 }
 
-impl ReadBack {
+impl StoredEvent {
     fn unreadable(id: EventId, error: &rusqlite::Error) -> Self {
         Self { id, event: None, flaws: vec![Flaw::Unreadable(error.to_string())], open: Vec::new() }
     }
@@ -152,12 +152,12 @@ fn next_id(snapshot: &Transaction<'_>, after: Option<EventId>) -> rusqlite::Resu
     find.query_row([after.unwrap_or(BEFORE_ALL)], |row| row.get(0))
 }
 
-fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -> ReadBack {
-    let judged = judge(row, seals).and_then(|(event, mut flaws)| {
+fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, keys: &KeyRing) -> StoredEvent {
+    let judged = judge(row, keys).and_then(|(event, mut flaws)| {
         if event.is_some()
-            && let Some(unopened) = rest(snapshot, id, row, seals)?
+            && let Some(unopened) = rest(snapshot, id, row, keys)?
         {
-            flaws.push(Flaw::Sealed(unopened));
+            flaws.push(Flaw::Encrypted(unopened));
         }
         if event.is_some() && !is_known(snapshot, id, row)? {
             flaws.push(Flaw::Unknown);
@@ -167,14 +167,14 @@ fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -
         if found != stored {
             flaws.push(Flaw::Deliveries { stored, found });
         }
-        Ok(ReadBack { id, event, flaws, open })
+        Ok(StoredEvent { id, event, flaws, open })
     });
-    judged.unwrap_or_else(|error| ReadBack::unreadable(id, &error))
+    judged.unwrap_or_else(|error| StoredEvent::unreadable(id, &error))
 }
 
 /// The event, and how the rest of its row agrees with it.
-fn judge(row: &Row<'_>, seals: &Seals) -> rusqlite::Result<(Option<Event>, Vec<Flaw>)> {
-    let event = match read_event(row, seals)? {
+fn judge(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<(Option<Event>, Vec<Flaw>)> {
+    let event = match read_event(row, keys)? {
         Ok(event) => event,
         Err(flaw) => return Ok((None, vec![flaw])),
     };
@@ -202,10 +202,15 @@ fn judge(row: &Row<'_>, seals: &Seals) -> rusqlite::Result<(Option<Event>, Vec<F
 const COLUMNS_OF_TEXT: usize = 12;
 
 /// Why the reply of a sealed event, or what a target answered to it, cannot be opened.
-fn rest(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -> rusqlite::Result<Option<Unopened>> {
+fn rest(
+    snapshot: &Transaction<'_>,
+    id: EventId,
+    row: &Row<'_>,
+    keys: &KeyRing,
+) -> rusqlite::Result<Option<DecryptError>> {
     let Some(key) = row.get("key")? else { return Ok(None) };
     let reply: Option<Vec<u8>> = row.get("reply")?;
-    if let Some(Err(unopened)) = reply.map(|reply| seals.open_text(key, Place::Reply(id), &reply)) {
+    if let Some(Err(unopened)) = reply.map(|reply| keys.open_text(key, SealContext::Reply(id), &reply)) {
         return Ok(Some(unopened));
     }
     let mut find = snapshot
@@ -213,7 +218,7 @@ fn rest(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, seals: &Seals) -
     let mut rows = find.query([id])?;
     while let Some(row) = rows.next()? {
         let (target, number, answer): (_, _, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
-        if let Err(unopened) = seals.open(key, Place::Answer(id, target, number), &answer) {
+        if let Err(unopened) = keys.open(key, SealContext::Answer(id, target, number), &answer) {
             return Ok(Some(unopened));
         }
     }

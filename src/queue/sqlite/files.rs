@@ -104,7 +104,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
     }
     file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
     match writeln!(file, "{}", process::id()) {
-        // The lock holds without the number.
+        // The lock holds without the process id.
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
         written => written.map_err(io)?,
     }
@@ -127,7 +127,7 @@ pub(super) fn refuse_network_filesystem(folder: &Path) -> Result<(), Error> {
     let kind = found.f_type as u32;
     match network_filesystem(kind) {
         Some("FUSE") => {
-            tracing::warn!(path = %folder.display(), "the store is on FUSE; make sure that it honours fsync");
+            tracing::warn!(path = %folder.display(), "store on a FUSE filesystem; check that it honours fsync");
             Ok(())
         }
         Some(filesystem) => Err(Error::NetworkFilesystem { path: folder.to_owned(), filesystem }),

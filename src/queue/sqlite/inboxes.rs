@@ -1,4 +1,5 @@
-//! The targets' inboxes: where leases of fresh events go without a way over the disk; and which targets keep order.
+//! The targets' inboxes: leases of fresh events go there in memory, without a read of the store; and which targets keep
+//! order.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -11,12 +12,12 @@ use crate::queue::{DeliveryOrder, Inbox, Lease};
 /// The sending end of every subscribed inbox.
 #[derive(Debug, Default)]
 pub(super) struct Inboxes {
-    of: Mutex<BTreeMap<Arc<str>, Sender>>,
+    senders: Mutex<BTreeMap<Arc<str>, InboxSender>>,
     in_order: Mutex<HashSet<Arc<str>>>,
 }
 
 #[derive(Debug)]
-struct Sender {
+struct InboxSender {
     fresh: mpsc::Sender<Lease>,
     awaited: mpsc::Sender<Lease>,
     wake: Arc<Notify>,
@@ -28,9 +29,9 @@ impl Inboxes {
         let (fresh, fresh_inbox) = mpsc::channel(capacity.max(1));
         let (awaited, awaited_inbox) = mpsc::channel(capacity.max(1));
         let wake = Arc::new(Notify::new());
-        // There may be deliveries from before.
+        // There may be pending deliveries from before.
         wake.notify_one();
-        self.lock().insert(target, Sender { fresh, awaited, wake: Arc::clone(&wake) });
+        self.lock().insert(target, InboxSender { fresh, awaited, wake: Arc::clone(&wake) });
         Inbox { fresh: fresh_inbox, awaited: awaited_inbox, wake }
     }
 
@@ -57,22 +58,22 @@ impl Inboxes {
         self.lock().clear();
     }
 
-    /// Puts the lease into its target's inbox, if there is one and it has room.
+    /// Puts the lease into its target's inbox, unless there is none or it is full.
     pub(super) fn offer(&self, lease: Lease) -> Result<(), Lease> {
         let inboxes = self.lock();
         let Some(inbox) = inboxes.get(&lease.target) else { return Err(lease) };
-        let way = if lease.reply.is_some() { &inbox.awaited } else { &inbox.fresh };
-        way.try_send(lease).map_err(mpsc::error::TrySendError::into_inner)
+        let sender = if lease.reply.is_some() { &inbox.awaited } else { &inbox.fresh };
+        sender.try_send(lease).map_err(mpsc::error::TrySendError::into_inner)
     }
 
-    /// Tells the target's consumer that there may be something to lease.
+    /// Wakes the target's consumer: there may be something to lease.
     pub(super) fn wake(&self, target: &str) {
         if let Some(inbox) = self.lock().get(target) {
             inbox.wake.notify_one();
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Sender>> {
-        self.of.lock()
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, InboxSender>> {
+        self.senders.lock()
     }
 }

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 
-use super::seals::{self, Sealing, Seals};
+use super::key_ring::{self, EncryptionStatus, KeyRing};
 use super::{files, schema};
 use crate::event::EventId;
-use crate::queue::encryption::{EncryptionKeys, Place, Unopened};
+use crate::queue::encryption::{DecryptError, EncryptionKeys, SealContext};
 use crate::queue::view::{
     AttemptDetail, Audit, Counts, DeadLetter, DeliveryDetail, DeliverySummary, EventDetail, EventFilter, EventSummary,
     Stats, TargetCounts, TargetStats,
@@ -47,36 +47,36 @@ impl Inspect {
         Ok(Self { connection, folder: folder.to_owned(), keys: EncryptionKeys::default() })
     }
 
-    /// With the keys that sealed payloads are opened by. What needs another key, or is looked at without, is left out of
-    /// the answers, which then say why.
+    /// With the keys that payloads are decrypted with. What needs another key is left out of the answers, which then say
+    /// why.
     pub fn with_keys(self, keys: &EncryptionKeys) -> Self {
         Self { keys: keys.clone(), ..self }
     }
 
-    /// The keys of the store, as far as they are given.
-    pub(super) fn seals(&self, snapshot: &Connection) -> rusqlite::Result<Seals> {
-        Seals::read(snapshot, &self.keys)
+    /// The keys of the store, as far as they are configured.
+    pub(super) fn key_ring(&self, snapshot: &Connection) -> rusqlite::Result<KeyRing> {
+        KeyRing::load(snapshot, &self.keys)
     }
 
-    /// By which keys events are sealed. May look at every event.
+    /// Which keys events are encrypted with. May read every event.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn sealing(&self) -> Result<Sealing, Error> {
-        Ok(seals::survey(&self.connection)?)
+    pub fn encryption_status(&self) -> Result<EncryptionStatus, Error> {
+        Ok(key_ring::survey(&self.connection)?)
     }
 
-    /// Events, deliveries and backlog by the running ledger: cheap whatever the store's size, but for a look at the
-    /// pending deliveries of each target.
+    /// Events, deliveries and backlog by the running ledger: cheap whatever the store's size, but for a search
+    /// for the oldest pending delivery of each target.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub fn stats(&self) -> Result<Stats, Error> {
-        self.stats_since(&mut Oldest::default())
+        self.stats_since(&mut OldestPending::default())
     }
 
-    /// The same for one who asks again and again: what is known of the oldest pending deliveries spares that look.
-    pub(super) fn stats_since(&self, oldest: &mut Oldest) -> Result<Stats, Error> {
+    /// The same for repeated calls: what is known of the oldest pending deliveries spares that search.
+    pub(super) fn stats_since(&self, oldest: &mut OldestPending) -> Result<Stats, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let Tally { events, accepted, targets: counts } = tally(&snapshot)?;
         let targets = target_names(&snapshot)?.into_iter().map(|(number, target)| {
@@ -182,7 +182,7 @@ impl Inspect {
         Ok(found.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// The targets that get no attempts, by an operator's hand.
+    /// The targets that an operator has paused.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -197,16 +197,16 @@ impl Inspect {
     /// If the store cannot be read.
     pub fn event(&self, id: EventId) -> Result<Option<EventDetail>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
-        let seals = self.seals(&snapshot)?;
+        let keys = self.key_ring(&snapshot)?;
         let detail = snapshot.query_row(
             "SELECT id, received_at, account, app_id, mode, msg_type, event, event_key, from_user, \
                     coalesce(clear, body), reply, traceparent, key, clear IS NULL FROM event WHERE id = ?1",
             [id],
             |row| {
-                let mut reader = Reader { seals: &seals, key: row.get(12)?, unopened: None };
-                let place = if row.get(13)? { Place::Body(id) } else { Place::Clear(id) };
-                let text = reader.text(row, 9, place)?.unwrap_or_default();
-                let reply = reader.text(row, 10, Place::Reply(id))?;
+                let mut reader = ColumnReader { keys: &keys, key: row.get(12)?, error: None };
+                let context = if row.get(13)? { SealContext::Body(id) } else { SealContext::Clear(id) };
+                let text = reader.text(row, 9, context)?.unwrap_or_default();
+                let reply = reader.text(row, 10, SealContext::Reply(id))?;
                 let deliveries = deliveries(&snapshot, id, &mut reader)?;
                 Ok(EventDetail {
                     id: row.get(0)?,
@@ -220,7 +220,7 @@ impl Inspect {
                     from: row.get(8)?,
                     text,
                     reply,
-                    sealed: reader.trouble(),
+                    sealed: reader.error_text(),
                     traceparent: row.get(11)?,
                     deliveries,
                 })
@@ -235,7 +235,7 @@ impl Inspect {
     /// If the store cannot be read.
     pub fn dead(&self, target: Option<&str>, limit: usize, before: Option<EventId>) -> Result<Vec<DeadLetter>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
-        let seals = self.seals(&snapshot)?;
+        let keys = self.key_ring(&snapshot)?;
         let mut find = snapshot.prepare(
             "WITH letter AS (SELECT d.event, d.target, t.name, d.ended_at, d.attempts FROM delivery d \
                                LEFT JOIN target t ON t.no = d.target \
@@ -250,10 +250,10 @@ impl Inspect {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let found = find.query_map(params![before.unwrap_or(LAST_ID), target, limit], |row| {
             let id = row.get(0)?;
-            let mut reader = Reader { seals: &seals, key: row.get(11)?, unopened: None };
+            let mut reader = ColumnReader { keys: &keys, key: row.get(11)?, error: None };
             let number: Option<i64> = row.get(13)?;
-            let place = Place::Answer(id, row.get(12)?, number.unwrap_or_default());
-            let answer = reader.text(row, 10, place)?;
+            let context = SealContext::Answer(id, row.get(12)?, number.unwrap_or_default());
+            let answer = reader.text(row, 10, context)?;
             Ok(DeadLetter {
                 id,
                 target: row.get(1)?,
@@ -266,22 +266,22 @@ impl Inspect {
                 status: row.get(8)?,
                 error: row.get(9)?,
                 answer,
-                sealed: reader.trouble(),
+                sealed: reader.error_text(),
             })
         })?;
         Ok(found.collect::<rusqlite::Result<_>>()?)
     }
 }
 
-/// The oldest pending delivery of each target by its number, as far as known: nothing older than it is pending until
-/// somebody revives a dead letter.
+/// The oldest pending delivery of each target by its number, as far as known: nothing older than it is pending until an
+/// operator revives a dead letter.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Oldest(BTreeMap<i64, EventId>);
+pub(super) struct OldestPending(BTreeMap<i64, EventId>);
 
-impl Oldest {
+impl OldestPending {
     /// Finds a target's oldest pending delivery, of `pending`. There is no index for it (pending ones are by due time,
     /// and a retry is due late), so it is searched forward from the last one known, over what has ended since; where
-    /// more has ended than is pending, all that are pending are looked at instead.
+    /// more has ended than is pending, all that are pending are read instead.
     fn find(&mut self, snapshot: &Transaction<'_>, target: i64, pending: u64) -> rusqlite::Result<Option<EventId>> {
         let known = self.0.get(&target).copied().unwrap_or(EventId(0));
         let mut walk = snapshot.prepare_cached(
@@ -304,39 +304,39 @@ impl Oldest {
 /// No event has it: the largest number that a column holds.
 pub(super) const LAST_ID: EventId = EventId(i64::MAX as u64);
 
-/// Reads what may be sealed of one event.
-struct Reader<'s> {
-    seals: &'s Seals,
+/// Reads the columns of one event that may be encrypted.
+struct ColumnReader<'s> {
+    keys: &'s KeyRing,
     /// The number of the event's key.
     key: Option<i64>,
-    /// Why something could not be opened, the first time.
-    unopened: Option<Unopened>,
+    /// Why a column could not be decrypted, the first time.
+    error: Option<DecryptError>,
 }
 
-impl Reader<'_> {
-    /// A column, if it is there and opens.
-    fn text(&mut self, row: &Row<'_>, column: usize, place: Place) -> rusqlite::Result<Option<String>> {
+impl ColumnReader<'_> {
+    /// A column, if it is there and can be decrypted.
+    fn text(&mut self, row: &Row<'_>, column: usize, context: SealContext) -> rusqlite::Result<Option<String>> {
         let Some(bytes) = row.get_ref(column)?.as_bytes_or_null()? else { return Ok(None) };
         let Some(key) = self.key else { return Ok(Some(String::from_utf8_lossy(bytes).into_owned())) };
-        Ok(match self.seals.open(key, place, bytes) {
+        Ok(match self.keys.open(key, context, bytes) {
             Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-            Err(unopened) => {
-                self.unopened.get_or_insert(unopened);
+            Err(error) => {
+                self.error.get_or_insert(error);
                 None
             }
         })
     }
 
-    /// Why something is left out.
-    fn trouble(&self) -> Option<String> {
-        self.unopened.as_ref().map(Unopened::to_string)
+    /// Why a column is left out.
+    fn error_text(&self) -> Option<String> {
+        self.error.as_ref().map(DecryptError::to_string)
     }
 }
 
 fn deliveries(
     snapshot: &Transaction<'_>,
     event: EventId,
-    reader: &mut Reader<'_>,
+    reader: &mut ColumnReader<'_>,
 ) -> rusqlite::Result<Vec<DeliveryDetail>> {
     let mut find = snapshot.prepare(
         "SELECT d.target, coalesce(t.name, ''), d.state, d.due, d.ended_at \
@@ -350,7 +350,7 @@ fn deliveries(
         let state: DeliveryState = row.get(2)?;
         let target: i64 = row.get(0)?;
         let attempts = attempts.query_map(params![event, target], |row| {
-            let answer = reader.text(row, 5, Place::Answer(event, target, row.get(0)?))?;
+            let answer = reader.text(row, 5, SealContext::Answer(event, target, row.get(0)?))?;
             Ok(AttemptDetail { answer, ..read_attempt(row)? })
         })?;
         Ok(DeliveryDetail {
@@ -458,11 +458,11 @@ mod tests {
     }
 
     /// The oldest pending delivery by the walk, after making sure that a look at all of them finds the same.
-    fn oldest(folder: &Path, known: &mut Oldest) -> Option<UnixMillis> {
+    fn oldest(folder: &Path, known: &mut OldestPending) -> Option<UnixMillis> {
         let inspect = Inspect::open(folder).unwrap();
-        let find = |known: &mut Oldest| inspect.stats_since(known).unwrap().targets[0].oldest_pending;
+        let find = |known: &mut OldestPending| inspect.stats_since(known).unwrap().targets[0].oldest_pending;
         let found = find(known);
-        assert_eq!(found, find(&mut Oldest::default()));
+        assert_eq!(found, find(&mut OldestPending::default()));
         found
     }
 
@@ -470,7 +470,7 @@ mod tests {
     fn the_oldest_pending_delivery_is_found_from_the_last_one_known() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
-        let mut known = Oldest::default();
+        let mut known = OldestPending::default();
         let first = 1 << 20;
         let moment = |number| Some(nth(number).moment());
         change(&mut store, first..first + 100, None, DeliveryState::Pending);

@@ -1,24 +1,24 @@
-//! The embedded engine: SQLite in a folder of ours, one writer thread, one commit for all who wait.
+//! The embedded engine: SQLite in a folder of its own, one writer thread, one commit for all commands that wait.
 //!
 //! [`Sqlite`] is the handle: it puts commands into the writer's bounded channel and awaits their answers. All state is
 //! the writer's ([`writer`]); readers for people and metrics use connections of their own ([`inspect`]). What is stored
-//! is told at the head of `schema.sql`.
+//! is described at the head of `schema.sql`.
 
-mod ballast;
 pub(super) mod build_options;
+mod capacity;
 mod channel;
 mod command;
+mod dedup_index;
 pub(super) mod deep;
 mod files;
 mod inboxes;
 pub(super) mod inspect;
-mod known;
+pub(super) mod key_ring;
 mod removal;
+mod reserve_file;
 mod retention;
-mod room;
 mod schema;
 mod scrub;
-pub(super) mod seals;
 mod selection;
 #[cfg(test)]
 mod simulated;
@@ -40,60 +40,67 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use self::ballast::Ballast;
 use self::build_options::SqliteBuild;
-use self::command::{Command, Waiter};
+use self::capacity::{Capacity, ObstacleWatch};
+use self::command::{Waiter, WriterCommand};
 use self::inboxes::Inboxes;
-use self::inspect::{Inspect, Oldest};
-use self::removal::Wiped;
+use self::inspect::{Inspect, OldestPending};
+use self::key_ring::EventSealer;
+use self::removal::WipeProgress;
+use self::reserve_file::ReserveFile;
 use self::retention::Retention;
-use self::room::{Room, Told};
 use self::scrub::Scrub;
-use self::seals::Sealer;
-use self::selection::Found;
+use self::selection::SweepCandidates;
 #[cfg(test)]
 pub(crate) use self::simulated::Faults;
 use self::store::Store;
 use self::writer::Writer;
-use super::holds::Holds;
+use super::lease_table::LeaseTable;
 use super::view::Stats;
 use super::{
-    AttemptNote, DeliveryOrder, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Settings, Settlement, Sweep, Swept,
+    AttemptNote, DeliveryOrder, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Settings, Settlement, Sweep,
+    SweepProgress,
 };
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::tuning::Tuning;
 
-/// How often the log is tried to be emptied in a row while somebody reads in it, and the pause in between.
+/// How often emptying the log is tried in a row while a reader needs it, and the pause in between.
 const WIPE_TRIES: usize = 100;
 const WIPE_PAUSE: Duration = Duration::from_millis(50);
 
-/// Commands that may wait for the writer; whoever finds no room waits for it.
+/// Commands that may wait for the writer; callers beyond that wait to send theirs.
 const WAITING_COMMANDS: usize = 1024;
 
 /// A handle to the embedded engine; cheap to clone.
 #[derive(Clone)]
 pub struct Sqlite {
-    commands: channel::Sender,
+    commands: channel::CommandSender,
     inboxes: Arc<Inboxes>,
-    /// What seals fresh events, if they are to be sealed.
-    sealer: Option<Sealer>,
+    /// Encrypts fresh events, if a key is configured.
+    sealer: Option<EventSealer>,
     last_id: Arc<AtomicU64>,
-    obstacle: Told,
+    obstacle: ObstacleWatch,
     folder: Arc<PathBuf>,
     /// How often dead letters were revived: what is pending may then be older than what was.
     revivals: Arc<AtomicU64>,
     /// What the last statistics found, for the next ones, and the revivals before that.
-    oldest: Arc<Mutex<(u64, Oldest)>>,
+    oldest: Arc<Mutex<(u64, OldestPending)>>,
+    tuning: Tuning,
 }
 
 impl Sqlite {
     /// See [`super::Queue::open`].
-    pub(super) fn open(settings: &Settings, on_commit: Box<dyn Fn(Duration) + Send>) -> Result<Self, Error> {
+    pub(super) fn open(
+        settings: &Settings,
+        tuning: &Tuning,
+        on_commit: Box<dyn Fn(Duration) + Send>,
+    ) -> Result<Self, Error> {
         let build = SqliteBuild::read()?;
         if let Some(differences) = build.differences() {
             tracing::warn!(version = build.version, differences, "sqlite built with untested options");
         }
-        let (sqlite, writer, receiver) = Self::assemble(settings, Ballast::find, on_commit)?;
+        let (sqlite, writer, receiver) = Self::assemble(settings, tuning, ReserveFile::find, on_commit)?;
         let io = |source| Error::io(&settings.path, source);
         // A runtime of its own, for a channel with a timeout: the relay's is not to be blocked by a disk.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
@@ -105,34 +112,35 @@ impl Sqlite {
     /// The handle, the writer, and the writer's end of the channel between them.
     fn assemble(
         settings: &Settings,
-        ballast: fn(&Path) -> Ballast,
+        tuning: &Tuning,
+        find_reserve: fn(&Path) -> ReserveFile,
         on_commit: Box<dyn Fn(Duration) + Send>,
-    ) -> Result<(Self, Writer, channel::Receiver), Error> {
+    ) -> Result<(Self, Writer, channel::CommandReceiver), Error> {
         let lock = files::claim(&settings.path)?;
-        let mut ballast = ballast(&settings.path);
+        let mut reserve = find_reserve(&settings.path);
         let open = || Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path);
         let mut store = match open() {
-            // What waits in the store is to be delivered, and that takes a little room.
-            Err(Error::Full) if ballast.let_go() => open()?,
+            // What is pending in the store is to be delivered, and that takes a little space.
+            Err(Error::Full) if reserve.release() => open()?,
             opened => opened?,
         };
-        let sealer = store.seals.sealer(&settings.encryption_keys);
-        store.keep_log_below(ballast.size());
+        let sealer = store.keys.sealer(&settings.encryption_keys);
+        store.keep_log_below(reserve.size());
         let last_id = store.last_id()?;
         let inboxes = Arc::new(Inboxes::default());
         let (commands, receiver) = channel::channel(WAITING_COMMANDS);
-        let obstacle = Told::default();
-        let mut room = Room::new(ballast, settings.max_size, Arc::clone(&obstacle));
-        room.look(&store)?;
+        let obstacle = ObstacleWatch::default();
+        let mut capacity = Capacity::new(reserve, settings.max_size, Arc::clone(&obstacle));
+        capacity.measure(&store)?;
         let retention = Retention::new(settings);
-        let (holds, revivals) = (Holds::default(), Arc::<AtomicU64>::default());
+        let (leases, revivals) = (LeaseTable::default(), Arc::<AtomicU64>::default());
         let writer = Writer {
             store,
-            room,
+            capacity,
             retention,
-            scrub: Scrub::new(&settings.path),
+            scrub: Scrub::new(&settings.path, tuning.scrub_pages),
             inboxes: Arc::clone(&inboxes),
-            holds,
+            leases,
             revivals: Arc::clone(&revivals),
             callers: Handle::current(),
             on_commit,
@@ -147,30 +155,35 @@ impl Sqlite {
             folder: Arc::new(settings.path.clone()),
             revivals,
             oldest: Arc::default(),
+            tuning: *tuning,
         };
         Ok((sqlite, writer, receiver))
     }
 
     pub(super) async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
-        // Here and not at the writer, which is one for all.
+        // Here and not on the writer's thread, which serves all callers.
         let sealed = self.sealer.as_ref().map(|sealer| sealer.seal(&new)).transpose()?;
-        self.ask(|waiter| Command::Enqueue { new, sealed, held: Vec::new(), waiter }).await
+        self.execute(|waiter| WriterCommand::Enqueue { new, sealed, held: Vec::new(), waiter }).await
     }
 
     pub(super) async fn lease(&self, target: &str, max: usize, now: UnixMillis) -> Result<Leases, Error> {
-        self.ask(|waiter| Command::Lease { target: target.into(), max, now, waiter }).await
+        self.execute(|waiter| WriterCommand::Lease { target: target.into(), max, now, waiter }).await
+    }
+
+    pub(super) async fn ping(&self) -> Result<(), Error> {
+        self.execute(WriterCommand::Ping).await
     }
 
     pub(super) async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
-        self.ask(|waiter| Command::Settle(settlement, waiter)).await.map(|_released| ())
+        self.execute(|waiter| WriterCommand::Settle(settlement, waiter)).await.map(|_released| ())
     }
 
     pub(super) async fn record_reply(&self, event: EventId, reply: String) -> Result<(), Error> {
-        self.ask(|waiter| Command::Reply(event, reply, waiter)).await
+        self.execute(|waiter| WriterCommand::Reply(event, reply, waiter)).await
     }
 
     pub(super) async fn annotate(&self, note: AttemptNote) -> Result<(), Error> {
-        self.ask(|waiter| Command::Annotate(note, waiter)).await
+        self.execute(|waiter| WriterCommand::Annotate(note, waiter)).await
     }
 
     pub(super) fn subscribe(&self, target: Arc<str>, capacity: usize) -> Inbox {
@@ -185,32 +198,38 @@ impl Sqlite {
         self.inboxes.close(target);
     }
 
-    /// Looks for what to change beside the writer, which then changes it.
-    pub(super) async fn sweep(&self, sweep: &Arc<Sweep>, after: EventId, now: UnixMillis) -> Result<Swept, Error> {
-        let Found { events, next } = match &sweep.events {
-            Some(listed) => Found::among(listed, after),
+    /// Finds what to change on a connection of its own; then the writer changes it.
+    pub(super) async fn sweep(
+        &self,
+        sweep: &Arc<Sweep>,
+        after: EventId,
+        now: UnixMillis,
+    ) -> Result<SweepProgress, Error> {
+        let SweepCandidates { events, next } = match &sweep.events {
+            Some(listed) => SweepCandidates::among(listed, after),
             None => {
                 let sweep = Arc::clone(sweep);
-                self.read(move |store| store.look(&sweep, after)).await?
+                let limit = self.tuning.sweep_scan_rows;
+                self.read(move |store| store.find_candidates(&sweep, after, limit)).await?
             }
         };
         if events.is_empty() {
-            return Ok(Swept { changed: 0, next });
+            return Ok(SweepProgress { changed: 0, next });
         }
         let sweep = Arc::clone(sweep);
-        let stepped = self.ask(|waiter| Command::Sweep { events, sweep, now, waiter }).await?;
-        Ok(Swept { changed: stepped.changed, next })
+        let stepped = self.execute(|waiter| WriterCommand::Sweep { events, sweep, now, waiter }).await?;
+        Ok(SweepProgress { changed: stepped.changed, next })
     }
 
-    /// Step by step, with room for pushes in between.
+    /// Step by step, so that pushes come in between.
     pub(super) async fn wipe(&self) -> Result<(), Error> {
-        let (mut held, mut is_first) = (0, true);
-        while held < WIPE_TRIES {
-            match self.ask(|waiter| Command::Wipe { is_first, waiter }).await? {
-                Wiped::Whole => return Ok(()),
-                Wiped::Partly => held = 0,
-                Wiped::Held => {
-                    held += 1;
+        let (mut blocked, mut is_first) = (0, true);
+        while blocked < WIPE_TRIES {
+            match self.execute(|waiter| WriterCommand::Wipe { is_first, waiter }).await? {
+                WipeProgress::Complete => return Ok(()),
+                WipeProgress::Partial => blocked = 0,
+                WipeProgress::Blocked => {
+                    blocked += 1;
                     tokio::time::sleep(WIPE_PAUSE).await;
                 }
             }
@@ -220,7 +239,7 @@ impl Sqlite {
     }
 
     pub(super) async fn pause(&self, target: Arc<str>, paused: bool) -> Result<(), Error> {
-        self.ask(|waiter| Command::Pause(target, paused, waiter)).await
+        self.execute(|waiter| WriterCommand::Pause(target, paused, waiter)).await
     }
 
     pub(super) async fn paused(&self) -> Result<BTreeSet<String>, Error> {
@@ -233,7 +252,7 @@ impl Sqlite {
         let stats = move |store: &Inspect| {
             let (as_of, mut oldest) = known.lock().clone();
             if as_of != revivals {
-                oldest = Oldest::default();
+                oldest = OldestPending::default();
             }
             let stats = store.stats_since(&mut oldest)?;
             *known.lock() = (revivals, oldest);
@@ -248,7 +267,7 @@ impl Sqlite {
 
     pub(super) async fn close(self) {
         let (done, closed) = oneshot::channel();
-        if self.commands.send(Command::Close(done)).await.is_ok() {
+        if self.commands.send(WriterCommand::Close(done)).await.is_ok() {
             closed.await.ok();
         }
     }
@@ -262,13 +281,13 @@ impl Sqlite {
         ))
     }
 
-    /// Reads beside the writer.
+    /// Reads on a connection of its own, beside the writer.
     async fn read<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&Inspect) -> Result<T, Error> + Send + 'static,
+        query: impl FnOnce(&Inspect) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let folder = Arc::clone(&self.folder);
-        let read = move || look(&Inspect::open(&folder)?);
+        let read = move || query(&Inspect::open(&folder)?);
         #[cfg(test)]
         if crate::clock::simulated::is_set() {
             // Another thread would come back at a moment that no seed decides.
@@ -277,7 +296,7 @@ impl Sqlite {
         tokio::task::spawn_blocking(read).await.map_err(|_| Error::Closed)?
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(Waiter<T>) -> Command) -> Result<T, Error> {
+    async fn execute<T>(&self, command: impl FnOnce(Waiter<T>) -> WriterCommand) -> Result<T, Error> {
         let (waiter, answer) = Waiter::new();
         self.commands.send(command(waiter)).await?;
         answer.await.map_err(|_| Error::Closed)?

@@ -1,9 +1,8 @@
-//! How an event goes: with all its rows and its part of the ledger; and how what was deleted leaves the bytes of the
-//! store's files.
+//! Deleting an event, with all its rows and its part of the tally; and erasing deleted bytes from the store's files.
 //!
-//! Whatever is deleted is overwritten within the pages that stay in use (`secure_delete = FAST`, set in `store.rs`). What
-//! a person wants forgotten is overwritten in the pages that go free as well. What is left then is `scrub.rs`'s: free
-//! pages that retention did not overwrite, the log, and what SQLite leaves in pages where it moves rows.
+//! What is deleted is overwritten within the pages that stay in use (`secure_delete = FAST`, set in `store.rs`). What is
+//! forgotten on request is overwritten in the pages that become free as well. `scrub.rs` erases the rest: free pages that
+//! retention did not overwrite, the log, and what SQLite leaves in pages where it moves rows.
 
 use std::time::Duration;
 
@@ -13,18 +12,18 @@ use super::store::Store;
 use crate::event::{ContentKey, EventId};
 use crate::queue::DeliveryState;
 
-/// The most pages given back to the filesystem in one step.
+/// The most pages returned to the filesystem in one step.
 const VACUUM: usize = 256;
 
 /// How far a step of [`Scrub`](super::scrub::Scrub) came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wiped {
+pub(super) enum WipeProgress {
     /// There is more to do.
-    Partly,
-    /// Somebody who reads the store keeps the log from being emptied.
-    Held,
-    /// Nothing that was deleted is left.
-    Whole,
+    Partial,
+    /// A reader of the store keeps the log from being emptied.
+    Blocked,
+    /// Nothing that was deleted remains.
+    Complete,
 }
 
 impl Store {
@@ -36,9 +35,9 @@ impl Store {
             delete.query_row([event], |row| Ok((row.get::<_, i64>(0)?, row.get(1).map(ContentKey)))).optional()?;
         drop(delete);
         let Some((accepted, key)) = deleted else { return Ok(false) };
-        // Where the row is damaged, there is no key to find its text by.
+        // A damaged row has no key to be found by.
         if let Ok(key) = key {
-            self.unlearn(key, event)?;
+            self.dedup.remove(&self.connection, key, event)?;
         }
         let mut deliveries =
             self.connection.prepare_cached("DELETE FROM delivery WHERE event = ?1 RETURNING target, state")?;
@@ -53,8 +52,8 @@ impl Store {
         Ok(true)
     }
 
-    /// Does the work with the pages that it frees overwritten too.
-    pub(super) fn overwriting<T>(
+    /// Does the work, and overwrites the pages that it frees too.
+    pub(super) fn with_erased_pages<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> rusqlite::Result<T>,
     ) -> rusqlite::Result<T> {
@@ -64,22 +63,22 @@ impl Store {
         done
     }
 
-    /// Writes the log back and makes it empty; false if somebody reads in it.
+    /// Writes the log back and truncates it; false if a reader still needs it.
     pub(super) fn empty_log(&self) -> rusqlite::Result<bool> {
         self.checkpoint()?;
-        let patience = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
+        let timeout = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
         self.connection.busy_timeout(Duration::ZERO)?;
         let busy = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
-        self.connection.busy_timeout(patience)?;
+        self.connection.busy_timeout(timeout)?;
         Ok(busy? == 0)
     }
 
-    /// Gives some free pages back to the filesystem; false if there are no more than are to be kept.
-    pub(super) fn give_back(&self, kept: i64, most: usize) -> rusqlite::Result<bool> {
+    /// Returns some free pages to the filesystem; false if there are no more than are to be kept.
+    pub(super) fn shrink(&self, kept: i64, most: usize) -> rusqlite::Result<bool> {
         if self.pragma("freelist_count")? <= kept {
             return Ok(false);
         }
-        let most = self.at_once(most.min(VACUUM));
+        let most = self.limit_step(most.min(VACUUM));
         let mut vacuum = self.connection.prepare(&format!("PRAGMA incremental_vacuum({most})"))?;
         // Each page takes a step of the statement; a single one would free a single page.
         let mut rows = vacuum.query([])?;
@@ -87,8 +86,8 @@ impl Store {
         Ok(true)
     }
 
-    /// How much of something one step may do, so that it fits into the log of a small disk too.
-    pub(super) fn at_once(&self, most: usize) -> usize {
+    /// How much of `most` one step may do, so that it fits into the log of a small disk too.
+    pub(super) fn limit_step(&self, most: usize) -> usize {
         usize::try_from(self.log_limit / 4).unwrap_or(0).clamp(1, most)
     }
 }
@@ -134,11 +133,11 @@ mod tests {
             store.checkpoint().unwrap();
             assert!(is_in_the_file(folder.path()));
             let remove = |store: &mut Store| store.remove(EVENT).map(|gone| assert!(gone));
-            store.transact(|store| if is_asked { store.overwriting(remove) } else { remove(store) }).unwrap();
+            store.transact(|store| if is_asked { store.with_erased_pages(remove) } else { remove(store) }).unwrap();
             store.checkpoint().unwrap();
             assert!(store.pragma("freelist_count").unwrap() > 3);
             assert_eq!(is_in_the_file(folder.path()), !is_asked);
-            while store.give_back(0, VACUUM).unwrap() {}
+            while store.shrink(0, VACUUM).unwrap() {}
             assert!(store.empty_log().unwrap() && !is_in_the_file(folder.path()), "nor in pages that were free before");
             assert!(!store.remove(EVENT).unwrap(), "gone already");
         }

@@ -1,12 +1,12 @@
-//! Deleting finished events, and giving their space back.
+//! Deleting finished events, and returning their space.
 //!
-//! An event is finished when none of its deliveries is pending or dead: a dead letter waits for a person. It goes when
-//! it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk is full;
+//! An event is finished when none of its deliveries is pending or dead: a dead letter waits for an operator. It is
+//! deleted when it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk is full;
 //! never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted here.
 //!
-//! All in steps so short that a push hardly waits for one: a step does as much as fits into a few milliseconds here. The
-//! rests between them are so long that all together take a twentieth of a busy writer's time, a tenth when room is short,
-//! and a quarter while nobody asks it for anything: so the space comes back in quiet hours, and a flood is not held up.
+//! It works in steps that adapt to [`STEP_TARGET`], so that a push hardly waits for one. The pauses between them are so long
+//! that all steps together take a twentieth of a busy writer's time, a tenth under pressure, and a quarter while the
+//! writer is idle: so the space is returned in quiet hours, and a flood is not delayed.
 
 use std::mem;
 use std::ops::RangeInclusive;
@@ -15,56 +15,56 @@ use std::time::Duration;
 use rusqlite::params;
 use tokio::time::Instant;
 
-use super::room::Shortage;
+use super::capacity::Pressure;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::Settings;
 
-/// How long a step is meant to take. The next one is made smaller if it took longer, larger if it took less than half.
-const STEP: Duration = Duration::from_millis(4);
-/// Events looked at in one step, and how many of them are deleted at most: looking is the cheaper by far.
-const LOOK: RangeInclusive<usize> = 16..=1024;
-const DELETE: usize = 256;
+/// How long a step should take. The next one is made smaller if it took longer, larger if it took less than half.
+const STEP_TARGET: Duration = Duration::from_millis(4);
+/// Events read in one step, and how many of them are deleted at most: reading is cheaper by far.
+const SCAN_SIZE: RangeInclusive<usize> = 16..=1024;
+const DELETE_LIMIT: usize = 256;
 /// How many free pages are worth keeping for new events.
-const SLACK: i64 = 1024;
+const KEPT_FREE_PAGES: i64 = 1024;
 /// Between two steps of a pass, at least.
-const BREATH: Duration = Duration::from_millis(20);
-/// Between two passes, at least; and where room is short.
-const REST: Duration = Duration::from_secs(10);
-const REST_WHEN_SHORT: Duration = Duration::from_secs(1);
+const STEP_PAUSE: Duration = Duration::from_millis(20);
+/// Between two passes, at least; and under pressure.
+const PASS_PAUSE: Duration = Duration::from_secs(10);
+const PASS_PAUSE_UNDER_PRESSURE: Duration = Duration::from_secs(1);
 /// Between any two steps at most, as one may have waited for a slow disk.
-const LONGEST_REST: Duration = Duration::from_secs(300);
+const MAX_PAUSE: Duration = Duration::from_secs(300);
 
-/// Where the deletion stands.
+/// The progress of the deletion.
 pub(super) struct Retention {
     keep: Duration,
     dedup_window: Duration,
-    /// When the last step ended, how long it took, and what it left to do.
+    /// When the last step ended, how long it took, and what is to do next.
     ended: Instant,
     took: Duration,
-    next: Next,
-    /// Whether the writer was asked for anything since then.
+    next: NextStep,
+    /// Whether the writer got any command since then.
     is_busy: bool,
-    /// How much the next step looks at.
+    /// How many events the next step reads.
     size: usize,
-    /// The last event this pass looked at.
+    /// The last event that this pass read.
     cursor: EventId,
     /// How many events this pass deleted.
     deleted: usize,
-    /// Whether pages were given back that the file still has.
-    is_uncut: bool,
+    /// Whether free pages were returned that the file does not lack yet.
+    is_truncation_due: bool,
 }
 
-/// What a step leaves to do.
+/// What follows a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    /// The pass goes on.
-    Step,
-    /// So it does, and the filesystem has got pages back.
-    StepAfterGivingBack,
+enum NextStep {
+    /// The pass continues.
+    Continue,
+    /// The same, and pages were returned to the filesystem.
+    ContinueAfterShrink,
     /// Nothing, until time passes.
-    Pass,
+    Rest,
 }
 
 impl Retention {
@@ -76,97 +76,98 @@ impl Retention {
             dedup_window,
             ended: Instant::now(),
             took: Duration::ZERO,
-            next: Next::Step,
+            next: NextStep::Continue,
             is_busy: false,
-            size: *LOOK.start(),
+            size: *SCAN_SIZE.start(),
             cursor: EventId(0),
             deleted: 0,
-            is_uncut: false,
+            is_truncation_due: false,
         }
     }
 
-    /// Notes that the writer was asked for something.
-    pub(super) fn disturb(&mut self) {
+    /// Notes that the writer got a command.
+    pub(super) fn note_activity(&mut self) {
         self.is_busy = true;
     }
 
     /// When the next step is to be made.
-    pub(super) fn due(&self, shortage: Shortage) -> Instant {
-        self.ended + rest(self.next, self.took, shortage, self.is_busy)
+    pub(super) fn due(&self, pressure: Pressure) -> Instant {
+        self.ended + pause_after(self.next, self.took, pressure, self.is_busy)
     }
 
-    /// Makes one step; true if the filesystem has got pages back.
-    pub(super) fn step(&mut self, store: &mut Store, now: UnixMillis, shortage: Shortage) -> rusqlite::Result<bool> {
+    /// Makes one step; true if pages were returned to the filesystem.
+    pub(super) fn step(&mut self, store: &mut Store, now: UnixMillis, pressure: Pressure) -> rusqlite::Result<bool> {
         let start = Instant::now();
-        let done = self.work(store, now, shortage);
+        let done = self.run_step(store, now, pressure);
         self.took = start.elapsed();
         self.ended = Instant::now();
         self.is_busy = false;
-        self.size = fit(self.size, self.took);
-        self.next = *done.as_ref().unwrap_or(&Next::Pass);
-        done.map(|next| next == Next::StepAfterGivingBack)
+        self.size = adapt_size(self.size, self.took);
+        self.next = *done.as_ref().unwrap_or(&NextStep::Rest);
+        done.map(|next| next == NextStep::ContinueAfterShrink)
     }
 
-    fn work(&mut self, store: &mut Store, now: UnixMillis, shortage: Shortage) -> rusqlite::Result<Next> {
-        if matches!(shortage, Shortage::Disk(_)) && store.give_back(0, self.size)? {
+    fn run_step(&mut self, store: &mut Store, now: UnixMillis, pressure: Pressure) -> rusqlite::Result<NextStep> {
+        if matches!(pressure, Pressure::Disk(_)) && store.shrink(0, self.size)? {
             // Only this makes the file shorter.
             store.checkpoint()?;
-            return Ok(Next::StepAfterGivingBack);
+            return Ok(NextStep::ContinueAfterShrink);
         }
-        let (keep, enough) = match shortage {
-            Shortage::None => (self.keep, 0),
-            Shortage::Size(enough) | Shortage::Disk(enough) => (self.dedup_window, enough),
+        let (keep, enough) = match pressure {
+            Pressure::None => (self.keep, 0),
+            Pressure::Size(enough) | Pressure::Disk(enough) => (self.dedup_window, enough),
         };
         let before = EventId::first_at(UnixMillis(now.0.saturating_sub(millis(keep))));
-        let seen = look(store, self.cursor, before, self.size)?;
-        let at_once = store.at_once(DELETE);
+        let seen = list_events(store, self.cursor, before, self.size)?;
+        let at_once = store.limit_step(DELETE_LIMIT);
         let finished: Vec<EventId> =
             seen.iter().filter(|(_, finished)| *finished).map(|(id, _)| *id).take(at_once).collect();
         let deleted = delete(store, &finished, enough)?;
         self.deleted += deleted;
         let is_cut_short = deleted == at_once || deleted < finished.len();
         if is_cut_short || seen.len() == self.size {
-            // Goes on behind the last one deleted, or behind all that were looked at.
+            // Continues behind the last one deleted, or behind all that were read.
             let last = if is_cut_short { finished[..deleted].last() } else { seen.last().map(|(id, _)| id) };
             self.cursor = last.copied().unwrap_or(self.cursor);
-            return Ok(Next::Step);
+            return Ok(NextStep::Continue);
         }
         self.cursor = EventId(0);
         let deleted = mem::take(&mut self.deleted);
-        let goes_on = if shortage == Shortage::None { store.give_back(SLACK, self.size)? } else { deleted > 0 };
-        self.is_uncut |= goes_on;
-        if !goes_on && mem::take(&mut self.is_uncut) {
+        let continues =
+            if pressure == Pressure::None { store.shrink(KEPT_FREE_PAGES, self.size)? } else { deleted > 0 };
+        self.is_truncation_due |= continues;
+        if !continues && mem::take(&mut self.is_truncation_due) {
             // Only this makes the file shorter, and without pushes nothing else would write the log back.
             store.checkpoint()?;
         }
-        Ok(if goes_on { Next::Step } else { Next::Pass })
+        Ok(if continues { NextStep::Continue } else { NextStep::Rest })
     }
 }
 
-/// How long to rest after a step.
-fn rest(next: Next, took: Duration, shortage: Shortage, is_busy: bool) -> Duration {
-    let is_short = shortage != Shortage::None;
+/// How long to pause after a step.
+fn pause_after(next: NextStep, took: Duration, pressure: Pressure, is_busy: bool) -> Duration {
+    let is_under_pressure = pressure != Pressure::None;
     let least = match next {
-        Next::Step | Next::StepAfterGivingBack => BREATH,
-        Next::Pass if is_short => REST_WHEN_SHORT,
-        Next::Pass => REST,
+        NextStep::Continue | NextStep::ContinueAfterShrink => STEP_PAUSE,
+        NextStep::Rest if is_under_pressure => PASS_PAUSE_UNDER_PRESSURE,
+        NextStep::Rest => PASS_PAUSE,
     };
-    let times = match (is_busy, is_short) {
+    let times = match (is_busy, is_under_pressure) {
         (false, _) => 3,
         (true, true) => 9,
         (true, false) => 19,
     };
-    (took * times).clamp(least, LONGEST_REST)
+    (took * times).clamp(least, MAX_PAUSE)
 }
 
-/// How much the next step looks at, after one of that size took so long.
-fn fit(size: usize, took: Duration) -> usize {
+/// The size of the next step, after one of that size took so long.
+fn adapt_size(size: usize, took: Duration) -> usize {
     let size = match took {
-        took if took > STEP => size / 2,
-        took if took < STEP / 2 => size * 2,
+        took if took > STEP_TARGET => size / 2,
+        took if took < STEP_TARGET / 2 => size * 2,
         _ => size,
     };
-    size.clamp(*LOOK.start(), *LOOK.end())
+    size.clamp(*SCAN_SIZE.start(), *SCAN_SIZE.end())
 }
 
 fn millis(span: Duration) -> i64 {
@@ -174,7 +175,7 @@ fn millis(span: Duration) -> i64 {
 }
 
 /// The next events between the two ids, each with whether it is finished.
-fn look(store: &Store, after: EventId, before: EventId, most: usize) -> rusqlite::Result<Vec<(EventId, bool)>> {
+fn list_events(store: &Store, after: EventId, before: EventId, most: usize) -> rusqlite::Result<Vec<(EventId, bool)>> {
     let mut find = store.connection.prepare_cached(
         "SELECT id, NOT EXISTS (SELECT 1 FROM delivery WHERE event = id AND state IN (0, 2)) \
            FROM event WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
@@ -244,19 +245,19 @@ mod tests {
         Retention::new(&Settings { path: "unused".into(), retention, dedup_window, max_size, encryption_keys })
     }
 
-    /// Makes steps to the end of a pass that finds nothing to do. Room is short while more than `limit` is used.
+    /// Makes steps to the end of a pass that finds nothing to do. There is pressure while more than `limit` is used.
     fn settle(retention: &mut Retention, store: &mut Store, limit: u64) {
         for _ in 0..1000 {
-            let is_short = store.used_bytes().unwrap() > limit;
-            let shortage = if is_short { Shortage::Size(limit) } else { Shortage::None };
-            if retention.work(store, NOW, shortage).unwrap() == Next::Pass {
+            let is_under_pressure = store.used_bytes().unwrap() > limit;
+            let pressure = if is_under_pressure { Pressure::Size(limit) } else { Pressure::None };
+            if retention.run_step(store, NOW, pressure).unwrap() == NextStep::Rest {
                 return;
             }
         }
         panic!("never at rest");
     }
 
-    fn left(folder: &std::path::Path) -> (u64, u64) {
+    fn count_remaining(folder: &std::path::Path) -> (u64, u64) {
         let audit = Inspect::open(folder).unwrap().audit().unwrap();
         assert!(audit.is_clean(), "{audit:?}");
         (audit.counts.pending, audit.deliveries - audit.counts.pending)
@@ -272,7 +273,7 @@ mod tests {
         ];
         let mut store = store(folder.path(), &parts);
         settle(&mut retention(DAY * 7), &mut store, u64::MAX);
-        assert_eq!(left(folder.path()), (1500, 5));
+        assert_eq!(count_remaining(folder.path()), (1500, 5));
         let attempts: i64 = store.connection.query_row("SELECT count(*) FROM attempt", [], |row| row.get(0)).unwrap();
         assert_eq!(attempts, 1505);
     }
@@ -283,7 +284,7 @@ mod tests {
         let mut store = store(folder.path(), &[(5000, DAY * 8, DeliveryState::Delivered)]);
         let before = store.pragma("page_count").unwrap();
         settle(&mut retention(DAY * 7), &mut store, u64::MAX);
-        assert!(store.pragma("page_count").unwrap() < SLACK + 100, "of {before} pages");
+        assert!(store.pragma("page_count").unwrap() < KEPT_FREE_PAGES + 100, "of {before} pages");
     }
 
     #[test]
@@ -301,24 +302,24 @@ mod tests {
             |row| row.get::<_, i64>(0),
         );
         assert!((300..700).contains(&oldest.unwrap()));
-        assert!(left(folder.path()).1 > 1300);
+        assert!(count_remaining(folder.path()).1 > 1300);
     }
 
     #[test]
-    fn neither_what_is_pending_nor_what_may_be_pushed_again_goes_however_short_room_is() {
+    fn neither_what_is_pending_nor_what_may_be_pushed_again_goes_under_any_pressure() {
         let folder = tempfile::tempdir().unwrap();
         let parts = [(100, DAY, DeliveryState::Pending), (100, Duration::from_secs(5), DeliveryState::Delivered)];
         let mut store = store(folder.path(), &parts);
         settle(&mut retention(DAY * 7), &mut store, 0);
-        assert_eq!(left(folder.path()), (100, 100));
+        assert_eq!(count_remaining(folder.path()), (100, 100));
         let finish = "UPDATE delivery SET state = 1; UPDATE tally SET count = 200 * state WHERE target > 0";
         store.connection.execute_batch(finish).unwrap();
         settle(&mut retention(DAY * 7), &mut store, 0);
-        assert_eq!(left(folder.path()), (0, 100));
+        assert_eq!(count_remaining(folder.path()), (0, 100));
     }
 
     #[test]
-    fn on_a_full_disk_every_free_page_goes_back_before_more_is_deleted() {
+    fn on_a_full_disk_every_free_page_is_returned_before_more_is_deleted() {
         let folder = tempfile::tempdir().unwrap();
         let mut store =
             store(folder.path(), &[(300, DAY, DeliveryState::Delivered), (10, DAY * 2, DeliveryState::Pending)]);
@@ -326,7 +327,7 @@ mod tests {
         let size = || std::fs::metadata(folder.path().join(super::super::files::DATABASE)).unwrap().len();
         store.checkpoint().unwrap();
         let before = size();
-        while retention.work(&mut store, NOW, Shortage::Disk(0)).unwrap() != Next::Pass {
+        while retention.run_step(&mut store, NOW, Pressure::Disk(0)).unwrap() != NextStep::Rest {
             let free = store.pragma("freelist_count").unwrap();
             assert!(free <= 4 * 200, "{free} pages are free: what one step leaves, at most");
         }
@@ -335,36 +336,36 @@ mod tests {
     }
 
     #[test]
-    fn when_the_last_page_has_gone_back_the_file_is_shorter_though_no_push_comes() {
+    fn when_the_last_page_was_returned_the_file_is_shorter_though_no_push_comes() {
         let folder = tempfile::tempdir().unwrap();
         let mut store = store(folder.path(), &[(6000, DAY * 8, DeliveryState::Delivered)]);
         let mut retention = retention(DAY * 7);
         let size = || std::fs::metadata(folder.path().join(super::super::files::DATABASE)).unwrap().len();
         store.checkpoint().unwrap();
-        let (before, kept) = (size(), 4096 * (SLACK.cast_unsigned() + 64));
+        let (before, kept) = (size(), 4096 * (KEPT_FREE_PAGES.cast_unsigned() + 64));
         assert!(before > kept, "{before} bytes are too few to show it");
-        while retention.work(&mut store, NOW, Shortage::None).unwrap() != Next::Pass {}
+        while retention.run_step(&mut store, NOW, Pressure::None).unwrap() != NextStep::Rest {}
         assert!(size() <= kept, "{} of {before} bytes", size());
     }
 
     #[test]
     fn steps_grow_while_they_are_short_and_shrink_when_they_are_long() {
-        let sizes = |took| std::iter::successors(Some(64), move |size| Some(fit(*size, took))).take(8);
-        assert_eq!(sizes(STEP / 4).last(), Some(1024));
-        assert_eq!(sizes(STEP * 2).last(), Some(16));
-        assert_eq!(sizes(STEP).last(), Some(64));
+        let sizes = |took| std::iter::successors(Some(64), move |size| Some(adapt_size(*size, took))).take(8);
+        assert_eq!(sizes(STEP_TARGET / 4).last(), Some(1024));
+        assert_eq!(sizes(STEP_TARGET * 2).last(), Some(16));
+        assert_eq!(sizes(STEP_TARGET).last(), Some(64));
     }
 
     #[test]
-    fn housekeeping_takes_a_twentieth_of_the_time_a_tenth_when_room_is_short_and_more_when_nobody_waits() {
+    fn housekeeping_takes_a_twentieth_of_the_time_a_tenth_under_pressure_and_more_when_the_writer_is_idle() {
         let ms = Duration::from_millis;
-        assert_eq!(rest(Next::Step, ms(10), Shortage::None, true), ms(190));
-        assert_eq!(rest(Next::Step, ms(10), Shortage::Size(0), true), ms(90));
-        assert_eq!(rest(Next::Step, ms(10), Shortage::None, false), ms(30));
-        assert_eq!(rest(Next::Step, Duration::ZERO, Shortage::Disk(0), true), BREATH);
-        assert_eq!(rest(Next::Pass, ms(1), Shortage::None, true), REST);
-        assert_eq!(rest(Next::Pass, ms(1), Shortage::Size(0), true), REST_WHEN_SHORT);
-        assert_eq!(rest(Next::Pass, ms(1000), Shortage::None, true), ms(19_000), "a long last step");
-        assert_eq!(rest(Next::Pass, ms(60_000), Shortage::None, true), LONGEST_REST, "a disk that stalled");
+        assert_eq!(pause_after(NextStep::Continue, ms(10), Pressure::None, true), ms(190));
+        assert_eq!(pause_after(NextStep::Continue, ms(10), Pressure::Size(0), true), ms(90));
+        assert_eq!(pause_after(NextStep::Continue, ms(10), Pressure::None, false), ms(30));
+        assert_eq!(pause_after(NextStep::Continue, Duration::ZERO, Pressure::Disk(0), true), STEP_PAUSE);
+        assert_eq!(pause_after(NextStep::Rest, ms(1), Pressure::None, true), PASS_PAUSE);
+        assert_eq!(pause_after(NextStep::Rest, ms(1), Pressure::Size(0), true), PASS_PAUSE_UNDER_PRESSURE);
+        assert_eq!(pause_after(NextStep::Rest, ms(1000), Pressure::None, true), ms(19_000), "a long last step");
+        assert_eq!(pause_after(NextStep::Rest, ms(60_000), Pressure::None, true), MAX_PAUSE, "a disk that stalled");
     }
 }

@@ -1,7 +1,7 @@
-//! The schema's version: of a fresh store, of an earlier release's, of none that we can use.
+//! The schema's version, and migrations.
 //!
-//! A store of an earlier version is brought up to date when the writer opens it, a version at a time, each in one
-//! transaction: an interrupted migration goes on where it was. There is no way back.
+//! A store of an older version is migrated when the writer opens it, a version at a time, each in one transaction: an
+//! interrupted migration continues where it was. There is no way back: older releases cannot open it.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use rusqlite::Connection;
 
 use crate::queue::Error;
 
-/// `wxrl`, so that `file` and we can tell our databases.
+/// `wxrl`, so that `file` and the relay recognise its databases.
 pub(super) const APPLICATION_ID: i64 = 0x7778_726c;
 /// What `schema.sql` makes.
 pub(super) const VERSION: i64 = 1 + MIGRATIONS.len().cast_signed() as i64;
@@ -19,7 +19,7 @@ const SCHEMA: &str = include_str!("schema.sql");
 const MIGRATIONS: [&str; 3] =
     [include_str!("migrations/2.sql"), include_str!("migrations/3.sql"), include_str!("migrations/4.sql")];
 
-/// The version in the file, 0 if it is empty; refuses what is not ours, or newer than we are.
+/// The version in the file, 0 if it is empty; refuses another program's database, or a newer version.
 pub(super) fn version(connection: &Connection, path: &Path) -> Result<i64, Error> {
     let number = |pragma: &str| connection.query_row(&format!("PRAGMA {pragma}"), [], |row| row.get::<_, i64>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
@@ -33,20 +33,20 @@ pub(super) fn version(connection: &Connection, path: &Path) -> Result<i64, Error
     Ok(version)
 }
 
-/// Makes the tables in an empty file, or brings those of an earlier version up to date.
-pub(super) fn bring_up_to_date(connection: &Connection, path: &Path, version: i64) -> Result<(), Error> {
+/// Makes the tables in an empty file, or migrates those of an older version.
+pub(super) fn migrate(connection: &Connection, path: &Path, version: i64) -> Result<(), Error> {
     if version == 0 {
         let identity = format!("PRAGMA application_id = {APPLICATION_ID};");
-        return Ok(step(connection, &[SCHEMA, &identity].concat(), VERSION)?);
+        return Ok(run_migration(connection, &[SCHEMA, &identity].concat(), VERSION)?);
     }
     for (migration, to) in MIGRATIONS.iter().zip(2..).skip_while(|(_, to)| *to <= version) {
-        step(connection, migration, to)?;
-        tracing::info!(path = %path.display(), schema = to, "the store was brought up to date; earlier releases refuse it");
+        run_migration(connection, migration, to)?;
+        tracing::info!(path = %path.display(), schema = to, "store migrated; older releases cannot open it");
     }
     Ok(())
 }
 
-fn step(connection: &Connection, sql: &str, version: i64) -> rusqlite::Result<()> {
+fn run_migration(connection: &Connection, sql: &str, version: i64) -> rusqlite::Result<()> {
     let done = connection.execute_batch(&format!("BEGIN IMMEDIATE; {sql} PRAGMA user_version = {version}; COMMIT;"));
     if done.is_err() && !connection.is_autocommit() {
         connection.execute_batch("ROLLBACK")?;
@@ -101,11 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_store_is_not_read_before_it_is_brought_up_to_date() {
+    fn an_older_store_is_not_read_before_it_is_migrated() {
         let folder = earlier(1);
         let Err(error) = Inspect::open(folder.path()) else { panic!("read") };
         assert!(matches!(error, Error::Outdated { found: 1, .. }), "{error}");
-        assert!(error.to_string().contains("start the relay once"), "{error}");
+        assert!(error.remedy().unwrap().contains("start the relay once"), "{error}");
         drop(Store::open(folder.path()).unwrap());
         let letters = Inspect::open(folder.path()).unwrap().dead(None, 10, None).unwrap();
         assert!(!letters.is_empty());
@@ -119,7 +119,7 @@ mod tests {
             connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0)).unwrap()
         };
         let before = tables(&connection);
-        assert!(step(&connection, "CREATE TABLE half (done); not sql;", 2).is_err());
+        assert!(run_migration(&connection, "CREATE TABLE half (done); not sql;", 2).is_err());
         assert!(connection.is_autocommit());
         assert_eq!((tables(&connection), version(&connection, folder.path()).unwrap()), (before, 1));
     }

@@ -1,4 +1,4 @@
-//! Unused bytes within the pages of the database, made zero.
+//! Overwriting unused bytes within the pages of the database with zeros.
 //!
 //! SQLite overwrites a row where it deletes it. But when it moves rows about within a page, it leaves their old bytes in
 //! the page's unused part, and a row that is deleted later is still to be read there. No statement reaches those bytes, so
@@ -9,7 +9,7 @@
 //! - only while the log is empty, and with the writer's pages forgotten afterwards, or it would write the old bytes anew;
 //! - by a handle that is never closed: closing any handle to the file would drop every lock that this process has on it.
 //!
-//! A page that is not as the format says is left alone; `audit --deep` tells of it. Not reached is the unused end of the
+//! A page that is not as the format says is skipped; `audit --deep` reports it. Not reached is the unused end of the
 //! last page of a text that takes several: SQLite clears it, unless that page once headed a part of the free list.
 
 use std::fs::{self, File, OpenOptions};
@@ -21,11 +21,9 @@ use std::path::{Path, PathBuf};
 use rusqlite::ffi;
 
 use super::files;
-use super::removal::Wiped;
+use super::removal::WipeProgress;
 use super::store::Store;
 
-/// Pages looked at in one step: a few milliseconds.
-const STEP: u64 = if cfg!(test) { 16 } else { 1024 };
 /// Where SQLite takes its locks: the page that holds this byte is never used.
 const LOCK_BYTE: u64 = 1 << 30;
 /// The pointer map's words for b-tree pages, and the length of its entries.
@@ -37,78 +35,82 @@ const ENTRY: usize = 5;
 pub(super) struct Scrub {
     database: PathBuf,
     file: Option<ManuallyDrop<File>>,
+    /// Pages per step.
+    step: u64,
     /// The pages that the pass is done with, and how many there were then.
     done: u64,
     pages: u64,
 }
 
 impl Scrub {
-    /// For the store in a folder.
-    pub(super) fn new(folder: &Path) -> Self {
-        Self { database: folder.join(files::DATABASE), file: None, done: 0, pages: 0 }
+    /// For the store in a folder, `step` pages at a time.
+    pub(super) fn new(folder: &Path, step: u64) -> Self {
+        Self { database: folder.join(files::DATABASE), file: None, step, done: 0, pages: 0 }
     }
 
-    /// Begins a pass, whether or not another is under way: that one ends with this one.
-    pub(super) fn begin(&mut self) {
+    /// Starts a pass; one under way is completed by this one.
+    pub(super) fn restart(&mut self) {
         self.done = 0;
     }
 
-    /// Makes a step toward files that hold nothing of what was deleted. Waits for nobody.
-    pub(super) fn step(&mut self, store: &mut Store) -> rusqlite::Result<Wiped> {
-        if store.give_back(0, usize::MAX)? {
-            return Ok(Wiped::Partly);
+    /// Makes a step of erasing what was deleted. Does not wait for readers.
+    pub(super) fn step(&mut self, store: &mut Store) -> rusqlite::Result<WipeProgress> {
+        if store.shrink(0, usize::MAX)? {
+            return Ok(WipeProgress::Partial);
         }
         if !store.empty_log()? {
-            return Ok(Wiped::Held);
+            return Ok(WipeProgress::Blocked);
         }
         let mut scrubbed = Ok(true);
         // No other program writes meanwhile, and with an empty log there is nothing to be written back.
         store.transact(|store| {
-            scrubbed = self.scrub(store);
+            scrubbed = self.scrub_step(store);
             Ok(())
         })?;
         store.connection.execute_batch("PRAGMA shrink_memory")?;
         Ok(match scrubbed? {
-            false => Wiped::Held,
-            true if self.done < self.pages => Wiped::Partly,
-            true => Wiped::Whole,
+            false => WipeProgress::Blocked,
+            true if self.done < self.pages => WipeProgress::Partial,
+            true => WipeProgress::Complete,
         })
     }
 
     /// False if another program has written since the log was emptied.
-    fn scrub(&mut self, store: &Store) -> rusqlite::Result<bool> {
-        if fs::metadata(files::log_of(&self.database)).map_err(failed(ffi::SQLITE_IOERR_READ))?.len() > 0 {
+    fn scrub_step(&mut self, store: &Store) -> rusqlite::Result<bool> {
+        if fs::metadata(files::log_of(&self.database)).map_err(as_sqlite_error(ffi::SQLITE_IOERR_READ))?.len() > 0 {
             return Ok(false);
         }
         let file = match &self.file {
             Some(file) => file,
             None => {
                 let opened = OpenOptions::new().read(true).write(true).open(&self.database);
-                self.file.insert(ManuallyDrop::new(opened.map_err(failed(ffi::SQLITE_CANTOPEN))?))
+                self.file.insert(ManuallyDrop::new(opened.map_err(as_sqlite_error(ffi::SQLITE_CANTOPEN))?))
             }
         };
         let pages = store.pragma("page_count")?.cast_unsigned();
-        // Where pages were given back meanwhile, one not looked at yet may have come before those that were.
+        // Where pages were returned meanwhile, one not scrubbed yet may have moved before those that were.
         if pages < self.pages {
             self.done = 0;
         }
         self.pages = pages;
         let size = usize::try_from(store.pragma("page_size")?).map_err(|_| rusqlite::Error::InvalidQuery)?;
-        let end = pages.min(self.done + STEP);
-        let is_changed = pass(file, size, self.done, end)?;
+        let end = pages.min(self.done + self.step);
+        let is_changed = scrub_pages(file, size, self.done, end)?;
         if is_changed {
-            file.sync_data().map_err(failed(ffi::SQLITE_IOERR_FSYNC))?;
+            file.sync_data().map_err(as_sqlite_error(ffi::SQLITE_IOERR_FSYNC))?;
         }
         self.done = end;
         Ok(true)
     }
 }
 
-/// Scrubs the pages behind the first `done`, up to the `end`th; says whether any was changed.
-fn pass(file: &File, size: usize, done: u64, end: u64) -> rusqlite::Result<bool> {
+/// Scrubs the pages behind the first `done`, up to the `end`th; returns whether any was changed.
+fn scrub_pages(file: &File, size: usize, done: u64, end: u64) -> rusqlite::Result<bool> {
     let read = |page: u64| {
         let mut bytes = vec![0; size];
-        file.read_exact_at(&mut bytes, (page - 1) * size as u64).map_err(failed(ffi::SQLITE_IOERR_READ)).map(|()| bytes)
+        file.read_exact_at(&mut bytes, (page - 1) * size as u64)
+            .map_err(as_sqlite_error(ffi::SQLITE_IOERR_READ))
+            .map(|()| bytes)
     };
     // Bytes at the end of each page that are not SQLite's.
     let usable = size - usize::from(read(1)?[20]);
@@ -130,10 +132,10 @@ fn pass(file: &File, size: usize, done: u64, end: u64) -> rusqlite::Result<bool>
             continue;
         }
         let bytes = read(page)?;
-        for (from, to) in unused(&bytes[..usable]).unwrap_or_default() {
+        for (from, to) in find_unused(&bytes[..usable]).unwrap_or_default() {
             if bytes[from..to].iter().any(|byte| *byte != 0) {
                 let place = (page - 1) * size as u64 + from as u64;
-                file.write_all_at(&vec![0; to - from], place).map_err(failed(ffi::SQLITE_IOERR_WRITE))?;
+                file.write_all_at(&vec![0; to - from], place).map_err(as_sqlite_error(ffi::SQLITE_IOERR_WRITE))?;
                 is_changed = true;
             }
         }
@@ -142,7 +144,7 @@ fn pass(file: &File, size: usize, done: u64, end: u64) -> rusqlite::Result<bool>
 }
 
 /// The ranges of a b-tree page that nothing owns; `None` if it is not as the format says.
-fn unused(page: &[u8]) -> Option<Vec<(usize, usize)>> {
+fn find_unused(page: &[u8]) -> Option<Vec<(usize, usize)>> {
     let number = |at: usize| Some(usize::from(u16::from_be_bytes([*page.get(at)?, *page.get(at + 1)?])));
     let header = match page.first()? {
         2 | 5 => 12,
@@ -171,8 +173,8 @@ fn unused(page: &[u8]) -> Option<Vec<(usize, usize)>> {
     Some(ranges)
 }
 
-/// An error of the system as SQLite would tell it, so that it is judged by the same rules.
-fn failed(code: i32) -> impl Fn(io::Error) -> rusqlite::Error {
+/// An error of the system as SQLite would report it, so that it is judged by the same rules.
+fn as_sqlite_error(code: i32) -> impl Fn(io::Error) -> rusqlite::Error {
     move |error| {
         let code = if error.kind() == io::ErrorKind::StorageFull { ffi::SQLITE_FULL } else { code };
         rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(error.to_string()))
@@ -182,6 +184,7 @@ fn failed(code: i32) -> impl Fn(io::Error) -> rusqlite::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tuning::Tuning;
 
     /// A leaf with two cells at its end, a free block between them, and rests of others.
     fn leaf() -> Vec<u8> {
@@ -193,10 +196,10 @@ mod tests {
 
     #[test]
     fn the_gap_and_the_insides_of_free_blocks_are_nobodys() {
-        assert_eq!(unused(&leaf()), Some(vec![(12, 400), (454, 480)]));
+        assert_eq!(find_unused(&leaf()), Some(vec![(12, 400), (454, 480)]));
         let mut interior = leaf();
         interior[0] = 5;
-        assert_eq!(unused(&interior).unwrap()[0], (16, 400));
+        assert_eq!(find_unused(&interior).unwrap()[0], (16, 400));
     }
 
     #[test]
@@ -214,12 +217,19 @@ mod tests {
         ] {
             let mut page = leaf();
             page[at..at + bytes.len()].copy_from_slice(bytes);
-            assert_eq!(unused(&page), None, "{at}: {bytes:?}");
+            assert_eq!(find_unused(&page), None, "{at}: {bytes:?}");
         }
     }
 
     #[test]
     fn a_store_is_whole_after_its_pages_were_scrubbed_in_steps() {
+        assert!(scrub_a_store(16) > 10);
+        let steps = scrub_a_store(Tuning::default().scrub_pages);
+        assert!(steps < 5, "{steps} steps at the shipped size");
+    }
+
+    /// Returns how many steps it took before the last one.
+    fn scrub_a_store(step: u64) -> u32 {
         let folder = tempfile::tempdir().unwrap();
         let mut store = Store::open(folder.path()).unwrap();
         let fill = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 600) \
@@ -232,11 +242,10 @@ mod tests {
             let all = "SELECT hex(group_concat(content_key || from_user || coalesce(reply, '') || body)) FROM event";
             store.connection.query_row(all, [], |row| row.get(0)).unwrap()
         };
-        let (before, mut scrub, mut steps) = (sum(&store), Scrub::new(folder.path()), 0);
-        while scrub.step(&mut store).unwrap() != Wiped::Whole {
+        let (before, mut scrub, mut steps) = (sum(&store), Scrub::new(folder.path(), step), 0);
+        while scrub.step(&mut store).unwrap() != WipeProgress::Complete {
             steps += 1;
         }
-        assert!(steps > 10, "{steps} steps");
         assert_eq!(sum(&store), before);
         let check: String = store.connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
         assert_eq!(check, "ok");
@@ -244,22 +253,23 @@ mod tests {
         // Never closed, as the other is not.
         let file = ManuallyDrop::new(file);
         let pages = store.pragma("page_count").unwrap().cast_unsigned();
-        assert!(!pass(&file, size, 0, pages).unwrap(), "all of them");
+        assert!(!scrub_pages(&file, size, 0, pages).unwrap(), "all of them");
         // Bytes of old rows in the gap of a leaf, as SQLite leaves them there.
         let mut page = vec![0; size];
         let leaf = (2..=pages).rev().find_map(|number| {
             file.read_exact_at(&mut page, (number - 1) * size as u64).unwrap();
-            let (from, to) = *unused(&page)?.first()?;
+            let (from, to) = *find_unused(&page)?.first()?;
             (page[0] == 13 && to - from > 100).then_some((number, from))
         });
         let (number, from) = leaf.unwrap();
         file.write_all_at(&[0xee; 50], (number - 1) * size as u64 + from as u64 + 20).unwrap();
-        scrub.begin();
-        while scrub.step(&mut store).unwrap() != Wiped::Whole {}
-        assert!(!pass(file_of(&scrub), size, 0, pages).unwrap());
+        scrub.restart();
+        while scrub.step(&mut store).unwrap() != WipeProgress::Complete {}
+        assert!(!scrub_pages(file_of(&scrub), size, 0, pages).unwrap());
         file_of(&scrub).read_exact_at(&mut page, (number - 1) * size as u64).unwrap();
         assert!(page[from..from + 100].iter().all(|byte| *byte == 0));
         assert_eq!(sum(&store), before);
+        steps
     }
 
     fn file_of(scrub: &Scrub) -> &File {

@@ -1,6 +1,6 @@
-//! Which events the next step of a sweep is about: found beside the writer, which looks at nothing but what it changes.
+//! Finding the events of a sweep's next step, on a connection of its own: the writer then reads only what it changes.
 //!
-//! One look reads so many rows and no more, so that it is over soon where little is found among much.
+//! One search reads a limited number of rows, so that it is short also where few of many rows match.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,23 +11,21 @@ use rusqlite::{Connection, OptionalExtension, params_from_iter};
 use super::inspect::{Inspect, LAST_ID};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{DeliveryState, Error, EventFilter, Fate, Sweep};
+use crate::queue::{DeliveryState, Error, EventFilter, Sweep, SweepAction};
 
 /// Events changed in one transaction: few enough not to delay a push.
 pub(super) const STEP: usize = 250;
-/// Rows read in one look; few in tests, so that they meet its end.
-const LOOK: usize = if cfg!(test) { 7 } else { 20_000 };
 
-/// What a look found.
+/// What one search found.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct SweepCandidates {
     /// Events with deliveries to change.
     pub(super) events: Vec<EventId>,
-    /// Behind which event the next look goes on; `None` if there is nothing more.
+    /// Behind which event the next search continues; `None` if there is nothing more.
     pub(super) next: Option<EventId>,
 }
 
-impl Found {
+impl SweepCandidates {
     /// The next ones of a list of events.
     pub(super) fn among(listed: &[EventId], after: EventId) -> Self {
         let mut events: Vec<_> = listed.iter().copied().filter(|event| *event > after).collect();
@@ -40,30 +38,35 @@ impl Found {
 }
 
 impl Inspect {
-    /// The events of a sweep's next step.
-    pub(super) fn look(&self, sweep: &Sweep, after: EventId) -> Result<Found, Error> {
-        let Some(terms) = Terms::of(&self.connection, sweep)? else { return Ok(Found::default()) };
-        let sql = match terms.way {
-            Way::Dead => "SELECT event, 1 FROM delivery INDEXED BY delivery_dead \
+    /// The events of a sweep's next step, searched for in `limit` rows at most.
+    pub(super) fn find_candidates(
+        &self,
+        sweep: &Sweep,
+        after: EventId,
+        limit: usize,
+    ) -> Result<SweepCandidates, Error> {
+        let Some(terms) = SweepConditions::of(&self.connection, sweep)? else { return Ok(SweepCandidates::default()) };
+        let sql = match terms.path {
+            AccessPath::DeadIndex => "SELECT event, 1 FROM delivery INDEXED BY delivery_dead \
                            WHERE state = 2 AND target = ?6 AND event > ?1 AND event < ?2 ORDER BY event LIMIT ?8"
                 .to_owned(),
-            Way::Deliveries => format!(
+            AccessPath::DeliveryTable => format!(
                 "SELECT d.event, {} FROM delivery d WHERE d.event > ?1 AND d.event < ?2 ORDER BY d.event LIMIT ?8",
                 terms.delivery
             ),
-            Way::Events => format!(
+            AccessPath::EventTable => format!(
                 "SELECT e.id, {EVENT} AND {} FROM event e WHERE e.id > ?1 AND e.id < ?2 ORDER BY e.id LIMIT ?8",
                 terms.any_delivery()
             ),
         };
         let mut values = terms.values(after, LAST_ID);
-        values.push((LOOK.cast_signed() as i64).into());
+        values.push((limit.cast_signed() as i64).into());
         let mut find = self.connection.prepare_cached(&sql)?;
         let mut rows = find.query(params_from_iter(values))?;
-        let (mut found, mut looked) = (Found::default(), 0);
+        let (mut found, mut rows_read) = (SweepCandidates::default(), 0);
         while let Some(row) = rows.next()? {
             let event: EventId = row.get(0)?;
-            looked += 1;
+            rows_read += 1;
             if row.get(1)? && found.events.last() != Some(&event) {
                 found.events.push(event);
             }
@@ -71,8 +74,8 @@ impl Inspect {
                 found.next = Some(event);
                 break;
             }
-            if looked == LOOK {
-                // There may be more rows of this event: the next look begins with it.
+            if rows_read == limit {
+                // There may be more rows of this event: the next search begins with it.
                 found.events.pop_if(|last| *last == event);
                 found.next = Some(EventId(event.0 - 1));
             }
@@ -80,7 +83,7 @@ impl Inspect {
         Ok(found)
     }
 
-    /// How much a sweep would change now, behind `after`: see [`Swept::changed`](crate::queue::Swept::changed).
+    /// How much a sweep would change now, behind `after`: see [`SweepProgress::changed`](crate::queue::SweepProgress::changed).
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -102,22 +105,22 @@ impl Inspect {
     }
 
     fn count_in(&self, sweep: &Sweep, after: EventId, end: EventId) -> Result<u64, Error> {
-        let Some(terms) = Terms::of(&self.connection, sweep)? else { return Ok(0) };
+        let Some(terms) = SweepConditions::of(&self.connection, sweep)? else { return Ok(0) };
         let mut values = terms.values(after, end);
-        let sql = match &sweep.fate {
-            Fate::ReplayedTo(to) => {
-                values.push(number(&self.connection, to)?.into());
+        let sql = match &sweep.action {
+            SweepAction::ReplayTo(to) => {
+                values.push(target_number(&self.connection, to)?.into());
                 format!(
                     "SELECT count(*) FROM event e WHERE e.id > ?1 AND e.id < ?2 AND {EVENT} AND {} AND NOT EXISTS \
                        (SELECT 1 FROM delivery d WHERE d.event = e.id AND d.target = ?8 AND d.state = 0)",
                     terms.any_delivery()
                 )
             }
-            Fate::Forgotten => format!(
+            SweepAction::Forget => format!(
                 "SELECT count(*) FROM event e WHERE e.id > ?1 AND e.id < ?2 AND {EVENT} AND {}",
                 terms.any_delivery()
             ),
-            Fate::Replayed | Fate::Dropped | Fate::Redirected(_) => format!(
+            SweepAction::Replay | SweepAction::Drop | SweepAction::Redirect(_) => format!(
                 "SELECT count(*) FROM delivery d WHERE d.event > ?1 AND d.event < ?2 AND {} \
                     AND (?3 IS NULL AND ?4 IS NULL AND ?5 IS NULL OR \
                          EXISTS (SELECT 1 FROM event e WHERE e.id = d.event AND {EVENT}))",
@@ -134,55 +137,56 @@ const EVENT: &str = "(?3 IS NULL OR e.account = ?3) \
     AND (?4 IS NULL OR e.event = ?4 COLLATE NOCASE OR e.msg_type = ?4 COLLATE NOCASE) \
     AND (?5 IS NULL OR e.from_user = ?5)";
 
-/// By which rows the events are found.
+/// Which table or index the events are found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Way {
-    /// A target's dead letters have an index.
-    Dead,
-    /// Deliveries are small beside their events.
-    Deliveries,
-    Events,
+enum AccessPath {
+    /// The index of a target's dead letters.
+    DeadIndex,
+    /// The deliveries, which are small beside their events.
+    DeliveryTable,
+    EventTable,
 }
 
 /// A sweep as conditions of SQL.
-struct Terms<'s> {
+struct SweepConditions<'s> {
     filter: &'s EventFilter,
     target: Option<i64>,
     /// Which deliveries are meant.
     delivery: String,
-    way: Way,
+    path: AccessPath,
 }
 
-impl<'s> Terms<'s> {
-    /// `None` if the target is one that the store does not know.
+impl<'s> SweepConditions<'s> {
+    /// `None` if the store does not know the target.
     fn of(connection: &Connection, sweep: &'s Sweep) -> Result<Option<Self>, Error> {
         let filter = &sweep.filter;
         let target = match &filter.target {
-            Some(name) => match number(connection, name)? {
+            Some(name) => match target_number(connection, name)? {
                 None => return Ok(None),
                 known => known,
             },
             None => None,
         };
-        let state = match &sweep.fate {
-            Fate::Replayed => "d.state <> 0".to_owned(),
-            Fate::ReplayedTo(_) | Fate::Forgotten => "d.state >= 0".to_owned(),
-            Fate::Dropped => "d.state IN (0, 2)".to_owned(),
-            Fate::Redirected(to) => {
-                format!("d.state = 0 AND d.target <> {}", number(connection, to)?.unwrap_or_default())
+        let state = match &sweep.action {
+            SweepAction::Replay => "d.state <> 0".to_owned(),
+            SweepAction::ReplayTo(_) | SweepAction::Forget => "d.state >= 0".to_owned(),
+            SweepAction::Drop => "d.state IN (0, 2)".to_owned(),
+            SweepAction::Redirect(to) => {
+                format!("d.state = 0 AND d.target <> {}", target_number(connection, to)?.unwrap_or_default())
             }
         };
         let delivery = format!("{state} AND (?6 IS NULL OR d.target = ?6) AND (?7 IS NULL OR d.state = ?7)");
         let of_event = filter.account.is_some() || filter.event.is_some() || filter.from.is_some();
-        let of_any =
-            matches!(sweep.fate, Fate::ReplayedTo(_) | Fate::Forgotten) && target.is_none() && filter.state.is_none();
-        let way = match (of_event || of_any, target, filter.state) {
-            (true, ..) => Way::Events,
-            (false, Some(_), Some(DeliveryState::Dead)) => Way::Dead,
-            (false, ..) => Way::Deliveries,
+        let of_any = matches!(sweep.action, SweepAction::ReplayTo(_) | SweepAction::Forget)
+            && target.is_none()
+            && filter.state.is_none();
+        let path = match (of_event || of_any, target, filter.state) {
+            (true, ..) => AccessPath::EventTable,
+            (false, Some(_), Some(DeliveryState::Dead)) => AccessPath::DeadIndex,
+            (false, ..) => AccessPath::DeliveryTable,
         };
         let delivery = if of_any { String::new() } else { delivery };
-        Ok(Some(Self { filter, target, delivery, way }))
+        Ok(Some(Self { filter, target, delivery, path }))
     }
 
     /// That an event has one of the deliveries that are meant, if any need be.
@@ -212,7 +216,7 @@ impl<'s> Terms<'s> {
     }
 }
 
-fn number(connection: &Connection, target: &str) -> rusqlite::Result<Option<i64>> {
+fn target_number(connection: &Connection, target: &str) -> rusqlite::Result<Option<i64>> {
     let mut find = connection.prepare_cached("SELECT no FROM target WHERE name = ?1")?;
     find.query_row([target], |row| row.get(0)).optional()
 }

@@ -1,16 +1,17 @@
-//! The engine as a part of a simulation: its writer is a task of the caller's runtime, and fails when told.
+//! The engine as a part of a simulation: its writer is a task of the caller's runtime, with injected faults.
 
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 
-use super::ballast::Ballast;
+use super::reserve_file::ReserveFile;
 use super::{Sqlite, WAITING_COMMANDS, channel};
 use crate::queue::{Error, Settings};
+use crate::tuning::Tuning;
 
-/// What goes wrong with the store; asked each time.
+/// The store's injected faults; called each time.
 pub(crate) struct Faults {
-    /// How long the writer takes to see what it is asked.
+    /// How long the writer takes to see a command.
     pub(crate) stall: Box<dyn FnMut() -> Duration + Send>,
     /// Whether this commit fails.
     pub(crate) fails: Box<dyn FnMut() -> bool + Send>,
@@ -23,7 +24,8 @@ impl Sqlite {
         on_commit: Box<dyn Fn(Duration) + Send>,
         faults: Faults,
     ) -> Result<Self, Error> {
-        let (mut sqlite, mut writer, receiver) = Self::assemble(settings, Ballast::small, on_commit)?;
+        let tuning = Tuning::small();
+        let (mut sqlite, mut writer, receiver) = Self::assemble(settings, &tuning, ReserveFile::small, on_commit)?;
         let connection = &mut writer.store.connection;
         // A crash leaves the log as it is.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -38,10 +40,14 @@ impl Sqlite {
     }
 }
 
-/// Passes commands on to the writer, late.
-async fn stall(mut asked: channel::Receiver, writer: channel::Sender, mut late: impl FnMut() -> Duration) {
+/// Passes commands on to the writer, delayed.
+async fn stall(
+    mut asked: channel::CommandReceiver,
+    writer: channel::CommandSender,
+    mut late: impl FnMut() -> Duration,
+) {
     let mut batch = Vec::new();
-    while asked.take(&mut batch, WAITING_COMMANDS).await > 0 {
+    while asked.recv_batch(&mut batch, WAITING_COMMANDS).await > 0 {
         let wait = late();
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;

@@ -10,48 +10,48 @@ use rusqlite::types::{Null, ToSql};
 use rusqlite::{OptionalExtension, Row, params};
 use sha2::{Digest, Sha256};
 
-use super::seals::{Payload, Sealed, Seals};
+use super::key_ring::{KeyRing, OpenedPayload, SealedColumns};
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
-use crate::queue::encryption::Place;
+use crate::queue::encryption::SealContext;
 use crate::queue::{AttemptNote, DeliveryState, Disposition, Enqueued, Flaw, NewEvent, Settlement};
 use crate::wechat::Message;
 
 /// When a held delivery is due.
 pub(super) const HELD: UnixMillis = UnixMillis(i64::MAX);
 
-/// A delivery that could be leased.
+/// A pending delivery, and when it is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Waiting {
+pub(super) struct DueDelivery {
     pub(super) event: EventId,
     pub(super) due: UnixMillis,
 }
 
 /// A stored event with the count of attempts at one of its deliveries.
-pub(super) struct Loaded {
-    /// The event, or why it cannot be had any more.
+pub(super) struct LoadedEvent {
+    /// The event, or why it is unreadable.
     pub(super) event: Result<Event, Flaw>,
     pub(super) attempts: u32,
     pub(super) failures: u32,
 }
 
 impl Store {
-    /// Stores the event with its deliveries, unless its text is known. `held` becomes the targets that keep order and
-    /// have an earlier delivery of the user pending.
+    /// Stores the event with its deliveries, unless it is a duplicate. `held` becomes the targets that keep order and have
+    /// an earlier delivery of the user pending.
     pub(super) fn enqueue(
         &mut self,
         new: &NewEvent,
-        sealed: Option<&Sealed>,
+        sealed: Option<&SealedColumns>,
         in_order: impl Fn(&str) -> bool,
         held: &mut Vec<Arc<str>>,
     ) -> rusqlite::Result<Enqueued> {
         held.clear();
-        if let Some(duplicate) = self.duplicate(new.key)? {
+        if let Some(duplicate) = self.find_duplicate(new.key)? {
             return Ok(duplicate);
         }
         self.insert_event(new, sealed)?;
-        self.learn(new.key, new.event.id)?;
+        self.dedup.insert(&self.connection, new.key, new.event.id)?;
         self.count_events(1, new.targets.len().cast_signed() as i64);
         for target in &new.targets {
             let user = in_order(target).then(|| user_number(new.event.message.from_user()));
@@ -62,7 +62,7 @@ impl Store {
         Ok(Enqueued::Fresh)
     }
 
-    /// Says whether the delivery is held behind an earlier one of its user.
+    /// Returns whether the delivery is held behind an earlier one of its user.
     fn insert_delivery(&mut self, event: &Event, target: &Arc<str>, user: Option<i64>) -> rusqlite::Result<bool> {
         let number = self.number(target)?;
         let held = user.is_some() && self.first_pending(number, user)?.is_some();
@@ -78,15 +78,15 @@ impl Store {
     }
 
     /// A user's first pending delivery to a target that keeps order, and when it is due.
-    pub(super) fn first_pending(&self, target: i64, user: Option<i64>) -> rusqlite::Result<Option<Waiting>> {
+    pub(super) fn first_pending(&self, target: i64, user: Option<i64>) -> rusqlite::Result<Option<DueDelivery>> {
         let mut find = self.connection.prepare_cached(
             "SELECT event, due FROM delivery INDEXED BY delivery_user \
               WHERE target = ?1 AND user = ?2 AND state = 0 AND user IS NOT NULL ORDER BY event LIMIT 1",
         )?;
-        find.query_row(params![target, user], |row| Ok(Waiting { event: row.get(0)?, due: row.get(1)? })).optional()
+        find.query_row(params![target, user], |row| Ok(DueDelivery { event: row.get(0)?, due: row.get(1)? })).optional()
     }
 
-    /// Makes the user's next delivery due, as of its arrival, now that the one before has ended; says whether there is
+    /// Makes the user's next delivery due, as of its arrival, now that the previous one has ended; returns whether there is
     /// one. By its id its arrival may lie ahead: ids stay where the clock was before it went back.
     pub(super) fn release_next(&self, ended: EventId, target: i64, now: UnixMillis) -> rusqlite::Result<bool> {
         let next = self.first_of_user(ended, target)?.filter(|next| next.due == HELD);
@@ -105,7 +105,7 @@ impl Store {
     }
 
     /// The first pending delivery of the user whose delivery this is, where order is kept.
-    fn first_of_user(&self, event: EventId, target: i64) -> rusqlite::Result<Option<Waiting>> {
+    fn first_of_user(&self, event: EventId, target: i64) -> rusqlite::Result<Option<DueDelivery>> {
         let mut find = self.connection.prepare_cached("SELECT user FROM delivery WHERE event = ?1 AND target = ?2")?;
         let user: Option<i64> = find.query_row(params![event, target], |row| row.get(0))?;
         Ok(user.map(|user| self.first_pending(target, Some(user))).transpose()?.flatten())
@@ -118,11 +118,11 @@ impl Store {
         Ok(())
     }
 
-    fn insert_event(&self, new: &NewEvent, sealed: Option<&Sealed>) -> rusqlite::Result<()> {
+    fn insert_event(&self, new: &NewEvent, sealed: Option<&SealedColumns>) -> rusqlite::Result<()> {
         let event = &*new.event;
         let (body, clear) = (&*event.body, (event.clear != event.body).then_some(&*event.clear));
         let in_clear: [&dyn ToSql; 5] = [&new.reply, &event.query, &body, &clear, &Null];
-        let [reply, query, body, clear, key] = sealed.map_or(in_clear, Sealed::columns);
+        let [reply, query, body, clear, key] = sealed.map_or(in_clear, SealedColumns::values);
         let mut insert = self.connection.prepare_cached(
             "INSERT INTO event (id, content_key, targets, mode, received_at, account, app_id, msg_type, event, \
                                 event_key, from_user, traceparent, reply, query, body, clear, key) \
@@ -150,9 +150,9 @@ impl Store {
         Ok(())
     }
 
-    /// The event of that text, if it is stored.
-    pub(super) fn duplicate(&self, key: ContentKey) -> rusqlite::Result<Option<Enqueued>> {
-        let Some(id) = self.known(key)? else { return Ok(None) };
+    /// The event of that content key, if it is stored, with its reply.
+    pub(super) fn find_duplicate(&self, key: ContentKey) -> rusqlite::Result<Option<Enqueued>> {
+        let Some(id) = self.dedup.find(&self.connection, key)? else { return Ok(None) };
         let mut find = self.connection.prepare_cached("SELECT reply, key FROM event WHERE id = ?1")?;
         find.query_row([id], |row| {
             let reply = match row.get(1)? {
@@ -164,23 +164,23 @@ impl Store {
         .optional()
     }
 
-    /// A reply that does not open is none: WeChat's repeat is answered all the same.
+    /// A reply that cannot be decrypted is none: WeChat's retry is answered all the same.
     fn open_reply(&self, event: EventId, key: i64, sealed: Option<Vec<u8>>) -> Option<String> {
-        let opened = self.seals.open_text(key, Place::Reply(event), &sealed?);
-        opened.inspect_err(|error| tracing::error!(%event, %error, "a stored reply cannot be read")).ok()
+        let opened = self.keys.open_text(key, SealContext::Reply(event), &sealed?);
+        opened.inspect_err(|error| tracing::error!(%event, %error, "stored reply unreadable")).ok()
     }
 
-    /// Ends an attempt. Of a delivery that has ended already, nothing changes. Says whether another one, held behind it,
+    /// Ends an attempt. Of a delivery that has ended already, nothing changes. Returns whether another one, held behind it,
     /// is due now.
     pub(super) fn settle(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<bool> {
         let Some(target) = self.known_number(&settlement.target)? else { return Ok(false) };
-        let (state, due, ended_at) = match settlement.verdict {
+        let (state, due, ended_at) = match settlement.disposition {
             Disposition::Retry(due) | Disposition::Postpone(due) => (DeliveryState::Pending, Some(due), None),
             Disposition::End(state) => (state, None, Some(now)),
         };
         let number = settlement.attempt.as_ref().map(|attempt| attempt.number);
         let counts =
-            !matches!(settlement.verdict, Disposition::Postpone(_) | Disposition::End(DeliveryState::Delivered));
+            !matches!(settlement.disposition, Disposition::Postpone(_) | Disposition::End(DeliveryState::Delivered));
         let failed = i64::from(number.is_some() && counts);
         let mut update = self.connection.prepare_cached(
             "UPDATE delivery SET state = ?3, due = coalesce(?4, due), ended_at = ?5, \
@@ -213,9 +213,12 @@ impl Store {
             "INSERT OR REPLACE INTO attempt (event, target, number, at, duration_us, status, error, answer) \
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
         )?;
-        let place = Place::Answer(settlement.event, target, attempt.number.into());
-        let answer =
-            attempt.answer.as_deref().map(|answer| self.sealed_as(settlement.event, place, answer)).transpose()?;
+        let context = SealContext::Answer(settlement.event, target, attempt.number.into());
+        let answer = attempt
+            .answer
+            .as_deref()
+            .map(|answer| self.keys.seal_like_event(&self.connection, settlement.event, context, answer))
+            .transpose()?;
         insert.execute(params![
             settlement.event,
             target,
@@ -232,14 +235,14 @@ impl Store {
     /// Stores the clear reply that an event was answered with.
     pub(super) fn record_reply(&self, event: EventId, reply: &str) -> rusqlite::Result<()> {
         let mut update = self.connection.prepare_cached("UPDATE event SET reply = ?2 WHERE id = ?1")?;
-        match self.sealed_as(event, Place::Reply(event), reply.as_bytes())? {
+        match self.keys.seal_like_event(&self.connection, event, SealContext::Reply(event), reply.as_bytes())? {
             Cow::Borrowed(_) => update.execute(params![event, reply])?,
             Cow::Owned(sealed) => update.execute(params![event, sealed])?,
         };
         Ok(())
     }
 
-    /// Changes what the record of an attempt says.
+    /// Changes the error of an attempt's record.
     pub(super) fn annotate(&mut self, note: &AttemptNote) -> rusqlite::Result<()> {
         let Some(target) = self.known_number(&note.target)? else { return Ok(()) };
         let mut update = self
@@ -249,7 +252,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes whether a target is paused.
+    /// Stores whether a target is paused.
     pub(super) fn pause(&mut self, target: &Arc<str>, paused: bool) -> rusqlite::Result<()> {
         let number = self.number(target)?;
         let mut update = self.connection.prepare_cached("UPDATE target SET paused = ?2 WHERE no = ?1")?;
@@ -257,32 +260,35 @@ impl Store {
         Ok(())
     }
 
-    /// The pending deliveries of a target, the one due first first.
-    pub(super) fn waiting(&self, target: i64, limit: usize) -> rusqlite::Result<Vec<Waiting>> {
+    /// The pending deliveries of a target, by due time.
+    pub(super) fn list_due(&self, target: i64, limit: usize) -> rusqlite::Result<Vec<DueDelivery>> {
         let mut find = self.connection.prepare_cached(
             "SELECT event, due FROM delivery INDEXED BY delivery_pending \
               WHERE state = 0 AND target = ?1 ORDER BY due, event LIMIT ?2",
         )?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        find.query_map(params![target, limit], |row| Ok(Waiting { event: row.get(0)?, due: row.get(1)? }))?.collect()
+        find.query_map(params![target, limit], |row| Ok(DueDelivery { event: row.get(0)?, due: row.get(1)? }))?
+            .collect()
     }
 
     /// Reads an event for a lease of its delivery to a target.
-    pub(super) fn load(&self, id: EventId, target: i64) -> rusqlite::Result<Loaded> {
+    pub(super) fn load_event(&self, id: EventId, target: i64) -> rusqlite::Result<LoadedEvent> {
         // Not one statement for both: SQLite plans a join on a parameter anew for each value, which takes longer than
         // all else that is done for a lease.
         let mut read = self.connection.prepare_cached(
             "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key FROM event WHERE id = ?1",
         )?;
-        let event = read.query_row([id], |row| read_event(row, &self.seals))?;
+        let event = read.query_row([id], |row| read_event(row, &self.keys))?;
         let mut count = self
             .connection
             .prepare_cached("SELECT attempts, failures FROM delivery WHERE event = ?1 AND target = ?2")?;
-        count.query_row(params![id, target], |row| Ok(Loaded { event, attempts: row.get(0)?, failures: row.get(1)? }))
+        count.query_row(params![id, target], |row| {
+            Ok(LoadedEvent { event, attempts: row.get(0)?, failures: row.get(1)? })
+        })
     }
 }
 
-/// What tells one user from another where order is kept. Should two share a number, they only wait for each other.
+/// Identifies a user where order is kept. Should two users share a number, they only wait for each other.
 pub(super) fn user_number(openid: &str) -> i64 {
     let hash = Sha256::new().chain_update(openid).finalize();
     let mut number = [0; 8];
@@ -290,16 +296,16 @@ pub(super) fn user_number(openid: &str) -> i64 {
     i64::from_be_bytes(number)
 }
 
-/// An event out of the first ten columns that [`Store::load`] asks for, or why it cannot be had any more.
-pub(super) fn read_event(row: &Row<'_>, seals: &Seals) -> rusqlite::Result<Result<Event, Flaw>> {
+/// An event out of the first ten columns that [`Store::load_event`] reads, or why it is unreadable.
+pub(super) fn read_event(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<Result<Event, Flaw>> {
     let id = row.get(0)?;
     let payload = match row.get(9)? {
-        None => Ok(Payload { query: row.get(5)?, body: row.get(6)?, clear: row.get(7)? }),
-        Some(key) => seals.payload(key, id, row, 5)?,
+        None => Ok(OpenedPayload { query: row.get(5)?, body: row.get(6)?, clear: row.get(7)? }),
+        Some(key) => keys.open_payload(key, id, row, 5)?,
     };
-    let Payload { query, body, clear } = match payload {
+    let OpenedPayload { query, body, clear } = match payload {
         Ok(payload) => payload,
-        Err(unopened) => return Ok(Err(Flaw::Sealed(unopened))),
+        Err(unopened) => return Ok(Err(Flaw::Encrypted(unopened))),
     };
     let body = Bytes::from(body);
     let clear = clear.map_or_else(|| body.clone(), Bytes::from);

@@ -12,8 +12,8 @@ use std::time::Duration;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::known::Known;
-use super::seals::{self, Seals};
+use super::dedup_index::DedupIndex;
+use super::key_ring::KeyRing;
 use super::{files, schema};
 use crate::event::EventId;
 use crate::queue::encryption::EncryptionKeys;
@@ -44,16 +44,26 @@ const CHECKPOINT_PAGES: i32 = 1000;
 const PAGE: u64 = 4096;
 
 /// The database, as its one writer sees it.
+///
+/// Its methods by file, each group with the tables it changes. [`DedupIndex`] (`known`, `known_until`) and [`KeyRing`]
+/// (`key`) own their SQL and are called from these:
+///
+/// | file | methods |
+/// |---|---|
+/// | here | opening and closing: `open`, `with_keys`, `close`; the log: `checkpoint`, `is_checkpoint_due`, `keep_log_below`, `touch`; `transact`, and the tally within it: `count`, `count_events`; target numbers: `number`, `known_number`; measures: `last_id`, `used_bytes`, `pragma` |
+/// | `statements.rs` | events and deliveries: `enqueue`, `find_duplicate`, `settle`, `record_reply`, `annotate`, `pause`; order: `first_pending`, `release_next`, `set_due`; reading for leases: `list_due`, `load_event` |
+/// | `sweep.rs` | an operator's step over many deliveries: `sweep` |
+/// | `removal.rs` | deleting an event: `remove`, `with_erased_pages`; shrinking the files: `empty_log`, `shrink`, `limit_step` |
 pub(super) struct Store {
     pub(super) connection: Connection,
     /// The pages that the log held after the last commit.
     log_pages: Arc<AtomicI32>,
     /// The pages in the log that make a checkpoint due, and about what one transaction of ours may write.
     pub(super) log_limit: i32,
-    /// The keys that events are sealed by.
-    pub(super) seals: Seals,
-    /// Whose text is known already.
-    pub(super) known: Known,
+    /// The keys that events are encrypted with.
+    pub(super) keys: KeyRing,
+    /// Finds the event of a content key.
+    pub(super) dedup: DedupIndex,
     /// The numbers of the target names met so far.
     numbers: HashMap<Arc<str>, i64>,
     /// What the open transaction changes in the running ledger.
@@ -74,16 +84,16 @@ impl Store {
         Self::at(&database, folder)
     }
 
-    /// Takes the keys that payloads are sealed by.
+    /// Takes the keys that payloads are encrypted with.
     ///
     /// # Errors
-    /// [`Error::KeyMissing`] if an event is sealed by another one.
+    /// [`Error::KeyMissing`] if an event needs another one.
     pub(super) fn with_keys(mut self, given: &EncryptionKeys, folder: &Path) -> Result<Self, Error> {
-        seals::adopt(&mut self, given, folder)?;
+        self.keys = KeyRing::adopt(&self.connection, given, folder)?;
         Ok(self)
     }
 
-    /// Opens a file, and makes its tables if it is empty or brings them up to date.
+    /// Opens a file, and makes its tables if it is empty or migrates them.
     fn at(path: &Path, folder: &Path) -> Result<Self, Error> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -92,7 +102,7 @@ impl Store {
         for (pragma, wanted, meaning) in PRAGMAS {
             set_pragma(&connection, pragma, wanted, meaning)?;
         }
-        schema::bring_up_to_date(&connection, path, version)?;
+        schema::migrate(&connection, path, version)?;
         // A change to WAL whose flush fails is undone without a word, and reads back as done: only the log's file tells.
         connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
         let log = files::log_of(path);
@@ -105,10 +115,10 @@ impl Store {
             seen.store(pages, Ordering::Relaxed);
             Ok(())
         }))?;
-        let known = Known::read(&connection)?;
-        let (seals, numbers, changes) = (Seals::default(), HashMap::new(), HashMap::new());
-        let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, seals, known, numbers, changes };
-        // What a killed process left in the log may never have been flushed, and is answered for from now on.
+        let dedup = DedupIndex::load(&connection)?;
+        let (keys, numbers, changes) = (KeyRing::default(), HashMap::new(), HashMap::new());
+        let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, keys, dedup, numbers, changes };
+        // What a killed process left in the log may never have been flushed, and callers rely on it from now on.
         match store.checkpoint() {
             Err(error) if is_full(&error) => files::flush(&log)?,
             done => done?,
@@ -117,17 +127,17 @@ impl Store {
         Ok(store)
     }
 
-    /// Keeps the log so small that it can be written back within so many bytes of room, and more can be stored in it then.
-    pub(super) fn keep_log_below(&mut self, room: u64) {
-        self.log_limit = i32::try_from(room / PAGE / 4).unwrap_or(i32::MAX).min(CHECKPOINT_PAGES);
+    /// Keeps the log so small that it can be written back within so many free bytes, and more can be stored in it then.
+    pub(super) fn keep_log_below(&mut self, free: u64) {
+        self.log_limit = i32::try_from(free / PAGE / 4).unwrap_or(i32::MAX).min(CHECKPOINT_PAGES);
     }
 
     /// Writes one page, which changes nothing. Does not wait for another program's lock.
     pub(super) fn touch(&self) -> rusqlite::Result<()> {
-        let patience = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
+        let timeout = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
         self.connection.busy_timeout(Duration::ZERO)?;
         let touched = self.connection.execute_batch(&format!("PRAGMA user_version = {}", schema::VERSION));
-        self.connection.busy_timeout(patience)?;
+        self.connection.busy_timeout(timeout)?;
         touched
     }
 
@@ -145,15 +155,15 @@ impl Store {
     /// Runs the work in one transaction; when it returns `Ok`, all of it is on stable storage.
     pub(super) fn transact(&mut self, work: impl FnOnce(&mut Self) -> rusqlite::Result<()>) -> rusqlite::Result<()> {
         self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
-        let work = work(self).and_then(|()| self.write_tally()).and_then(|()| self.write_run());
+        let work = work(self).and_then(|()| self.write_tally()).and_then(|()| self.dedup.write_run(&self.connection));
         let done = work.and_then(|()| {
             self.connection.prepare_cached("COMMIT")?.execute([])?;
             Ok(())
         });
         if done.is_ok() {
-            self.known.keep();
+            self.dedup.commit();
         } else {
-            self.known.undo();
+            self.dedup.roll_back();
             self.changes.clear();
             self.numbers.clear();
             // Some failures, a full disk among them, have ended the transaction already.

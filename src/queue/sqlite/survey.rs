@@ -1,7 +1,7 @@
-//! What can be told of a store's folder from outside, without making or changing anything there.
+//! Inspecting a store's folder from outside, without making or changing anything there.
 //!
-//! For a look while a relay may be running. Whether the lock is held is found out by sharing it for a moment, on a file
-//! opened for reading: a relay that starts in that very moment is told that the store is in use.
+//! For use while a relay may be running. It learns whether the lock is held by sharing it for a moment, on a file opened for
+//! reading: a relay that starts in that very moment fails because the store is in use.
 
 use std::fs::{File, TryLockError};
 use std::io::Read;
@@ -19,28 +19,28 @@ pub struct Survey {
     /// Whether the filesystem is one that a store can be on.
     pub filesystem: Result<(), Error>,
     /// The process that uses the store, if one does.
-    pub holder: Option<Holder>,
+    pub holder: Option<LockHolder>,
 }
 
 /// A process that uses a store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Its id, if it said so; as seen from its own namespace.
+pub struct LockHolder {
+    /// Its id, if it wrote it down; as seen from its own namespace.
     pub pid: Option<u32>,
 }
 
-/// Looks at a folder that exists.
+/// Inspects a folder that exists.
 pub fn survey(folder: &Path) -> Survey {
-    Survey { filesystem: files::refuse_network_filesystem(folder), holder: holder(folder) }
+    Survey { filesystem: files::refuse_network_filesystem(folder), holder: find_holder(folder) }
 }
 
-fn holder(folder: &Path) -> Option<Holder> {
+fn find_holder(folder: &Path) -> Option<LockHolder> {
     let mut lock = File::open(folder.join(files::LOCK)).ok()?;
     match lock.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {
             let mut text = String::new();
             let pid = lock.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            Some(Holder { pid })
+            Some(LockHolder { pid })
         }
         Ok(()) | Err(TryLockError::Error(_)) => None,
     }
@@ -56,7 +56,7 @@ mod tests {
         assert_eq!(survey(folder.path()).holder, None);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
         let lock = files::claim(folder.path()).unwrap();
-        assert_eq!(survey(folder.path()).holder, Some(Holder { pid: Some(std::process::id()) }));
+        assert_eq!(survey(folder.path()).holder, Some(LockHolder { pid: Some(std::process::id()) }));
         drop(lock);
         assert_eq!(survey(folder.path()).holder, None);
         files::claim(folder.path()).unwrap();

@@ -1,6 +1,6 @@
-//! One step of a sweep, inside the writer's transaction: the rows that change, the ledger, and whose turn it is.
+//! One step of a sweep, inside the writer's transaction: the rows that change, the tally, and the order of a user's events.
 //!
-//! What the step was found by may have changed meanwhile, so each delivery is looked at again here.
+//! A candidate may have changed since it was found, so each delivery is read again here.
 
 use std::collections::{BTreeSet, HashMap};
 use std::slice;
@@ -12,33 +12,33 @@ use super::statements::{HELD, user_number};
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{DeliveryState, Fate, Sweep};
+use crate::queue::{DeliveryState, Sweep, SweepAction};
 
 /// What a step did.
 #[derive(Debug, Default)]
-pub(super) struct Stepped {
+pub(super) struct SweepStep {
     /// How many deliveries changed; or, where they are forgotten, how many events.
     pub(super) changed: u64,
     /// The targets that may have something to lease now.
     pub(super) touched: BTreeSet<Arc<str>>,
-    /// The deliveries that were due and are cancelled, gone or held now: a lease that is out for one is worth nothing any more.
+    /// The deliveries that were due and are cancelled, deleted or held now: an outstanding lease of one is to be revoked.
     pub(super) revoked: Vec<(Arc<str>, EventId)>,
 }
 
-/// A delivery that a step is about.
+/// A delivery that a step may change.
 #[derive(Clone, Copy)]
-struct Row {
+struct DeliveryRow {
     event: EventId,
     target: i64,
     state: DeliveryState,
 }
 
-struct Step<'s, F> {
+struct SweepRun<'s, F> {
     store: &'s mut Store,
     in_order: F,
     now: UnixMillis,
     names: HashMap<i64, Arc<str>>,
-    done: Stepped,
+    done: SweepStep,
 }
 
 impl Store {
@@ -49,49 +49,49 @@ impl Store {
         sweep: &Sweep,
         in_order: impl Fn(&str) -> bool,
         now: UnixMillis,
-    ) -> rusqlite::Result<Stepped> {
+    ) -> rusqlite::Result<SweepStep> {
         let only = match &sweep.filter.target {
             Some(name) => match self.known_number(&name.as_str().into())? {
-                None => return Ok(Stepped::default()),
+                None => return Ok(SweepStep::default()),
                 known => known,
             },
             None => None,
         };
-        let mut step = Step { store: self, in_order, now, names: HashMap::new(), done: Stepped::default() };
-        match &sweep.fate {
-            Fate::ReplayedTo(to) => {
+        let mut step = SweepRun { store: self, in_order, now, names: HashMap::new(), done: SweepStep::default() };
+        match &sweep.action {
+            SweepAction::ReplayTo(to) => {
                 let to = step.store.number(to)?;
                 events.iter().try_for_each(|event| step.replay_to(*event, to))?;
             }
-            Fate::Redirected(to) => {
+            SweepAction::Redirect(to) => {
                 let to = step.store.number(to)?;
                 for row in step.rows(events, only, sweep.filter.state)? {
                     step.redirect(row, to)?;
                 }
             }
-            Fate::Replayed => {
+            SweepAction::Replay => {
                 for row in step.rows(events, only, sweep.filter.state)? {
                     step.replay(row)?;
                 }
             }
-            Fate::Dropped => {
+            SweepAction::Drop => {
                 for row in step.rows(events, only, sweep.filter.state)? {
                     step.cancel(row)?;
                 }
             }
-            Fate::Forgotten => step.forget(events)?,
+            SweepAction::Forget => step.forget(events)?,
         }
         Ok(step.done)
     }
 }
 
-impl<F: Fn(&str) -> bool> Step<'_, F> {
+impl<F: Fn(&str) -> bool> SweepRun<'_, F> {
     fn rows(
         &self,
         events: &[EventId],
         target: Option<i64>,
         state: Option<DeliveryState>,
-    ) -> rusqlite::Result<Vec<Row>> {
+    ) -> rusqlite::Result<Vec<DeliveryRow>> {
         let mut find = self.store.connection.prepare_cached(
             "SELECT target, state FROM delivery \
               WHERE event = ?1 AND (?2 IS NULL OR target = ?2) AND (?3 IS NULL OR state = ?3)",
@@ -99,7 +99,7 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         let mut found = Vec::with_capacity(events.len());
         for event in events {
             let rows = find.query_map(params![event, target, state], |row| {
-                Ok(Row { event: *event, target: row.get(0)?, state: row.get(1)? })
+                Ok(DeliveryRow { event: *event, target: row.get(0)?, state: row.get(1)? })
             })?;
             for row in rows {
                 found.push(row?);
@@ -108,31 +108,31 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         Ok(found)
     }
 
-    fn replay(&mut self, row: Row) -> rusqlite::Result<()> {
-        let Row { event, target, state } = row;
+    fn replay(&mut self, row: DeliveryRow) -> rusqlite::Result<()> {
+        let DeliveryRow { event, target, state } = row;
         if state == DeliveryState::Pending {
             return Ok(());
         }
         let user = self.user(event, target)?;
-        let due = self.place(event, target, user)?;
+        let due = self.choose_due(event, target, user)?;
         let mut update = self.store.connection.prepare_cached(
             "UPDATE delivery SET state = 0, due = ?3, ended_at = NULL, failures = 0, user = ?4 \
               WHERE event = ?1 AND target = ?2",
         )?;
         update.execute(params![event, target, due, user])?;
         drop(update);
-        self.changed(target, Some(state), DeliveryState::Pending)
+        self.count_change(target, Some(state), DeliveryState::Pending)
     }
 
     fn replay_to(&mut self, event: EventId, target: i64) -> rusqlite::Result<()> {
         match self.state(event, target)? {
-            Some(state) => self.replay(Row { event, target, state }),
+            Some(state) => self.replay(DeliveryRow { event, target, state }),
             None => self.add(event, target),
         }
     }
 
-    fn cancel(&mut self, row: Row) -> rusqlite::Result<()> {
-        let Row { event, target, state } = row;
+    fn cancel(&mut self, row: DeliveryRow) -> rusqlite::Result<()> {
+        let DeliveryRow { event, target, state } = row;
         if !matches!(state, DeliveryState::Pending | DeliveryState::Dead) {
             return Ok(());
         }
@@ -146,10 +146,10 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
             let name = self.name(target)?;
             self.done.revoked.push((name, event));
         }
-        self.changed(target, Some(state), DeliveryState::Cancelled)
+        self.count_change(target, Some(state), DeliveryState::Cancelled)
     }
 
-    fn redirect(&mut self, row: Row, to: i64) -> rusqlite::Result<()> {
+    fn redirect(&mut self, row: DeliveryRow, to: i64) -> rusqlite::Result<()> {
         if row.state != DeliveryState::Pending || row.target == to {
             return Ok(());
         }
@@ -163,14 +163,14 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         Ok(())
     }
 
-    /// What waits is cancelled first: so its lease is worth nothing any more, and who is held behind it is released.
+    /// What is pending is cancelled first: that revokes its lease, and releases what is held behind it.
     fn forget(&mut self, events: &[EventId]) -> rusqlite::Result<()> {
         for event in events {
             let counted = self.done.changed;
             for row in self.rows(slice::from_ref(event), None, None)? {
                 self.cancel(row)?;
             }
-            let gone = self.store.overwriting(|store| store.remove(*event))?;
+            let gone = self.store.with_erased_pages(|store| store.remove(*event))?;
             self.done.changed = counted + u64::from(gone);
         }
         Ok(())
@@ -184,7 +184,7 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         }
         drop(count);
         let user = self.user(event, target)?;
-        let due = self.place(event, target, user)?;
+        let due = self.choose_due(event, target, user)?;
         let mut insert = self.store.connection.prepare_cached(
             "INSERT INTO delivery (event, target, state, attempts, failures, due, user) \
              VALUES (?1, ?2, 0, 0, 0, ?3, ?4)",
@@ -192,12 +192,12 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         insert.execute(params![event, target, due, user])?;
         drop(insert);
         self.store.count_events(0, 1);
-        self.changed(target, None, DeliveryState::Pending)
+        self.count_change(target, None, DeliveryState::Pending)
     }
 
-    /// When a delivery that becomes pending is due. Where order is kept it takes its place: behind the user's earlier
-    /// events, and before the later ones.
-    fn place(&mut self, event: EventId, target: i64, user: Option<i64>) -> rusqlite::Result<UnixMillis> {
+    /// When a delivery that becomes pending is due. Where order is kept: behind the user's earlier events, and before the
+    /// later ones.
+    fn choose_due(&mut self, event: EventId, target: i64, user: Option<i64>) -> rusqlite::Result<UnixMillis> {
         let Some(first) = user.map(|user| self.store.first_pending(target, Some(user))).transpose()?.flatten() else {
             return Ok(self.now);
         };
@@ -237,8 +237,8 @@ impl<F: Fn(&str) -> bool> Step<'_, F> {
         Ok(name)
     }
 
-    /// Keeps the ledger.
-    fn changed(&mut self, target: i64, from: Option<DeliveryState>, to: DeliveryState) -> rusqlite::Result<()> {
+    /// Counts a change of state in the tally.
+    fn count_change(&mut self, target: i64, from: Option<DeliveryState>, to: DeliveryState) -> rusqlite::Result<()> {
         if let Some(from) = from {
             self.store.count(target, from, -1);
         }

@@ -1,8 +1,12 @@
 //! The one writer: takes what waits, commits it as one transaction, then answers and hands over.
 //!
-//! - One commit serves all who waited for it, so the rate of commits does not bound the rate of pushes.
-//! - Nobody is answered before the commit that holds his change.
-//! - Leases are granted after the commit, out of what it left, so that one never meets a settlement half done.
+//! - One commit serves all commands of a batch, so the rate of commits does not bound the rate of pushes. Under load some
+//!   twenty pushes share one, at about 15 µs of this thread for each (`docs/performance.md`). The simple version, a commit
+//!   for each push, takes a flush for each.
+//! - When [`BATCH_TRIGGER`] pushes came during one commit, the next batch waits up to [`MAX_PUSH_WAIT`] for
+//!   [`PUSH_BATCH_ENOUGH`], which halves the commits. A push that comes alone waits for nothing.
+//! - No caller is answered before the commit that holds its change.
+//! - Leases are granted after the commit, out of what it remaining, so that one never meets a settlement half done.
 //! - After a failed flush nothing is answered any more; the process ends.
 
 use std::fs::File;
@@ -16,19 +20,19 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
-use super::channel::Receiver;
-use super::command::Command;
+use super::capacity::Capacity;
+use super::channel::CommandReceiver;
+use super::command::WriterCommand;
 use super::inboxes::Inboxes;
-use super::removal::Wiped;
+use super::removal::WipeProgress;
 use super::retention::Retention;
-use super::room::Room;
 use super::scrub::Scrub;
-use super::statements::Waiting;
+use super::statements::DueDelivery;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::error::{is_busy, is_lost};
-use crate::queue::holds::Holds;
+use crate::queue::lease_table::LeaseTable;
 use crate::queue::{
     AttemptRecord, DeliveryState, Disposition, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement,
 };
@@ -36,15 +40,15 @@ use crate::telemetry;
 
 /// The most commands of one transaction: bounds how long the first of them waits for the last.
 const BATCH: usize = 256;
-/// How long settlements wait for company, and how many are company enough. A push ends the wait at once.
-const LINGER: Duration = Duration::from_millis(5);
-const COMPANY: usize = 64;
-/// When so many pushes have come during one commit, more are sure to come soon: waiting that long for them, or until there
-/// are enough, halves the commits, and a push that comes alone waits for nobody.
-const CROWD: usize = 8;
-const CROWD_LINGER: Duration = Duration::from_millis(1);
-const CROWD_ENOUGH: usize = 32;
-/// How long a lease that was dropped unsettled stays out at most, when nothing else happens.
+/// How long deferrable commands alone wait for more, and how many are enough. An urgent command ends the wait at once.
+const MAX_WAIT: Duration = Duration::from_millis(5);
+const BATCH_ENOUGH: usize = 64;
+/// When so many urgent commands have come during one commit, more are sure to come soon: wait that long for them, or until
+/// there are enough.
+const BATCH_TRIGGER: usize = 8;
+const MAX_PUSH_WAIT: Duration = Duration::from_millis(1);
+const PUSH_BATCH_ENOUGH: usize = 32;
+/// How long a lease that was dropped unsettled remains outstanding at most, when nothing else happens.
 const TICK: Duration = Duration::from_secs(1);
 /// `EX_IOERR` of sysexits.h.
 const EXIT_IO: i32 = 74;
@@ -52,65 +56,66 @@ const EXIT_IO: i32 = 74;
 /// The writer's thread and all it owns.
 pub(super) struct Writer {
     pub(super) store: Store,
-    pub(super) room: Room,
+    pub(super) capacity: Capacity,
     pub(super) retention: Retention,
     pub(super) scrub: Scrub,
     pub(super) inboxes: Arc<Inboxes>,
-    pub(super) holds: Holds,
+    pub(super) leases: LeaseTable,
     /// How often dead letters were revived, for statistics.
     pub(super) revivals: Arc<AtomicU64>,
-    /// Where those who ask are.
+    /// The callers' runtime.
     pub(super) callers: Handle,
-    /// Told how long each commit took.
+    /// Called with how long each commit took.
     pub(super) on_commit: Box<dyn Fn(Duration) + Send>,
-    /// Held for its lock; let go last.
+    /// Held for its lock; released last.
     pub(super) lock: File,
 }
 
 impl Writer {
-    /// Works until all senders are gone or it is told to close, and everything sent until then is committed.
+    /// Works until all senders are gone or a close is asked for, and everything sent until then is committed.
     ///
     /// Blocks between its awaits: it is the only task of its runtime.
-    pub(super) async fn run(mut self, mut commands: Receiver) {
+    pub(super) async fn run(mut self, mut commands: CommandReceiver) {
         let mut batch = Vec::with_capacity(BATCH);
         let mut closers = Vec::new();
-        while self.fill(&mut batch, &mut commands).await {
+        while self.fill_batch(&mut batch, &mut commands).await {
             if !batch.is_empty() {
-                self.retention.disturb();
+                self.retention.note_activity();
             }
-            for target in self.holds.take_back() {
+            for target in self.leases.reclaim_dropped() {
                 self.inboxes.wake(&target);
             }
-            let (writes, others): (Vec<_>, Vec<_>) = batch.drain(..).partition(Command::writes);
+            let (writes, others): (Vec<_>, Vec<_>) = batch.drain(..).partition(WriterCommand::writes);
             self.commit(writes);
             for command in others {
                 match command {
-                    Command::Lease { target, max, now, waiter } => waiter.answer(self.lease(&target, max, now)),
-                    Command::Wipe { is_first, waiter } => waiter.answer(self.wipe(is_first)),
-                    Command::Close(done) => {
+                    WriterCommand::Lease { target, max, now, waiter } => waiter.answer(self.lease(&target, max, now)),
+                    WriterCommand::Wipe { is_first, waiter } => waiter.answer(self.wipe(is_first)),
+                    WriterCommand::Ping(waiter) => waiter.answer(Ok(())),
+                    WriterCommand::Close(done) => {
                         commands.close();
                         closers.push(done);
                     }
-                    Command::Enqueue { .. }
-                    | Command::Settle(..)
-                    | Command::Reply(..)
-                    | Command::Annotate(..)
-                    | Command::Pause(..)
-                    | Command::Sweep { .. } => {}
+                    WriterCommand::Enqueue { .. }
+                    | WriterCommand::Settle(..)
+                    | WriterCommand::Reply(..)
+                    | WriterCommand::Annotate(..)
+                    | WriterCommand::Pause(..)
+                    | WriterCommand::Sweep { .. } => {}
                 }
             }
-            if self.retention.due(self.room.shortage()) <= Instant::now() {
-                self.keep_house();
+            if self.retention.due(self.capacity.pressure()) <= Instant::now() {
+                self.delete_old();
             }
             self.keep_log_small();
-            if self.room.probe_due().is_some_and(|due| due <= Instant::now()) {
+            if self.capacity.probe_due().is_some_and(|due| due <= Instant::now()) {
                 self.probe();
             }
         }
         self.inboxes.close_all();
         if let Err(error) = self.store.close() {
             stop_if_lost(&error);
-            tracing::warn!(%error, "the store's log was not written back at the end; the next start does it");
+            tracing::warn!(%error, "write-ahead log not written back at close; the next start does it");
         }
         drop(self.lock);
         for done in closers {
@@ -119,34 +124,34 @@ impl Writer {
     }
 
     /// Waits for work, but not for long, as there may be housekeeping to do; false at the end.
-    async fn fill(&mut self, batch: &mut Vec<Command>, commands: &mut Receiver) -> bool {
+    async fn fill_batch(&mut self, batch: &mut Vec<WriterCommand>, commands: &mut CommandReceiver) -> bool {
         let tick = Instant::now() + TICK;
-        let end = self.retention.due(self.room.shortage()).min(self.room.probe_due().unwrap_or(tick)).min(tick);
-        match timeout_at(end, commands.take(batch, BATCH)).await {
+        let end = self.retention.due(self.capacity.pressure()).min(self.capacity.probe_due().unwrap_or(tick)).min(tick);
+        match timeout_at(end, commands.recv_batch(batch, BATCH)).await {
             Err(_) => return true,
             Ok(0) => return false,
             Ok(_) => {}
         }
-        let pushes = urgent(batch);
-        if (1..CROWD).contains(&pushes) {
+        let urgent = count_urgent(batch);
+        if (1..BATCH_TRIGGER).contains(&urgent) {
             return true;
         }
-        let is_crowd = pushes > 0;
-        let (linger, enough) = if is_crowd { (CROWD_LINGER, CROWD_ENOUGH) } else { (LINGER, COMPANY) };
-        commands.gather(batch, enough, !is_crowd, Instant::now() + linger).await;
+        let has_urgent = urgent > 0;
+        let (wait, enough) = if has_urgent { (MAX_PUSH_WAIT, PUSH_BATCH_ENOUGH) } else { (MAX_WAIT, BATCH_ENOUGH) };
+        commands.gather(batch, enough, !has_urgent, Instant::now() + wait).await;
         true
     }
 
     /// Commits the commands together; if that fails, each alone, so that one cannot fail another.
-    fn commit(&mut self, mut commands: Vec<Command>) {
+    fn commit(&mut self, mut commands: Vec<WriterCommand>) {
         if commands.is_empty() {
             return;
         }
         let Err(error) = self.transact(&mut commands) else { return self.finish(commands) };
-        let made_room = self.room.failed(&error);
+        let has_released = self.capacity.note_failure(&error);
         match error {
-            // The room that was given up is for all but the events, which are refused from here on.
-            _ if made_room => self.commit(commands),
+            // The released space is for all but new events, which are refused from here on.
+            _ if has_released => self.commit(commands),
             error if commands.len() == 1 || is_busy(&error) => {
                 let mut error = Some(Error::from(error));
                 for command in commands {
@@ -158,7 +163,7 @@ impl Writer {
                     match self.transact(slice::from_mut(&mut command)) {
                         Ok(()) => self.finish(vec![command]),
                         Err(error) => {
-                            self.room.failed(&error);
+                            self.capacity.note_failure(&error);
                             command.fail(error.into());
                         }
                     }
@@ -167,15 +172,15 @@ impl Writer {
         }
     }
 
-    fn transact(&mut self, commands: &mut [Command]) -> rusqlite::Result<()> {
+    fn transact(&mut self, commands: &mut [WriterCommand]) -> rusqlite::Result<()> {
         let start = Instant::now();
         let inboxes = &self.inboxes;
-        let done = self.room.left(&self.store).and_then(|mut left| {
+        let done = self.capacity.remaining(&self.store).and_then(|mut remaining| {
             let work = |store: &mut Store| {
-                commands.iter_mut().try_for_each(|command| apply(store, inboxes, &mut left, command))
+                commands.iter_mut().try_for_each(|command| apply(store, inboxes, &mut remaining, command))
             };
             self.store.transact(work)?;
-            self.room.leaves(left);
+            self.capacity.set_remaining(remaining);
             Ok(())
         });
         match &done {
@@ -187,96 +192,97 @@ impl Writer {
 
     /// Does what follows from committed changes, and answers.
     ///
-    /// All answers are one task for the callers' runtime: given one by one from here, each could wake a thread that takes
-    /// the processor from this one, to find a single answer.
-    fn finish(&mut self, mut commands: Vec<Command>) {
-        commands.iter_mut().for_each(|command| self.follow(command));
-        self.callers.spawn(async move { commands.into_iter().for_each(Command::answer_kept) });
+    /// All answers are one task for the callers' runtime: given one by one from here (the simple version), each could wake a
+    /// thread that takes the processor from this one, to find a single answer.
+    fn finish(&mut self, mut commands: Vec<WriterCommand>) {
+        commands.iter_mut().for_each(|command| self.follow_up(command));
+        self.callers.spawn(async move { commands.into_iter().for_each(WriterCommand::answer_kept) });
     }
 
     /// Does what follows from a committed change.
-    fn follow(&mut self, command: &mut Command) {
+    fn follow_up(&mut self, command: &mut WriterCommand) {
         match command {
-            Command::Enqueue { new, held, waiter, .. } => {
+            WriterCommand::Enqueue { new, held, waiter, .. } => {
                 if matches!(waiter.kept(), Some(Ok(Enqueued::Fresh))) {
                     self.hand_over(new, held);
                 }
             }
-            Command::Settle(settlement, waiter) => {
-                self.holds.end(&settlement.target, settlement.event);
-                // Also where the target keeps order no more: what was held before is released one by one all the same.
+            WriterCommand::Settle(settlement, waiter) => {
+                self.leases.end(&settlement.target, settlement.event);
+                // Also where the target keeps order no more: what was held until then is released one by one all the same.
                 let released = matches!(waiter.kept(), Some(Ok(true)));
-                if released || matches!(settlement.verdict, Disposition::Retry(_) | Disposition::Postpone(_)) {
+                if released || matches!(settlement.disposition, Disposition::Retry(_) | Disposition::Postpone(_)) {
                     self.inboxes.wake(&settlement.target);
                 }
             }
-            Command::Sweep { waiter, .. } => {
+            WriterCommand::Sweep { waiter, .. } => {
                 if let Some(done) = waiter.kept_ok() {
                     self.revivals.fetch_add(u64::from(!done.touched.is_empty()), Ordering::Release);
-                    done.revoked.iter().for_each(|(target, event)| self.holds.revoke(target, *event));
+                    done.revoked.iter().for_each(|(target, event)| self.leases.revoke(target, *event));
                     done.touched.iter().for_each(|target| self.inboxes.wake(target));
                 }
             }
-            Command::Reply(..)
-            | Command::Annotate(..)
-            | Command::Pause(..)
-            | Command::Lease { .. }
-            | Command::Wipe { .. }
-            | Command::Close(_) => {}
+            WriterCommand::Reply(..)
+            | WriterCommand::Annotate(..)
+            | WriterCommand::Pause(..)
+            | WriterCommand::Lease { .. }
+            | WriterCommand::Wipe { .. }
+            | WriterCommand::Ping(_)
+            | WriterCommand::Close(_) => {}
         }
     }
 
-    /// Gives the first leases of a fresh event to its targets; what finds no room waits in the store.
+    /// Gives the first leases of a fresh event to its targets' inboxes; what does not fit there waits in the store.
     fn hand_over(&mut self, new: &mut NewEvent, held: &[Arc<str>]) {
         for target in mem::take(&mut new.targets).into_iter().filter(|target| !held.contains(target)) {
             let awaited = new.awaited.iter().position(|(awaited, _)| *awaited == target);
             let reply = awaited.map(|place| new.awaited.swap_remove(place).1);
-            let hold = self.holds.grant(&target, new.event.id);
-            let lease = Lease { event: Arc::clone(&new.event), target, attempt: 1, failures: 0, reply, hold };
+            let guard = self.leases.grant(&target, new.event.id);
+            let lease = Lease { event: Arc::clone(&new.event), target, attempt: 1, failures: 0, reply, guard };
             if let Err(lease) = self.inboxes.offer(lease) {
-                self.holds.end(&lease.target, lease.event.id);
+                self.leases.end(&lease.target, lease.event.id);
                 self.inboxes.wake(&lease.target);
             }
         }
     }
 
     fn lease(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> Result<Leases, Error> {
-        self.due(target, max, now).map_err(|error| {
+        self.lease_due(target, max, now).map_err(|error| {
             stop_if_lost(&error);
             error.into()
         })
     }
 
-    fn due(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> rusqlite::Result<Leases> {
+    fn lease_due(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> rusqlite::Result<Leases> {
         let mut leases = Leases::default();
         let Some(number) = self.store.known_number(target)? else { return Ok(leases) };
         let mut unread = Vec::new();
         // One read of the store: else SQLite takes and leaves its locks for each row.
         let reading = self.store.connection.unchecked_transaction()?;
         // One more than could be leased or skipped, so that what comes next is seen too.
-        let limit = max.saturating_add(self.holds.count(target)).saturating_add(1);
-        for Waiting { event: id, due } in self.store.waiting(number, limit)? {
-            if self.holds.contains(target, id) {
+        let limit = max.saturating_add(self.leases.count(target)).saturating_add(1);
+        for DueDelivery { event: id, due } in self.store.list_due(number, limit)? {
+            if self.leases.contains(target, id) {
                 continue;
             }
             if due > now || leases.due.len() == max {
                 leases.next_due = Some(due);
                 break;
             }
-            let loaded = self.store.load(id, number)?;
+            let loaded = self.store.load_event(id, number)?;
             let attempt = loaded.attempts + 1;
             let event = match loaded.event {
                 Ok(event) => event,
                 Err(flaw) => {
                     unread.push(unreadable(id, target, attempt, now, &flaw));
-                    // Nothing may come of this look though there is more behind it.
+                    // This read may yield nothing though there is more behind it.
                     leases.next_due = Some(now);
                     continue;
                 }
             };
-            let hold = self.holds.grant(target, id);
+            let guard = self.leases.grant(target, id);
             let (event, target) = (Arc::new(event), Arc::clone(target));
-            leases.due.push(Lease { event, target, attempt, failures: loaded.failures, reply: None, hold });
+            leases.due.push(Lease { event, target, attempt, failures: loaded.failures, reply: None, guard });
         }
         reading.finish()?;
         if !unread.is_empty() {
@@ -286,88 +292,94 @@ impl Writer {
         Ok(leases)
     }
 
-    /// After the answers: what was committed is durable in the log, and nobody need wait for its way into the database.
+    /// After the answers: what was committed is durable in the log, and no caller need wait for its way into the database.
     fn keep_log_small(&mut self) {
-        // While the store fails, that is the probe's.
-        if !self.store.is_checkpoint_due() || self.room.is_failing() {
+        // While the store fails, the probe does it.
+        if !self.store.is_checkpoint_due() || self.capacity.is_failing() {
             return;
         }
         while let Err(error) = self.store.checkpoint() {
             stop_if_lost(&error);
-            if !self.room.failed(&error) {
+            if !self.capacity.note_failure(&error) {
                 break;
             }
         }
     }
 
-    fn keep_house(&mut self) {
-        let shortage = self.room.shortage();
-        let done = self.retention.step(&mut self.store, UnixMillis::now(), shortage);
-        match done.and_then(|gave_back| self.room.look(&self.store).map(|()| gave_back)) {
-            Ok(true) => self.room.probe_soon(),
+    fn delete_old(&mut self) {
+        let pressure = self.capacity.pressure();
+        let done = self.retention.step(&mut self.store, UnixMillis::now(), pressure);
+        match done.and_then(|has_shrunk| self.capacity.measure(&self.store).map(|()| has_shrunk)) {
+            Ok(true) => self.capacity.probe_soon(),
             Ok(false) => {}
             Err(error) => {
                 stop_if_lost(&error);
-                self.room.failed(&error);
-                tracing::warn!(%error, "old events were not deleted; trying again later");
+                self.capacity.note_failure(&error);
+                tracing::warn!(%error, "old events not deleted; trying again later");
             }
         }
     }
 
-    fn wipe(&mut self, is_first: bool) -> Result<Wiped, Error> {
+    fn wipe(&mut self, is_first: bool) -> Result<WipeProgress, Error> {
         if is_first {
-            self.scrub.begin();
+            self.scrub.restart();
         }
         self.scrub.step(&mut self.store).map_err(|error| {
             stop_if_lost(&error);
-            self.room.failed(&error);
+            self.capacity.note_failure(&error);
             error.into()
         })
     }
 
     fn probe(&mut self) {
-        if let Err(error) = self.room.probe(&self.store) {
+        if let Err(error) = self.capacity.probe(&self.store) {
             stop_if_lost(&error);
         }
     }
 }
 
-/// How many of the commands are waited for.
-fn urgent(commands: &[Command]) -> usize {
-    commands.iter().filter(|command| !command.is_patient()).count()
+/// How many of the commands are urgent.
+fn count_urgent(commands: &[WriterCommand]) -> usize {
+    commands.iter().filter(|command| !command.is_deferrable()).count()
 }
 
-/// `left`: how many bytes new events may still take.
-fn apply(store: &mut Store, inboxes: &Inboxes, left: &mut u64, command: &mut Command) -> rusqlite::Result<()> {
+/// `remaining`: how many bytes new events may still take.
+fn apply(
+    store: &mut Store,
+    inboxes: &Inboxes,
+    remaining: &mut u64,
+    command: &mut WriterCommand,
+) -> rusqlite::Result<()> {
     match command {
-        Command::Enqueue { new, waiter, .. } if *left == 0 => {
-            waiter.keep(store.duplicate(new.key)?.ok_or(Error::Full));
+        WriterCommand::Enqueue { new, waiter, .. } if *remaining == 0 => {
+            waiter.keep(store.find_duplicate(new.key)?.ok_or(Error::Full));
         }
-        Command::Enqueue { new, sealed, held, waiter } => {
-            *left = left.saturating_sub(new.event.body.len() as u64);
+        WriterCommand::Enqueue { new, sealed, held, waiter } => {
+            *remaining = remaining.saturating_sub(new.event.body.len() as u64);
             waiter.keep(Ok(store.enqueue(new, sealed.as_ref(), |target| inboxes.in_order(target), held)?));
         }
-        Command::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
-        Command::Reply(event, reply, waiter) => waiter.keep(Ok(store.record_reply(*event, reply)?)),
-        Command::Annotate(note, waiter) => waiter.keep(Ok(store.annotate(note)?)),
-        Command::Pause(target, paused, waiter) => waiter.keep(Ok(store.pause(target, *paused)?)),
-        Command::Sweep { events, sweep, now, waiter } => {
+        WriterCommand::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
+        WriterCommand::Reply(event, reply, waiter) => waiter.keep(Ok(store.record_reply(*event, reply)?)),
+        WriterCommand::Annotate(note, waiter) => waiter.keep(Ok(store.annotate(note)?)),
+        WriterCommand::Pause(target, paused, waiter) => waiter.keep(Ok(store.pause(target, *paused)?)),
+        WriterCommand::Sweep { events, sweep, now, waiter } => {
             waiter.keep(Ok(store.sweep(events, sweep, |target| inboxes.in_order(target), *now)?));
         }
-        Command::Lease { .. } | Command::Wipe { .. } | Command::Close(_) => {}
+        WriterCommand::Lease { .. } | WriterCommand::Wipe { .. } | WriterCommand::Ping(_) | WriterCommand::Close(_) => {
+        }
     }
     Ok(())
 }
 
-/// A stored text that cannot be opened or parsed any more must not stop its target: the delivery is put where people look.
+/// A stored text that cannot be decrypted or parsed any more must not stop its target: the delivery becomes a dead letter.
 fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, flaw: &Flaw) -> Settlement {
-    tracing::error!(%event, %target, %flaw, "a stored event cannot be read; its delivery is dead");
+    tracing::error!(%event, %target, %flaw, "stored event unreadable; its delivery is dead");
     let error = Some("the stored event cannot be read".to_owned());
     let attempt = AttemptRecord { number, at, duration: Duration::ZERO, status: None, error, answer: None };
     Settlement {
         event,
         target: Arc::clone(target),
-        verdict: Disposition::End(DeliveryState::Dead),
+        disposition: Disposition::End(DeliveryState::Dead),
         attempt: Some(attempt),
     }
 }
@@ -375,11 +387,11 @@ fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, fl
 /// Ends the process if the store and our memory of it may have parted.
 ///
 /// After a failed fsync the kernel may have marked the lost pages clean, so that a second one succeeds without them
-/// (ext4, XFS, Btrfs): only reading the file anew tells what is there, and that is what a restart does. Nobody who
-/// waits is answered, so WeChat pushes again.
+/// (ext4, XFS, Btrfs): only reading the file anew shows what is there, and that is what a restart does. No waiting caller
+/// is answered, so WeChat pushes again.
 fn stop_if_lost(error: &rusqlite::Error) {
     if is_lost(error) {
-        tracing::error!(%error, "the disk failed or the store is damaged; ending before anything else is answered");
+        tracing::error!(%error, "disk failed or store damaged; exiting before anything else is answered");
         telemetry::flush();
         process::exit(EXIT_IO);
     }

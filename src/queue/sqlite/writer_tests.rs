@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::super::ballast::Ballast;
+use super::super::capacity::ObstacleWatch;
 use super::super::channel::channel;
 use super::super::command::Waiter;
-use super::super::room::Told;
+use super::super::reserve_file::ReserveFile;
 use super::*;
 use crate::event::{ContentKey, Event};
 use crate::queue::{EncryptionKeys, Settings};
+use crate::tuning::Tuning;
 use crate::wechat::{Message, Mode};
 
 fn writer(folder: &std::path::Path) -> Writer {
@@ -22,11 +23,11 @@ fn writer(folder: &std::path::Path) -> Writer {
     };
     Writer {
         store: Store::open(folder).unwrap(),
-        room: Room::new(Ballast::find(folder), settings.max_size, Told::default()),
+        capacity: Capacity::new(ReserveFile::find(folder), settings.max_size, ObstacleWatch::default()),
         retention: Retention::new(&settings),
-        scrub: Scrub::new(folder),
+        scrub: Scrub::new(folder, Tuning::default().scrub_pages),
         inboxes: Arc::default(),
-        holds: Holds::default(),
+        leases: LeaseTable::default(),
         revivals: Arc::default(),
         callers: Handle::current(),
         on_commit: Box::new(drop),
@@ -34,9 +35,9 @@ fn writer(folder: &std::path::Path) -> Writer {
     }
 }
 
-type Answer<T> = oneshot::Receiver<Result<T, Error>>;
+type AnswerReceiver<T> = oneshot::Receiver<Result<T, Error>>;
 
-fn enqueue(id: u64, body: Vec<u8>) -> (Command, Answer<Enqueued>) {
+fn enqueue(id: u64, body: Vec<u8>) -> (WriterCommand, AnswerReceiver<Enqueued>) {
     let clear = Bytes::from(format!("<xml><MsgType>text</MsgType><Content>{}</Content></xml>", body.len()));
     let message = Message::parse(&clear).unwrap();
     let key = ContentKey::of("wx1", &message, &clear);
@@ -54,55 +55,55 @@ fn enqueue(id: u64, body: Vec<u8>) -> (Command, Answer<Enqueued>) {
     };
     let new = NewEvent { event: Arc::new(event), key, targets: vec!["crm".into()], reply: None, awaited: Vec::new() };
     let (waiter, answer) = Waiter::new();
-    (Command::Enqueue { new, sealed: None, held: Vec::new(), waiter }, answer)
+    (WriterCommand::Enqueue { new, sealed: None, held: Vec::new(), waiter }, answer)
 }
 
-fn settle(id: u64) -> (Command, Answer<bool>) {
-    let verdict = Disposition::End(DeliveryState::Delivered);
-    let settlement = Settlement { event: EventId(id), target: "crm".into(), verdict, attempt: None };
+fn settle(id: u64) -> (WriterCommand, AnswerReceiver<bool>) {
+    let disposition = Disposition::End(DeliveryState::Delivered);
+    let settlement = Settlement { event: EventId(id), target: "crm".into(), disposition, attempt: None };
     let (waiter, answer) = Waiter::new();
-    (Command::Settle(settlement, waiter), answer)
+    (WriterCommand::Settle(settlement, waiter), answer)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_crowd_of_pushes_waits_for_more_and_fewer_wait_for_nobody() {
+async fn a_large_batch_of_pushes_waits_for_more_and_a_small_one_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
-    let (commands, mut waiting) = channel(2 * COMPANY);
+    let (commands, mut waiting) = channel(2 * BATCH_ENOUGH);
     for (pushes, settlements, waits) in [
         (1, 0, false),
-        (CROWD - 1, 0, false),
-        (CROWD - 1, CROWD, false),
-        (CROWD, 0, true),
-        (CROWD_ENOUGH - 1, 0, true),
-        (CROWD_ENOUGH, 0, false),
+        (BATCH_TRIGGER - 1, 0, false),
+        (BATCH_TRIGGER - 1, BATCH_TRIGGER, false),
+        (BATCH_TRIGGER, 0, true),
+        (PUSH_BATCH_ENOUGH - 1, 0, true),
+        (PUSH_BATCH_ENOUGH, 0, false),
         (0, 1, true),
-        (0, COMPANY, false),
+        (0, BATCH_ENOUGH, false),
     ] {
         let asked = (0..pushes).map(|_| enqueue(1, Vec::new()).0).chain((0..settlements).map(|_| settle(1).0));
         for command in asked {
             commands.send(command).await.unwrap();
         }
         let (mut batch, begun) = (Vec::new(), Instant::now());
-        assert!(writer.fill(&mut batch, &mut waiting).await);
+        assert!(writer.fill_batch(&mut batch, &mut waiting).await);
         assert_eq!(batch.len(), pushes + settlements);
         assert_eq!(begun.elapsed() > Duration::ZERO, waits, "{pushes} pushes, {settlements} settlements");
     }
 }
 
 #[tokio::test]
-async fn a_crowds_commit_begins_when_there_are_enough_and_a_push_ends_the_wait_of_settlements() {
-    let (commands, mut waiting) = channel(2 * COMPANY);
+async fn a_commit_begins_when_there_are_enough_and_a_push_ends_the_wait_of_settlements() {
+    let (commands, mut waiting) = channel(2 * BATCH_ENOUGH);
     let never = Instant::now() + Duration::from_secs(3600);
     let mut batch = Vec::new();
     let more = async {
-        for id in 0..CROWD_ENOUGH as u64 {
+        for id in 0..PUSH_BATCH_ENOUGH as u64 {
             commands.send(enqueue(id, Vec::new()).0).await.unwrap();
             tokio::task::yield_now().await;
         }
     };
-    tokio::join!(waiting.gather(&mut batch, CROWD_ENOUGH, false, never), more);
-    assert_eq!(batch.len(), CROWD_ENOUGH);
+    tokio::join!(waiting.gather(&mut batch, PUSH_BATCH_ENOUGH, false, never), more);
+    assert_eq!(batch.len(), PUSH_BATCH_ENOUGH);
     batch.clear();
     let push_after_settlements = async {
         for id in 0..3 {
@@ -111,7 +112,7 @@ async fn a_crowds_commit_begins_when_there_are_enough_and_a_push_ends_the_wait_o
         }
         commands.send(enqueue(1, Vec::new()).0).await.unwrap();
     };
-    tokio::join!(waiting.gather(&mut batch, COMPANY, true, never), push_after_settlements);
+    tokio::join!(waiting.gather(&mut batch, BATCH_ENOUGH, true, never), push_after_settlements);
     assert_eq!(batch.len(), 4);
 }
 
@@ -158,7 +159,7 @@ async fn a_full_disk_refuses_pushes_lets_settlements_through_and_heals() {
     limit(&writer, 1_000_000);
     let (push, push_answer) = enqueue(2, vec![1; 10]);
     writer.commit(vec![push]);
-    assert!(matches!(push_answer.await.unwrap(), Err(Error::Full)), "without a look at the disk");
+    assert!(matches!(push_answer.await.unwrap(), Err(Error::Full)), "without measuring the disk");
     writer.probe();
     let (push, push_answer) = enqueue(2, vec![1; 100_000]);
     writer.commit(vec![push]);
@@ -166,7 +167,7 @@ async fn a_full_disk_refuses_pushes_lets_settlements_through_and_heals() {
 }
 
 #[tokio::test]
-async fn another_programs_lock_is_told_to_everybody_at_once() {
+async fn another_programs_lock_fails_every_command_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let mut writer = writer(folder.path());
     writer.store.connection.busy_timeout(Duration::ZERO).unwrap();
@@ -200,7 +201,7 @@ async fn behind_events_that_cannot_be_read_there_is_more_to_lease() {
     writer.store.connection.execute("UPDATE event SET clear = x'00ff' WHERE id < 4", []).unwrap();
     let leases = writer.lease(&"crm".into(), 1, UnixMillis(1)).unwrap();
     assert!(leases.due.is_empty());
-    assert_eq!(leases.next_due, Some(UnixMillis(1)), "the fourth is due and was not looked at");
+    assert_eq!(leases.next_due, Some(UnixMillis(1)), "the fourth is due and was not read");
 }
 
 #[tokio::test]
@@ -210,7 +211,7 @@ async fn no_statement_is_planned_anew_for_each_delivery() {
     let mut writer = writer(folder.path());
     let store_load_settle = |writer: &mut Writer, id: u64| {
         writer.commit(vec![enqueue(id, vec![1; usize::try_from(id).unwrap()]).0]);
-        writer.store.load(EventId(id), 1).unwrap();
+        writer.store.load_event(EventId(id), 1).unwrap();
         writer.commit(vec![settle(id).0]);
     };
     store_load_settle(&mut writer, 1);

@@ -1,27 +1,28 @@
-//! Which texts are known: the index by which a push that comes again is found.
+//! The dedup index: finds the event of a content key, by which a push that comes again is recognised.
 //!
-//! The keys of one second come in no order, so an index kept up event by event would write a page of its own for nearly
-//! every event. Here the keys of the newest events are held in memory, and go into the table `known` in sorted runs. A
-//! key is as durable as its event all the same: it stands in the event's row, and what is in no run yet is read from
-//! there when the store is opened.
+//! The keys of one second lie in no order. The simple version, a UNIQUE index of the event table, wrote a page of its own
+//! for nearly every event, into the log and again into the database. Here the keys of the newest events are held in memory
+//! and go into the table `known` in sorted runs of [`RUN`], so that one page takes the keys of many events. A key is as
+//! durable as its event all the same: it is a column of the event's row, and what is in no run yet is read from there when
+//! the store is opened.
 //!
-//! Invariant: every stored event up to `until` is in the table, every later one in memory.
+//! Invariant: every stored event up to `until` is in the table, every later one in memory. Changes belong to the writer's
+//! open transaction: [`DedupIndex::commit`] or [`DedupIndex::roll_back`] follows each.
 
 use std::collections::HashMap;
 use std::mem;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
-use super::store::Store;
 use crate::event::{ContentKey, EventId};
 
 /// How many keys make a run: enough to spread the pages that it writes over many events, few enough for a run to be
 /// written in a millisecond or two, as pushes wait meanwhile.
 const RUN: usize = 1024;
 
-/// The keys that are in no run yet.
+/// The keys that are in no run yet, and what the open transaction changes in them.
 #[derive(Debug)]
-pub(super) struct Known {
+pub(super) struct DedupIndex {
     until: EventId,
     recent: HashMap<ContentKey, EventId>,
     /// What the open transaction changed in `recent`, and what was there before.
@@ -30,9 +31,9 @@ pub(super) struct Known {
     run: Option<EventId>,
 }
 
-impl Known {
+impl DedupIndex {
     /// Reads what is in no run yet.
-    pub(super) fn read(connection: &Connection) -> rusqlite::Result<Self> {
+    pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
         let until = connection.query_row("SELECT event FROM known_until", [], |row| row.get(0))?;
         let mut find = connection.prepare("SELECT content_key, id FROM event WHERE id > ?1")?;
         // A damaged row is no reason not to start: it has no key to be found by.
@@ -41,8 +42,58 @@ impl Known {
         Ok(Self { until, recent: recent.collect::<rusqlite::Result<_>>()?, undo: Vec::new(), run: None })
     }
 
-    /// Takes what the transaction did for done.
-    pub(super) fn keep(&mut self) {
+    /// The event of that content key.
+    pub(super) fn find(&self, connection: &Connection, key: ContentKey) -> rusqlite::Result<Option<EventId>> {
+        if let Some(event) = self.recent.get(&key) {
+            return Ok(Some(*event));
+        }
+        let mut find = connection.prepare_cached("SELECT event FROM known WHERE content_key = ?1")?;
+        find.query_row([key.0], |row| row.get(0)).optional()
+    }
+
+    /// Adds the key of an event that is stored in the open transaction.
+    pub(super) fn insert(&mut self, connection: &Connection, key: ContentKey, event: EventId) -> rusqlite::Result<()> {
+        // Ids are given before the events reach the writer, so one may come after the run that its neighbours are in.
+        if event <= self.until {
+            let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO known VALUES (?1, ?2)")?;
+            insert.execute(params![key.0, event])?;
+            return Ok(());
+        }
+        let before = self.recent.insert(key, event);
+        self.undo.push((key, before));
+        Ok(())
+    }
+
+    /// Removes the key of an event that is deleted in the open transaction.
+    pub(super) fn remove(&mut self, connection: &Connection, key: ContentKey, event: EventId) -> rusqlite::Result<()> {
+        if event <= self.until {
+            let mut delete = connection.prepare_cached("DELETE FROM known WHERE content_key = ?1 AND event = ?2")?;
+            delete.execute(params![key.0, event])?;
+        } else if let Some(event) = self.recent.remove(&key) {
+            self.undo.push((key, Some(event)));
+        }
+        Ok(())
+    }
+
+    /// Writes a run, if there are keys enough for one.
+    pub(super) fn write_run(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        if self.recent.len() < RUN {
+            return Ok(());
+        }
+        let mut run: Vec<_> = self.recent.iter().collect();
+        run.sort_unstable_by_key(|(key, _)| key.0);
+        let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO known VALUES (?1, ?2)")?;
+        for (key, event) in &run {
+            insert.execute(params![key.0, event])?;
+        }
+        let until = run.iter().map(|(_, event)| **event).max();
+        connection.prepare_cached("UPDATE known_until SET event = ?1")?.execute([until])?;
+        self.run = until;
+        Ok(())
+    }
+
+    /// The transaction was committed.
+    pub(super) fn commit(&mut self) {
         self.undo.clear();
         if let Some(until) = self.run.take() {
             self.until = until;
@@ -50,8 +101,8 @@ impl Known {
         }
     }
 
-    /// Forgets what the transaction did.
-    pub(super) fn undo(&mut self) {
+    /// The transaction was rolled back.
+    pub(super) fn roll_back(&mut self) {
         self.run = None;
         for (key, before) in mem::take(&mut self.undo).into_iter().rev() {
             match before {
@@ -62,61 +113,9 @@ impl Known {
     }
 }
 
-impl Store {
-    /// The event of that text.
-    pub(super) fn known(&self, key: ContentKey) -> rusqlite::Result<Option<EventId>> {
-        if let Some(event) = self.known.recent.get(&key) {
-            return Ok(Some(*event));
-        }
-        let mut find = self.connection.prepare_cached("SELECT event FROM known WHERE content_key = ?1")?;
-        find.query_row([key.0], |row| row.get(0)).optional()
-    }
-
-    /// Notes the text of an event that is stored in the open transaction.
-    pub(super) fn learn(&mut self, key: ContentKey, event: EventId) -> rusqlite::Result<()> {
-        // Ids are given before the events come here, so one may come after the run that its neighbours are in.
-        if event <= self.known.until {
-            let mut insert = self.connection.prepare_cached("INSERT OR REPLACE INTO known VALUES (?1, ?2)")?;
-            insert.execute(params![key.0, event])?;
-            return Ok(());
-        }
-        let before = self.known.recent.insert(key, event);
-        self.known.undo.push((key, before));
-        Ok(())
-    }
-
-    /// Forgets the text of an event that is deleted in the open transaction.
-    pub(super) fn unlearn(&mut self, key: ContentKey, event: EventId) -> rusqlite::Result<()> {
-        if event <= self.known.until {
-            let mut delete =
-                self.connection.prepare_cached("DELETE FROM known WHERE content_key = ?1 AND event = ?2")?;
-            delete.execute(params![key.0, event])?;
-        } else if let Some(event) = self.known.recent.remove(&key) {
-            self.known.undo.push((key, Some(event)));
-        }
-        Ok(())
-    }
-
-    /// Writes a run, if there are keys enough for one.
-    pub(super) fn write_run(&mut self) -> rusqlite::Result<()> {
-        if self.known.recent.len() < RUN {
-            return Ok(());
-        }
-        let mut run: Vec<_> = self.known.recent.iter().collect();
-        run.sort_unstable_by_key(|(key, _)| key.0);
-        let mut insert = self.connection.prepare_cached("INSERT OR REPLACE INTO known VALUES (?1, ?2)")?;
-        for (key, event) in &run {
-            insert.execute(params![key.0, event])?;
-        }
-        let until = run.iter().map(|(_, event)| **event).max();
-        self.connection.prepare_cached("UPDATE known_until SET event = ?1")?.execute([until])?;
-        self.known.run = until;
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::store::Store;
     use super::*;
 
     fn key(number: u64) -> ContentKey {
@@ -132,7 +131,7 @@ mod tests {
                 let insert = "INSERT INTO event VALUES \
                               (?1, ?2, 0, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL, NULL)";
                 store.connection.prepare_cached(insert)?.execute(params![EventId(number), key(number).0])?;
-                store.learn(key(number), EventId(number))?;
+                store.dedup.insert(&store.connection, key(number), EventId(number))?;
             }
             Ok(())
         })
@@ -144,7 +143,9 @@ mod tests {
     }
 
     fn unknown(store: &Store, numbers: impl Iterator<Item = u64>) -> Vec<u64> {
-        numbers.filter(|number| store.known(key(*number)).unwrap() != Some(EventId(*number))).collect()
+        numbers
+            .filter(|number| store.dedup.find(&store.connection, key(*number)).unwrap() != Some(EventId(*number)))
+            .collect()
     }
 
     #[test]
@@ -158,11 +159,11 @@ mod tests {
         }
         assert_eq!(in_runs(&open), 2 * RUN + 1);
         assert_eq!(unknown(&open, 1..=last), [0; 0]);
-        assert_eq!(open.known(key(last + 1)).unwrap(), None);
+        assert_eq!(open.dedup.find(&open.connection, key(last + 1)).unwrap(), None);
         drop(open);
         let open = Store::open(folder.path()).unwrap();
         assert_eq!(unknown(&open, 1..=last), [0; 0]);
-        assert_eq!(open.known.recent.len(), 99);
+        assert_eq!(open.dedup.recent.len(), 99);
     }
 
     #[test]
@@ -188,20 +189,26 @@ mod tests {
         store(&mut open, 1..RUN as u64).unwrap();
         let failed = open.transact(|store| {
             store.remove(EventId(1))?;
-            store.learn(key(9999), EventId(9999))?;
-            store.unlearn(key(9999), EventId(9999))?;
-            store.learn(key(8888), EventId(8888))?;
+            store.dedup.insert(&store.connection, key(9999), EventId(9999))?;
+            store.dedup.remove(&store.connection, key(9999), EventId(9999))?;
+            store.dedup.insert(&store.connection, key(8888), EventId(8888))?;
             store.connection.execute_batch("not sql")
         });
         failed.unwrap_err();
         assert_eq!(unknown(&open, 1..RUN as u64), [0; 0]);
-        assert_eq!((open.known(key(8888)).unwrap(), open.known(key(9999)).unwrap()), (None, None));
+        assert_eq!(
+            (
+                open.dedup.find(&open.connection, key(8888)).unwrap(),
+                open.dedup.find(&open.connection, key(9999)).unwrap()
+            ),
+            (None, None)
+        );
 
         open.connection
             .execute_batch("CREATE TEMP TRIGGER no BEFORE UPDATE ON known_until BEGIN SELECT raise(ABORT, ''); END")
             .unwrap();
         store(&mut open, RUN as u64..=RUN as u64).unwrap_err();
-        assert_eq!((in_runs(&open), open.known(key(RUN as u64)).unwrap()), (0, None));
+        assert_eq!((in_runs(&open), open.dedup.find(&open.connection, key(RUN as u64)).unwrap()), (0, None));
         open.connection.execute_batch("DROP TRIGGER no").unwrap();
         store(&mut open, RUN as u64..=RUN as u64).unwrap();
         assert_eq!((in_runs(&open), unknown(&open, 1..=RUN as u64)), (RUN, vec![]));
