@@ -114,7 +114,7 @@ class Sdks:
         code, told, error = self.stand.run("check", "--online")
         expect_that(code == 0, f"exit code {code}: {told}{error}")
         for backend in self.backends:
-            expect_that(f"target {backend.name}: ok, takes WeChat's verification" in told, f"{backend.name} is not ok: {told}")
+            expect_that(f"target {backend.name}: ok, accepts WeChat's verification" in told, f"{backend.name} is not ok: {told}")
 
     def refused(self):
         other = self.stand.path / "other.toml"
