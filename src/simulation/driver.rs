@@ -1,7 +1,7 @@
-//! What happens, one thing after the other, by the seed: pushes, moods, reloads, clock jumps, crashes and starts.
+//! What happens, one thing after the other, by the seed: pushes, changes of targets, reloads, clock jumps, crashes and starts.
 //!
-//! A life is a process: a runtime of its own, which is dropped with all its tasks when it crashes. The store, the world
-//! and the model go on.
+//! A run is a process of the relay: a runtime of its own, which is dropped with all its tasks when it crashes. The store,
+//! the world and the model continue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -11,10 +11,10 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags};
 use tokio_util::task::TaskTracker;
 
-use super::ledger::{Ledger, Moment};
-use super::model::{Content, Model, Spec};
+use super::ledger::{CheckContext, Ledger};
+use super::model::{Model, PushContent, TargetSpec};
 use super::traffic::{policy, push, spec};
-use super::world::{Dice, Fuse, Mood, World};
+use super::world::{CrashPoint, SimulationRng, TargetBehavior, World};
 use crate::clock::{UnixMillis, simulated};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
@@ -33,7 +33,7 @@ const HEALED: Duration = Duration::from_secs(50);
 const CLOCK_SEEN: Duration = Duration::from_secs(60);
 
 /// How a life ended.
-enum End {
+enum RunEnd {
     Crashed,
     Stopped,
     /// All has been seen.
@@ -43,9 +43,9 @@ enum End {
 /// The one who makes things happen.
 pub(super) struct Driver {
     pub(super) world: Arc<World>,
-    pub(super) dice: Dice,
+    pub(super) rng: SimulationRng,
     /// Every target there is, and whether it is configured.
-    specs: BTreeMap<Arc<str>, (Spec, bool)>,
+    specs: BTreeMap<Arc<str>, (TargetSpec, bool)>,
     pub(super) settings: Settings,
     steps: u64,
     /// The most milliseconds between two steps.
@@ -57,7 +57,7 @@ pub(super) struct Driver {
 }
 
 /// A running process.
-pub(super) struct Life {
+pub(super) struct RelayRun {
     queue: Queue,
     dispatcher: Arc<Dispatcher>,
     pub(super) tasks: TaskTracker,
@@ -65,33 +65,33 @@ pub(super) struct Life {
 
 impl Driver {
     pub(super) fn new(seed: u64, path: PathBuf) -> (Self, Arc<World>) {
-        let mut dice = Dice::new(seed);
-        let world = World::new(dice.split(), Model::default());
+        let mut rng = SimulationRng::new(seed);
+        let world = World::new(rng.split(), Model::default());
         let names: Vec<Arc<str>> = ["idp", "crm", "erp", "log"].map(Arc::from).into();
         let mut specs = BTreeMap::new();
-        for name in names.into_iter().take(2 + usize::try_from(dice.below(3)).unwrap()) {
-            specs.insert(Arc::clone(&name), (spec(&mut dice, name), true));
+        for name in names.into_iter().take(2 + usize::try_from(rng.below(3)).unwrap()) {
+            specs.insert(Arc::clone(&name), (spec(&mut rng, name), true));
         }
-        let short = dice.chance(30);
+        let short = rng.chance(30);
         let settings = Settings {
             path,
             retention: if short { Duration::from_secs(300) } else { YEARS },
             dedup_window: Duration::from_secs(if short { 60 } else { 86_400 }),
-            max_size: if dice.chance(10) { 120_000 } else { 1 << 40 },
-            // Of the seed and not of the dice, and random only in bytes that nothing depends on.
+            max_size: if rng.chance(10) { 120_000 } else { 1 << 40 },
+            // By the seed and not by the generator, and random only in bytes that nothing depends on.
             encryption_keys: EncryptionKeys::new(if seed.is_multiple_of(2) { key() } else { Vec::new() }),
         };
-        let steps = if dice.chance(5) { 150 } else { 15 + dice.below(45) };
-        let pace = dice.pick(&[200, 3000, 3000, 40_000]);
+        let steps = if rng.chance(5) { 150 } else { 15 + rng.below(45) };
+        let pace = rng.pick(&[200, 3000, 3000, 40_000]);
         let last = Ledger::default();
         let driver =
-            Self { world: Arc::clone(&world), dice, specs, settings, steps, pace, wall: START, set_at: None, last };
+            Self { world: Arc::clone(&world), rng, specs, settings, steps, pace, wall: START, set_at: None, last };
         (driver, world)
     }
 
     /// Lives until all has been seen, or something is wrong.
     pub(super) fn run(mut self) {
-        let jitter = std::cell::RefCell::new(self.dice.split());
+        let jitter = std::cell::RefCell::new(self.rng.split());
         crate::dispatcher::simulated::set_jitter(Some(Box::new(move || {
             jitter.borrow_mut().below(1001) as f64 / 1000.0
         })));
@@ -100,8 +100,8 @@ impl Driver {
             let runtime = runtime.unwrap();
             let end = runtime.block_on(self.life());
             drop(runtime);
-            self.world.state().buried();
-            if matches!(end, End::Done) || self.world.is_wrong() {
+            self.world.state().clear();
+            if matches!(end, RunEnd::Done) || self.world.has_violation() {
                 break;
             }
         }
@@ -109,45 +109,45 @@ impl Driver {
         simulated::set(None);
     }
 
-    async fn life(&mut self) -> End {
+    async fn life(&mut self) -> RunEnd {
         simulated::set(Some(self.wall));
         self.world.state().live();
         let world = Arc::clone(&self.world);
         let end = tokio::select! {
             biased;
-            () = world.end.notified() => End::Crashed,
+            () = world.end.notified() => RunEnd::Crashed,
             end = self.live() => end,
         };
         self.wall = UnixMillis::now();
-        self.world.state().die();
+        self.world.state().end_run();
         end
     }
 
-    async fn live(&mut self) -> End {
-        let Some(life) = self.start() else { return End::Done };
+    async fn live(&mut self) -> RunEnd {
+        let Some(life) = self.start() else { return RunEnd::Done };
         while self.steps > 0 {
             self.steps -= 1;
-            let wait = if self.dice.chance(25) { Duration::ZERO } else { self.dice.millis(0, self.pace) };
+            let wait = if self.rng.chance(25) { Duration::ZERO } else { self.rng.millis(0, self.pace) };
             tokio::time::sleep(wait).await;
             if let Some(end) = self.step(&life).await {
                 return end;
             }
-            if self.world.is_wrong() {
-                return End::Done;
+            if self.world.has_violation() {
+                return RunEnd::Done;
             }
         }
         self.heal(life).await;
-        End::Done
+        RunEnd::Done
     }
 
-    fn start(&mut self) -> Option<Life> {
+    fn start(&mut self) -> Option<RelayRun> {
         let world = Arc::clone(&self.world);
         let (committed, stall, fails) = (Arc::clone(&world), Arc::clone(&world), Arc::clone(&world));
         let faults = Faults { stall: Box::new(move || stall.stall()), fails: Box::new(move || fails.fails()) };
         let queue = match Queue::simulated(&self.settings, move |_| committed.committed(), faults) {
             Ok(queue) => queue,
             Err(error) => {
-                world.state().blame(format!("the store does not open: {error}"));
+                world.state().report_violation(format!("the store does not open: {error}"));
                 return None;
             }
         };
@@ -159,7 +159,7 @@ impl Driver {
         let names: Vec<_> = self.specs.keys().cloned().collect();
         names.iter().for_each(|name| world.state().model.lane_begins(name));
         self.apply(&dispatcher);
-        Some(Life { queue, dispatcher, tasks: TaskTracker::new() })
+        Some(RelayRun { queue, dispatcher, tasks: TaskTracker::new() })
     }
 
     fn reader(&self) -> Connection {
@@ -167,16 +167,16 @@ impl Driver {
         Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
     }
 
-    async fn step(&mut self, life: &Life) -> Option<End> {
-        match self.dice.below(1000) {
+    async fn step(&mut self, life: &RelayRun) -> Option<RunEnd> {
+        match self.rng.below(1000) {
             0..400 => self.push_new(life, 1, 1),
             400..440 => self.push_new(life, 2, 1),
             440..490 => {
-                let many = 3 + self.dice.below(9);
+                let many = 3 + self.rng.below(9);
                 self.push_new(life, 1, many);
             }
             490..600 => self.push_again(life),
-            600..730 => self.change_mood(),
+            600..730 => self.change_behavior(),
             730..780 => {
                 self.reconfigure();
                 self.apply(&life.dispatcher);
@@ -186,14 +186,14 @@ impl Driver {
             830..890 => self.trouble(life),
             890..930 => self.operate(life),
             930..955 => self.check(),
-            955..980 => self.set_fuse(),
+            955..980 => self.set_crash_point(),
             980..990 => {
                 // At any point between two tasks of one moment.
-                for _ in 0..self.dice.below(12) {
+                for _ in 0..self.rng.below(12) {
                     tokio::task::yield_now().await;
                 }
                 self.world.note(|| "crash: at rest".to_owned());
-                return Some(End::Crashed);
+                return Some(RunEnd::Crashed);
             }
             _ => return Some(self.stop(life).await),
         }
@@ -201,15 +201,15 @@ impl Driver {
     }
 
     /// Somebody's next events, each pushed `times` at once.
-    fn push_new(&mut self, life: &Life, times: u32, events: u64) {
-        let user = self.dice.below(5);
+    fn push_new(&mut self, life: &RelayRun, times: u32, events: u64) {
+        let user = self.rng.below(5);
         for _ in 0..events {
             let everybody: Vec<_> = self.specs.keys().cloned().collect();
-            let mut targets: Vec<_> = everybody.into_iter().filter(|_| self.dice.chance(70)).collect();
+            let mut targets: Vec<_> = everybody.into_iter().filter(|_| self.rng.chance(70)).collect();
             if targets.is_empty() {
                 targets = self.specs.keys().take(1).cloned().collect();
             }
-            let content = Content { user, targets, stored: None, reply: None };
+            let content = PushContent { user, targets, stored: None, reply: None };
             let mut state = self.world.state();
             state.model.contents.push(content);
             let number = state.model.contents.len() - 1;
@@ -221,20 +221,20 @@ impl Driver {
     }
 
     /// WeChat tries again.
-    fn push_again(&mut self, life: &Life) {
+    fn push_again(&mut self, life: &RelayRun) {
         let contents = self.world.state().model.contents.len() as u64;
         if contents > 0 {
             // Recent ones rather than old ones.
-            let back = if self.dice.chance(70) { contents.min(5) } else { contents };
-            let content = contents - 1 - self.dice.below(back);
+            let back = if self.rng.chance(70) { contents.min(5) } else { contents };
+            let content = contents - 1 - self.rng.below(back);
             self.push(life, usize::try_from(content).unwrap());
         }
     }
 
-    fn push(&mut self, life: &Life, content: usize) {
-        let waits = self.dice.chance(25);
-        let replies = self.dice.chance(20);
-        let ordered = |(name, (spec, configured)): (&Arc<str>, &(Spec, bool))| {
+    fn push(&mut self, life: &RelayRun, content: usize) {
+        let waits = self.rng.chance(25);
+        let replies = self.rng.chance(20);
+        let ordered = |(name, (spec, configured)): (&Arc<str>, &(TargetSpec, bool))| {
             (*configured && spec.order == DeliveryOrder::PerUser).then(|| Arc::clone(name))
         };
         let ordered = (self.world.state().model.tick(), self.specs.iter().filter_map(ordered).collect());
@@ -242,34 +242,34 @@ impl Driver {
         drop(life.tasks.spawn(push));
     }
 
-    fn change_mood(&mut self) {
+    fn change_behavior(&mut self) {
         let name = self.any_target();
-        let mood = match self.dice.below(10) {
-            0..4 => Mood::Up,
-            4 => Mood::Slow,
-            5 => Mood::Flaky(20 + self.dice.below(70)),
-            6 | 7 => Mood::Down,
-            8 => Mood::Silent,
-            _ if self.dice.chance(50) => Mood::Busy(1 + self.dice.below(90)),
-            _ => Mood::Gone(30),
+        let behavior = match self.rng.below(10) {
+            0..4 => TargetBehavior::Up,
+            4 => TargetBehavior::Slow,
+            5 => TargetBehavior::Flaky(20 + self.rng.below(70)),
+            6 | 7 => TargetBehavior::Down,
+            8 => TargetBehavior::Silent,
+            _ if self.rng.chance(50) => TargetBehavior::Busy(1 + self.rng.below(90)),
+            _ => TargetBehavior::Gone(30),
         };
-        self.world.note(|| format!("{name} is {mood:?}"));
-        self.world.state().moods.insert(name, mood);
+        self.world.note(|| format!("{name} is {behavior:?}"));
+        self.world.state().behaviors.insert(name, behavior);
     }
 
     fn any_target(&mut self) -> Arc<str> {
         let names: Vec<_> = self.specs.keys().cloned().collect();
-        self.dice.pick(&names)
+        self.rng.pick(&names)
     }
 
     fn reconfigure(&mut self) {
         let name = self.any_target();
-        let new = spec(&mut self.dice, Arc::clone(&name));
-        let gone = self.dice.chance(35);
+        let new = spec(&mut self.rng, Arc::clone(&name));
+        let gone = self.rng.chance(35);
         let (spec, configured) = self.specs.get_mut(&name).unwrap();
         match (*configured, gone) {
             (true, true) => *configured = false,
-            (true, false) => *spec = Spec { role: spec.role, ..new },
+            (true, false) => *spec = TargetSpec { role: spec.role, ..new },
             (false, _) => {
                 *configured = true;
                 self.world.state().model.lane_begins(&name);
@@ -316,9 +316,9 @@ impl Driver {
     /// The wall clock is set.
     fn jump(&mut self) {
         self.check();
-        let far = self.dice.pick(&[2_000, 90_000, 5 * 3_600_000]);
-        let far = self.dice.millis(1, far).as_millis() as i64;
-        let (now, back) = (UnixMillis::now(), self.dice.chance(50));
+        let far = self.rng.pick(&[2_000, 90_000, 5 * 3_600_000]);
+        let far = self.rng.millis(1, far).as_millis() as i64;
+        let (now, back) = (UnixMillis::now(), self.rng.chance(50));
         let then = UnixMillis(if back { now.0 - far } else { now.0 + far });
         let mut state = self.world.state();
         state.model.back += u32::from(back);
@@ -333,14 +333,14 @@ impl Driver {
     }
 
     /// Somebody looks after the dead letters.
-    fn operate(&mut self, life: &Life) {
-        let (target, revive) = (self.any_target(), self.dice.chance(70));
+    fn operate(&mut self, life: &RelayRun) {
+        let (target, revive) = (self.any_target(), self.rng.chance(70));
         let dead: Vec<_> = {
             self.world.note(|| format!("dead letters of {target}: {}", if revive { "revive" } else { "drop" }));
             let known: Vec<_> = self.world.state().model.pushes.keys().copied().collect();
-            known.into_iter().filter(|_| self.dice.chance(30)).collect()
+            known.into_iter().filter(|_| self.rng.chance(30)).collect()
         };
-        let events = if self.dice.chance(50) { None } else { Some(dead) };
+        let events = if self.rng.chance(50) { None } else { Some(dead) };
         let (world, queue) = (Arc::clone(&self.world), life.queue.clone());
         // Any of them may be dead by the time that the store is asked.
         let marked = Arc::clone(&target);
@@ -362,43 +362,43 @@ impl Driver {
         }));
     }
 
-    fn set_fuse(&mut self) {
-        let left = 1 + self.dice.below(12);
-        let fuse = self.dice.pick(&[Fuse::Commit(left), Fuse::Begin(left), Fuse::End(left)]);
-        self.world.note(|| format!("crash at {fuse:?}"));
-        self.world.state().fuse = Some(fuse);
+    fn set_crash_point(&mut self) {
+        let left = 1 + self.rng.below(12);
+        let crash_point = self.rng.pick(&[CrashPoint::Commit(left), CrashPoint::Begin(left), CrashPoint::End(left)]);
+        self.world.note(|| format!("crash at {crash_point:?}"));
+        self.world.state().crash_point = Some(crash_point);
     }
 
     /// As `App::stop` does it: pushes first, then attempts, then the store.
-    async fn stop(&mut self, life: &Life) -> End {
+    async fn stop(&mut self, life: &RelayRun) -> RunEnd {
         self.world.note(|| "stop".to_owned());
-        // Whoever stops the relay reloads it no more.
+        // There is no reload during a stop.
         self.world.state().at_commit = None;
         self.check();
         life.tasks.close();
-        if self.dice.chance(80) {
+        if self.rng.chance(80) {
             life.tasks.wait().await;
         }
         life.dispatcher.drain().await;
         life.queue.clone().close().await;
         self.world.note(|| "stopped".to_owned());
         self.check();
-        End::Stopped
+        RunEnd::Stopped
     }
 
     /// All faults end, all targets answer: then everything that waits must end, and soon.
-    async fn heal(&mut self, life: Life) {
+    async fn heal(&mut self, life: RelayRun) {
         self.world.note(|| "all is well from here on".to_owned());
         {
             let mut state = self.world.state();
-            state.fuse = None;
+            state.crash_point = None;
             state.at_commit = None;
             state.cured = true;
-            state.moods.clear();
+            state.behaviors.clear();
             let now = state.elapsed();
-            state.troubles.stall.0 = now.min(state.troubles.stall.0);
-            state.troubles.fail.0 = now.min(state.troubles.fail.0);
-            state.troubles.lock = (now.min(state.troubles.lock.0), None);
+            state.faults.stall.0 = now.min(state.faults.stall.0);
+            state.faults.fail.0 = now.min(state.faults.fail.0);
+            state.faults.lock = (now.min(state.faults.lock.0), None);
         }
         for (name, (_, configured)) in &mut self.specs {
             if !std::mem::replace(configured, true) {
@@ -412,7 +412,7 @@ impl Driver {
         let due = |ledger: &Ledger| ledger.pending().map(|(_, entry)| entry.due).filter(|due| due.0 < i64::MAX).max();
         let wait = due(&self.last).map_or(Duration::ZERO, |due| due.since(UnixMillis::now()));
         // What is due in hours is due at once when the clock is set right.
-        if wait > Duration::from_secs(3600) || self.dice.chance(50) {
+        if wait > Duration::from_secs(3600) || self.rng.chance(50) {
             let then = UnixMillis::now().after(wait);
             self.world.note(|| format!("the clock is set to {then}"));
             self.set_clock(then);
@@ -425,19 +425,19 @@ impl Driver {
         loop {
             tokio::time::sleep(Duration::from_secs(2)).await;
             self.check();
-            if self.world.is_wrong() {
+            if self.world.has_violation() {
                 return;
             }
             let Some((way, entry)) = self.last.pending().next() else { break };
             if self.world.state().elapsed() > end {
                 let wrong = format!("{} {} still waits, {:?} after all is well: {entry:?}", way.1, way.0, end - start);
-                self.world.state().blame(wrong);
+                self.world.state().report_violation(wrong);
                 return;
             }
         }
         self.stop(&life).await;
         if let Err(wrong) = self.audit() {
-            self.world.state().blame(wrong);
+            self.world.state().report_violation(wrong);
         }
     }
 
@@ -453,17 +453,17 @@ impl Driver {
         let mut state = self.world.state();
         let now = UnixMillis::now();
         state.model.latest = state.model.latest.max(now);
-        let moment = Moment {
+        let moment = CheckContext {
             now,
             elapsed: state.elapsed(),
-            trouble: state.troubles.end(),
+            trouble: state.faults.end(),
             kept: self.settings.dedup_window.min(self.settings.retention),
         };
         let Some(reader) = state.reader.take() else { return };
         let ledger = Ledger::read(&reader, state.model.back);
         state.reader = Some(reader);
         if let Some(wrong) = ledger.check(&self.last, &mut state.model, &moment) {
-            state.blame(wrong);
+            state.report_violation(wrong);
         }
         state.note(format!("{} deliveries, {} pending", ledger.deliveries.len(), ledger.pending().count()));
         self.last = ledger;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::model::{Answer, Delivery, Ended, Model, Record, Spec, Way};
+use super::model::{AttemptEnd, DeliveryKey, Model, PushResult, SimulatedAttempt, SimulatedDelivery, TargetSpec};
 use crate::clock::UnixMillis;
 use crate::deliver::{Outcome, Role};
 use crate::event::EventId;
@@ -19,7 +19,7 @@ const HELD: UnixMillis = UnixMillis(i64::MAX);
 
 /// A delivery as it is stored.
 #[derive(Clone, Debug)]
-pub(super) struct Entry {
+pub(super) struct DeliverySnapshot {
     pub(super) state: DeliveryState,
     pub(super) due: UnixMillis,
     attempts: u32,
@@ -34,14 +34,14 @@ pub(super) struct Entry {
 /// The store at one moment.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    pub(super) deliveries: BTreeMap<Way, Entry>,
+    pub(super) deliveries: BTreeMap<DeliveryKey, DeliverySnapshot>,
     events: BTreeSet<EventId>,
     /// How often the clock had gone back by then.
     back: u32,
 }
 
 /// What else is known at the moment of a check.
-pub(super) struct Moment {
+pub(super) struct CheckContext {
     pub(super) now: UnixMillis,
     pub(super) elapsed: Duration,
     /// Until when the store was in trouble, or is.
@@ -65,7 +65,7 @@ impl Ledger {
             .unwrap();
         let rows = find.query_map([], |row| {
             let way = (row.get(0)?, Arc::from(row.get::<_, String>(1)?));
-            let entry = Entry {
+            let entry = DeliverySnapshot {
                 state: row.get(2)?,
                 due: row.get(3)?,
                 attempts: row.get(4)?,
@@ -79,12 +79,12 @@ impl Ledger {
         Self { deliveries: rows.unwrap().map(Result::unwrap).collect(), events, back }
     }
 
-    pub(super) fn pending(&self) -> impl Iterator<Item = (&Way, &Entry)> {
+    pub(super) fn pending(&self) -> impl Iterator<Item = (&DeliveryKey, &DeliverySnapshot)> {
         self.deliveries.iter().filter(|(_, entry)| entry.state == DeliveryState::Pending)
     }
 
     /// Holds the store against the model, and against what it held `before`; says what is wrong.
-    pub(super) fn check(&self, before: &Self, model: &mut Model, moment: &Moment) -> Option<String> {
+    pub(super) fn check(&self, before: &Self, model: &mut Model, moment: &CheckContext) -> Option<String> {
         self.events(model, moment).or_else(|| {
             let model = &*model;
             self.deliveries.iter().find_map(|(way, entry)| {
@@ -98,10 +98,10 @@ impl Ledger {
     }
 
     /// Every content once, all of it, as long as it is wanted; and nothing else.
-    fn events(&self, model: &mut Model, moment: &Moment) -> Option<String> {
+    fn events(&self, model: &mut Model, moment: &CheckContext) -> Option<String> {
         for event in &self.events {
             let Some(push) = model.pushes.get(event) else { return Some(format!("{event} is stored, but not pushed")) };
-            if push.answer == Answer::Failed {
+            if push.answer == PushResult::Failed {
                 return Some(format!("{event} is stored, but its push was told that it is not"));
             }
             let content = &mut model.contents[push.content];
@@ -128,8 +128,14 @@ impl Ledger {
     }
 
     /// A delivery is where its attempts have led it.
-    fn explain(&self, model: &Model, way: &Way, entry: &Entry, moment: &Moment) -> Option<String> {
-        let nothing = Delivery::default();
+    fn explain(
+        &self,
+        model: &Model,
+        way: &DeliveryKey,
+        entry: &DeliverySnapshot,
+        moment: &CheckContext,
+    ) -> Option<String> {
+        let nothing = SimulatedDelivery::default();
         let delivery = model.deliveries.get(way).unwrap_or(&nothing);
         if entry.records != (entry.attempts, entry.attempts) {
             return Some("the records of attempts have gaps".to_owned());
@@ -138,7 +144,7 @@ impl Ledger {
             return Some(format!("attempt {} is not settled", lost.number));
         }
         // An attempt that was not settled is made again under its number: the last one of a number is what counts.
-        let settled: BTreeMap<u32, &Record> = delivery
+        let settled: BTreeMap<u32, &SimulatedAttempt> = delivery
             .attempts
             .iter()
             .filter(|attempt| attempt.ended.is_some() && attempt.number <= entry.attempts)
@@ -159,8 +165,15 @@ impl Ledger {
         }
     }
 
-    /// What has ended stays so, but for an operator's hand.
-    fn changed(&self, model: &Model, way: &Way, entry: &Entry, before: &Self, moment: &Moment) -> Option<String> {
+    /// What has ended stays so, unless an operator changes it.
+    fn changed(
+        &self,
+        model: &Model,
+        way: &DeliveryKey,
+        entry: &DeliverySnapshot,
+        before: &Self,
+        moment: &CheckContext,
+    ) -> Option<String> {
         let was = before.deliveries.get(way)?;
         let released = was.due == HELD && entry.due != HELD && entry.attempts == was.attempts;
         if released && before.back == self.back && entry.due > moment.now {
@@ -178,8 +191,8 @@ impl Ledger {
         (!legal).then(|| format!("it was {}", was.state.name()))
     }
 
-    /// Who is held waits for somebody.
-    fn held(&self, way: &Way, entry: &Entry) -> Option<String> {
+    /// A held delivery waits for an earlier one of its user.
+    fn held(&self, way: &DeliveryKey, entry: &DeliverySnapshot) -> Option<String> {
         if entry.state != DeliveryState::Pending || entry.due != HELD {
             return None;
         }
@@ -191,7 +204,7 @@ impl Ledger {
 }
 
 /// Whether the attempt's end should be stored by now, and is not.
-fn is_lost(model: &Model, attempt: &Record, entry: &Entry, moment: &Moment) -> bool {
+fn is_lost(model: &Model, attempt: &SimulatedAttempt, entry: &DeliverySnapshot, moment: &CheckContext) -> bool {
     attempt.ended.is_some_and(|ended| {
         attempt.life == model.life
             && attempt.number > entry.attempts
@@ -201,7 +214,12 @@ fn is_lost(model: &Model, attempt: &Record, entry: &Entry, moment: &Moment) -> b
 }
 
 /// No attempt was made yet, or none is known to the store.
-fn wrong_start(model: &Model, way: &Way, entry: &Entry, delivery: &Delivery) -> Option<String> {
+fn wrong_start(
+    model: &Model,
+    way: &DeliveryKey,
+    entry: &DeliverySnapshot,
+    delivery: &SimulatedDelivery,
+) -> Option<String> {
     let push = &model.pushes[&way.0];
     let legal = match entry.state {
         DeliveryState::Pending => entry.due == HELD || entry.due >= push.received_at || model.back > 0,
@@ -213,15 +231,21 @@ fn wrong_start(model: &Model, way: &Way, entry: &Entry, delivery: &Delivery) -> 
 }
 
 /// What the last settled attempt has led to.
-fn wrong_end(model: &Model, way: &Way, entry: &Entry, last: &Record, delivery: &Delivery) -> Option<String> {
-    let Ended { at, outcome, .. } = last.ended?;
+fn wrong_end(
+    model: &Model,
+    way: &DeliveryKey,
+    entry: &DeliverySnapshot,
+    last: &SimulatedAttempt,
+    delivery: &SimulatedDelivery,
+) -> Option<String> {
+    let AttemptEnd { at, outcome, .. } = last.ended?;
     let push = &model.pushes[&way.0];
     let expired = model.may_have_expired(&way.1, push);
     let legal = match (outcome, entry.state) {
         (_, DeliveryState::Cancelled) => delivery.dropped,
         (Outcome::Delivered, state) => state == DeliveryState::Delivered,
         (_, DeliveryState::Pending) if delivery.revived && entry.failures == 0 => true,
-        // Behind an earlier event of its user that came back by an operator's hand; due at once when its turn comes.
+        // Behind an earlier event of its user that an operator made pending again; due at once when its turn comes.
         (_, DeliveryState::Pending) if entry.due == HELD => true,
         // No later than its id says, which may lie ahead of a clock that was set back.
         (_, DeliveryState::Pending)
@@ -252,7 +276,7 @@ fn wrong_end(model: &Model, way: &Way, entry: &Entry, last: &Record, delivery: &
 
 /// The shortest and the longest wait after so many failures: a fifth less and more than configured, or what the target
 /// asked for; none at the schedule's end.
-fn wait(spec: &Spec, failures: u32, asked: Option<Duration>) -> Option<(Duration, Duration)> {
+fn wait(spec: &TargetSpec, failures: u32, asked: Option<Duration>) -> Option<(Duration, Duration)> {
     let waits = spec.retry.waits();
     let at = (failures as usize).checked_sub(1)?;
     let last = if spec.role == Role::Identity { waits.last() } else { None };

@@ -1,8 +1,8 @@
 //! Queue and dispatcher in a simulated world: hours of pushes, outages, crashes and clock jumps in milliseconds, the same
 //! for the same seed.
 //!
-//! One thread and one runtime with paused time per life of the relay; the store is a real one in memory. [`driver`] rolls
-//! what happens, [`trouble`] ails the store, [`traffic`] makes pushes and targets, [`world`] holds what is around (clock,
+//! One thread and one runtime with paused time per run of the relay; the store is a real one in memory. [`driver`] rolls
+//! what happens, [`trouble`] injects store faults, [`traffic`] makes pushes and targets, [`world`] holds what is around (clock,
 //! chance, targets, a store in trouble), [`model`] what was promised and what must hold at every answer and every attempt,
 //! [`ledger`] what the store holds and whether that is what was promised.
 //!
@@ -10,7 +10,7 @@
 //! - `WXRELAY_SIM_SEEDS=10000 cargo test --profile soak --lib simulation -- --nocapture` plays so many.
 //! - `WXRELAY_SIM_SEED=7 cargo test --lib simulation -- --nocapture` plays one and prints what happens.
 //!
-//! Not here: power cuts and failed flushes (`tests/crash/`), HTTP and `rate` (`tests/it/`), the line.
+//! Not here: power cuts and failed flushes (`tests/crash/`), HTTP and `rate` (`tests/it/`), the push pipeline.
 
 mod driver;
 mod ledger;
@@ -31,7 +31,7 @@ use std::time::Duration;
 
 use self::driver::Driver;
 
-/// How many seeds are played when nobody says how many.
+/// How many seeds are played by default.
 const SEEDS: u64 = 200;
 /// Names the one seed to play, which is told as it goes: it may be one that does not end.
 const ONE_SEED: &str = "WXRELAY_SIM_SEED";
@@ -43,14 +43,14 @@ thread_local! {
 }
 
 /// What came of a seed.
-struct Played {
+struct SeedResult {
     wrong: Option<String>,
     trace: Vec<String>,
     hash: u64,
 }
 
 /// Plays a seed from beginning to end.
-fn play(seed: u64) -> Played {
+fn play(seed: u64) -> SeedResult {
     count_panics();
     PANICS.set(0);
     let memory = Path::new("/dev/shm");
@@ -62,7 +62,7 @@ fn play(seed: u64) -> Played {
     let state = world.state();
     let (trace, hash) = state.trace();
     let panicked = (PANICS.get() > 0).then(|| "something panicked".to_owned());
-    Played { wrong: state.model.wrong.clone().or(panicked), trace: trace.to_vec(), hash }
+    SeedResult { wrong: state.model.wrong.clone().or(panicked), trace: trace.to_vec(), hash }
 }
 
 /// A panic of a task stays in its task; here it is counted.
@@ -78,7 +78,7 @@ fn count_panics() {
 }
 
 /// Fails with all that is needed to see it again.
-fn expect_right(seed: u64, played: &Played) {
+fn expect_right(seed: u64, played: &SeedResult) {
     let Some(wrong) = &played.wrong else { return };
     let last = &played.trace[played.trace.len().saturating_sub(40)..];
     panic!(

@@ -16,11 +16,11 @@ use crate::event::EventId;
 use crate::queue;
 
 /// A delivery's name.
-pub(super) type Way = (EventId, Arc<str>);
+pub(super) type DeliveryKey = (EventId, Arc<str>);
 
 /// A target's settings.
 #[derive(Clone, Debug)]
-pub(super) struct Spec {
+pub(super) struct TargetSpec {
     pub(super) name: Arc<str>,
     pub(super) role: Role,
     pub(super) retry: Schedule,
@@ -32,7 +32,7 @@ pub(super) struct Spec {
 
 /// What WeChat has to tell, in as many pushes as it takes.
 #[derive(Debug)]
-pub(super) struct Content {
+pub(super) struct PushContent {
     pub(super) user: u64,
     pub(super) targets: Vec<Arc<str>>,
     /// The event that it is known to be stored as.
@@ -43,20 +43,20 @@ pub(super) struct Content {
 
 /// One push.
 #[derive(Debug)]
-pub(super) struct Push {
+pub(super) struct SimulatedPush {
     pub(super) content: usize,
     pub(super) received_at: UnixMillis,
     /// When it was handed to the queue, and when it was answered, by [`Model::tick`].
     pub(super) asked: u64,
     pub(super) answered: u64,
-    pub(super) answer: Answer,
+    pub(super) answer: PushResult,
     /// The targets that keep order, by the settings of that moment.
     pub(super) ordered: (u64, Vec<Arc<str>>),
 }
 
 /// What the pusher was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum PushResult {
     /// Nothing, yet or for ever.
     None,
     Fresh,
@@ -66,8 +66,8 @@ pub(super) enum Answer {
 
 /// All that is known of a delivery.
 #[derive(Debug, Default)]
-pub(super) struct Delivery {
-    pub(super) attempts: Vec<Record>,
+pub(super) struct SimulatedDelivery {
+    pub(super) attempts: Vec<SimulatedAttempt>,
     /// An operator may have revived it, or dropped it.
     pub(super) revived: bool,
     pub(super) dropped: bool,
@@ -75,22 +75,22 @@ pub(super) struct Delivery {
 
 /// An attempt.
 #[derive(Debug)]
-pub(super) struct Record {
+pub(super) struct SimulatedAttempt {
     pub(super) number: u32,
     pub(super) life: u32,
     pub(super) probe: bool,
-    pub(super) spec: Arc<Spec>,
-    pub(super) ended: Option<Ended>,
+    pub(super) spec: Arc<TargetSpec>,
+    pub(super) ended: Option<AttemptEnd>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ended {
+pub(super) struct AttemptEnd {
     pub(super) at: UnixMillis,
     pub(super) elapsed: Duration,
     pub(super) outcome: Outcome,
 }
 
-impl Record {
+impl SimulatedAttempt {
     /// Whether it uses up one of the delivery's attempts.
     pub(super) fn counts(&self) -> bool {
         match self.ended.map(|ended| ended.outcome) {
@@ -103,7 +103,7 @@ impl Record {
 
 /// The failures of a target in a row, as long as one lane serves it.
 #[derive(Debug, Default)]
-struct Row {
+struct FailureStreak {
     counted: u32,
     first: Option<EventId>,
     of_several: bool,
@@ -114,9 +114,9 @@ pub(super) struct Model {
     /// The first thing that did not hold.
     pub(super) wrong: Option<String>,
     pub(super) life: u32,
-    pub(super) contents: Vec<Content>,
-    pub(super) pushes: BTreeMap<EventId, Push>,
-    pub(super) deliveries: BTreeMap<Way, Delivery>,
+    pub(super) contents: Vec<PushContent>,
+    pub(super) pushes: BTreeMap<EventId, SimulatedPush>,
+    pub(super) deliveries: BTreeMap<DeliveryKey, SimulatedDelivery>,
     /// How often the clock went back.
     pub(super) back: u32,
     /// The latest the clock ever showed.
@@ -125,7 +125,7 @@ pub(super) struct Model {
     pub(super) expiries: BTreeMap<Arc<str>, Duration>,
     /// When the dispatcher last got other settings, by [`Model::tick`].
     pub(super) applied: u64,
-    failing: BTreeMap<Arc<str>, Row>,
+    failing: BTreeMap<Arc<str>, FailureStreak>,
     /// The targets that have answered since their lane began.
     answering: BTreeSet<Arc<str>>,
     ticks: u64,
@@ -149,7 +149,7 @@ impl Model {
         let padding = "x".repeat(content * 37 % 400);
         format!(
             "<xml><ToUserName>gh</ToUserName><FromUserName>o{user}</FromUserName><CreateTime>{}</CreateTime>\
-             <MsgType>text</MsgType><Content>{content}{padding}</Content></xml>",
+             <MsgType>text</MsgType><PushContent>{content}{padding}</PushContent></xml>",
             1_795_161_600 + content
         )
     }
@@ -168,7 +168,7 @@ impl Model {
         ordered: (u64, Vec<Arc<str>>),
     ) {
         let asked = self.tick();
-        let push = Push { content, received_at, asked, answered: 0, answer: Answer::None, ordered };
+        let push = SimulatedPush { content, received_at, asked, answered: 0, answer: PushResult::None, ordered };
         self.pushes.insert(event, push);
     }
 
@@ -190,11 +190,11 @@ impl Model {
         let (content, asked) = (push.content, push.asked);
         match result {
             Err(_) => {
-                push.answer = Answer::Failed;
+                push.answer = PushResult::Failed;
                 None
             }
             Ok(queue::Enqueued::Fresh) => {
-                push.answer = Answer::Fresh;
+                push.answer = PushResult::Fresh;
                 let before = self.contents[content].stored.replace(event).filter(|before| *before != event);
                 self.contents[content].reply = None;
                 let expected = self.contents[content].targets.len();
@@ -207,12 +207,12 @@ impl Model {
                     .then(|| format!("taken as fresh, but it was stored as {before}"))
             }
             Ok(queue::Enqueued::Duplicate { id, reply }) => {
-                push.answer = Answer::Duplicate;
+                push.answer = PushResult::Duplicate;
                 if self.pushes.get(id).is_none_or(|first| first.content != content) {
                     return Some(format!("called a duplicate of {id}, which it is not"));
                 }
                 let known = &mut self.contents[content];
-                if known.stored.is_some_and(|stored| stored != *id) && self.pushes[id].answer != Answer::None {
+                if known.stored.is_some_and(|stored| stored != *id) && self.pushes[id].answer != PushResult::None {
                     return Some(format!("called a duplicate of {id}, but stored as {:?}", known.stored));
                 }
                 known.stored = Some(*id);
@@ -228,7 +228,7 @@ impl Model {
         let Some(push) = self.pushes.get(&event) else { return false };
         self.contents[push.content].targets.iter().all(|target| {
             let delivery = self.deliveries.get(&(event, Arc::clone(target)));
-            let delivered = |delivery: &Delivery| {
+            let delivered = |delivery: &SimulatedDelivery| {
                 delivery.dropped
                     || delivery
                         .attempts
@@ -240,7 +240,7 @@ impl Model {
     }
 
     /// Whether the delivery may have become too old at any time.
-    pub(super) fn may_have_expired(&self, target: &Arc<str>, push: &Push) -> bool {
+    pub(super) fn may_have_expired(&self, target: &Arc<str>, push: &SimulatedPush) -> bool {
         self.expiries.get(target).is_some_and(|span| self.latest >= push.received_at.after(*span))
     }
 
@@ -248,13 +248,14 @@ impl Model {
     pub(super) fn begin(
         &mut self,
         reader: &Connection,
-        spec: &Arc<Spec>,
+        spec: &Arc<TargetSpec>,
         order: &AttemptRequest<'_>,
         probe: bool,
     ) -> Option<String> {
         let event = order.event;
         let wrong = self.wrong_with(reader, spec, order, probe);
-        let record = Record { number: order.attempt, life: self.life, probe, spec: Arc::clone(spec), ended: None };
+        let record =
+            SimulatedAttempt { number: order.attempt, life: self.life, probe, spec: Arc::clone(spec), ended: None };
         self.deliveries.entry((event.id, Arc::clone(&spec.name))).or_default().attempts.push(record);
         wrong
     }
@@ -262,7 +263,7 @@ impl Model {
     fn wrong_with(
         &self,
         reader: &Connection,
-        spec: &Arc<Spec>,
+        spec: &Arc<TargetSpec>,
         order: &AttemptRequest<'_>,
         probe: bool,
     ) -> Option<String> {
@@ -315,23 +316,29 @@ impl Model {
         self.breaker_is_late(spec, probe).or_else(|| self.out_of_turn(reader, spec, event.id, push))
     }
 
-    fn is_under_way(&self, attempt: &Record) -> bool {
+    fn is_under_way(&self, attempt: &SimulatedAttempt) -> bool {
         attempt.life == self.life && attempt.ended.is_none()
     }
 
     /// Of a target that fails and fails, there are only probes; those that were under way when it opened count, too.
-    fn breaker_is_late(&self, spec: &Spec, probe: bool) -> Option<String> {
+    fn breaker_is_late(&self, spec: &TargetSpec, probe: bool) -> Option<String> {
         let row = self.failing.get(&spec.name)?;
         let late = !probe && row.of_several && row.counted > 5 + 8;
         late.then(|| format!("not a probe after {} failures in a row", row.counted))
     }
 
     /// In the order that WeChat sent them: whatever was stored before this was asked for has ended.
-    fn out_of_turn(&self, reader: &Connection, spec: &Spec, event: EventId, push: &Push) -> Option<String> {
+    fn out_of_turn(
+        &self,
+        reader: &Connection,
+        spec: &TargetSpec,
+        event: EventId,
+        push: &SimulatedPush,
+    ) -> Option<String> {
         let revived = |event| self.deliveries.get(&(event, Arc::clone(&spec.name))).is_some_and(|d| d.revived);
         // An attempt may come before the push is answered, and so before `answered` has looked whether this is known.
         let unknown = self.applied > push.ordered.0;
-        if !push.ordered.1.contains(&spec.name) || unknown && push.answer == Answer::None || revived(event) {
+        if !push.ordered.1.contains(&spec.name) || unknown && push.answer == PushResult::None || revived(event) {
             return None;
         }
         let mut earlier = reader
@@ -345,21 +352,28 @@ impl Model {
         earlier.map(Result::unwrap).filter(|other| !revived(*other)).find_map(|other| {
             let before = self.pushes.get(&other)?;
             let same_user = self.contents[before.content].user == user;
-            let known = before.answer == Answer::Fresh && before.answered < push.asked;
+            let known = before.answer == PushResult::Fresh && before.answered < push.asked;
             (same_user && known && before.ordered.1.contains(&spec.name))
                 .then(|| format!("attempted before {other} of the same user"))
         })
     }
 
     /// An attempt has ended.
-    pub(super) fn end(&mut self, spec: &Spec, event: EventId, outcome: Outcome, at: UnixMillis, elapsed: Duration) {
+    pub(super) fn end(
+        &mut self,
+        spec: &TargetSpec,
+        event: EventId,
+        outcome: Outcome,
+        at: UnixMillis,
+        elapsed: Duration,
+    ) {
         let Some(delivery) = self.deliveries.get_mut(&(event, Arc::clone(&spec.name))) else { return };
         let Some(record) = delivery.attempts.last_mut() else { return };
-        record.ended = Some(Ended { at, elapsed, outcome });
+        record.ended = Some(AttemptEnd { at, elapsed, outcome });
         let counts = record.counts();
         let row = self.failing.entry(Arc::clone(&spec.name)).or_default();
         if !matches!(outcome, Outcome::Retry { .. }) {
-            *row = Row::default();
+            *row = FailureStreak::default();
             self.answering.insert(Arc::clone(&spec.name));
         } else if counts {
             let first = *row.first.get_or_insert(event);

@@ -1,4 +1,4 @@
-//! What comes in and where it goes: a push as the line makes it, and targets with settings by chance.
+//! The traffic: a push as the push pipeline makes it, and targets with random settings.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Uri};
 use tokio::sync::oneshot;
 
-use super::model::{Content, Model, Spec};
-use super::world::{Dice, World};
+use super::model::{Model, PushContent, TargetSpec};
+use super::world::{SimulationRng, World};
 use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
 use crate::deliver::{CredentialsOverride, Format, Role, Target, TlsOptions, Upstream};
@@ -18,7 +18,7 @@ use crate::queue::{AwaitedReply, DeliveryOrder, Enqueued, NewEvent, Queue};
 use crate::telemetry::OpenIds;
 use crate::wechat::{Message, Mode};
 
-/// One push, as the line makes it.
+/// One push, as the push pipeline makes it.
 pub(super) async fn push(
     world: Arc<World>,
     queue: Queue,
@@ -31,7 +31,7 @@ pub(super) async fn push(
     let id = queue.next_id(now);
     let (user, targets) = {
         let mut state = world.state();
-        let Content { user, targets, .. } = &state.model.contents[content];
+        let PushContent { user, targets, .. } = &state.model.contents[content];
         let known = (*user, targets.clone());
         state.model.asked(id, content, now, ordered);
         state.note(format!("push {id} of content {content}, user {}", known.0));
@@ -54,7 +54,7 @@ pub(super) async fn push(
         let wrong = state.model.answered(&reader, id, &result);
         state.reader = Some(reader);
         if let Some(wrong) = wrong {
-            state.blame(format!("push {id}: {wrong}"));
+            state.report_violation(format!("push {id}: {wrong}"));
         }
         matches!(result, Ok(Enqueued::Fresh))
     };
@@ -92,25 +92,25 @@ fn new_event(id: EventId, received_at: UnixMillis, text: &str) -> NewEvent {
 }
 
 /// Some settings for the target.
-pub(super) fn spec(dice: &mut Dice, name: Arc<str>) -> Spec {
+pub(super) fn spec(rng: &mut SimulationRng, name: Arc<str>) -> TargetSpec {
     let role = if &*name == "idp" { Role::Identity } else { Role::Handler };
-    let waits = (0..1 + dice.below(5)).map(|_| dice.pick(&[200, 1000, 5000, 20_000])).map(Duration::from_millis);
+    let waits = (0..1 + rng.below(5)).map(|_| rng.pick(&[200, 1000, 5000, 20_000])).map(Duration::from_millis);
     let waits = waits.collect();
     let identity = role == Role::Identity;
-    let expires = identity || dice.chance(15);
-    Spec {
+    let expires = identity || rng.chance(15);
+    TargetSpec {
         name,
         role,
         retry: if identity { Schedule::repeating(waits) } else { Schedule::ending(waits) },
-        expire_after: expires.then(|| dice.millis(5_000, 200_000)),
-        concurrency: usize::try_from(1 + dice.below(4)).unwrap(),
-        timeout: dice.millis(500, 8000),
-        order: if dice.chance(40) { DeliveryOrder::PerUser } else { DeliveryOrder::None },
+        expire_after: expires.then(|| rng.millis(5_000, 200_000)),
+        concurrency: usize::try_from(1 + rng.below(4)).unwrap(),
+        timeout: rng.millis(500, 8000),
+        order: if rng.chance(40) { DeliveryOrder::PerUser } else { DeliveryOrder::None },
     }
 }
 
 /// The target, as its lane serves it.
-pub(super) fn policy(world: &Arc<World>, spec: &Spec) -> Policy {
+pub(super) fn policy(world: &Arc<World>, spec: &TargetSpec) -> Policy {
     let target = Target {
         name: Arc::clone(&spec.name),
         role: spec.role,

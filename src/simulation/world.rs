@@ -1,6 +1,6 @@
-//! The world around queue and dispatcher: time, chance, targets with their moods, a store that fails.
+//! The world around queue and dispatcher: time, random numbers, targets with their behavior, a store that fails.
 //!
-//! All of it is one [`State`] behind a lock that is never waited for, as everything runs on one thread. Whoever holds it
+//! All of it is one [`WorldState`] behind a lock that is never waited for, as everything runs on one thread. Code that holds it
 //! calls neither queue nor dispatcher.
 
 use std::collections::BTreeMap;
@@ -16,18 +16,18 @@ use rusqlite::Connection;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::model::{Model, Spec};
+use super::model::{Model, TargetSpec};
 use crate::clock::UnixMillis;
 use crate::deliver::scripted::{PendingAnswer, Script, ScriptedAnswer};
 use crate::deliver::{AttemptRequest, Outcome};
 use crate::dispatcher::simulated::is_probe;
 use crate::event::EventId;
 
-/// Chance, by the seed (SplitMix64).
+/// Random numbers by the seed (SplitMix64).
 #[derive(Clone, Debug)]
-pub(super) struct Dice(u64);
+pub(super) struct SimulationRng(u64);
 
-impl Dice {
+impl SimulationRng {
     pub(super) fn new(seed: u64) -> Self {
         Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x5851_f42d_4c95_7f2d)
     }
@@ -64,7 +64,7 @@ impl Dice {
 
 /// How a target answers.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Mood {
+pub(super) enum TargetBehavior {
     Up,
     /// Answers, but takes up to its timeout and a little more.
     Slow,
@@ -81,7 +81,7 @@ pub(super) enum Mood {
 
 /// What an attempt meets.
 #[derive(Clone, Copy, Debug)]
-enum Play {
+enum ScriptedResponse {
     Status(u16, Option<u64>),
     Broken,
     Silence,
@@ -89,18 +89,18 @@ enum Play {
 
 /// Where the process ends without warning: at the so many-th time that this happens.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Fuse {
-    /// A commit is done, and nobody has been told.
+pub(super) enum CrashPoint {
+    /// A commit is done, and no caller has been answered.
     Commit(u64),
     /// An attempt reaches its target.
     Begin(u64),
-    /// The target has answered, and nobody has heard.
+    /// The target has answered, and the relay has not read it.
     End(u64),
 }
 
-/// Troubles of the store, each until a moment of [`State::elapsed`].
+/// Troubles of the store, each until a moment of [`WorldState::elapsed`].
 #[derive(Debug, Default)]
-pub(super) struct Troubles {
+pub(super) struct StoreFaults {
     pub(super) stall: (Duration, Duration),
     /// So many of a hundred commits fail.
     pub(super) fail: (Duration, u64),
@@ -108,7 +108,7 @@ pub(super) struct Troubles {
     pub(super) lock: (Duration, Option<Connection>),
 }
 
-impl Troubles {
+impl StoreFaults {
     /// From when on everything that was asked before is done.
     pub(super) fn end(&self) -> Duration {
         (self.stall.0 + self.stall.1 * 3).max(self.fail.0).max(self.lock.0)
@@ -117,24 +117,24 @@ impl Troubles {
 
 /// The simulated world of one seed.
 pub(super) struct World {
-    state: Mutex<State>,
+    state: Mutex<WorldState>,
     /// Told when the life ends: by a crash, or because something is wrong.
     pub(super) end: Notify,
 }
 
-pub(super) struct State {
+pub(super) struct WorldState {
     pub(super) model: Model,
-    pub(super) moods: BTreeMap<Arc<str>, Mood>,
+    pub(super) behaviors: BTreeMap<Arc<str>, TargetBehavior>,
     /// Whether the events that some targets choke on go through now.
     pub(super) cured: bool,
-    pub(super) troubles: Troubles,
-    pub(super) fuse: Option<Fuse>,
+    pub(super) faults: StoreFaults,
+    pub(super) crash_point: Option<CrashPoint>,
     /// What happens between the next commit and its answers.
     pub(super) at_commit: Option<Box<dyn FnOnce() + Send>>,
     /// The process is gone, though parts of it may still move.
     pub(super) dead: bool,
     pub(super) reader: Option<Connection>,
-    dice: Dice,
+    rng: SimulationRng,
     /// How long earlier lives took, and when this one began.
     earlier: Duration,
     began: Option<Instant>,
@@ -143,17 +143,17 @@ pub(super) struct State {
 }
 
 impl World {
-    pub(super) fn new(dice: Dice, model: Model) -> Arc<Self> {
-        let state = State {
+    pub(super) fn new(rng: SimulationRng, model: Model) -> Arc<Self> {
+        let state = WorldState {
             model,
-            moods: BTreeMap::new(),
+            behaviors: BTreeMap::new(),
             cured: false,
-            troubles: Troubles::default(),
-            fuse: None,
+            faults: StoreFaults::default(),
+            crash_point: None,
             at_commit: None,
             dead: false,
             reader: None,
-            dice,
+            rng,
             earlier: Duration::ZERO,
             began: None,
             trace: Vec::new(),
@@ -162,7 +162,7 @@ impl World {
         Arc::new(Self { state: Mutex::new(state), end: Notify::new() })
     }
 
-    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, WorldState> {
         self.state.lock()
     }
 
@@ -171,7 +171,7 @@ impl World {
     }
 
     /// Whether something is wrong; then the life ends.
-    pub(super) fn is_wrong(&self) -> bool {
+    pub(super) fn has_violation(&self) -> bool {
         self.state().model.wrong.is_some()
     }
 
@@ -181,7 +181,7 @@ impl World {
         if state.dead {
             return;
         }
-        if state.burn(|fuse| if let Fuse::Commit(left) = fuse { Some(left) } else { None }) {
+        if state.count_down(|crash_point| if let CrashPoint::Commit(left) = crash_point { Some(left) } else { None }) {
             state.note("crash: a commit is done, and nobody knows".to_owned());
             state.dead = true;
             drop(state);
@@ -199,15 +199,15 @@ impl World {
     /// How long the store takes to hear what it is asked.
     pub(super) fn stall(&self) -> Duration {
         let state = self.state();
-        let (until, stall) = state.troubles.stall;
+        let (until, stall) = state.faults.stall;
         if state.elapsed() < until { stall } else { Duration::ZERO }
     }
 
     /// Whether this commit fails.
     pub(super) fn fails(&self) -> bool {
         let mut state = self.state();
-        let (until, percent) = state.troubles.fail;
-        let fails = state.elapsed() < until && state.dice.chance(percent);
+        let (until, percent) = state.faults.fail;
+        let fails = state.elapsed() < until && state.rng.chance(percent);
         if fails {
             state.note("a commit fails".to_owned());
         }
@@ -215,14 +215,14 @@ impl World {
     }
 
     /// The target of these settings.
-    pub(super) fn script(self: &Arc<Self>, spec: &Arc<Spec>) -> Script {
+    pub(super) fn script(self: &Arc<Self>, spec: &Arc<TargetSpec>) -> Script {
         let (world, spec) = (Arc::clone(self), Arc::clone(spec));
         Script(Arc::new(move |order| world.meet(&spec, order)))
     }
 
-    fn meet(self: &Arc<Self>, spec: &Arc<Spec>, order: &AttemptRequest<'_>) -> PendingAnswer {
+    fn meet(self: &Arc<Self>, spec: &Arc<TargetSpec>, order: &AttemptRequest<'_>) -> PendingAnswer {
         let begun = self.state().begin(spec, order);
-        if self.is_wrong() {
+        if self.has_violation() {
             self.end.notify_one();
         }
         let Some((delay, play)) = begun else {
@@ -230,17 +230,17 @@ impl World {
             return Box::pin(std::future::pending());
         };
         let world = Arc::clone(self);
-        let guard = Attempting { world, event: order.event.id, spec: Arc::clone(spec), open: true };
+        let guard = AttemptInFlight { world, event: order.event.id, spec: Arc::clone(spec), open: true };
         Box::pin(async move {
             tokio::time::sleep(delay).await;
             let mut guard = guard;
             match play {
-                Play::Silence => std::future::pending().await,
-                Play::Broken => {
+                ScriptedResponse::Silence => std::future::pending().await,
+                ScriptedResponse::Broken => {
                     guard.end(Outcome::Retry { after: None }).await;
                     ScriptedAnswer::Broken
                 }
-                Play::Status(status, retry_after) => {
+                ScriptedResponse::Status(status, retry_after) => {
                     let after = retry_after.map(Duration::from_secs);
                     guard.end(outcome(status, after)).await;
                     let mut headers = HeaderMap::new();
@@ -267,15 +267,15 @@ fn outcome(status: u16, after: Option<Duration>) -> Outcome {
     }
 }
 
-/// An attempt that is under way at a target; dropped when nobody waits for the answer any more.
-struct Attempting {
+/// An attempt that is under way at a target; dropped when the relay does not wait for the answer any more.
+struct AttemptInFlight {
     world: Arc<World>,
     event: EventId,
-    spec: Arc<Spec>,
+    spec: Arc<TargetSpec>,
     open: bool,
 }
 
-impl Attempting {
+impl AttemptInFlight {
     /// The target answers; the process may have ended by then.
     async fn end(&mut self, outcome: Outcome) {
         self.open = false;
@@ -287,7 +287,7 @@ impl Attempting {
     }
 }
 
-impl Drop for Attempting {
+impl Drop for AttemptInFlight {
     fn drop(&mut self) {
         if self.open {
             self.world.state().end(&self.spec, self.event, Outcome::Retry { after: None });
@@ -296,7 +296,7 @@ impl Drop for Attempting {
     }
 }
 
-impl State {
+impl WorldState {
     /// A new process; `earlier` ones took so long together.
     pub(super) fn live(&mut self) {
         self.began = Some(Instant::now());
@@ -305,15 +305,15 @@ impl State {
     }
 
     /// The process is gone, and what it had open.
-    pub(super) fn buried(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.reader = None;
         self.at_commit = None;
-        self.fuse = None;
-        self.troubles = Troubles::default();
+        self.crash_point = None;
+        self.faults = StoreFaults::default();
     }
 
     /// The last thing in a life, while its clock still runs.
-    pub(super) fn die(&mut self) {
+    pub(super) fn end_run(&mut self) {
         self.dead = true;
         self.earlier = self.elapsed();
         self.began = None;
@@ -338,24 +338,24 @@ impl State {
     }
 
     /// Says what is wrong, and remembers the first such thing.
-    pub(super) fn blame(&mut self, what: String) {
+    pub(super) fn report_violation(&mut self, what: String) {
         self.note(format!("WRONG: {what}"));
         self.model.wrong.get_or_insert(what);
     }
 
     /// Counts one; true if the fuse of this kind has burnt down.
-    fn burn(&mut self, of: impl Fn(&mut Fuse) -> Option<&mut u64>) -> bool {
-        let Some(left) = self.fuse.as_mut().and_then(of) else { return false };
+    fn count_down(&mut self, of: impl Fn(&mut CrashPoint) -> Option<&mut u64>) -> bool {
+        let Some(left) = self.crash_point.as_mut().and_then(of) else { return false };
         *left = left.saturating_sub(1);
-        let burnt = *left == 0;
-        if burnt {
-            self.fuse = None;
+        let is_reached = *left == 0;
+        if is_reached {
+            self.crash_point = None;
         }
-        burnt
+        is_reached
     }
 
     /// An attempt reaches its target; `None` when the process has ended.
-    fn begin(&mut self, spec: &Arc<Spec>, order: &AttemptRequest<'_>) -> Option<(Duration, Play)> {
+    fn begin(&mut self, spec: &Arc<TargetSpec>, order: &AttemptRequest<'_>) -> Option<(Duration, ScriptedResponse)> {
         if self.dead {
             return None;
         }
@@ -367,9 +367,9 @@ impl State {
             None => Some("an attempt without a store".to_owned()),
         };
         if let Some(wrong) = wrong {
-            self.blame(format!("{name} {event}: {wrong}"));
+            self.report_violation(format!("{name} {event}: {wrong}"));
         }
-        if self.burn(|fuse| if let Fuse::Begin(left) = fuse { Some(left) } else { None }) {
+        if self.count_down(|crash_point| if let CrashPoint::Begin(left) = crash_point { Some(left) } else { None }) {
             self.note("crash: an attempt is under way".to_owned());
             self.dead = true;
             return None;
@@ -377,35 +377,35 @@ impl State {
         Some(self.play(spec, event))
     }
 
-    fn play(&mut self, spec: &Spec, event: EventId) -> (Duration, Play) {
-        let dice = &mut self.dice;
-        let soon = dice.millis(0, 150);
-        let broken = |dice: &mut Dice| match dice.below(4) {
-            0 => Play::Broken,
-            1 => Play::Silence,
-            2 => Play::Status(500, None),
-            _ => Play::Status(404, None),
+    fn play(&mut self, spec: &TargetSpec, event: EventId) -> (Duration, ScriptedResponse) {
+        let rng = &mut self.rng;
+        let soon = rng.millis(0, 150);
+        let broken = |rng: &mut SimulationRng| match rng.below(4) {
+            0 => ScriptedResponse::Broken,
+            1 => ScriptedResponse::Silence,
+            2 => ScriptedResponse::Status(500, None),
+            _ => ScriptedResponse::Status(404, None),
         };
         if !self.cured && self.model.is_poison(event) {
-            return (soon, Play::Status(500, None));
+            return (soon, ScriptedResponse::Status(500, None));
         }
-        match self.moods.get(&spec.name).copied().unwrap_or(Mood::Up) {
-            Mood::Up => (soon, Play::Status(200, None)),
-            Mood::Slow => {
+        match self.behaviors.get(&spec.name).copied().unwrap_or(TargetBehavior::Up) {
+            TargetBehavior::Up => (soon, ScriptedResponse::Status(200, None)),
+            TargetBehavior::Slow => {
                 let longest = u64::try_from(spec.timeout.as_millis()).unwrap() * 5 / 4;
-                (dice.millis(0, longest), Play::Status(204, None))
+                (rng.millis(0, longest), ScriptedResponse::Status(204, None))
             }
-            Mood::Flaky(percent) if dice.chance(percent) => (soon, broken(dice)),
-            Mood::Gone(percent) if dice.chance(percent) => (soon, Play::Status(410, None)),
-            Mood::Flaky(_) | Mood::Gone(_) => (soon, Play::Status(200, None)),
-            Mood::Down => (soon, broken(dice)),
-            Mood::Silent => (soon, Play::Silence),
-            Mood::Busy(seconds) => (soon, Play::Status(503, Some(seconds))),
+            TargetBehavior::Flaky(percent) if rng.chance(percent) => (soon, broken(rng)),
+            TargetBehavior::Gone(percent) if rng.chance(percent) => (soon, ScriptedResponse::Status(410, None)),
+            TargetBehavior::Flaky(_) | TargetBehavior::Gone(_) => (soon, ScriptedResponse::Status(200, None)),
+            TargetBehavior::Down => (soon, broken(rng)),
+            TargetBehavior::Silent => (soon, ScriptedResponse::Silence),
+            TargetBehavior::Busy(seconds) => (soon, ScriptedResponse::Status(503, Some(seconds))),
         }
     }
 
     /// The target has answered, or the relay has given up; false when the process ends with that.
-    fn end(&mut self, spec: &Spec, event: EventId, outcome: Outcome) -> bool {
+    fn end(&mut self, spec: &TargetSpec, event: EventId, outcome: Outcome) -> bool {
         if self.began.is_none() {
             return false;
         }
@@ -416,7 +416,7 @@ impl State {
         if self.dead {
             return false;
         }
-        if self.burn(|fuse| if let Fuse::End(left) = fuse { Some(left) } else { None }) {
+        if self.count_down(|crash_point| if let CrashPoint::End(left) = crash_point { Some(left) } else { None }) {
             self.note("crash: the target has answered, and nobody knows".to_owned());
             self.dead = true;
             return false;

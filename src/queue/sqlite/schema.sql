@@ -1,23 +1,23 @@
--- The stored form of the embedded engine, version 4 (`PRAGMA user_version`). `migrations/` brings earlier ones here.
+-- The stored form of the embedded engine, version 4 (`PRAGMA user_version`). `migrations/` leads from older ones to it.
 --
 -- event.id        43 bits of milliseconds, 20 bits of sequence; evt_ and 16 hex digits for people.
 -- event.mode      the account's mode: 0 plaintext, 1 compatible, 2 secure.
--- event.clear     the opened text; NULL where it equals `body`.
+-- event.clear     the clear text; NULL where it equals `body`.
 -- known.event     the event of that `content_key`, for the events up to `known_until.event`: the later ones are few, and
---                 looked for in memory (known.rs). What makes a second push of a text a duplicate.
+--                 in memory (dedup_index.rs). Makes a second push of a text a duplicate.
 -- event.targets   how many deliveries were stored with it: what the audit counts against.
 -- event.reply     the clear passive reply it was answered with; a repeated push gets it again.
 -- event.key       the number of the key that its `query`, `body`, `clear` and `reply` and the `answer` of its attempts
---                 are sealed by, each then as a BLOB (queue/encryption.rs); NULL: all of them are in the clear. The
---                 other columns never are sealed: they are what events are found by.
+--                 are encrypted with, each then as a BLOB (queue/encryption.rs); NULL: all of them are in the clear. The
+--                 other columns are never encrypted: events are found by them.
 -- key.fingerprint the first 8 bytes of SHA-256 over `wxrelay queue.encryption_keys` and the key.
 -- delivery.state  0 pending, 1 delivered, 2 dead, 3 expired, 4 cancelled.
 -- delivery.failures  failed attempts since the retry schedule last started; `attempts` counts them all.
 -- delivery.user   for targets that keep order: the user's number, 8 bytes of a hash; NULL for the others. While one
---                 delivery of a user is pending, later ones are held: their due time is the end of time until the one
---                 before has ended.
--- target.paused   1 while it gets no attempts, by an operator's hand.
--- tally           the running ledger: deliveries per target and state, kept in the transactions that change them;
+--                 delivery of a user is pending, later ones are held: their due time is the end of time until the
+--                 previous one has ended.
+-- target.paused   1 while an operator has paused it.
+-- tally           the running tally: deliveries per target and state, kept in the transactions that change them;
 --                 target 0 counts the events at state 0 and the accepted deliveries at state 1. Makes statistics
 --                 cheap, and the audit has two sources.
 --
@@ -25,7 +25,7 @@
 -- scan over the columns before them does not read them. There are no foreign keys: an event goes with all its rows in
 -- one transaction (removal.rs), and a check per row would slow every push.
 --
--- The views `events`, `deliveries` and `attempts` are for people with the sqlite3 shell; read there, write never.
+-- The views `events`, `deliveries` and `attempts` are for operators with the sqlite3 shell: read them, never write.
 
 CREATE TABLE event (
   id          INTEGER PRIMARY KEY,

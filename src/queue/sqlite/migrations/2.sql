@@ -1,3 +1,3 @@
--- Version 2: a target can be paused by hand.
+-- Version 2: an operator can pause a target.
 
 ALTER TABLE target ADD COLUMN paused INTEGER NOT NULL DEFAULT 0;

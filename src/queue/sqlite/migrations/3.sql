@@ -1,4 +1,4 @@
--- Version 3: payloads can be sealed. What is stored already stays in the clear.
+-- Version 3: payloads can be encrypted. What is stored already stays in the clear.
 
 ALTER TABLE event ADD COLUMN key INTEGER;
 

@@ -1,4 +1,4 @@
--- Version 4: which texts are known is kept in a table of its own, written in sorted runs (known.rs), no longer in an
+-- Version 4: content keys are kept in a table of their own, written in sorted runs (dedup_index.rs), no longer in an
 -- index that each event writes a page of.
 
 CREATE TABLE known (
