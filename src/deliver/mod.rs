@@ -183,7 +183,7 @@ pub struct AttemptReport {
     pub duration: Duration,
     /// When it ended.
     pub ended: UnixNanos,
-    /// Its span in the event's trace, as the target was told.
+    /// Its span in the event's trace, as sent to the target.
     pub span: SpanId,
     /// The reply in a 2xx answer, where one was awaited.
     pub reply: Option<Result<Option<Reply>, ReplyError>>,

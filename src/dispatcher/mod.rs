@@ -227,7 +227,7 @@ impl Dispatcher {
         self.lanes().values().all(|lane| lane.stop.is_none() || lane.policy.receiver_count() > 0)
     }
 
-    /// Stops leasing and waits for the attempts under way to be settled; what is pending stays so.
+    /// Stops leasing and waits for the attempts in progress to be settled; what is pending stays so.
     pub async fn drain(&self) {
         for lane in self.lanes().values() {
             lane.stop.iter().for_each(CancellationToken::cancel);

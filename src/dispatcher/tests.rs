@@ -98,7 +98,7 @@ async fn what_is_due_in_hours_goes_out_soon_after_the_clock_is_set_forward() {
     assert_eq!(audit.counts.delivered, 1);
 }
 
-/// Else a crash while the other is under way would repeat what is done.
+/// Else a crash while the other is in progress would repeat what is done.
 #[tokio::test(start_paused = true)]
 async fn a_lane_that_ends_settles_an_awaited_attempt_though_another_is_still_under_way() {
     let folder = tempfile::tempdir().unwrap();

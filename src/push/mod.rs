@@ -87,7 +87,7 @@ pub struct Pipeline {
 }
 
 /// What WeChat is answered, before it is written as HTTP.
-struct PushAnswer {
+struct WeChatAnswer {
     /// `verified`, `accepted` or `duplicate`, as in metrics and logs.
     result: &'static str,
     body: Bytes,
@@ -140,7 +140,7 @@ impl Pipeline {
         let answer = self.answer(&served, request, started, &mut log).await;
         let status = answer.as_ref().map_or_else(PushError::status, |_| StatusCode::OK);
         log.finish(answer.as_ref().map_or_else(PushError::label, |answer| answer.result), status);
-        Ok(answer.map_or_else(|error| error.response(), PushAnswer::into_response))
+        Ok(answer.map_or_else(|error| error.response(), WeChatAnswer::into_response))
     }
 
     async fn answer<B>(
@@ -149,7 +149,7 @@ impl Pipeline {
         request: Request<B>,
         started: Instant,
         log: &mut RequestLog,
-    ) -> Result<PushAnswer, PushError>
+    ) -> Result<WeChatAnswer, PushError>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -172,7 +172,7 @@ impl Pipeline {
             log.kind = Some("verify");
             let echostr = account.credentials.verify_url(&query)?;
             self.check_fresh(skew?, is_fresh)?;
-            return Ok(PushAnswer::plain("verified", Bytes::copy_from_slice(echostr.as_bytes())));
+            return Ok(WeChatAnswer::plain("verified", Bytes::copy_from_slice(echostr.as_bytes())));
         }
         let deadline = started + account.reply_budget;
         let permit = self.admit(account, &query, is_fresh)?;
@@ -201,7 +201,7 @@ impl Pipeline {
         started: Instant,
         charge: &mut FailureCharge<'_>,
         log: &mut RequestLog,
-    ) -> Result<PushAnswer, PushError> {
+    ) -> Result<WeChatAnswer, PushError> {
         let (received_at, trace) = (event.received_at, Trace::of(&event));
         log.trace = Some(trace);
         let deadline = started + served.account.reply_budget;
@@ -229,8 +229,8 @@ impl Pipeline {
             log.first.get_or_insert(Trace::new(outcome.event, None));
         }
         match outcome.reply {
-            Some(clear) => PushAnswer::reply(&served.account.credentials, manner, result, &clear, received_at),
-            None => Ok(PushAnswer::plain(result, Bytes::from_static(b"success"))),
+            Some(clear) => WeChatAnswer::reply(&served.account.credentials, manner, result, &clear, received_at),
+            None => Ok(WeChatAnswer::plain(result, Bytes::from_static(b"success"))),
         }
     }
 
@@ -413,7 +413,7 @@ where
     }
 }
 
-impl PushAnswer {
+impl WeChatAnswer {
     fn plain(result: &'static str, body: Bytes) -> Self {
         Self { result, body, content_type: PLAIN }
     }

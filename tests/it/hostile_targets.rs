@@ -114,7 +114,7 @@ async fn an_address_that_is_denied_is_a_config_error_in_every_form() {
 async fn with_a_proxy_the_proxy_must_deny_and_check_says_so() {
     let finished = check("url = \"http://crm.example/\"\nproxy = \"http://127.0.0.1:3128\"\ndeny_private = true").await;
     assert_eq!(finished.code, Some(0), "{finished:?}");
-    assert!(finished.stderr.contains("targets.crm.deny_private: the proxy looks the name up"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("targets.crm.deny_private: the proxy resolves the name"), "{}", finished.stderr);
 }
 
 #[tokio::test]
