@@ -97,7 +97,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let token = args.token.clone().map_or_else(keygen::token, Ok)?;
     let key = args.key.clone().map_or_else(keygen::encoding_aes_key, Ok)?;
     let sound = (3..=32).contains(&token.expose().len()) && token.expose().bytes().all(|b| b.is_ascii_alphanumeric());
-    ensure!(sound, "--token: WeChat's console takes 3 to 32 letters and digits");
+    ensure!(sound, "--token: expected 3 to 32 letters and digits, as WeChat's console accepts them");
     AesKey::parse(key.expose()).context("--key")?;
 
     let mut files = vec![("config.toml", config(&args, &dir)), ("token", format!("{}\n", token.expose()))];

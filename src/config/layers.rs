@@ -305,7 +305,7 @@ impl KeyPath {
         Self(self.0.iter().cloned().chain([step]).collect())
     }
 
-    /// figment writes numbers of list elements as text; only the tree tells them from names.
+    /// figment writes numbers of list elements as text; only the tree distinguishes them from names.
     fn of(path: &[String], tree: &Value) -> Self {
         let mut at = Some(tree);
         let mut key = Self::default();

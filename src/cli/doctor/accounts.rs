@@ -118,8 +118,8 @@ fn exchange(own: &Credentials, wechat: &Credentials) -> Result<(), SelfTestError
         return Err(SelfTestError::Changed("reply"));
     }
     let stripped = Credentials { mode: Mode::Plaintext, ..wechat.clone() }.push(&clear, "", &salt()?);
-    let taken = own.open(&Query::parse(&stripped.query)?, &Bytes::from(stripped.body)).is_ok();
-    if taken && own.mode != Mode::Plaintext { Err(SelfTestError::Downgrade) } else { Ok(()) }
+    let accepted = own.open(&Query::parse(&stripped.query)?, &Bytes::from(stripped.body)).is_ok();
+    if accepted && own.mode != Mode::Plaintext { Err(SelfTestError::Downgrade) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -234,7 +234,7 @@ async fn port(
     findings: &mut CheckResults,
 ) -> Option<TcpStream> {
     if !PORTS.contains(&url.port()) {
-        let text = format!("{}, and WeChat's console takes 80 and 443 only", url.port());
+        let text = format!("{}, and WeChat's console accepts 80 and 443 only", url.port());
         findings.lines.push(check.failed(text, "let a reverse proxy or a systemd socket listen on 80 or 443"));
     }
     if addresses.is_empty() {

@@ -2,7 +2,7 @@
 //!
 //! A push is retried while there is no full answer of status 200; any answer with 200 is final. WeChat's page says
 //! three retries, field reports say three attempts in all (WeRoBot #801): the default here. No source says whether a
-//! retry is signed anew; here it is the same bytes.
+//! retry is signed again; here it has the same bytes.
 
 use std::sync::Arc;
 use std::time::Duration;

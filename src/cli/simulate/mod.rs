@@ -1,7 +1,7 @@
 //! `wxrelay simulate`: acts as WeChat, faithfully.
 //!
-//! [`WechatClient`] is the core and of use without the command line; [`Kind`] makes the clear texts. Not here: the checks of
-//! WeChat's own servers that no page describes (frequency limits, MarkFail's minute of silence).
+//! [`WechatClient`] also works without the command line; [`PushKind`] writes the messages. Not here: undocumented
+//! behaviour of WeChat's servers (frequency limits, a minute without pushes after MarkFail).
 
 mod account;
 mod client;

@@ -46,7 +46,7 @@ pub enum AnswerError {
     /// There is none.
     #[error(transparent)]
     NoAnswer(Http10Error),
-    /// WeChat follows no redirect and takes nothing but 200 for an answer.
+    /// WeChat follows no redirects and accepts 200 only.
     #[error("status {0}, expected 200")]
     Status(u16),
     /// The body of a verification is not the echostr.

@@ -1,4 +1,4 @@
-//! What a delivery's body is: the relay's JSON, or a push in WeChat's own form, perhaps sealed. Pure.
+//! The body of a delivery: the relay's JSON, or a push in WeChat's own format, clear or encrypted. Pure.
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -13,9 +13,9 @@ pub(super) enum DeliveryContent {
     Json(Value),
     /// A push that the given credentials verified and opened.
     Opened(Box<Opened>),
-    /// A clear push, by the form of it; nobody verified it.
+    /// A clear push, recognized by its elements and not verified.
     Clear(Message),
-    /// A sealed push, and no credentials to open it.
+    /// An encrypted push, without credentials to decrypt it.
     Sealed,
     /// A push that the given credentials refuse.
     Refused(OpenError),
@@ -89,7 +89,7 @@ impl DeliveryContent {
         }
     }
 
-    /// The opened text of a push that came sealed.
+    /// The decrypted text of an encrypted push.
     pub(super) fn opened(&self) -> Option<String> {
         match self {
             Self::Opened(opened) => Some(String::from_utf8_lossy(&opened.clear).into_owned()),

@@ -27,7 +27,7 @@ pub struct ReceivedDelivery {
     pub body: Bytes,
     /// What the user did, in lower case: `text`, `scan`, ...; `verification`, `sealed` or `unknown`.
     pub kind: String,
-    /// The opened text of a sealed push.
+    /// The decrypted text of an encrypted push.
     pub opened: Option<String>,
     /// Whether it is signed as it should be.
     pub check: SignatureCheck,

@@ -29,7 +29,7 @@ use crate::clock::UnixMillis;
 use crate::server::{self, Bound, Listen};
 use crate::wechat::{Credentials, OpenError, Query};
 
-/// The largest body taken, in bytes.
+/// The largest body accepted, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
 /// The most deliveries that wait for the receiver.
@@ -38,7 +38,7 @@ const MAX_UNREAD: usize = 4096;
 /// What a sink does.
 #[derive(Clone)]
 pub struct Options {
-    /// Where it listens; port 0 takes a free one.
+    /// The address to listen on; port 0 selects a free one.
     pub listen: SocketAddr,
     /// The text it replies with.
     pub reply: Option<String>,
@@ -99,7 +99,7 @@ struct SinkState {
     deliveries: mpsc::Sender<ReceivedDelivery>,
 }
 
-/// Binds and serves. Errors: the address is taken or not ours.
+/// Binds and serves. Errors: the address is in use, or not one of this machine.
 pub async fn start(options: Options) -> anyhow::Result<Sink> {
     let bound = server::bind(&Listen::Tcp(options.listen)).await;
     let problem = || format!("can't listen on {}", options.listen);
