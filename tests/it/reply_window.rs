@@ -110,7 +110,7 @@ async fn the_window_closes_when_its_failures_are_spent_and_opens_when_they_have_
     for _ in 0..3 {
         together.push(push(&relay, &wechat, &text("o1", "think")).await);
     }
-    let closes = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("window closes"));
+    let closes = |line: &serde_json::Value| line["message"] == "reply window closed";
     let closed = relay.log("line that says closed", closes).await;
     assert_eq!((&closed["level"], &closed["account"]), (&"WARN".into(), &"shop".into()));
     assert_eq!(relay.metric(OPEN, &[]).await, 0.0);
@@ -119,7 +119,7 @@ async fn the_window_closes_when_its_failures_are_spent_and_opens_when_they_have_
     assert!(sent.elapsed() < Duration::from_secs(3), "in time again: {:?}", sent.elapsed());
     assert_eq!(relay.metric(TIMEOUTS, &[]).await, 2.0);
     eventually("the window opens again", async || (relay.metric(OPEN, &[]).await > 0.0).then_some(())).await;
-    let opens = |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.contains("opens again"));
+    let opens = |line: &serde_json::Value| line["message"] == "reply window opened";
     relay.log("line that says open", opens).await;
     hold(&relay, &wechat, &text("o1", "again"), 3.0).await;
 }
