@@ -69,7 +69,7 @@ impl App {
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let started = UnixMillis::now();
         let metrics = Metrics::new();
-        let (exporter, tail) = Exporter::begin(&config.telemetry, &metrics).map_err(StartError::Collector)?;
+        let (exporter, tail) = Exporter::start(&config.telemetry, &metrics).map_err(StartError::Collector)?;
         let queue = Queue::open(&config.queue, {
             let commits = metrics.commit_duration.clone();
             move |took| commits.observe(took.as_secs_f64())
@@ -305,7 +305,7 @@ impl App {
         self.tail.close();
         let exporter = self.exporter.lock().take();
         if let Some(exporter) = exporter {
-            exporter.end(deadline).await;
+            exporter.stop(deadline).await;
         }
         self.stop_admin.cancel();
         for server in servers {

@@ -1,8 +1,8 @@
 //! Every metric of the relay, in one struct with its own registry; no other file knows a metric's name.
 //!
-//! Invariants: labels come from the configuration or from closed lists in the code, never from what a request holds;
-//! the series of an account or a target exist, at zero, from the moment its handles are taken. Who measures holds
-//! [`AccountMetrics`] or [`TargetMetrics`], which are resolved once, so that a push looks up no account by name.
+//! Invariants: labels come from the configuration or from closed lists in the code, never from a request; the series of
+//! an account or a target exist, at zero, from the moment its handles are created. Callers hold [`AccountMetrics`] or
+//! [`TargetMetrics`], which are resolved once, so that a push looks up no account by name.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-/// Seconds that answering WeChat takes; it hangs up at 5.
+/// Seconds to answer WeChat; it hangs up at 5.
 const PUSH_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 4.5, 5.0];
-/// Seconds that one attempt at a target takes.
+/// Seconds of one attempt at a target.
 const DELIVERY_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 /// Seconds from a push to the identity provider's 2xx, over all attempts; useless after two minutes.
 const IDENTITY_BUCKETS: &[f64] =
     &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
-/// Seconds that making a batch durable takes.
+/// Seconds to commit a batch.
 const COMMIT_BUCKETS: &[f64] =
     &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
 
-/// What an attempt can come to.
+/// The outcomes of an attempt.
 const OUTCOMES: [&str; 4] = ["delivered", "retry", "dead", "expired"];
 
 /// All metrics.
@@ -53,23 +53,16 @@ pub struct Metrics {
     spans: IntCounterVec,
     tls_renew_by: IntGaugeVec,
     acme_orders: IntCounterVec,
-    /// The targets whose backlog was reported last.
+    /// The targets of the last `set_backlogs`.
     backlogged: Mutex<BTreeSet<String>>,
-    /// How long commits of the queue take.
     pub commit_duration: Histogram,
-    /// 1 while pushes are taken, else 0: what `/readyz` says.
     pub ready: IntGauge,
-    /// The bytes that the store takes on disk.
     pub queue_bytes: IntGauge,
-    /// The most bytes that the store may take: `queue.max_size`.
     pub queue_max_bytes: IntGauge,
-    /// The bytes that are free on the store's disk.
     pub disk_free_bytes: IntGauge,
-    /// Deliveries that are in no state; anything but 0 is a bug.
     pub unaccounted: IntGauge,
-    /// The last verified push's timestamp minus our clock, in seconds.
+    /// The last verified push's timestamp minus this machine's clock, in seconds.
     pub clock_skew: Gauge,
-    /// Log lines that whoever reads the log did not take in time.
     pub log_lines_lost: IntCounter,
 }
 
@@ -81,11 +74,9 @@ pub struct AccountMetrics {
     from_elsewhere: IntCounterVec,
     replies: IntCounterVec,
     reply_window_open: IntGaugeVec,
-    /// Pushes left to time out for a late reply.
     pub reply_window_timeouts: IntCounter,
     /// Seconds from a push's arrival to its answer.
     pub push_duration: Histogram,
-    /// Pushes that were tries of an event already known.
     pub duplicates: IntCounter,
 }
 
@@ -98,42 +89,37 @@ pub struct TargetMetrics {
     pub delivery_duration: Histogram,
     /// Seconds from the push to the 2xx; observed for identity targets only.
     pub identity_latency: Histogram,
-    /// Deliveries that wait.
     pub pending: IntGauge,
-    /// The age in seconds of the oldest delivery that waits; 0 when none does.
+    /// The age in seconds of the oldest pending delivery; 0 without one.
     pub oldest_pending: Gauge,
-    /// Dead letters.
     pub dead: IntGauge,
     /// 1, or 0 while the circuit breaker lets only probes through.
     pub up: IntGauge,
-    /// 1 while an operator has paused it.
+    /// 1 while it is paused.
     pub paused: IntGauge,
 }
 
-/// What becomes of the spans of traces.
+/// The results of exporting spans.
 #[derive(Clone, Debug)]
 pub struct SpanMetrics {
-    /// The collector took them.
     pub exported: IntCounter,
-    /// There was no room for them: the collector is slower than they come, or away.
+    /// The buffer was full: the collector is too slow or down.
     pub dropped: IntCounter,
-    /// The collector refused them, or could not be reached for too long.
+    /// The collector rejected them, or was unreachable for too long.
     pub failed: IntCounter,
 }
 
-/// What waits for a target, as the queue counts it.
+/// The backlog of a target, as the queue counts it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Deliveries that wait.
     pub pending: u64,
-    /// The age of the oldest of them.
+    /// The age of the oldest pending delivery.
     pub oldest: Duration,
-    /// Dead letters.
     pub dead: u64,
 }
 
 impl Metrics {
-    /// A fresh set, registered, with the process's own metrics beside it.
+    /// Registers all metrics, and the process's own beside them.
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
         let at = &registry;
@@ -246,7 +232,7 @@ impl Metrics {
             ),
             clock_skew: registered(
                 at,
-                Gauge::new("wxrelay_clock_skew_seconds", "A verified push's timestamp minus our clock."),
+                Gauge::new("wxrelay_clock_skew_seconds", "A verified push's timestamp minus this machine's clock."),
             ),
             log_lines_lost: registered(
                 at,
@@ -281,7 +267,7 @@ impl Metrics {
         }
     }
 
-    /// The metrics of a target, for the one who delivers to it: it counts as up from now.
+    /// The metrics of a target, for its lane: it counts as up from now.
     pub fn target(&self, name: &str) -> TargetMetrics {
         let metrics = TargetMetrics {
             name: name.into(),
@@ -295,20 +281,20 @@ impl Metrics {
             paused: self.paused.with_label_values(&[name]),
         };
         metrics.up.set(1);
-        // A counter that begins with its first event hides that event from `increase`.
+        // A counter that appears with its first event hides that event from `increase`.
         for outcome in OUTCOMES {
             self.deliveries.with_label_values(&[name, outcome]);
         }
         metrics
     }
 
-    /// The metrics of spans, for the one who exports them; before the first call there is no series.
+    /// The metrics of spans, for the exporter; before the first call there is no series.
     pub fn spans(&self) -> SpanMetrics {
         let count = |result| self.spans.with_label_values(&[result]);
         SpanMetrics { exported: count("exported"), dropped: count("dropped"), failed: count("failed") }
     }
 
-    /// Sets what waits for each target; a target reported before and not now has nothing waiting.
+    /// Sets the backlog of each target; a target that is no longer listed gets 0.
     pub fn set_backlogs<'a>(&self, backlogs: impl IntoIterator<Item = (&'a str, Backlog)>) {
         let mut known = self.backlogged.lock();
         let mut gone = std::mem::take(&mut *known);
@@ -322,20 +308,20 @@ impl Metrics {
         }
     }
 
-    /// Says which configuration is in use; the series of the one before ends.
+    /// Sets the configuration in use; the previous one's series ends.
     pub fn config_info(&self, sha256: &str, generation: u64) {
         self.config_info.reset();
         self.config_info.with_label_values(&[sha256, &generation.to_string()]).set(1);
     }
 
-    /// Says when a served certificate ends and by when it should have been renewed, by its file, in seconds since the
-    /// epoch; before the first call there is no series, so that an alert on "soon" stays quiet where TLS ends elsewhere.
+    /// Sets when a served certificate expires and should be renewed, by its file, in seconds since the epoch; before the
+    /// first call there is no series, so that no alert fires where a proxy terminates TLS.
     pub fn tls_expiry(&self, cert: &str, end: i64, renew_by: i64) {
         self.tls_expiry.with_label_values(&[cert]).set(end);
         self.tls_renew_by.with_label_values(&[cert]).set(renew_by);
     }
 
-    /// The orders of a certificate: those that were fulfilled, and those that were not.
+    /// The orders of a certificate: issued and failed.
     pub fn acme_orders(&self, domain: &str) -> [IntCounter; 2] {
         ["issued", "failed"].map(|result| self.acme_orders.with_label_values(&[domain, result]))
     }
@@ -343,7 +329,7 @@ impl Metrics {
     /// Everything in Prometheus' text format.
     pub fn render(&self) -> String {
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_else(|error| {
-            tracing::error!(%error, "metrics cannot be written");
+            tracing::error!(%error, "metrics cannot be rendered");
             String::new()
         })
     }
@@ -399,7 +385,7 @@ fn describe_build(registry: &Registry) {
 fn describe_process(registry: &Registry) {
     let process = prometheus::process_collector::ProcessCollector::for_self();
     if let Err(error) = registry.register(Box::new(process)) {
-        tracing::warn!(%error, "the process's own metrics are missing");
+        tracing::warn!(%error, "process metrics unavailable");
     }
 }
 

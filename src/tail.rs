@@ -1,9 +1,8 @@
-//! What happens, as it happens, for whoever watches: each push and each attempt; and the same as spans of a trace, for
-//! the one who exports them.
+//! Live activity for watchers: each push and each attempt; and the same as spans of a trace, for the exporter.
 //!
-//! Invariants: telling never waits, and costs next to nothing while nobody watches. Who reads too slowly misses the
-//! oldest news, and learns how many; of spans the newest are missed, and counted. News holds what a log line holds:
-//! OpenIDs as `log.openid` shows them, no message text, no query. Nothing is kept: what was is in the store.
+//! Invariants: publishing never waits, and costs next to nothing without a watcher. A watcher that reads too slowly misses
+//! the oldest activity, and learns how much; of spans the newest are dropped, and counted. An activity has the contents of
+//! a log line: OpenIDs as `log.openid` shows them, no message text, no query. Nothing is stored here.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -17,141 +16,123 @@ use crate::event::EventId;
 use crate::metrics::SpanMetrics;
 use crate::trace::SpanContext;
 
-/// How many news a reader may be behind before it misses some.
-const BEHIND: usize = 1024;
-/// How many spans wait for the exporter at most; some MiB.
-const SPANS: usize = 4096;
-/// The most who watch at a time.
+/// How far a watcher may lag before it misses activity.
+const MAX_LAG: usize = 1024;
+/// The most spans that wait for the exporter; a few MiB.
+const MAX_SPANS: usize = 4096;
+/// The most concurrent watchers.
 pub const WATCHERS: usize = 16;
 
-/// Something that happened.
+/// A push or an attempt, as watchers see it.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "what", rename_all = "lowercase")]
 pub enum Activity {
-    /// A request to an account got its answer, or went without one.
+    /// A request to an account, answered or not.
     Push(PushActivity),
     /// An attempt was made, or its delivery had expired before it.
     Attempt(AttemptActivity),
 }
 
-/// A request to an account, as its log line tells it.
+/// A request to an account, with the contents of its log line.
 #[derive(Clone, Debug, Serialize)]
 pub struct PushActivity {
-    /// When it was over.
+    /// When it ended.
     #[serde(serialize_with = "text")]
     pub at: UnixMillis,
-    /// The event that it came to.
+    /// The event that it became.
     #[serde(serialize_with = "id_or_null")]
     pub event: Option<EventId>,
-    /// The account.
     #[serde(serialize_with = "text")]
     pub account: Arc<str>,
     /// `verify`, the kind of the message, or `none`.
     pub kind: &'static str,
     /// `accepted`, `duplicate`, `verified`, or why it was refused.
     pub result: &'static str,
-    /// How long it took.
     pub duration_ms: f64,
-    /// Whom it came from.
     pub openid: Option<String>,
-    /// WeChat's stamp: CreateTime, or the query's timestamp where the push was not opened; in seconds since 1970.
+    /// WeChat's stamp: CreateTime, or the query's timestamp of a push that was not decrypted; in seconds since 1970.
     pub stamp: Option<i64>,
 }
 
-/// An attempt, as its log line tells it.
+/// An attempt, with the contents of its log line.
 #[derive(Clone, Debug, Serialize)]
 pub struct AttemptActivity {
-    /// When it was over.
+    /// When it ended.
     #[serde(serialize_with = "text")]
     pub at: UnixMillis,
-    /// The event.
     #[serde(serialize_with = "text")]
     pub event: EventId,
-    /// The account it came in by.
     #[serde(serialize_with = "text")]
     pub account: Arc<str>,
-    /// The kind of its message.
     pub kind: &'static str,
-    /// Where it went.
     #[serde(serialize_with = "text")]
     pub target: Arc<str>,
     /// From 1.
     pub attempt: u32,
     /// `delivered`, `retry`, `dead` or `expired`.
     pub outcome: &'static str,
-    /// The HTTP status, if there was an answer.
     pub status: Option<u16>,
-    /// How long it took.
     pub duration_ms: f64,
-    /// Why it failed.
     pub error: Option<String>,
-    /// Whom the event came from.
     pub openid: String,
     /// CreateTime, in seconds since 1970.
     pub stamp: Option<i64>,
 }
 
-/// What a span is of.
+/// The kind of a span.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TracedKind {
-    /// A try of a push.
     Push,
-    /// An attempt.
     Attempt,
-    /// The end of a delivery that had expired before another attempt.
+    /// A delivery that expired before another attempt.
     Expiry,
 }
 
-/// A push or an attempt as its trace tells it.
+/// A push or an attempt as a span of its trace.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// What it is of.
     pub what: TracedKind,
-    /// Where it hangs.
     pub place: SpanContext,
-    /// The event, also where the news does not know it yet.
+    /// The event, also where the activity does not have it yet.
     pub event: EventId,
-    /// When it began.
     pub begun: UnixNanos,
-    /// When it was over.
     pub ended: UnixNanos,
-    /// The HTTP status that WeChat got, or that the target gave.
+    /// The HTTP status sent to WeChat, or received from the target.
     pub status: Option<u16>,
-    /// In one word why it failed, if it did.
+    /// The reason of a failure, in one word.
     pub failure: Option<Cow<'static, str>>,
-    /// What the log says of it.
     pub news: Activity,
 }
 
-/// Where news is told, and watched. Clones are the same one.
+/// Publishes activity to watchers and spans to the exporter. Clones share the channels.
 #[derive(Clone, Debug)]
 pub struct Tail {
     news: broadcast::Sender<Arc<Activity>>,
-    places: Arc<Semaphore>,
+    watchers: Arc<Semaphore>,
     end: CancellationToken,
     spans: Option<(mpsc::Sender<Span>, SpanMetrics)>,
 }
 
 impl Default for Tail {
     fn default() -> Self {
-        let (places, end) = (Arc::new(Semaphore::new(WATCHERS)), CancellationToken::new());
-        Self { news: broadcast::Sender::new(BEHIND), places, end, spans: None }
+        let (watchers, end) = (Arc::new(Semaphore::new(WATCHERS)), CancellationToken::new());
+        Self { news: broadcast::Sender::new(MAX_LAG), watchers, end, spans: None }
     }
 }
 
 impl Tail {
-    /// One that tells of spans too, and where they come out.
+    /// One that also collects spans, and their receiver.
     pub fn traced(metrics: SpanMetrics) -> (Self, mpsc::Receiver<Span>) {
-        let (sender, spans) = mpsc::channel(SPANS);
+        let (sender, spans) = mpsc::channel(MAX_SPANS);
         (Self { spans: Some((sender, metrics)), ..Self::default() }, spans)
     }
 
-    /// Hands a span to the exporter, if there is one and the trace is recorded; where there is no room, it is counted
-    /// and lost.
+    /// Sends a span to the exporter, if there is one and the trace is recorded. When the buffer is full the span is dropped
+    /// and counted.
     pub fn trace(&self, place: impl FnOnce() -> SpanContext, span: impl FnOnce(SpanContext) -> Span) {
         let Some((sender, metrics)) = &self.spans else { return };
         let place = place();
-        // After its end the exporter takes none, and there is nobody left to miss them.
+        // Once the exporter has ended, a dropped span is not counted.
         if place.recorded
             && let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(span(place))
         {
@@ -159,7 +140,7 @@ impl Tail {
         }
     }
 
-    /// Tells whoever watches; nobody is waited for.
+    /// Publishes to all watchers, without waiting.
     pub fn tell(&self, news: impl FnOnce() -> Activity) {
         if self.news.receiver_count() > 0 {
             // Fails when the last watcher has just gone.
@@ -167,37 +148,36 @@ impl Tail {
         }
     }
 
-    /// What is told from now on; `None` if [`WATCHERS`] watch already.
+    /// Watches all activity from now on; `None` if there are [`WATCHERS`] already.
     pub fn watch(&self) -> Option<Watch> {
-        let place = self.places.clone().try_acquire_owned().ok()?;
-        Some(Watch { news: self.news.subscribe(), end: self.end.clone(), _place: place })
+        let permit = self.watchers.clone().try_acquire_owned().ok()?;
+        Some(Watch { news: self.news.subscribe(), end: self.end.clone(), _permit: permit })
     }
 
-    /// Ends every watch, once it has read what was told.
+    /// Ends every watch, once it has read what was published.
     pub fn close(&self) {
         self.end.cancel();
     }
 }
 
-/// One who watches.
+/// A watcher's receiver.
 #[derive(Debug)]
 pub struct Watch {
     news: broadcast::Receiver<Arc<Activity>>,
     end: CancellationToken,
-    _place: OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
-/// What a watch sees.
+/// One item of a watch.
 #[derive(Clone, Debug)]
 pub enum WatchItem {
-    /// Something that happened.
     Activity(Arc<Activity>),
-    /// So many news were missed, as they were read too slowly.
+    /// That many activities were missed, as they were read too slowly.
     Lagged(u64),
 }
 
 impl Watch {
-    /// What comes next; `None` once the tail is closed.
+    /// The next item; `None` once the tail is closed.
     pub async fn next(&mut self) -> Option<WatchItem> {
         tokio::select! {
             biased;
@@ -241,20 +221,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_reader_learns_how_many_it_missed_and_holds_nobody_up() {
+    async fn a_slow_watcher_learns_how_much_it_missed_and_blocks_nobody() {
         let tail = Tail::default();
         let mut watch = tail.watch().unwrap();
-        (0..BEHIND + 3).for_each(|_| tail.tell(push));
+        (0..MAX_LAG + 3).for_each(|_| tail.tell(push));
         tail.close();
         assert!(matches!(watch.next().await, Some(WatchItem::Lagged(3))));
-        for _ in 0..BEHIND {
+        for _ in 0..MAX_LAG {
             assert!(matches!(watch.next().await, Some(WatchItem::Activity(_))));
         }
         assert!(watch.next().await.is_none(), "closed, and all is read");
     }
 
     #[tokio::test]
-    async fn spans_that_find_no_room_are_counted_and_hold_nobody_up() {
+    async fn spans_that_do_not_fit_are_counted_and_block_nobody() {
         let metrics = crate::metrics::Metrics::new();
         let (tail, mut spans) = Tail::traced(metrics.spans());
         let recorded = Trace::new(EventId(1), None).push();
@@ -263,17 +243,17 @@ mod tests {
             let (what, event) = (TracedKind::Push, EventId(1));
             Span { what, place, event, begun, ended, status: Some(200), failure: None, news: push() }
         };
-        (0..SPANS + 3).for_each(|_| tail.trace(|| recorded, span));
+        (0..MAX_SPANS + 3).for_each(|_| tail.trace(|| recorded, span));
         tail.trace(|| SpanContext { recorded: false, ..recorded }, |_| panic!("nobody wants it recorded"));
         Tail::default().trace(|| panic!("nobody exports"), span);
         assert_eq!(metrics.spans().dropped.get(), 3);
         spans.close();
         let mut taken = Vec::new();
-        assert_eq!(spans.recv_many(&mut taken, 2 * SPANS).await, SPANS);
+        assert_eq!(spans.recv_many(&mut taken, 2 * MAX_SPANS).await, MAX_SPANS);
     }
 
     #[test]
-    fn only_so_many_watch_and_nothing_is_made_for_nobody() {
+    fn watchers_are_limited_and_nothing_is_built_without_one() {
         let tail = Tail::default();
         tail.tell(|| panic!("nobody watches"));
         let watches: Vec<_> = (0..WATCHERS).map(|_| tail.watch().unwrap()).collect();

@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::ConfigArgs;
 use super::description::excerpt;
-use super::store::{self, Request};
+use super::store::{self, SweepRequest};
 use crate::config::Config;
 use crate::event::EventId;
 use crate::queue::{Inspect, Sweep, SweepAction};
@@ -26,35 +26,35 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Action {
-    /// List dead letters, the newest first
+    /// List dead letters, newest first
     Ls {
-        /// Those of one target
+        /// Only those of one target
         #[arg(long)]
         target: Option<String>,
-        /// Those of events older than this one: the last of the page before
+        /// Only those of events older than this one: the last of the previous page
         #[arg(long)]
         before: Option<EventId>,
-        /// The most to list
+        /// List up to this many
         #[arg(long, default_value_t = 50)]
         limit: usize,
     },
     /// Deliver dead letters again, with a fresh retry schedule
     Retry {
-        /// Those of one target [default: every target's]
+        /// Only those of one target [default: every target's]
         target: Option<String>,
         /// Only these events
         ids: Vec<EventId>,
     },
-    /// Give a target's dead letters up for good: they become `cancelled`
+    /// Cancel a target's dead letters for good
     Drop {
-        /// Whose
+        /// The target
         target: String,
         /// Only these events
         ids: Vec<EventId>,
     },
 }
 
-/// Lists out of the store itself; changes through the relay while it runs, else in the store.
+/// Lists from the store; changes through the relay while it runs, else in the store.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let (target, ids, action, done) = match args.action {
@@ -76,7 +76,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The target that is named, or all that the store knows.
+/// The named target, or all in the store.
 fn targets(config: &Config, named: Option<String>) -> anyhow::Result<Vec<String>> {
     let Some(named) = named else { return store::stored_targets(config) };
     store::expect_known(config, &named)?;
@@ -121,6 +121,6 @@ async fn change(config: &Config, target: &str, ids: &[EventId], action: SweepAct
     let listed = serde_json::json!({ "ids": ids.iter().map(ToString::to_string).collect::<Vec<_>>() });
     let body = Some(listed).filter(|_| !ids.is_empty());
     let events = Some(ids.to_vec()).filter(|ids| !ids.is_empty());
-    let request = Request { path: format!("/api/targets/{target}/{path}"), body, count };
+    let request = SweepRequest { path: format!("/api/targets/{target}/{path}"), body, count };
     store::sweep(config, Sweep::dead(target, events, action), request).await
 }

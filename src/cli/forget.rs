@@ -1,7 +1,7 @@
 //! `wxrelay events forget`: deletes all that the store holds about a user.
 //!
-//! Step by step, as a replay goes. It can be made again at any time: what was stopped goes on so, and what is gone is
-//! gone. Backups, logs and what handlers were given are out of its reach, and it says so.
+//! Step by step, as a replay. It can be repeated at any time: an interrupted one continues. Backups, logs and the data of
+//! handlers are not changed, and it prints so.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
@@ -11,7 +11,7 @@ use anyhow::{Context as _, bail};
 use serde_json::json;
 
 use super::api::Api;
-use super::steps::{self, By, Done};
+use super::steps::{self, Executor, StepsResult};
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::event::EventId;
@@ -23,70 +23,70 @@ pub(super) struct Args {
     /// The user
     #[arg(long, value_name = "ID", value_parser = openid)]
     openid: String,
-    /// Only what this account got of it [default: every account]
+    /// Only events of this account [default: every account]
     #[arg(long)]
     account: Option<String>,
-    /// Don't ask first
+    /// Do not ask for confirmation
     #[arg(long)]
     yes: bool,
 }
 
-/// Asks, forgets, and says how many events are gone.
+/// Asks, forgets, and prints how many events were deleted.
 pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let Args { openid, account, yes } = args;
     if !yes && !io::stdin().is_terminal() {
-        bail!("there is no terminal to ask on: add --yes to forget without a question");
+        bail!("no terminal for the confirmation: add --yes to forget without it");
     }
-    let look = Inspect::open(&config.queue.path)?;
-    // What comes in from now on is not meant.
-    let filter = EventFilter { from: Some(openid), account, until: Some(look.end()?), ..EventFilter::default() };
+    let store = Inspect::open(&config.queue.path)?;
+    // Events received from now on are excluded.
+    let filter = EventFilter { from: Some(openid), account, until: Some(store.end()?), ..EventFilter::default() };
     let sweep = Arc::new(Sweep { filter, events: None, action: SweepAction::Forget });
-    let count = look.count(&sweep, None)?;
-    if !yes && count > 0 && !is_meant(&look, &sweep, count)? {
+    let count = store.count(&sweep, None)?;
+    if !yes && count > 0 && !confirm(&store, &sweep, count)? {
         writeln!(io::stderr(), "nothing is forgotten")?;
         return Ok(ExitCode::FAILURE);
     }
-    drop(look);
-    // Also where there is nothing to delete: an earlier one may have been stopped before all of it was wiped.
-    let by = By::of(config)?;
-    let done = steps::make(None, &steps::bar(count, "events"), async |after| match &by {
-        By::Us(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
-        By::Relay(api) => page(api, &sweep, after).await,
+    drop(store);
+    // Also when there is nothing to delete: an earlier run may have been stopped before the wipe.
+    let executor = Executor::of(config)?;
+    let done = steps::run(None, &steps::progress_bar(count, "events"), async |after| match &executor {
+        Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
+        Executor::Relay(api) => page(api, &sweep, after).await,
     })
     .await;
-    let wiped = match &by {
-        By::Us(queue) => queue.wipe().await,
-        // It wipes with the last page.
-        By::Relay(_) => Ok(()),
+    let wiped = match &executor {
+        Executor::Local(queue) => queue.wipe().await,
+        // The relay wipes with the last page.
+        Executor::Relay(_) => Ok(()),
     };
-    by.close().await;
-    let Done { changed: forgotten, next, failed } = done;
+    executor.close().await;
+    let StepsResult { changed: forgotten, next, failed } = done;
     if let Some(error) = failed.or(wiped.err().map(Into::into)) {
-        return Err(error.context(format!("forgot {forgotten} events; run it again to go on")));
+        return Err(error.context(format!("forgot {forgotten} events; run it again to continue")));
     }
-    tell(forgotten, json)?;
+    print_result(forgotten, json)?;
     if next.is_none() {
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(io::stderr(), "stopped; run it again to go on")?;
+    writeln!(io::stderr(), "stopped; run it again to continue")?;
     Ok(ExitCode::FAILURE)
 }
 
-fn tell(forgotten: u64, json: bool) -> io::Result<()> {
+fn print_result(forgotten: u64, json: bool) -> io::Result<()> {
     match (json, forgotten) {
         (true, _) => writeln!(io::stdout(), "{}", json!({ "forgotten": forgotten })),
         (false, 0) => writeln!(io::stderr(), "no event of this user"),
         (false, _) => {
             writeln!(io::stdout(), "forgot {forgotten} events")?;
-            writeln!(io::stderr(), "not reached: backups, logs, and what handlers were given")
+            writeln!(io::stderr(), "not changed: backups, logs, and the data of handlers")
         }
     }
 }
 
-/// Asks on the terminal.
-fn is_meant(look: &Inspect, sweep: &Sweep, count: u64) -> anyhow::Result<bool> {
+/// Asks for confirmation on the terminal.
+fn confirm(store: &Inspect, sweep: &Sweep, count: u64) -> anyhow::Result<bool> {
     let filter = EventFilter { state: Some(DeliveryState::Pending), ..sweep.filter.clone() };
-    let pending = look.count(&Sweep { filter, ..sweep.clone() }, None)?;
+    let pending = store.count(&Sweep { filter, ..sweep.clone() }, None)?;
     let shown: String = sweep.filter.from.iter().flat_map(|openid| openid.chars()).take(4).collect();
     let waiting = match pending {
         0 => String::new(),
@@ -109,7 +109,7 @@ async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::R
         "until": until.map(|until| until.to_string()),
         "cursor": after.map(|id| id.to_string()),
     });
-    steps::told(&api.post("/api/events/forget", Some(&body)).await?, "forgotten")
+    steps::parse_step(&api.post("/api/events/forget", Some(&body)).await?, "forgotten")
 }
 
 fn openid(text: &str) -> Result<String, &'static str> {

@@ -9,8 +9,7 @@ use serde_json::{Value, json};
 
 use super::api::Api;
 use super::event_filter::FilterArgs;
-use super::steps::{self, By, Done};
-use super::store;
+use super::steps::{self, Executor, StepsResult};
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::event::EventId;
@@ -22,23 +21,23 @@ const COUNT: &str = "replayed";
 /// `wxrelay events replay`
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// These events
+    /// Only these events
     #[arg(conflicts_with_all = ["account", "event", "from", "since", "until", "all", "after"])]
     ids: Vec<EventId>,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Deliver to this target, also what it never had [default: to every target that had it]
+    /// Deliver to this target, also new events for it [default: every target that had the event]
     #[arg(long)]
     to: Option<String>,
-    /// Every event there is
+    /// Replay every event
     #[arg(long)]
     all: bool,
-    /// Go on behind this event, where an earlier replay stopped
+    /// Continue after this event, where an earlier replay stopped
     #[arg(long, value_name = "ID")]
     after: Option<EventId>,
 }
 
-/// Counts, then replays step by step; says where to go on if it is stopped.
+/// Counts, then replays step by step; if it is stopped, prints how to continue.
 pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let Args { ids, filter, to, all, after } = args;
     let mut filter = filter.filter();
@@ -46,36 +45,36 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
         bail!("which events? Give an id, a filter (--target, --state, --since, ..), or --all");
     }
     if let Some(target) = &filter.target {
-        store::expect_known(config, target)?;
+        super::store::expect_known(config, target)?;
     }
     if let Some(to) = &to {
-        store::expect_configured(config, to)?;
+        super::store::expect_configured(config, to)?;
     }
-    let look = Inspect::open(&config.queue.path)?;
+    let store = Inspect::open(&config.queue.path)?;
     for id in &ids {
-        look.event(*id)?.with_context(|| format!("{id} is not in the store; it may be older than queue.retention"))?;
+        store.event(*id)?.with_context(|| format!("{id} is not in the store; it may be older than queue.retention"))?;
     }
-    // What comes in from now on is not meant, nor what this replay leads to.
+    // Events received from now on are excluded, and those that this replay causes.
     filter.until = Some(filter.until.unwrap_or_else(UnixMillis::now)).filter(|_| ids.is_empty());
     let until = filter.until;
     let action = to.map_or(SweepAction::Replay, |to| SweepAction::ReplayTo(to.into()));
     let sweep = Arc::new(Sweep { filter, events: Some(ids).filter(|ids| !ids.is_empty()), action });
-    let bar = steps::bar(look.count(&sweep, after)?, "deliveries");
-    drop(look);
-    let by = By::of(config)?;
-    let Done { changed: replayed, next, failed } = steps::make(after, &bar, async |after| match &by {
-        By::Us(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
-        By::Relay(api) => page(api, &sweep, after).await,
+    let bar = steps::progress_bar(store.count(&sweep, after)?, "deliveries");
+    drop(store);
+    let executor = Executor::of(config)?;
+    let StepsResult { changed: replayed, next, failed } = steps::run(after, &bar, async |after| match &executor {
+        Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
+        Executor::Relay(api) => page(api, &sweep, after).await,
     })
     .await;
-    by.close().await;
-    let go_on = || {
+    executor.close().await;
+    let how_to_continue = || {
         let until = until.map(|until| format!(" --until {until}")).unwrap_or_default();
         let after = next.map(|next| format!(" --after {next}")).unwrap_or_default();
-        format!("to go on, add{after}{until}")
+        format!("to continue, add{after}{until}")
     };
     if let Some(error) = failed {
-        return Err(error.context(format!("replayed {replayed}; {}", go_on())));
+        return Err(error.context(format!("replayed {replayed}; {}", how_to_continue())));
     }
     if json {
         let next = next.map(|id| id.to_string());
@@ -86,19 +85,19 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     if next.is_none() {
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(io::stderr(), "stopped; {}", go_on())?;
+    writeln!(io::stderr(), "stopped; {}", how_to_continue())?;
     Ok(ExitCode::FAILURE)
 }
 
-/// A page of steps, or one of the events that are named.
+/// Replays a page, or one of the named events.
 async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
     match &sweep.events {
-        None => steps::told(&api.post("/api/events/replay", Some(&filter(sweep, after))).await?, COUNT),
+        None => steps::parse_step(&api.post("/api/events/replay", Some(&filter(sweep, after))).await?, COUNT),
         Some(events) => one(api, sweep, events, after).await,
     }
 }
 
-/// The next one of the events that are named.
+/// Replays the next of the named events.
 async fn one(
     api: &Api<'_>,
     sweep: &Sweep,
@@ -112,7 +111,7 @@ async fn one(
     let (target, state) = (&sweep.filter.target, sweep.filter.state.map(|state| state.name()));
     let body = json!({ "target": target, "state": state, "to": to(sweep) });
     let answer = api.post(&format!("/api/events/{id}/replay"), Some(&body)).await?;
-    let SweepProgress { changed, .. } = steps::told(&answer, COUNT)?;
+    let SweepProgress { changed, .. } = steps::parse_step(&answer, COUNT)?;
     Ok(SweepProgress { changed, next: Some(*id).filter(|_| rest.len() > 1) })
 }
 

@@ -1,6 +1,6 @@
-//! The steps of a sweep, made by this process or by the relay that has the store, until the end or Ctrl-C.
+//! Runs the steps of a sweep in this process, or in the relay that has the store, until the end or Ctrl-C.
 //!
-//! Which steps, and what is said about them, is the command's.
+//! The command defines the steps and prints the result.
 
 use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -13,53 +13,52 @@ use crate::config::Config;
 use crate::event::EventId;
 use crate::queue::{Queue, SweepProgress};
 
-/// Who makes the steps.
-pub(super) enum By<'c> {
-    /// This process: no relay runs.
-    Us(Queue),
-    /// The relay that has the store, a page of steps at a time.
+/// Where the steps run.
+pub(super) enum Executor<'c> {
+    /// In this process: no relay runs.
+    Local(Queue),
+    /// In the relay that has the store, a page of steps at a time.
     Relay(Api<'c>),
 }
 
-impl<'c> By<'c> {
+impl<'c> Executor<'c> {
     pub(super) fn of(config: &'c Config) -> anyhow::Result<Self> {
-        Ok(match store::claim(config)? {
-            Some(queue) => Self::Us(queue),
+        Ok(match store::open(config)? {
+            Some(queue) => Self::Local(queue),
             None => Self::Relay(Api::of(config)?),
         })
     }
 
     pub(super) async fn close(self) {
-        if let Self::Us(queue) = self {
+        if let Self::Local(queue) = self {
             queue.close().await;
         }
     }
 }
 
-/// How the steps ended.
-pub(super) struct Done {
-    /// How much was changed.
+/// The result of the steps.
+pub(super) struct StepsResult {
     pub(super) changed: u64,
-    /// Behind which event there may be more; `None` at the end, and before the first step.
+    /// The event after which to continue; `None` at the end, and before the first step.
     pub(super) next: Option<EventId>,
-    /// What a step failed with.
+    /// The error of a step.
     pub(super) failed: Option<anyhow::Error>,
 }
 
-/// Makes one step after the other, the first behind `after`.
-pub(super) async fn make(
+/// Runs one step after another, the first after the event `after`.
+pub(super) async fn run(
     after: Option<EventId>,
     bar: &ProgressBar,
     mut step: impl AsyncFnMut(Option<EventId>) -> anyhow::Result<SweepProgress>,
-) -> Done {
+) -> StepsResult {
     let stop = CancellationToken::new();
-    let asked = stop.clone();
+    let interrupted = stop.clone();
     let listening = tokio::spawn(async move {
         if tokio::signal::ctrl_c().await.is_ok() {
-            asked.cancel();
+            interrupted.cancel();
         }
     });
-    let mut done = Done { changed: 0, next: after, failed: None };
+    let mut done = StepsResult { changed: 0, next: after, failed: None };
     loop {
         match step(done.next).await {
             Err(error) => {
@@ -81,14 +80,14 @@ pub(super) async fn make(
     done
 }
 
-/// A step from the relay's answer: `count` is its name for what changed.
-pub(super) fn told(answer: &Value, count: &str) -> anyhow::Result<SweepProgress> {
+/// Parses a step from the relay's response; `count` is the key of the number of changes.
+pub(super) fn parse_step(answer: &Value, count: &str) -> anyhow::Result<SweepProgress> {
     let changed = answer[count].as_u64().context("the relay's answer has no count")?;
     Ok(SweepProgress { changed, next: answer["next"].as_str().map(str::parse).transpose()? })
 }
 
-/// Shown on a terminal alone.
-pub(super) fn bar(total: u64, what: &str) -> ProgressBar {
+/// Shown on a terminal only.
+pub(super) fn progress_bar(total: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::new(total);
     match ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} {what}, {{eta}} left")) {
         Ok(style) => bar.with_style(style),

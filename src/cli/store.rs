@@ -1,4 +1,4 @@
-//! The store as the commands change it: in their own hands while no relay runs, else by asking the relay that has it.
+//! Changes of the store by commands: in this process while no relay runs, else through the relay that has it.
 
 use std::collections::BTreeSet;
 
@@ -10,15 +10,15 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::queue::{self, Inspect, Queue, Sweep};
 
-/// What to ask a relay for: where, with which body, and the name of the count in its answer.
-pub(super) struct Request<'r> {
+/// A request for the relay: path, body, and the key of the count in its response.
+pub(super) struct SweepRequest<'r> {
     pub(super) path: String,
     pub(super) body: Option<Value>,
     pub(super) count: &'r str,
 }
 
-/// The store, unless a relay has it.
-pub(super) fn claim(config: &Config) -> anyhow::Result<Option<Queue>> {
+/// Opens the store, unless a relay has it.
+pub(super) fn open(config: &Config) -> anyhow::Result<Option<Queue>> {
     let queue = match Queue::open(&config.queue, |_| {}) {
         Ok(queue) => queue,
         Err(queue::Error::Locked { .. }) => return Ok(None),
@@ -30,9 +30,9 @@ pub(super) fn claim(config: &Config) -> anyhow::Result<Option<Queue>> {
     Ok(Some(queue))
 }
 
-/// Makes a whole sweep. Returns how many deliveries changed.
-pub(super) async fn sweep(config: &Config, sweep: Sweep, request: Request<'_>) -> anyhow::Result<u64> {
-    let Some(queue) = claim(config)? else {
+/// Runs a whole sweep. Returns how many deliveries changed.
+pub(super) async fn sweep(config: &Config, sweep: Sweep, request: SweepRequest<'_>) -> anyhow::Result<u64> {
+    let Some(queue) = open(config)? else {
         let answer = Api::of(config)?.post(&request.path, request.body.as_ref()).await?;
         return answer[request.count].as_u64().context("the relay's answer has no count");
     };

@@ -1,7 +1,7 @@
 //! `wxrelay events tail`: each push and each attempt as it happens.
 //!
-//! A relay that cannot be reached at the start is an error. One that goes away later, to be restarted say, is told of on
-//! stderr and asked again every second, until it is back or Ctrl-C ends this. What happened meanwhile is in `events ls`.
+//! A relay that cannot be reached at the start is an error. One that stops later, for a restart, is reported on stderr and
+//! retried every second, until it is back or Ctrl-C ends this. Activity missed meanwhile is in `events ls`.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -17,25 +17,25 @@ use serde_json::Value;
 use super::api::Api;
 use crate::config::Config;
 
-/// A relay says something every 15 s at least.
-const SILENCE: Duration = Duration::from_secs(45);
-/// Between two tries to reach a relay that has gone away.
-const AGAIN: Duration = Duration::from_secs(1);
-/// No news is nearly as long.
-const LONGEST_LINE: usize = 64 << 10;
+/// A relay sends at least a comment every 15 s.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
+/// The wait between two tries to reconnect.
+const RECONNECT_WAIT: Duration = Duration::from_secs(1);
+/// No activity is nearly as long.
+const MAX_LINE: usize = 64 << 10;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// What happens in one account
+    /// Only activity of one account
     #[arg(long)]
     account: Option<String>,
-    /// Pushes of one kind and their attempts, as in SCAN or text
+    /// Only pushes of one kind and their attempts, as in SCAN or text
     #[arg(long)]
     event: Option<String>,
-    /// What comes from one OpenID; also the hash that the log shows
+    /// Only activity of one OpenID, in clear or as the log shows it
     #[arg(long)]
     from: Option<String>,
-    /// Attempts at one target, no pushes
+    /// Only attempts at one target, no pushes
     #[arg(long)]
     target: Option<String>,
 }
@@ -45,9 +45,9 @@ pub(super) async fn run(config: &Config, args: &Args, json: bool) -> anyhow::Res
     let mut answer = accepted(api.open(&path).await?).await?;
     loop {
         let why = follow(answer, json).await?;
-        writeln!(io::stderr(), "-- {why}; trying again every second until it is back, Ctrl-C ends")?;
-        answer = again(&api, &path).await?;
-        writeln!(io::stderr(), "-- connected again; what happened meanwhile is in `wxrelay events ls`")?;
+        writeln!(io::stderr(), "-- {why}; retrying every second until it is back, Ctrl-C ends")?;
+        answer = reconnect(&api, &path).await?;
+        writeln!(io::stderr(), "-- connected again; missed activity is in `wxrelay events ls`")?;
     }
 }
 
@@ -61,10 +61,10 @@ impl Args {
     }
 }
 
-/// Asks until a relay is there that answers.
-async fn again(api: &Api<'_>, path: &str) -> anyhow::Result<Response<Incoming>> {
+/// Retries until a relay answers.
+async fn reconnect(api: &Api<'_>, path: &str) -> anyhow::Result<Response<Incoming>> {
     loop {
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RECONNECT_WAIT).await;
         match api.open(path).await {
             Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {}
             Ok(answer) => return accepted(answer).await,
@@ -84,11 +84,11 @@ async fn accepted(answer: Response<Incoming>) -> anyhow::Result<Response<Incomin
     bail!("the relay answered {status}: {}", said["error"].as_str().unwrap_or("no reason given"))
 }
 
-/// Prints what comes; returns why no more does.
+/// Prints the stream; returns why it ended.
 async fn follow(answer: Response<Incoming>, json: bool) -> anyhow::Result<&'static str> {
     let (mut body, mut rest) = (answer.into_body(), Vec::new());
     loop {
-        let frame = match tokio::time::timeout(SILENCE, body.frame()).await {
+        let frame = match tokio::time::timeout(SILENCE_TIMEOUT, body.frame()).await {
             Err(_) => return Ok("the relay is silent"),
             Ok(None | Some(Err(_))) => return Ok("the relay is gone"),
             Ok(Some(Ok(frame))) => frame,
@@ -100,7 +100,7 @@ async fn follow(answer: Response<Incoming>, json: bool) -> anyhow::Result<&'stat
                 print(data.trim_ascii_end(), json)?;
             }
         }
-        ensure!(rest.len() <= LONGEST_LINE, "what answers is no relay: its line has no end");
+        ensure!(rest.len() <= MAX_LINE, "not a relay: its line has no end");
     }
 }
 
@@ -110,24 +110,24 @@ fn print(data: &[u8], json: bool) -> anyhow::Result<()> {
         out.write_all(data)?;
         writeln!(out)?;
     } else {
-        let news: Value = serde_json::from_slice(data).context("the relay sent no JSON")?;
-        writeln!(out, "{}", line(&news))?;
+        let activity: Value = serde_json::from_slice(data).context("the relay sent no JSON")?;
+        writeln!(out, "{}", line(&activity))?;
     }
     Ok(out.flush()?)
 }
 
-fn line(news: &Value) -> String {
-    if news["what"] == "lagged" {
-        return format!("-- {} lines missed: they came faster than they were read", news["missed"]);
+fn line(activity: &Value) -> String {
+    if activity["what"] == "lagged" {
+        return format!("-- {} lines missed: the reader was too slow", activity["missed"]);
     }
-    let text = |key: &str| news[key].as_str().unwrap_or("-").to_owned();
-    let took = news["duration_ms"].as_f64().unwrap_or_default();
-    let what = if news["what"] == "push" {
+    let text = |key: &str| activity[key].as_str().unwrap_or("-").to_owned();
+    let took = activity["duration_ms"].as_f64().unwrap_or_default();
+    let what = if activity["what"] == "push" {
         format!("push     {:20} {}", text("kind"), text("result"))
     } else {
-        let status = news["status"].as_u64().map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-        let made = format!("{} #{} {} {status}", text("target"), news["attempt"], text("outcome"));
-        let error = news["error"].as_str().map(|error| format!("  {error}")).unwrap_or_default();
+        let status = activity["status"].as_u64().map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+        let made = format!("{} #{} {} {status}", text("target"), activity["attempt"], text("outcome"));
+        let error = activity["error"].as_str().map(|error| format!("  {error}")).unwrap_or_default();
         format!("attempt  {:20} {made}{error}", text("kind"))
     };
     let (at, event, account, openid) = (text("at"), text("event"), text("account"), text("openid"));

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::ConfigArgs;
 use super::api::Api;
-use super::store::{self, Request};
+use super::store::{self, SweepRequest};
 use crate::admin::TargetOverview;
 use crate::config::Config;
 use crate::queue::{Inspect, Sweep, SweepAction};
@@ -64,14 +64,14 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Action::Resume { target } => return pause(&config, &target, false, args.json).await,
         Action::Drop { target } => {
             let path = format!("/api/targets/{target}/drop-pending");
-            let request = Request { path, body: None, count: "cancelled" };
+            let request = SweepRequest { path, body: None, count: "cancelled" };
             (Sweep::pending(&target, SweepAction::Drop), request, target, "dropped")
         }
         Action::Redirect { target, to } => {
             store::expect_configured(&config, &to)?;
             ensure!(to != target, "the deliveries of `{target}` cannot be redirected to itself");
             let path = format!("/api/targets/{target}/redirect");
-            let request = Request { path, body: Some(json!({ "to": to })), count: "redirected" };
+            let request = SweepRequest { path, body: Some(json!({ "to": to })), count: "redirected" };
             (Sweep::pending(&target, SweepAction::Redirect(to.into())), request, target, "redirected")
         }
     };
@@ -87,7 +87,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 async fn pause(config: &Config, target: &str, paused: bool, json: bool) -> anyhow::Result<ExitCode> {
     store::expect_known(config, target)?;
-    match store::claim(config)? {
+    match store::open(config)? {
         Some(queue) => {
             let stored = queue.pause(target.into(), paused).await;
             queue.close().await;

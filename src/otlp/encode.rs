@@ -1,7 +1,7 @@
-//! Spans as OTLP writes them (opentelemetry-proto, trace.proto); names by OpenTelemetry's semantic conventions where
-//! there are any, ours else.
+//! Spans in OTLP (opentelemetry-proto, trace.proto); attributes by OpenTelemetry's semantic conventions where they exist,
+//! else our own.
 //!
-//! Invariant: nothing goes in that the log does not hold too. Pure.
+//! Invariant: a span has nothing that the log does not have. Pure.
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -74,7 +74,7 @@ fn span(span: Span) -> proto::Span {
     }
 }
 
-/// Why it failed, in words, is known of attempts only.
+/// Only attempts have an error text.
 fn describe_push(attributes: &mut Attributes, push: PushActivity) -> Option<String> {
     attributes.text("wxrelay.account", &*push.account);
     attributes.text("wxrelay.kind", push.kind);
@@ -92,7 +92,7 @@ fn describe_attempt(attributes: &mut Attributes, attempt: AttemptActivity) -> Op
     attributes.text("wxrelay.outcome", attempt.outcome);
     attributes.text("wxrelay.openid", attempt.openid);
     attributes.maybe_number("wxrelay.stamp", attempt.stamp);
-    // Also of one that was delivered, but whose reply was of no use.
+    // Also of one that was delivered, but whose reply was not usable.
     attributes.maybe_text("wxrelay.error", attempt.error.clone());
     attempt.error
 }

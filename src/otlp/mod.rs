@@ -1,9 +1,9 @@
 //! Traces to an OpenTelemetry collector: OTLP over HTTP, in protobuf.
 //!
-//! The line and the dispatcher put spans into a bounded queue; one task takes them out by batches and POSTs them. A
-//! collector that is down, slow or refuses costs spans, which are counted, and nothing else. Deliberately not the SDK's
-//! tracer and processor: our spans end in other processes than they began in, their numbers are not random, and what is
-//! lost has to be counted. The SDK's protocol types are what goes over the wire.
+//! The push pipeline and the dispatcher put spans into a bounded queue; one task POSTs them in batches. A collector that is
+//! down, slow or refuses costs spans, which are counted, and nothing else. Not the SDK's tracer and processor: our spans
+//! may end in another process than they began in, their ids are not random, and dropped spans must be counted. The
+//! protocol types are the SDK's.
 
 mod encode;
 
@@ -28,21 +28,20 @@ use crate::telemetry::LogThrottle;
 /// The most spans of one request.
 const BATCH: usize = 512;
 /// How long the first span of a batch waits for more.
-const LINGER: Duration = Duration::from_secs(1);
-/// The longest that one request may take.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Between the tries to send one batch; then it is given up.
-const WAITS: [Duration; 4] =
+/// The waits between the tries of one batch; then it is dropped.
+const RETRY_WAITS: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
-/// The longest wait that a collector can ask for: spans that pile up meanwhile are lost.
-const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// What a collector answers that may take the same spans later (OTLP specification, "Retryable Response Codes").
-const BUSY: [u16; 4] = [429, 502, 503, 504];
+/// The longest `Retry-After` that is followed: spans that do not fit meanwhile are dropped.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
+/// The statuses after which a batch is retried (OTLP specification, "Retryable Response Codes").
+const RETRYABLE: [u16; 4] = [429, 502, 503, 504];
 
 /// `[telemetry]` of the configuration.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The full URL that spans are sent to; `None` = they are not. May hold a secret.
+    /// The full URL of the collector; `None`: no export. May hold a secret.
     pub url: Option<Uri>,
     /// Extra request headers.
     pub headers: HeaderMap,
@@ -62,60 +61,60 @@ impl std::fmt::Debug for Settings {
     }
 }
 
-/// What sends spans.
+/// A running export of spans.
 pub struct Exporter {
     task: JoinHandle<()>,
     stop: CancellationToken,
 }
 
 impl Exporter {
-    /// Begins to export, if the settings say where to; and the news that it takes its spans from.
+    /// Starts the export, if the settings have a collector, and returns the tail that it gets its spans from.
     ///
     /// # Errors
-    /// If there can be no connection to such a collector.
-    pub fn begin(settings: &Settings, metrics: &Metrics) -> Result<(Option<Self>, Tail), ClientError> {
+    /// If TLS to the collector cannot be set up.
+    pub fn start(settings: &Settings, metrics: &Metrics) -> Result<(Option<Self>, Tail), ClientError> {
         let Some(url) = settings.url.clone() else { return Ok((None, Tail::default())) };
         let post = PostClient::new(url, settings.headers.clone(), TIMEOUT)?;
         let (metrics, stop) = (metrics.spans(), CancellationToken::new());
         let (tail, spans) = Tail::traced(metrics.clone());
         let service_name = settings.service_name.clone();
-        let sender = Sender { post, spans, metrics, stop: stop.clone(), service_name, trouble: LogThrottle::default() };
+        let sender =
+            SpanSender { post, spans, metrics, stop: stop.clone(), service_name, failures: LogThrottle::default() };
         Ok((Some(Self { task: tokio::spawn(sender.run()), stop }), tail))
     }
 
-    /// Sends what is there, without waiting for a collector that is away, and ends by `deadline` at the latest.
-    pub async fn end(mut self, deadline: Instant) {
+    /// Sends the pending spans, without waiting for a collector that is down, by `deadline` at the latest.
+    pub async fn stop(mut self, deadline: Instant) {
         self.stop.cancel();
         if timeout_at(deadline, &mut self.task).await.is_err() {
             self.task.abort();
-            tracing::warn!("the last spans could not be sent in time");
+            tracing::warn!("last spans dropped, the collector was too slow");
         }
     }
 }
 
-/// The task's own.
-struct Sender {
+/// The state of the export's task.
+struct SpanSender {
     post: PostClient,
     spans: mpsc::Receiver<Span>,
     metrics: SpanMetrics,
     stop: CancellationToken,
     service_name: Arc<str>,
-    /// How often the log tells of a collector that takes nothing.
-    trouble: LogThrottle,
+    failures: LogThrottle,
 }
 
-/// Why a batch was not taken.
+/// Why an export failed.
 #[derive(Debug, thiserror::Error)]
-enum Refusal {
+enum ExportError {
     #[error(transparent)]
     Unreached(#[from] PostError),
     #[error("answered {status}")]
     Status { status: u16, retry_after: Option<Duration> },
 }
 
-impl Sender {
+impl SpanSender {
     async fn run(mut self) {
-        while let Some(batch) = self.batch().await {
+        while let Some(batch) = self.next_batch().await {
             let count = batch.len() as u64;
             let body = Bytes::from(encode::request(batch, &self.service_name).encode_to_vec());
             let refused = self.export(body, count).await.unwrap_or(count).min(count);
@@ -124,46 +123,46 @@ impl Sender {
         }
     }
 
-    /// The next spans; `None` once it has to stop and there are no more.
-    async fn batch(&mut self) -> Option<Vec<Span>> {
+    /// The next spans; `None` after the stop, when there are no more.
+    async fn next_batch(&mut self) -> Option<Vec<Span>> {
         let mut batch = Vec::new();
         tokio::select! {
             biased;
             _ = self.spans.recv_many(&mut batch, BATCH) => {}
             () = self.stop.cancelled() => self.spans.close(),
         }
-        let linger = sleep(LINGER);
-        tokio::pin!(linger);
+        let max_wait = sleep(MAX_WAIT);
+        tokio::pin!(max_wait);
         while batch.len() < BATCH {
-            let room = BATCH - batch.len();
+            let remaining = BATCH - batch.len();
             tokio::select! {
                 biased;
-                taken = self.spans.recv_many(&mut batch, room) => if taken == 0 { break },
+                taken = self.spans.recv_many(&mut batch, remaining) => if taken == 0 { break },
                 () = self.stop.cancelled(), if !self.spans.is_closed() => self.spans.close(),
-                () = &mut linger => break,
+                () = &mut max_wait => break,
             }
         }
         (!batch.is_empty()).then_some(batch)
     }
 
-    /// Tries to send a batch for as long as that may help. How many of its spans were refused; `None` for all.
+    /// Sends a batch, with retries. Returns how many of its spans were rejected; `None` for all.
     async fn export(&self, body: Bytes, count: u64) -> Option<u64> {
-        let schedule = Schedule::ending(WAITS.to_vec());
+        let schedule = Schedule::ending(RETRY_WAITS.to_vec());
         for attempt in 1.. {
             let refusal = match self.send(body.clone()).await {
                 Ok(refused) => {
-                    self.tell_of_refused(refused, count);
+                    self.log_rejected(refused, count);
                     return Some(refused);
                 }
                 Err(refusal) => refusal,
             };
-            if let Some(suppressed) = self.trouble.allow() {
+            if let Some(suppressed) = self.failures.allow() {
                 tracing::warn!(error = %refusal, held_back = suppressed, "span export failed");
             }
             let asked = match refusal {
-                Refusal::Unreached(_) => None,
-                Refusal::Status { status, retry_after } if BUSY.contains(&status) => retry_after,
-                Refusal::Status { .. } => break,
+                ExportError::Unreached(_) => None,
+                ExportError::Status { status, retry_after } if RETRYABLE.contains(&status) => retry_after,
+                ExportError::Status { .. } => break,
             };
             let jitter = getrandom::u32().map_or(0.5, |random| f64::from(random) / f64::from(u32::MAX));
             let Some(wait) = schedule.wait(attempt, jitter, asked) else { break };
@@ -171,26 +170,27 @@ impl Sender {
                 break;
             }
             tokio::select! {
-                () = sleep(wait.min(LONGEST_WAIT)) => {}
+                () = sleep(wait.min(MAX_RETRY_AFTER)) => {}
                 () = self.stop.cancelled() => {}
             }
         }
         None
     }
 
-    /// One try. How many spans the collector did not want though it took the request (OTLP's partial success).
-    async fn send(&self, body: Bytes) -> Result<u64, Refusal> {
-        let answer = self.post.send("application/x-protobuf", body).await?;
-        if !(200..300).contains(&answer.status) {
-            return Err(Refusal::Status { status: answer.status, retry_after: answer.retry_after });
+    /// One try. Returns how many spans the collector rejected in a request that it accepted (OTLP's partial success).
+    async fn send(&self, body: Bytes) -> Result<u64, ExportError> {
+        let response = self.post.send("application/x-protobuf", body).await?;
+        if !(200..300).contains(&response.status) {
+            return Err(ExportError::Status { status: response.status, retry_after: response.retry_after });
         }
-        let partial = ExportTraceServiceResponse::decode(&*answer.body).ok().and_then(|answer| answer.partial_success);
+        let partial =
+            ExportTraceServiceResponse::decode(&*response.body).ok().and_then(|response| response.partial_success);
         Ok(partial.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0)))
     }
 
-    fn tell_of_refused(&self, refused: u64, count: u64) {
+    fn log_rejected(&self, refused: u64, count: u64) {
         if refused > 0
-            && let Some(suppressed) = self.trouble.allow()
+            && let Some(suppressed) = self.failures.allow()
         {
             tracing::warn!(refused, of = count, held_back = suppressed, "collector rejected spans");
         }

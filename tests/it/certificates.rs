@@ -113,7 +113,7 @@ async fn certificates_that_cannot_be_served_stop_the_start_with_the_file_and_the
     for (cert, key, file, remedy) in [
         (one.cert(), two.key(), two.key(), "another certificate's"),
         (one.key(), one.cert(), one.key(), "swapped"),
-        (noise.clone(), one.key(), noise, "no PEM file"),
+        (noise.clone(), one.key(), noise, "not a PEM file"),
         (folder.path().to_str().expect("text").to_owned(), one.key(), "server.tls".to_owned(), "this user may read"),
     ] {
         let config = folder.path().join("config.toml");

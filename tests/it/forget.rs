@@ -145,8 +145,8 @@ async fn forgetting_that_is_not_meant_is_refused() {
     relay.accept(&wechat, &text(USER, "hello")).await;
     let path = "/api/events/forget";
     for (query, body, output) in [
-        ("?openid=o1", "", "belongs into the body"),
-        ("?openid=o1", r#"{"openid":"o1"}"#, "belongs into the body"),
+        ("?openid=o1", "", "send the OpenID in the body"),
+        ("?openid=o1", r#"{"openid":"o1"}"#, "send the OpenID in the body"),
         ("", "", "EOF"),
         ("", "{}", "openid"),
         ("", r#"{"openid":""}"#, "openid"),
