@@ -35,7 +35,8 @@ fn every_key_of_the_configuration_is_in_the_reference() {
         let reference = reference(&page, effects);
         for (table, keys) in example.iter().filter(|(table, _)| !table.ends_with("routes")) {
             let known = reference.get(table).unwrap_or_else(|| panic!("{page} has no section [{table}]"));
-            let apart = keys.symmetric_difference(known).filter(|key| keys.contains(*key) || !mentioned(key));
+            let known = known.keys().cloned().collect();
+            let apart = keys.symmetric_difference(&known).filter(|key| keys.contains(*key) || !mentioned(key));
             let apart: Vec<_> = apart.collect();
             assert!(apart.is_empty(), "{page}, [{table}]: in the page or in the example only: {apart:?}");
             compared += keys.len();
@@ -43,6 +44,25 @@ fn every_key_of_the_configuration_is_in_the_reference() {
         assert_eq!(reference.len(), example.len() - 1, "{page}: sections");
     }
     assert!(compared > 130, "only {compared} keys");
+}
+
+/// By the changes that a test of `needs_restart` goes through: `("KEY", "OVERRIDE", "VALUE", None | Some("KEY")),`.
+#[test]
+fn each_key_takes_effect_when_the_reference_says_so() {
+    let source = read("src/config/restart.rs");
+    let changes: Vec<_> = source.lines().map(str::trim).filter(|line| line.starts_with("(\"")).collect();
+    assert!(changes.len() > 25, "only {changes:?}");
+    for (tail, effects) in TAILS.into_iter().zip(EFFECTS) {
+        let page = format!("docs/configuration{tail}");
+        let reference = reference(&page, effects);
+        for change in &changes {
+            let key = change.split('"').nth(1).unwrap_or_default();
+            let (section, key) = key.rsplit_once('.').expect("a key is in a section");
+            let expected = effects[usize::from(change.contains("Some("))];
+            let effect = reference[&section.replace(".*", ".NAME")].get(key).map(String::as_str);
+            assert_eq!(effect, Some(expected), "{page}: {section}.{key}");
+        }
+    }
 }
 
 #[test]
@@ -79,13 +99,14 @@ fn every_metric_is_in_the_reference() {
     }
 }
 
-/// By the page's kind of column, the types are those that a relay exports.
+/// Those that a relay exports from its start.
 #[tokio::test]
-async fn every_metric_has_its_type_and_labels() {
-    let relay = Relay::start(WeChat::secure().account()).await;
+async fn every_metric_has_its_type() {
+    let target = "[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n";
+    let relay = Relay::start(WeChat::secure().account() + target).await;
     let exported = relay.get("/metrics").await;
     let types: Vec<_> = exported.text().lines().filter_map(|line| line.strip_prefix("# TYPE wxrelay_")).collect();
-    assert!(types.len() > 10, "only {types:?}");
+    assert!(types.len() > 18, "only {types:?}");
     for tail in TAILS {
         let page = format!("docs/metrics{tail}");
         let listed = rows(&read(&page));
@@ -257,9 +278,9 @@ fn is_of_a_secret(table: &Map<String, Value>) -> bool {
     table.keys().all(|key| ["env", "file", "credential"].contains(&key.as_str()))
 }
 
-/// The keys that the page has, by section; each row has a type, a default and an effect.
-fn reference(page: &str, effects: [&str; 2]) -> BTreeMap<String, BTreeSet<String>> {
-    let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+/// The keys that the page has, by section, with their effect; each row has a type, a default and an effect.
+fn reference(page: &str, effects: [&str; 2]) -> BTreeMap<String, BTreeMap<String, String>> {
+    let mut found: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     let (text, mut section, mut before) = (read(page), None, String::new());
     for line in prose(&text) {
         if let Some(heading) = line.strip_prefix("## ") {
@@ -272,7 +293,7 @@ fn reference(page: &str, effects: [&str; 2]) -> BTreeMap<String, BTreeSet<String
             let [_, kind, default, effect, meaning] = &cells[..] else { panic!("{page}: five columns: {line}") };
             assert!([kind, default, meaning].iter().all(|cell| !cell.is_empty()), "{page}: an empty cell: {line}");
             assert!(effects.contains(&effect.as_str()), "{page}: {effects:?}: {line}");
-            found.entry(section.clone()).or_default().insert(format!("{before}{key}"));
+            found.entry(section.clone()).or_default().insert(format!("{before}{key}"), effect.clone());
         }
     }
     found
