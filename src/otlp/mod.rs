@@ -157,7 +157,7 @@ impl SpanSender {
                 Err(refusal) => refusal,
             };
             if let Some(suppressed) = self.failures.allow() {
-                tracing::warn!(error = %refusal, held_back = suppressed, "span export failed");
+                tracing::warn!(error = %refusal, held_back = suppressed, "span export to telemetry.otlp failed");
             }
             let asked = match refusal {
                 ExportError::Unreached(_) => None,
@@ -192,7 +192,12 @@ impl SpanSender {
         if refused > 0
             && let Some(suppressed) = self.failures.allow()
         {
-            tracing::warn!(refused, of = count, held_back = suppressed, "collector rejected spans");
+            tracing::warn!(
+                refused,
+                of = count,
+                held_back = suppressed,
+                "spans rejected by the collector of telemetry.otlp"
+            );
         }
     }
 }
