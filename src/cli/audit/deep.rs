@@ -66,6 +66,7 @@ enum FindingKind {
     /// A column, the content key, its index entry or the number of deliveries does not match the text or the event.
     Row,
     /// The original push no longer decrypts to the stored text.
+    #[serde(rename = "push")]
     StoredPush,
     /// A `raw` delivery is open, and the account no longer has the token or key of its push.
     RawKeys,
