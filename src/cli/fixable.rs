@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use crate::queue;
+use crate::server::{BindError, tls};
+use crate::{app, queue};
 
 /// What failed, and how to fix it. `main` prints the remedy on a line of its own.
 #[derive(Debug, thiserror::Error)]
@@ -17,10 +18,22 @@ pub(super) fn fixable(problem: impl fmt::Display, remedy: impl fmt::Display) -> 
     FixableError { problem: problem.to_string(), remedy: remedy.to_string() }
 }
 
-/// How to fix an error: the remedy of a [`FixableError`], else that of the store's error below it.
+/// How to fix an error: the remedy of a [`FixableError`], else that of an error of the store or a listener below it.
 pub fn remedy(error: &anyhow::Error) -> Option<&str> {
     let own = error.downcast_ref::<FixableError>().map(|error| error.remedy.as_str());
-    own.or_else(|| error.chain().find_map(|cause| cause.downcast_ref::<queue::Error>()?.remedy()))
+    own.or_else(|| error.chain().find_map(remedy_of))
+}
+
+fn remedy_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
+    // Transparent: the chain has the variants' sources, not the errors that they hold.
+    let start = cause.downcast_ref::<app::StartError>();
+    let bind = match start {
+        Some(app::StartError::Bind(error)) => Some(error),
+        _ => cause.downcast_ref::<BindError>(),
+    };
+    bind.map(BindError::remedy)
+        .or_else(|| cause.downcast_ref::<tls::Error>().map(tls::Error::remedy))
+        .or_else(|| cause.downcast_ref::<queue::Error>()?.remedy())
 }
 
 #[cfg(test)]

@@ -52,40 +52,55 @@ impl Stream {
 /// Why a listener cannot be bound.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error("cannot listen at {address}: another process does already; stop it or choose another address")]
+    #[error("cannot listen at {address}: another process listens there")]
     InUse {
         address: String,
         #[source]
         source: io::Error,
     },
-    #[error(
-        "cannot listen at {address}: not permitted; for a port under 1024 use systemd socket activation (\"systemd\") \
-         or `setcap cap_net_bind_service=+ep` on the binary, for a Unix socket a folder that this user may write to"
-    )]
+    #[error("cannot listen at {address}: not permitted")]
     Denied {
         address: String,
         #[source]
         source: io::Error,
     },
-    #[error("cannot listen at unix:{path}: the file there is not a socket; move it away or choose another path")]
+    #[error("cannot listen at unix:{path}: the file there is not a socket")]
     NoSocket { path: PathBuf },
-    #[error("no sockets passed by systemd: start by a .socket unit, or configure an address instead of \"systemd\"")]
+    #[error("no sockets passed by systemd")]
     NothingPassed,
-    #[error("the sockets passed by systemd are in use: only one listener can be \"systemd\"")]
+    #[error("the sockets passed by systemd are in use by another listener")]
     Taken,
-    #[error("socket {index} passed by systemd is not a listening stream socket: use ListenStream= in the .socket unit")]
+    #[error("socket {index} passed by systemd is not a listening stream socket")]
     Unfit {
         /// From 0.
         index: usize,
         #[source]
         source: io::Error,
     },
-    #[error("cannot listen at {address}: check that this machine has this address")]
+    #[error("cannot listen at {address}")]
     Other {
         address: String,
         #[source]
         source: io::Error,
     },
+}
+
+impl BindError {
+    /// How to fix it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::InUse { .. } => "stop the other process, or choose another address",
+            Self::Denied { .. } => {
+                "for a port under 1024 use systemd socket activation (\"systemd\") or `setcap cap_net_bind_service=+ep` on \
+                 the binary; for a Unix socket choose a folder that this user may write to"
+            }
+            Self::NoSocket { .. } => "move the file away, or choose another path",
+            Self::NothingPassed => "start by a .socket unit, or configure an address instead of \"systemd\"",
+            Self::Taken => "configure \"systemd\" for one listener only",
+            Self::Unfit { .. } => "use ListenStream= in the .socket unit",
+            Self::Other { .. } => "check that this machine has this address",
+        }
+    }
 }
 
 /// Binds one entry of `listen`; systemd may pass several sockets for one.

@@ -59,7 +59,7 @@ type Modified = [Option<SystemTime>; 2];
 /// Why a certificate cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    #[error("cannot read {path}: check server.tls, that the file exists, and that this user may read it")]
+    #[error("cannot read {path}")]
     Read {
         path: PathBuf,
         #[source]
@@ -72,20 +72,36 @@ pub enum Error {
         source: pem::Error,
     },
     /// A PEM file without the expected item.
-    #[error("{path} holds no {what}: check that server.tls.cert and server.tls.key are not swapped")]
+    #[error("{path} holds no {what}")]
     Missing { path: PathBuf, what: &'static str },
-    #[error("TLS cannot be set up: this machine gives no random numbers, or knows none of its ciphers")]
+    #[error("TLS cannot be set up")]
     Setup(#[source] rustls::Error),
     /// The configured domains are not those that it was ordered for.
     #[error("the certificate in {path} is not for {domain}")]
     Misnamed { path: PathBuf, domain: String },
-    #[error("the certificate in {cert} cannot be served with the key in {key}: is the key another certificate's?")]
+    #[error("the certificate in {cert} cannot be served with the key in {key}")]
     Unfit {
         cert: PathBuf,
         key: PathBuf,
         #[source]
         source: rustls::Error,
     },
+}
+
+impl Error {
+    /// How to fix it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Read { .. } => "check server.tls, that the file exists, and that this user may read it",
+            Self::Pem { .. } => "use PEM, as certbot and acme.sh write it",
+            Self::Missing { .. } => "check that server.tls.cert and server.tls.key are not swapped",
+            Self::Setup(_) => "check that this machine has a source of random numbers",
+            Self::Misnamed { .. } => "remove the stored certificate, and the relay orders another",
+            Self::Unfit { .. } => {
+                "use the key that the certificate was ordered with: this one is another certificate's"
+            }
+        }
+    }
 }
 
 /// Suites with SHA-384 come last: a handshake hashes much, and processors have instructions for SHA-256 alone.

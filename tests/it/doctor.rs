@@ -242,7 +242,7 @@ async fn the_files_of_server_tls_are_checked_before_a_relay_serves_them() {
     let other_dir = tempfile::tempdir().expect("a temporary folder");
     other.written(other_dir.path());
     fs::copy(other_dir.path().join("key.pem"), dir.path().join("key.pem")).expect("it can be copied");
-    setup.doctor(&[]).await.says("certificate", "failed", "cannot be served with the key", "is the key another");
+    setup.doctor(&[]).await.says("certificate", "failed", "cannot be served with the key", "another certificate's");
 }
 
 /// Chains for `localhost`, and the expected findings.

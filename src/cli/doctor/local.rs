@@ -59,10 +59,7 @@ fn certificate(
             );
         }
         (Err(error), Certificate::Files(_)) => {
-            let told = error.to_string();
-            let expected = "expected PEM, as certbot and acme.sh write it";
-            let (text, remedy) = told.split_once(": ").unwrap_or((&told, expected));
-            return check.failed(text, remedy);
+            return check.failed(error.to_string(), error.remedy());
         }
         (Err(error), Certificate::Acme(_)) => {
             let remedy = "run doctor as the relay's user; if it still fails, the relay orders a new one";
@@ -163,11 +160,7 @@ async fn verification(check: &DoctorCheck, address: SocketAddr, config: &Config)
 async fn free(check: &DoctorCheck, listen: &Listen) -> CheckResult {
     match bind(listen).await {
         Ok(_) => check.ok("free: nothing listens there now, and this user may listen"),
-        Err(error) => {
-            let told = error.to_string();
-            let (text, remedy) = told.rsplit_once(": ").unwrap_or((&told, ""));
-            check.failed(text, remedy)
-        }
+        Err(error) => check.failed(error.to_string(), error.remedy()),
     }
 }
 
