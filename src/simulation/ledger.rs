@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
-use super::model::{AttemptEnd, DeliveryKey, Model, PushResult, SimulatedAttempt, SimulatedDelivery, TargetSpec};
+use super::model::{DeliveryKey, Model, PushResult, SimulatedAttempt, SimulatedDelivery, SimulatedEnd, TargetSpec};
 use crate::clock::UnixMillis;
 use crate::deliver::{Outcome, Role};
 use crate::event::EventId;
@@ -238,7 +238,7 @@ fn wrong_end(
     last: &SimulatedAttempt,
     delivery: &SimulatedDelivery,
 ) -> Option<String> {
-    let AttemptEnd { at, outcome, .. } = last.ended?;
+    let SimulatedEnd { at, outcome, .. } = last.ended?;
     let push = &model.pushes[&way.0];
     let expired = model.may_have_expired(&way.1, push);
     let legal = match (outcome, entry.state) {

@@ -80,11 +80,11 @@ pub(super) struct SimulatedAttempt {
     pub(super) life: u32,
     pub(super) probe: bool,
     pub(super) spec: Arc<TargetSpec>,
-    pub(super) ended: Option<AttemptEnd>,
+    pub(super) ended: Option<SimulatedEnd>,
 }
 
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AttemptEnd {
+pub(super) struct SimulatedEnd {
     pub(super) at: UnixMillis,
     pub(super) elapsed: Duration,
     pub(super) outcome: Outcome,
@@ -154,7 +154,7 @@ impl Model {
         )
     }
 
-    /// A lane begins to serve the target anew.
+    /// A new lane serves the target.
     pub(super) fn lane_begins(&mut self, target: &Arc<str>) {
         self.failing.remove(target);
         self.answering.remove(target);
@@ -369,7 +369,7 @@ impl Model {
     ) {
         let Some(delivery) = self.deliveries.get_mut(&(event, Arc::clone(&spec.name))) else { return };
         let Some(record) = delivery.attempts.last_mut() else { return };
-        record.ended = Some(AttemptEnd { at, elapsed, outcome });
+        record.ended = Some(SimulatedEnd { at, elapsed, outcome });
         let counts = record.counts();
         let row = self.failing.entry(Arc::clone(&spec.name)).or_default();
         if !matches!(outcome, Outcome::Retry { .. }) {
