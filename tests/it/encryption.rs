@@ -173,7 +173,7 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
         let refused = relay.run(&["serve"]).await;
         assert!(refused.code.is_some_and(|code| code != 0), "{refused:?}");
         let output = refused.stdout + &refused.stderr;
-        assert!(output.contains("queue.encryption_keys lacks: put it back"), "{output}");
+        assert!(output.contains("put that key back into queue.encryption_keys"), "{output}");
         assert!(!relay.run(&["dead", "retry", "legacy"]).await.stderr.is_empty());
         // What needs no key is reported all the same.
         relay.audit().await;
