@@ -6,7 +6,7 @@ use axum::extract::State;
 use super::{Context, Error};
 use crate::queue::{Audit, Inspect};
 
-/// Counts every delivery in the store anew, and puts what is unaccounted for into the metrics.
+/// Counts every delivery in the store again, and puts the unaccounted ones into the metrics.
 pub(super) async fn audit(State(context): State<Context>) -> Result<Json<Audit>, Error> {
     let audit = context.inspect(Inspect::audit).await?;
     context.state.metrics.unaccounted.set(i64::try_from(audit.unaccounted).unwrap_or(i64::MAX));

@@ -39,7 +39,7 @@ pub(super) async fn livez() -> &'static str {
     "ok"
 }
 
-/// The reason is one word: this is open to whoever reaches the listener. `starting`, `draining`, or what keeps events out
+/// The reason is one word: anyone who reaches the listener can read it. `starting`, `draining`, or what keeps events out
 /// of the store, as [`crate::queue::Obstacle`] calls it.
 pub(super) async fn readyz(State(context): State<Context>) -> (StatusCode, &'static str) {
     match context.obstacle().await {

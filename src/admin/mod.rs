@@ -6,7 +6,7 @@
 //! | `GET /readyz` | health.rs | 200, or 503 and why in one word: `starting`, `draining`, `disk-full`, `queue-full`, `store-failing`, `store-closed` |
 //! | `GET /metrics` | metrics.rs | Prometheus' text format |
 //! | `GET /api/status` | status.rs | what runs, and the queue at a glance |
-//! | `GET /api/audit` | audit.rs | the ledger, counted anew |
+//! | `GET /api/audit` | audit.rs | the ledger, counted row by row |
 //! | `GET /api/events` | events.rs | events, the newest first, by filter |
 //! | `GET /api/events/{id}` | events.rs | one event with every attempt |
 //! | `POST /api/events/replay` | replay.rs | a page of the events of a filter is delivered again |
@@ -19,7 +19,7 @@
 //! | `POST /api/targets/{name}/drop-dead` | targets.rs | dead letters become cancelled |
 //! | `POST /api/targets/{name}/drop-pending` | targets.rs | what waits for it becomes cancelled |
 //! | `POST /api/targets/{name}/redirect` | targets.rs | what waits for it goes to another target |
-//! | `POST /api/reload` | reload.rs | the configuration is read anew |
+//! | `POST /api/reload` | reload.rs | the configuration is reloaded |
 //! | `GET /api/openapi.json` | openapi.rs | all of this, as an OpenAPI 3.1 document |
 //!
 //! Invariants: everything but health passes the guard (`guard.rs`, `failures.rs`); whatever fails answers `{"error":".."}`
@@ -82,7 +82,7 @@ pub struct Settings {
     pub token: Option<Secret>,
 }
 
-/// How a target is paused and resumed; whoever serves targets does it.
+/// How a target is paused and resumed; the dispatcher does it.
 pub type Pause =
     Arc<dyn Fn(String, bool) -> Pin<Box<dyn Future<Output = Result<(), queue::Error>> + Send>> + Send + Sync>;
 

@@ -1,4 +1,4 @@
-//! Reading the configuration anew. The app does it; here it is asked to.
+//! Reloading the configuration. The app does it; this file passes the request on.
 
 use axum::Json;
 use axum::extract::State;

@@ -226,7 +226,7 @@ async fn a_key_is_needed_until_its_last_event_has_gone() {
     shell(folder.path()).execute_batch("DELETE FROM event WHERE key = 1").unwrap();
     open(folder.path(), &[2]).unwrap().close().await;
     assert_eq!(inspect(folder.path(), &[]).encryption_status().unwrap().keys, [fingerprint(2)]);
-    assert_eq!(texts(folder.path(), "SELECT hex(fingerprint) FROM key").len(), 1, "the old one is let go of");
+    assert_eq!(texts(folder.path(), "SELECT hex(fingerprint) FROM key").len(), 1, "the old one is removed");
     shell(folder.path()).execute_batch("DELETE FROM event").unwrap();
     open(folder.path(), &[]).unwrap().close().await;
     assert_eq!(texts(folder.path(), "SELECT hex(fingerprint) FROM key").len(), 0);

@@ -42,7 +42,7 @@ impl LeaseTable {
         LeaseGuard { target: Arc::clone(target), event, token, notices: Arc::clone(&self.notices) }
     }
 
-    /// Ends the delivery's lease, whoever holds its guard.
+    /// Ends the delivery's lease, also while a guard of it lives.
     pub(super) fn end(&mut self, target: &str, event: EventId) {
         if let Some(events) = self.outstanding.get_mut(target) {
             events.remove(&event);

@@ -80,7 +80,7 @@ async fn dead_letters_are_retried_with_a_new_schedule() {
     timeout(PATIENCE, inbox.wake.notified()).await.unwrap();
     let leases = fixture.lease("crm", 10, NOW).await;
     assert_eq!(ids(&leases), [dead[1]]);
-    assert_eq!((leases.due[0].attempt, leases.due[0].failures), (3, 0), "numbered on, scheduled anew");
+    assert_eq!((leases.due[0].attempt, leases.due[0].failures), (3, 0), "numbered on, its schedule restarted");
     assert_eq!(sweep("crm", Some(vec![dead[0]]), SweepAction::Drop).await, 1);
     assert_eq!(sweep("crm", None, SweepAction::Replay).await, 1);
     let counts = fixture.audit().counts;
@@ -211,7 +211,7 @@ async fn a_lease_of_a_cancelled_delivery_says_so_and_its_end_changes_nothing() {
     assert!(under_way.is_revoked() && waiting.is_revoked());
     fixture.end(a, "crm", DeliveryState::Delivered).await;
     assert_eq!(fixture.states(a), [("crm".to_owned(), DeliveryState::Cancelled)]);
-    // Replayed while the worthless lease is out: it is leased anew when that is given back.
+    // Replayed while the worthless lease is out: it is leased again when that is returned.
     assert_eq!(fixture.sweep_events(&[b], all(), SweepAction::Replay).await, 1);
     assert!(fixture.lease("crm", 10, NOW).await.due.is_empty());
     drop(waiting);
@@ -403,7 +403,7 @@ fn chosen(
     all.filter(move |(_, of, is)| target.is_none_or(|t| t == *of) && state.is_none_or(|state| state == **is))
 }
 
-/// Leases what is due, and settles some of it; the rest is given back.
+/// Leases what is due, and settles some of it; the rest is returned.
 async fn serve(
     fixture: &QueueFixture,
     model: &mut Model,

@@ -75,7 +75,7 @@ fn the_query_and_the_body_are_as_wechat_writes_them() {
     assert!(!plain.query.contains("encrypt_type"));
 }
 
-/// They were once written anew from the tree: comments, blanks and the mixing of text with elements went.
+/// They were once rendered from the tree, which lost comments, blanks and mixed text.
 #[test]
 fn the_clear_elements_of_compatible_mode_are_the_bytes_that_came() {
     let odd = CLEAR.replace("hi", "1 ").replace("<Content>", "<!-- c --><A x='1'>a<B>01</B> b</A><Content>");

@@ -2,7 +2,7 @@
 //! envelope among themselves.
 //!
 //! The two kinds do differ, as a wrong signature is refused before anything is decrypted. That tells nobody anything:
-//! whoever gets as far as the envelope has signed it, with the token. What is held here is coarse, so that it does not
+//! a client that gets as far as the envelope has signed it, with the token. What is held here is coarse, so that it does not
 //! hang on a busy machine: it finds work that is left out, not single instructions. `cargo bench --bench timing` looks
 //! closely.
 
@@ -108,7 +108,7 @@ fn wrong_signatures_take_the_same_time_wherever_they_are_wrong() {
 
 #[test]
 fn broken_envelopes_take_the_same_time_whatever_is_broken() {
-    // Short, so that what is looked at after the decryption is a good part of the whole.
+    // Short, so that what is checked after the decryption is a good part of the whole.
     let broken = broken(b"hello");
     let key = key('a');
     let kinds = broken.iter().map(|(name, encrypt)| {

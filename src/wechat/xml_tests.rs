@@ -138,7 +138,7 @@ fn renders_as_wechat_writes() {
 
 #[test]
 fn names_that_xml_cannot_have_are_mended() {
-    for (name, mended) in [
+    for (name, repaired) in [
         (" OpenID", "OpenID"),
         (" 1 a ", "_1_a"),
         ("1a", "_1a"),
@@ -147,7 +147,7 @@ fn names_that_xml_cannot_have_are_mended() {
         (" ", "_"),
         ("名", "名"),
     ] {
-        assert_eq!(parse(&render(&leaf(name, "x"))).unwrap().name, mended, "{name}");
+        assert_eq!(parse(&render(&leaf(name, "x"))).unwrap().name, repaired, "{name}");
     }
 }
 

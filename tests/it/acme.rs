@@ -55,7 +55,10 @@ async fn a_certificate_is_ordered_and_survives_a_restart() {
     let ca = relay.store().join("root.pem");
     fs::write(&ca, &pebble.pem).expect("it can be written");
     let output = doctor(&relay, &["--ca", &ca.display().to_string()]).await;
-    assert!(output.contains("for localhost, expires on") && output.contains("accepts WeChat's verification"), "{output}");
+    assert!(
+        output.contains("for localhost, expires on") && output.contains("accepts WeChat's verification"),
+        "{output}"
+    );
 
     let mut curious = ClientConfig::clone(&trusting(&[&pebble.root]));
     curious.alpn_protocols = vec![b"acme-tls/1".to_vec()];

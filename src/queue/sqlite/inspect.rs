@@ -89,7 +89,7 @@ impl Inspect {
         Ok(Stats { events, unaccounted, bytes: files::size(&self.folder), targets })
     }
 
-    /// Counts the whole ledger anew. Reads every row, but no bodies.
+    /// Counts the whole ledger again. Reads every row, but no bodies.
     ///
     /// # Errors
     /// If the store cannot be read.

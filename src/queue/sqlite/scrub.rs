@@ -6,7 +6,7 @@
 //!
 //! - only bytes that no row and no index entry owns: the gap behind a b-tree page's cell pointers, and the insides of
 //!   its free blocks. A reader looks at neither, and a write that is cut short changes nothing that counts;
-//! - only while the log is empty, and with the writer's pages forgotten afterwards, or it would write the old bytes anew;
+//! - only while the log is empty, and with the writer's pages forgotten afterwards, or it would write the old bytes again;
 //! - by a handle that is never closed: closing any handle to the file would drop every lock that this process has on it.
 //!
 //! A page that is not as the format says is skipped; `audit --deep` reports it. Not reached is the unused end of the

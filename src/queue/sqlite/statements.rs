@@ -273,7 +273,7 @@ impl Store {
 
     /// Reads an event for a lease of its delivery to a target.
     pub(super) fn load_event(&self, id: EventId, target: i64) -> rusqlite::Result<LoadedEvent> {
-        // Not one statement for both: SQLite plans a join on a parameter anew for each value, which takes longer than
+        // Not one statement for both: SQLite plans a join on a parameter again for each value, which takes longer than
         // all else that is done for a lease.
         let mut read = self.connection.prepare_cached(
             "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key FROM event WHERE id = ?1",

@@ -387,7 +387,7 @@ fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, fl
 /// Ends the process if the store and our memory of it may have parted.
 ///
 /// After a failed fsync the kernel may have marked the lost pages clean, so that a second one succeeds without them
-/// (ext4, XFS, Btrfs): only reading the file anew shows what is there, and that is what a restart does. No waiting caller
+/// (ext4, XFS, Btrfs): only reading the file again shows what is there, and that is what a restart does. No waiting caller
 /// is answered, so WeChat pushes again.
 fn stop_if_lost(error: &rusqlite::Error) {
     if is_lost(error) {
