@@ -91,23 +91,23 @@ pub enum TracedKind {
 /// A push or an attempt as a span of its trace.
 #[derive(Clone, Debug)]
 pub struct Span {
-    pub what: TracedKind,
-    pub place: SpanContext,
+    pub kind: TracedKind,
+    pub context: SpanContext,
     /// The event, also where the activity does not have it yet.
     pub event: EventId,
-    pub begun: UnixNanos,
+    pub started: UnixNanos,
     pub ended: UnixNanos,
     /// The HTTP status sent to WeChat, or received from the target.
     pub status: Option<u16>,
     /// The reason of a failure, in one word.
     pub failure: Option<Cow<'static, str>>,
-    pub news: Activity,
+    pub activity: Activity,
 }
 
 /// Publishes activity to watchers and spans to the exporter. Clones share the channels.
 #[derive(Clone, Debug)]
 pub struct Tail {
-    news: broadcast::Sender<Arc<Activity>>,
+    activity: broadcast::Sender<Arc<Activity>>,
     watchers: Arc<Semaphore>,
     end: CancellationToken,
     spans: Option<(mpsc::Sender<Span>, SpanMetrics)>,
@@ -116,7 +116,7 @@ pub struct Tail {
 impl Default for Tail {
     fn default() -> Self {
         let (watchers, end) = (Arc::new(Semaphore::new(WATCHERS)), CancellationToken::new());
-        Self { news: broadcast::Sender::new(MAX_LAG), watchers, end, spans: None }
+        Self { activity: broadcast::Sender::new(MAX_LAG), watchers, end, spans: None }
     }
 }
 
@@ -129,29 +129,29 @@ impl Tail {
 
     /// Sends a span to the exporter, if there is one and the trace is recorded. When the buffer is full the span is dropped
     /// and counted.
-    pub fn trace(&self, place: impl FnOnce() -> SpanContext, span: impl FnOnce(SpanContext) -> Span) {
+    pub fn trace(&self, context: impl FnOnce() -> SpanContext, span: impl FnOnce(SpanContext) -> Span) {
         let Some((sender, metrics)) = &self.spans else { return };
-        let place = place();
+        let context = context();
         // Once the exporter has ended, a dropped span is not counted.
-        if place.recorded
-            && let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(span(place))
+        if context.recorded
+            && let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(span(context))
         {
             metrics.dropped.inc();
         }
     }
 
     /// Publishes to all watchers, without waiting.
-    pub fn tell(&self, news: impl FnOnce() -> Activity) {
-        if self.news.receiver_count() > 0 {
+    pub fn publish(&self, activity: impl FnOnce() -> Activity) {
+        if self.activity.receiver_count() > 0 {
             // Fails when the last watcher has just gone.
-            self.news.send(Arc::new(news())).ok();
+            self.activity.send(Arc::new(activity())).ok();
         }
     }
 
     /// Watches all activity from now on; `None` if there are [`WATCHERS`] already.
     pub fn watch(&self) -> Option<Watch> {
         let permit = self.watchers.clone().try_acquire_owned().ok()?;
-        Some(Watch { news: self.news.subscribe(), end: self.end.clone(), _permit: permit })
+        Some(Watch { activity: self.activity.subscribe(), end: self.end.clone(), _permit: permit })
     }
 
     /// Ends every watch, once it has read what was published.
@@ -163,7 +163,7 @@ impl Tail {
 /// A watcher's receiver.
 #[derive(Debug)]
 pub struct Watch {
-    news: broadcast::Receiver<Arc<Activity>>,
+    activity: broadcast::Receiver<Arc<Activity>>,
     end: CancellationToken,
     _permit: OwnedSemaphorePermit,
 }
@@ -181,8 +181,8 @@ impl Watch {
     pub async fn next(&mut self) -> Option<WatchItem> {
         tokio::select! {
             biased;
-            news = self.news.recv() => match news {
-                Ok(news) => Some(WatchItem::Activity(news)),
+            activity = self.activity.recv() => match activity {
+                Ok(activity) => Some(WatchItem::Activity(activity)),
                 Err(broadcast::error::RecvError::Lagged(missed)) => Some(WatchItem::Lagged(missed)),
                 Err(broadcast::error::RecvError::Closed) => None,
             },
@@ -224,7 +224,7 @@ mod tests {
     async fn a_slow_watcher_learns_how_much_it_missed_and_blocks_nobody() {
         let tail = Tail::default();
         let mut watch = tail.watch().unwrap();
-        (0..MAX_LAG + 3).for_each(|_| tail.tell(push));
+        (0..MAX_LAG + 3).for_each(|_| tail.publish(push));
         tail.close();
         assert!(matches!(watch.next().await, Some(WatchItem::Lagged(3))));
         for _ in 0..MAX_LAG {
@@ -238,10 +238,10 @@ mod tests {
         let metrics = crate::metrics::Metrics::new();
         let (tail, mut spans) = Tail::traced(metrics.spans());
         let recorded = Trace::new(EventId(1), None).push();
-        let span = |place| {
-            let (begun, ended) = (UnixNanos(1), UnixNanos(2));
-            let (what, event) = (TracedKind::Push, EventId(1));
-            Span { what, place, event, begun, ended, status: Some(200), failure: None, news: push() }
+        let span = |context| {
+            let (started, ended) = (UnixNanos(1), UnixNanos(2));
+            let (kind, event) = (TracedKind::Push, EventId(1));
+            Span { kind, context, event, started, ended, status: Some(200), failure: None, activity: push() }
         };
         (0..MAX_SPANS + 3).for_each(|_| tail.trace(|| recorded, span));
         tail.trace(|| SpanContext { recorded: false, ..recorded }, |_| panic!("nobody wants it recorded"));
@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn watchers_are_limited_and_nothing_is_built_without_one() {
         let tail = Tail::default();
-        tail.tell(|| panic!("nobody watches"));
+        tail.publish(|| panic!("nobody watches"));
         let watches: Vec<_> = (0..WATCHERS).map(|_| tail.watch().unwrap()).collect();
         assert!(tail.watch().is_none());
         drop(watches);

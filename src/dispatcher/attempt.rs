@@ -202,15 +202,15 @@ impl AttemptContext {
                 stamp,
             })
         };
-        self.tail.tell(activity);
+        self.tail.publish(activity);
         self.tail.trace(
             || Trace::of(event).attempt(report.map_or_else(|| SpanId::random(event.id), |report| report.span)),
-            |place| {
+            |context| {
                 let ended = report.map_or_else(UnixNanos::now, |report| report.ended);
                 let failure = (outcome != DeliveryState::Delivered.name()).then(|| failure(report));
-                let what = if report.is_some() { TracedKind::Attempt } else { TracedKind::Expiry };
-                let begun = ended.before(took);
-                Span { what, place, event: event.id, begun, ended, status, failure, news: activity() }
+                let kind = if report.is_some() { TracedKind::Attempt } else { TracedKind::Expiry };
+                let started = ended.before(took);
+                Span { kind, context, event: event.id, started, ended, status, failure, activity: activity() }
             },
         );
     }

@@ -38,12 +38,12 @@ pub(super) fn request(spans: Vec<Span>, service_name: &str) -> ExportTraceServic
 fn span(span: Span) -> proto::Span {
     let mut attributes = Attributes::default();
     attributes.text("wxrelay.event_id", span.event.to_string());
-    let (name, kind) = match span.what {
+    let (name, kind) = match span.kind {
         TracedKind::Push => ("push", SpanKind::Server),
         TracedKind::Attempt => ("attempt", SpanKind::Client),
         TracedKind::Expiry => ("expiry", SpanKind::Internal),
     };
-    let error = match span.news {
+    let error = match span.activity {
         Activity::Push(push) => describe_push(&mut attributes, push),
         Activity::Attempt(attempt) => describe_attempt(&mut attributes, attempt),
     };
@@ -58,15 +58,15 @@ fn span(span: Span) -> proto::Span {
         attributes.text("error.type", failure);
     }
     let status = failed.then(|| proto::Status { message: error.unwrap_or_default(), code: StatusCode::Error.into() });
-    let place = span.place;
+    let context = span.context;
     proto::Span {
-        trace_id: place.trace.to_be_bytes().to_vec(),
-        span_id: place.span.0.to_be_bytes().to_vec(),
-        parent_span_id: place.parent.map_or_else(Vec::new, |parent| parent.0.to_be_bytes().to_vec()),
-        flags: FLAGS | if place.remote { PARENT_IS_REMOTE } else { 0 },
+        trace_id: context.trace.to_be_bytes().to_vec(),
+        span_id: context.span.0.to_be_bytes().to_vec(),
+        parent_span_id: context.parent.map_or_else(Vec::new, |parent| parent.0.to_be_bytes().to_vec()),
+        flags: FLAGS | if context.remote { PARENT_IS_REMOTE } else { 0 },
         name: name.to_owned(),
         kind: kind.into(),
-        start_time_unix_nano: span.begun.0,
+        start_time_unix_nano: span.started.0,
         end_time_unix_nano: span.ended.0,
         attributes: attributes.0,
         status,

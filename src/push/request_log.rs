@@ -95,15 +95,15 @@ impl RequestLog {
     fn publish_span(&self, activity: impl FnOnce() -> Activity) {
         let Some(trace) = self.trace else { return };
         let (event, took) = (self.first.unwrap_or(trace).event, self.started.elapsed());
-        let place = || match self.first {
+        let context = || match self.first {
             None => trace.push(),
             Some(first) => first.repeat(SpanId::random(trace.event), trace.caller),
         };
-        self.tail.trace(place, |place| {
+        self.tail.trace(context, |context| {
             let (ended, status) = (UnixNanos::now(), self.status.map(|status| status.as_u16()));
             let failure = self.failed().then_some(Cow::Borrowed(self.result));
-            let (what, begun) = (TracedKind::Push, ended.before(took));
-            Span { what, place, event, begun, ended, status, failure, news: activity() }
+            let (kind, started) = (TracedKind::Push, ended.before(took));
+            Span { kind, context, event, started, ended, status, failure, activity: activity() }
         });
     }
 }
@@ -149,7 +149,7 @@ impl Drop for RequestLog {
                 stamp,
             })
         };
-        self.tail.tell(activity);
+        self.tail.publish(activity);
         self.publish_span(activity);
     }
 }
