@@ -137,7 +137,7 @@ pub struct AcmeSettings {
     pub directory: String,
     /// A PEM file of the certificate authorities to trust for that URL instead of the system's.
     pub ca: Option<PathBuf>,
-    /// Where the certificate is kept, by [`file()`].
+    /// Where the certificate is kept, by [`acme::file`](super::acme::file).
     pub file: PathBuf,
 }
 
