@@ -1,6 +1,7 @@
 //! The contract of `mod.rs`, checked on an engine through nothing but [`Queue`] and [`Inspect`].
 //!
-//! Sweeps are in `sweep_tests.rs`, order in `order_tests.rs`. Another engine passes the same suite: only [`QueueFixture`] knows how one is opened.
+//! Sweeps are in `sweep_tests.rs`, order in `order_tests.rs`. Another engine passes the same suite: only
+//! [`QueueFixture`] knows how an engine is opened.
 
 use std::fs;
 use std::path::Path;
@@ -371,7 +372,7 @@ async fn a_full_store_refuses_what_is_new_and_knows_what_is_not() {
     queue.enqueue(new_event(EventId(1), "1", &["crm"])).await.unwrap();
     queue.close().await;
     let queue = Queue::open(&Settings { max_size: 1, ..settings(folder.path()) }, drop).unwrap();
-    // That there is nothing to drop is found out soon after the start.
+    // Events are accepted until retention has found nothing to delete, soon after the start.
     let mut last = 1;
     let refused = loop {
         last += 1;

@@ -1,8 +1,8 @@
 //! The keys of stored payloads, and their authenticated encryption: XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03).
 //!
-//! A sealed value is a nonce of 24 bytes, the ciphertext, and a tag of 16. Invariants: nonces are random and so long that
-//! none comes twice, also where a store continues from a backup; a value opens in its own [`SealContext`] alone; of a key
-//! only its [`Fingerprint`] is shown. Not here: which key an event has, which is the engine's.
+//! A sealed value is a nonce of 24 bytes, the ciphertext, and a tag of 16. Invariants: nonces are random and long
+//! enough never to repeat, even if a store continues from a backup; a value opens only in its own [`SealContext`];
+//! texts show only the [`Fingerprint`] of a key. Not here: which key an event has; the engine decides that.
 
 use std::fmt;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ const KEY: usize = 32;
 const NONCE: usize = 24;
 const TAG: usize = 16;
 
-/// The keys of `queue.encryption_keys`: the first encrypts, every one decrypts. None: payloads are stored as they come.
+/// The keys of `queue.encryption_keys`: the first encrypts, every one decrypts. Without keys, payloads are stored in
+/// the clear.
 #[derive(Clone, Default)]
 pub struct EncryptionKeys(Vec<EncryptionKey>);
 
@@ -67,10 +68,10 @@ pub struct EncryptionKey {
 impl EncryptionKey {
     /// Reads the base64 of 32 bytes.
     pub fn parse(text: &str) -> Option<Self> {
-        // The decoder wants space for as much as a text of that length may hold.
+        // The decoder needs space for the most bytes that a text of that length can hold.
         let mut decoded = Zeroizing::new([0; KEY + 1]);
         let length = STANDARD.decode_slice(text, &mut decoded[..]).ok()?;
-        // Filled where it stays: a value that is moved leaves a copy behind.
+        // Filled in place: moving a value leaves a copy behind.
         let mut bytes = Arc::new(Zeroizing::new([0; KEY]));
         Arc::get_mut(&mut bytes)?.copy_from_slice(decoded.get(..length).filter(|bytes| bytes.len() == KEY)?);
         let hash = Sha256::new().chain_update("wxrelay queue.encryption_keys").chain_update(&bytes[..]).finalize();
@@ -137,7 +138,7 @@ pub(super) enum SealContext {
     Body(EventId),
     Clear(EventId),
     Reply(EventId),
-    /// What a target, by its number in the store, answered to an attempt.
+    /// A target's answer to an attempt: the event, the number of the target in the store, the number of the attempt.
     Answer(EventId, i64, i64),
 }
 
@@ -164,7 +165,7 @@ pub(super) enum EncryptError {
     /// The system gives no random bytes.
     #[error("the system's random generator failed: {0}")]
     Random(#[source] getrandom::Error),
-    /// Far beyond any body that is taken.
+    /// Far longer than any body that is accepted.
     #[error("the text is too long to be encrypted")]
     TooLong,
 }
@@ -175,10 +176,10 @@ pub enum DecryptError {
     /// Its key is not configured.
     #[error("it is encrypted with the key {0}, which queue.encryption_keys lacks")]
     KeyMissing(Fingerprint),
-    /// The store has no key of the number in its row.
+    /// The store has no key with the number in its row.
     #[error("it is encrypted with a key that the store does not name")]
     KeyUnknown,
-    /// It is not what was sealed for that context.
+    /// It was not sealed for that context, or its bytes have changed.
     #[error("it cannot be decrypted: it is not what was stored")]
     Damaged,
 }
@@ -205,7 +206,8 @@ mod tests {
     #[test]
     fn a_key_is_shown_by_its_fingerprint_alone() {
         assert_eq!(format!("{:?}", EncryptionKeys::new(vec![key(1), key(2)])), "[MASKED, MASKED]");
-        // By Python's hashlib. Stores name their keys so: another hash would lock them all.
+        // By Python's hashlib. Stores identify keys by this hash: another one would make every encrypted event
+        // unreadable.
         assert_eq!(key(0x42).fingerprint().to_string(), "b3ec5edee0fe696b");
         assert_ne!(key(1).fingerprint(), key(2).fingerprint());
     }

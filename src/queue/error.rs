@@ -8,10 +8,10 @@ use rusqlite::ffi;
 
 use super::encryption::Fingerprint;
 
-/// Why the queue could not do what it was asked. Its text says what failed and where; [`Error::remedy`] how to fix it.
+/// Why a call of the queue failed. Its text says what failed and where; [`Error::remedy`] says how to fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no free space; this ends by itself when there is.
+    /// There is no free space. New events are accepted again when there is.
     #[error("the store is full")]
     Full,
     /// The queue was closed.
@@ -36,7 +36,7 @@ pub enum Error {
         /// The name of the filesystem.
         filesystem: &'static str,
     },
-    /// The disk may only be read.
+    /// The filesystem is read-only.
     #[error("{} is on a read-only filesystem", path.display())]
     ReadOnly {
         /// The file or folder.
@@ -126,7 +126,7 @@ impl Error {
         })
     }
 
-    /// A file or folder of the store could not be used.
+    /// The error for a file or folder of the store; a full disk and a read-only filesystem have variants of their own.
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::Full,
@@ -152,10 +152,10 @@ impl From<rusqlite::Error> for Error {
     }
 }
 
-/// Whether there was no room on the disk.
+/// Whether the disk was full.
 pub(super) fn is_full(error: &rusqlite::Error) -> bool {
     error.sqlite_error().is_some_and(|failure| {
-        // The shared-memory file could not grow: what a full disk looks like when it comes first there.
+        // The shared-memory file could not grow: on a full disk, SQLite may meet this error first.
         failure.code == ErrorCode::DiskFull || failure.extended_code == ffi::SQLITE_IOERR_SHMSIZE
     })
 }
@@ -165,12 +165,12 @@ pub(super) fn is_write_failure(error: &rusqlite::Error) -> bool {
     error.sqlite_error().is_some_and(|failure| failure.extended_code == ffi::SQLITE_IOERR_WRITE)
 }
 
-/// Whether another program's lock was in the way: it will be in everybody's.
+/// Whether another program held a lock: every other command would fail for the same reason.
 pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
-/// Whether what is in memory and what is on disk may differ from now on: a failed flush, or a damaged file.
+/// Whether memory and disk may differ from now on: after a failed flush, or with a damaged file.
 pub(super) fn is_lost(error: &rusqlite::Error) -> bool {
     error.sqlite_error().is_some_and(|failure| {
         matches!(failure.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)

@@ -15,8 +15,8 @@ use crate::tuning::Tuning;
 /// As long as WeChat's.
 const USER: &str = "oForgetMe6a8b7c6d5e4f3a2b1c0";
 const OTHER: &str = "oKeepMe0a1b2c3d4e5f6a7b8c9d0";
-/// In a text of the user, and in what targets answered to it.
 const PAGE: usize = 4096;
+/// Is in a text of the user, and in the answers of targets to it.
 const MARKER: &str = "meet me at nine by the fountain";
 
 impl QueueFixture {
@@ -56,7 +56,7 @@ fn holds(folder: &Path, bytes: &[u8]) -> bool {
     fs::read_dir(folder).unwrap().any(|entry| {
         let file = fs::read(entry.unwrap().path()).unwrap();
         let pages = (0..file.len()).step_by(PAGE).map(|at| &file[at..file.len().min(at + PAGE + bytes.len())]);
-        // Most of the ballast is zeros: those are told fast.
+        // Most pages of the reserve file are zeros: those are excluded fast.
         let mut used = pages.filter(|page| page.get(..PAGE).is_none_or(|page| page != [0; PAGE]));
         used.any(|page| page.windows(bytes.len()).any(|part| part == bytes))
     })
@@ -242,7 +242,7 @@ async fn nothing_is_left_in_pages_where_rows_were_moved() {
     assert!(!fixture.holds(USER));
     assert_eq!(fixture.of(OTHER), kept);
     assert_eq!(fixture.look().check_file().unwrap(), [""; 0]);
-    // The writer goes on with pages as they are now.
+    // The writer continues with the pages as they are now.
     for (id, _) in open.iter().filter(|(_, user)| *user == OTHER) {
         fixture.queue.record_reply(*id, "y".repeat(3000)).await.unwrap();
     }
@@ -252,7 +252,8 @@ async fn nothing_is_left_in_pages_where_rows_were_moved() {
     assert_eq!(fixture.look().check_file().unwrap(), [""; 0]);
 }
 
-/// What one event of a history is: whose, for which targets, and what becomes of each delivery, if anything does.
+/// One event of a history: whether it is the user's, for which targets, the end of each delivery, if it ends, and the
+/// padding of its text.
 type Past = (bool, usize, Vec<Option<DeliveryState>>, usize);
 
 const TARGETS: [&str; 3] = ["a", "b", "in-order"];

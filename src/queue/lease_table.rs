@@ -1,9 +1,8 @@
 //! The outstanding leases, in memory: which deliveries are being attempted right now.
 //!
-//! The engine's one writer owns the table, and alone grants and ends leases, so the two cannot race. A [`LeaseGuard`]
-//! travels in each lease: dropped before its delivery was settled, it returns the delivery, so that no bug and no
-//! cancelled task of a consumer keeps one from ever being attempted again. Nothing here survives the process, and nothing
-//! must: after a crash every pending delivery is free.
+//! Only the engine's one writer grants and ends leases, so the two cannot race. Each lease holds a [`LeaseGuard`],
+//! which returns the delivery if it is dropped unsettled: neither a bug nor a cancelled task of a consumer can exclude
+//! a delivery from further attempts. The table is not stored: after a crash every pending delivery can be leased.
 
 use std::collections::{HashMap, HashSet};
 use std::mem;
@@ -16,12 +15,12 @@ use crate::event::EventId;
 /// Which grant of a lease this is: the same delivery may be leased again later.
 type Token = u64;
 
-/// What guards and the table tell each other.
+/// Messages between the guards and the table.
 #[derive(Debug, Default)]
 struct LeaseNotices {
-    /// By guards that were dropped; read by [`LeaseTable::reclaim_dropped`].
+    /// Written by dropped guards, read by [`LeaseTable::reclaim_dropped`].
     returned: Vec<(Arc<str>, EventId, Token)>,
-    /// By the table; read by [`LeaseGuard::is_revoked`].
+    /// Written by the table, read by [`LeaseGuard::is_revoked`].
     revoked: HashSet<Token>,
 }
 
@@ -42,7 +41,7 @@ impl LeaseTable {
         LeaseGuard { target: Arc::clone(target), event, token, notices: Arc::clone(&self.notices) }
     }
 
-    /// Ends the delivery's lease, also while a guard of it lives.
+    /// Ends the delivery's lease, even while its guard lives.
     pub(super) fn end(&mut self, target: &str, event: EventId) {
         if let Some(events) = self.outstanding.get_mut(target) {
             events.remove(&event);

@@ -5,15 +5,15 @@
 //! - [`Queue::enqueue`] returns `Fresh` only when the event and all its deliveries are on stable storage, and
 //!   `Duplicate` when an event of the same [`ContentKey`] already is.
 //! - A delivery is `pending` until it is settled into one of the other states, or an operator's [`Sweep`] cancels it;
-//!   nothing else ends it. A sweep alone makes one that has ended pending again, or adds one to an event, or deletes one
-//!   that is pending or dead, with its event.
+//!   nothing else ends it. Only a sweep makes an ended delivery pending again, adds a delivery to an event, or deletes
+//!   one that is pending or dead, with its event.
 //! - A [`Lease`] is the right to make one attempt. At most one lease of a delivery is outstanding at a time; it ends
-//!   with [`Queue::settle`], or when it is dropped, or with the process that holds it. A fresh event's first leases go to
-//!   the [`Inbox`] of their target in memory, before [`Queue::enqueue`] returns; what does not fit there, and what a
-//!   retry or a crash leaves, [`Queue::lease`] returns.
+//!   with [`Queue::settle`], when it is dropped, or with the process that holds it. A fresh event's first leases go to
+//!   the [`Inbox`] of their target in memory, before [`Queue::enqueue`] returns. [`Queue::lease`] returns the
+//!   deliveries that do not fit there, and those that a retry or a crash leaves pending.
 //!
-//! The relay owns schedules and retry rules, the engine owns durability, dedup and leases: that is the cut at which a
-//! distributed engine, with consumers on several machines, becomes another variant.
+//! The relay owns schedules and retry rules; the engine owns durability, dedup and leases. This split lets a
+//! distributed engine, with consumers on several machines, become another variant.
 
 #![warn(missing_docs)]
 
@@ -71,19 +71,18 @@ pub enum Queue {
 }
 
 impl Queue {
-    /// Opens the queue, and makes it if there is none yet. `on_commit` is called with how long each
-    /// commit took.
+    /// Opens the queue, and creates it if it does not exist. `on_commit` is called with the duration of each commit.
     ///
-    /// Call it in the callers' runtime: they are answered by its tasks.
+    /// Call it in the runtime of the callers: a task of that runtime sends the answers.
     ///
     /// # Errors
-    /// If the store is another process's, is on a network filesystem, was made by a newer release or by another
+    /// If the store is in use by another process, is on a network filesystem, was made by a newer release or by another
     /// program, holds events that are encrypted with a key not configured, or cannot be opened.
     pub fn open(settings: &Settings, on_commit: impl Fn(Duration) + Send + 'static) -> Result<Self, Error> {
         Self::open_tuned(settings, &Tuning::default(), on_commit)
     }
 
-    /// The same with other sizes than the shipped ones.
+    /// As [`Queue::open`], with other sizes than the shipped ones.
     ///
     /// # Errors
     /// As for [`Queue::open`].
@@ -107,11 +106,11 @@ impl Queue {
 
     /// Stores a fresh event with its deliveries; returns when they are on stable storage.
     ///
-    /// Waits while too many commands wait for the writer. Dropped while waiting, the event may or may not be stored.
+    /// Waits while the channel to the writer is full. If this future is dropped, the event may or may not be stored.
     ///
     /// # Errors
-    /// [`Error::Full`] when there is no space on the disk or within `max_size`: this ends by itself. Whatever the error, the
-    /// event is not stored.
+    /// [`Error::Full`] when there is no space on the disk or within `max_size`: enqueue again later. Whatever the
+    /// error, the event is not stored.
     pub async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
         match self {
             Self::Embedded(engine) => engine.enqueue(new).await,
@@ -128,14 +127,14 @@ impl Queue {
         }
     }
 
-    /// Ends an attempt, or a delivery without one; returns when that is on stable storage.
+    /// Records the outcome of an attempt, or ends a delivery without one; returns when that is on stable storage.
     ///
-    /// A delivery that has ended already stays as it is. May take some milliseconds more than a commit, as settlements
-    /// wait for more to share one.
+    /// A delivery that has ended already does not change. May take some milliseconds more than a commit, as settlements
+    /// wait for others to share one.
     ///
     /// # Errors
-    /// If it could not be stored: the lease is still outstanding then, so settle again, or drop the lease to have the delivery
-    /// attempted again.
+    /// If it could not be stored: the lease is still outstanding then, so settle again, or drop the lease to have the
+    /// delivery attempted again.
     pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
         match self {
             Self::Embedded(engine) => engine.settle(settlement).await,
@@ -171,14 +170,14 @@ impl Queue {
         }
     }
 
-    /// Sets in what order a target gets events that come from now on; [`DeliveryOrder::None`] until it is set.
+    /// Sets the order in which a target gets the events stored from now on; [`DeliveryOrder::None`] until it is set.
     pub fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
         match self {
             Self::Embedded(engine) => engine.keep_order(target, order),
         }
     }
 
-    /// Closes a target's inbox: it ends once emptied. Its deliveries stay pending.
+    /// Closes a target's inbox: its receivers end once they are empty. The target's deliveries stay pending.
     pub fn unsubscribe(&self, target: &str) {
         match self {
             Self::Embedded(engine) => engine.unsubscribe(target),
@@ -205,10 +204,10 @@ impl Queue {
         }
     }
 
-    /// Waits until the writer has done what came before; for ever if it hangs.
+    /// Waits until the writer has executed all earlier commands. Never returns if the writer hangs.
     ///
     /// # Errors
-    /// [`Error::Closed`] if there is no writer any more.
+    /// [`Error::Closed`] if the writer has ended.
     pub async fn ping(&self) -> Result<(), Error> {
         match self {
             Self::Embedded(engine) => engine.ping().await,
@@ -225,23 +224,24 @@ impl Queue {
         }
     }
 
-    /// What keeps new events out now; reads no store.
+    /// Why the queue refuses new events now, if it does. Does not read the store.
     pub fn obstacle(&self) -> Option<Obstacle> {
         match self {
             Self::Embedded(engine) => engine.obstacle(),
         }
     }
 
-    /// Commits what waits, closes all inboxes, and releases the store; returns when another process may open it.
+    /// Commits the waiting commands, closes all inboxes, and releases the store; returns when another process may open
+    /// it.
     ///
-    /// Later calls, through other handles too, fail with [`Error::Closed`].
+    /// Later calls fail with [`Error::Closed`], also through other handles.
     pub async fn close(self) {
         match self {
             Self::Embedded(engine) => engine.close().await,
         }
     }
 
-    /// The id for an event received at `now`: later than every id given before, by this process or an earlier one.
+    /// The id for an event received at `now`: greater than every id given before, by this process or an earlier one.
     pub fn next_id(&self, now: UnixMillis) -> EventId {
         match self {
             Self::Embedded(engine) => engine.next_id(now),
@@ -254,7 +254,7 @@ impl Queue {
 pub struct NewEvent {
     /// The event.
     pub event: Arc<Event>,
-    /// What makes a second push of it a duplicate.
+    /// Identifies a second push of the event as a duplicate.
     pub key: ContentKey,
     /// The names of the targets it is for, each once.
     pub targets: Vec<Arc<str>>,
@@ -269,38 +269,39 @@ pub struct NewEvent {
 pub struct AwaitedReply {
     /// Until when it is useful.
     pub until: UnixMillis,
-    /// Whether it is used if it comes in time; else it is a reserve for that of another target.
+    /// Whether the target is the first that is asked: its reply is used if it comes in time. A reply of any other
+    /// target is held in reserve.
     pub first: bool,
     /// Where the target's answer goes; dropped without one if the attempt failed.
     pub sender: oneshot::Sender<ReplyOffer>,
 }
 
-/// What a target answered, for the push that waits.
+/// A target's answer, offered to the push that waits.
 #[derive(Debug)]
 pub struct ReplyOffer {
     /// The clear reply; `None` where the target sends none.
     pub reply: Result<Option<String>, ReplyError>,
-    /// Gets what becomes of the reply; dropped where the push does not wait any more.
+    /// Receives whether the reply is used; dropped if the push no longer waits.
     pub choice: oneshot::Sender<ReplyChoice>,
 }
 
-/// What becomes of a reply.
+/// Whether a reply is used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyChoice {
     /// WeChat gets it.
     Used,
-    /// WeChat gets another target's.
+    /// WeChat gets the reply of another target.
     Outdone,
 }
 
-/// What became of a [`NewEvent`].
+/// The result of [`Queue::enqueue`].
 #[derive(Debug)]
 pub enum Enqueued {
     /// It is stored, with all its deliveries.
     Fresh,
-    /// It had been stored before.
+    /// The event was stored before.
     Duplicate {
-        /// The name it was stored by.
+        /// The id of the stored event.
         id: EventId,
         /// The clear reply that it was answered with, if any.
         reply: Option<String>,
@@ -316,7 +317,7 @@ pub struct Lease {
     pub target: Arc<str>,
     /// The number of this attempt, from 1.
     pub attempt: u32,
-    /// How many attempts have failed since the retry schedule last started: its place in the schedule.
+    /// How many attempts have failed since the retry schedule last started: the position in the schedule.
     pub failures: u32,
     /// Where the target's reply goes, if it is awaited.
     pub reply: Option<AwaitedReply>,
@@ -325,7 +326,7 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Whether an operator has cancelled the delivery since: then make no attempt.
+    /// Whether an operator has cancelled the delivery since the lease was granted: then make no attempt.
     pub fn is_revoked(&self) -> bool {
         self.guard.is_revoked()
     }
@@ -345,44 +346,44 @@ pub struct Leases {
 pub struct Inbox {
     /// Leases of fresh events.
     pub fresh: mpsc::Receiver<Lease>,
-    /// Those whose reply is awaited: apart, so that no backlog delays them.
+    /// Leases whose reply is awaited: in a channel of their own, so that no backlog delays them.
     pub awaited: mpsc::Receiver<Lease>,
-    /// Notified when there may be more to [`Queue::lease`], or sooner: the inbox was full, a delivery is to be retried, a
-    /// lease was dropped, an operator made deliveries pending.
+    /// Notified when [`Queue::lease`] may return more, or earlier than it announced: the inbox was full, a delivery is
+    /// to be retried, a lease was dropped, an operator made deliveries pending.
     pub wake: Arc<Notify>,
 }
 
-/// In what order a target gets its events.
+/// The order in which a target gets its events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryOrder {
     /// As they come, concurrently.
     None,
-    /// Those of one user one after the other, as WeChat sent them: while one is pending, later ones are not leased.
-    /// What an operator makes pending again takes its place in that order.
+    /// The events of one user one at a time, in the order in which WeChat sent them: while one is pending, later ones
+    /// are not leased. A delivery that an operator makes pending again takes its place in that order.
     PerUser,
 }
 
-/// The end of an attempt.
+/// The outcome of an attempt, to be recorded.
 #[derive(Clone, Debug)]
 pub struct Settlement {
     /// The event.
     pub event: EventId,
     /// The target.
     pub target: Arc<str>,
-    /// What becomes of the delivery.
+    /// The next state of the delivery.
     pub disposition: Disposition,
-    /// The attempt that led to it; `None` when there was none, as when an old delivery expires.
+    /// The attempt that led to it; `None` without one, as when an old delivery expires.
     pub attempt: Option<AttemptRecord>,
 }
 
-/// What becomes of a delivery.
+/// What a settlement does to a delivery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disposition {
-    /// It stays pending until then.
+    /// It stays pending; the next attempt is due at this time.
     Retry(UnixMillis),
-    /// The same, and the attempt does not count against its retry schedule.
+    /// As `Retry`, but the attempt does not count against the retry schedule.
     Postpone(UnixMillis),
-    /// It ends.
+    /// It ends in this state.
     End(DeliveryState),
 }
 
@@ -457,9 +458,9 @@ pub struct Settings {
     pub retention: Duration,
     /// How long a push's retries are recognised, also when finished events must be deleted early.
     pub dedup_window: Duration,
-    /// The most bytes the store may take: at this size new events are refused; from a little before it on finished ones are
-    /// deleted.
+    /// The most bytes that the store may take: at this size new events are refused. Finished events are deleted from a
+    /// little below it on.
     pub max_size: u64,
-    /// What payloads are encrypted with, if they are to be.
+    /// The keys that payloads are encrypted with; none = payloads are stored in the clear.
     pub encryption_keys: EncryptionKeys,
 }

@@ -1,6 +1,6 @@
-//! Why the queue accepts no new events, in a closed set: what readiness reports.
+//! Why the queue refuses new events: a closed set, which readiness reports.
 
-/// What keeps new events out; each but the last ends by itself when its cause does.
+/// Why new events are refused. Each reason but the last ends without a restart, when its cause does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Obstacle {
     /// The disk is full. Deliveries that are stored already continue.

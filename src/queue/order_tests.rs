@@ -1,4 +1,5 @@
-//! `DeliveryOrder::PerUser`: one user's events one after the other, whatever happens in between, and nobody else waits.
+//! `DeliveryOrder::PerUser`: one user's events one after the other, whatever happens in between, and no other user
+//! waits.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,7 +23,7 @@ struct OrderFixture {
     queue: Queue,
     target: Arc<str>,
     pushes: u64,
-    /// The leases that are out, by event.
+    /// The outstanding leases, by event.
     out: HashMap<EventId, Lease>,
 }
 
@@ -66,7 +67,7 @@ impl OrderFixture {
         id
     }
 
-    /// Leases all that can be leased, and says which events that were.
+    /// Leases all that can be leased, and returns which events that were.
     async fn lease(&mut self) -> Vec<EventId> {
         let due = self.queue.lease(&self.target, 100, NOW).await.unwrap().due;
         let ids = due.iter().map(|lease| lease.event.id).collect();
@@ -142,7 +143,7 @@ async fn what_was_held_is_told_of_though_the_target_keeps_order_no_more() {
 enum Step {
     Push(u8),
     Lease,
-    /// The lease that is out at that place is settled.
+    /// The outstanding lease at that index is settled.
     Deliver(prop::sample::Index),
     Retry(prop::sample::Index),
     Die(prop::sample::Index),
@@ -169,7 +170,7 @@ proptest! {
     }
 }
 
-/// Plays the steps against the plainest model: each user's pending events in a list, of which the first may be out.
+/// Plays the steps against the simplest model: each user's pending events in a list, of which the first may be leased.
 async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
     let mut fixture = OrderFixture::open();
     let mut pending: HashMap<u8, Vec<EventId>> = HashMap::new();
@@ -185,7 +186,7 @@ async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
             Step::Retry(at) => end(&mut fixture, &mut pending, |len| at.index(len), None).await,
         }
     }
-    // In the end everybody is served.
+    // In the end every event is delivered.
     for _ in 0..pending.values().map(Vec::len).sum() {
         check_lease(&mut fixture, &pending).await?;
         end(&mut fixture, &mut pending, |_| 0, Some(DeliveryState::Delivered)).await;
@@ -204,7 +205,7 @@ async fn check_lease(fixture: &mut OrderFixture, pending: &HashMap<u8, Vec<Event
     Ok(())
 }
 
-/// Settles one of the leases that are out, if there is one.
+/// Settles one of the outstanding leases, if there is one.
 async fn end(
     fixture: &mut OrderFixture,
     pending: &mut HashMap<u8, Vec<EventId>>,

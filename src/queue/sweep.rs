@@ -1,8 +1,8 @@
 //! Operator actions on many deliveries or events at once: which ones, and the action.
 //!
-//! A sweep goes forward by event id, in steps so short that pushes hardly wait for one. It never returns to what it has
-//! passed, so it ends, whatever becomes of the deliveries behind it; an interrupted one continues from the last step's
-//! [`SweepProgress::next`].
+//! A sweep goes forward by event id, in steps so short that pushes hardly wait for one. It never returns to an event
+//! that it has passed, so it ends even if deliveries behind it change again. An interrupted sweep continues from the
+//! last step's [`SweepProgress::next`].
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::event::EventId;
 /// A change of many deliveries.
 #[derive(Clone, Debug)]
 pub struct Sweep {
-    /// Which deliveries: `target` and `state` are their own, the rest is their event's. `before` and `limit` are for
-    /// lists, and mean nothing here.
+    /// Which deliveries: `target` and `state` are compared with the delivery, the rest with its event. `before` and
+    /// `limit` are for lists and are ignored here.
     pub filter: EventFilter,
-    /// Only those of these events.
+    /// Only deliveries of these events.
     pub events: Option<Vec<EventId>>,
     /// What happens to them.
     pub action: SweepAction,
@@ -25,17 +25,19 @@ pub struct Sweep {
 /// What a [`Sweep`] does to its deliveries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SweepAction {
-    /// Those that have ended become pending: due at once, their retry schedule started over, their attempts kept.
+    /// Ended deliveries become pending: due at once, with a restarted retry schedule. The records of their attempts are
+    /// kept.
     Replay,
-    /// Their events are delivered to this target, for the first time or again; a delivery pending there is left alone.
-    /// If the filter names neither target nor state, events without any delivery are meant too.
+    /// The events are delivered to this target, for the first time or again; a delivery that is pending there does not
+    /// change. If the filter names neither target nor state, events without any delivery are included.
     ReplayTo(Arc<str>),
-    /// Those that are pending or dead become cancelled.
+    /// Pending and dead deliveries become cancelled.
     Drop,
-    /// Those that are pending become cancelled, and this target has one in their place, unless their event has one for
-    /// it already.
+    /// Pending deliveries become cancelled, and this target gets one in their place, unless the event has a delivery
+    /// for it already.
     Redirect(Arc<str>),
-    /// Their events are deleted with all that belongs to them, in whatever state; what is pending is cancelled first. If the filter names neither target nor state, events without any delivery are meant too.
+    /// The events are deleted with all that belongs to them, whatever the state of their deliveries; pending ones are
+    /// cancelled first. If the filter names neither target nor state, events without any delivery are included.
     Forget,
 }
 
@@ -66,10 +68,10 @@ impl Sweep {
 }
 
 impl Queue {
-    /// Makes the next step of a sweep, behind `after`; from the beginning without it.
+    /// Makes the next step of a sweep, behind `after`, or from the beginning.
     ///
     /// # Errors
-    /// If it could not be stored; the steps before it stand.
+    /// If the step could not be stored; earlier steps remain stored.
     pub async fn sweep(
         &self,
         sweep: &Arc<Sweep>,
@@ -81,17 +83,17 @@ impl Queue {
         }
     }
 
-    /// Erases what was deleted from the store's files: from unused pages and from the log.
+    /// Erases deleted data from the store's files: from unused pages and from the log.
     ///
     /// # Errors
-    /// If it could not be written; [`Error::Busy`] if the store is being read all the time. Trying again continues.
+    /// If it could not be written; [`Error::Busy`] if readers keep the log in use all the time. Another call continues.
     pub async fn wipe(&self) -> Result<(), Error> {
         match self {
             Self::Embedded(engine) => engine.wipe().await,
         }
     }
 
-    /// Makes all steps of a sweep. Returns how much changed.
+    /// Makes all steps of a sweep. Returns the sum of [`SweepProgress::changed`].
     ///
     /// # Errors
     /// As for [`Queue::sweep`].

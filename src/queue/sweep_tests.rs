@@ -34,7 +34,7 @@ impl QueueFixture {
         detail.deliveries.into_iter().map(|delivery| (delivery.target, delivery.state)).collect()
     }
 
-    /// Stores so many events with an ended delivery for `crm`.
+    /// Stores `count` events with an ended delivery for `crm`.
     async fn store_ended(&self, count: usize, state: DeliveryState) {
         let stored = (0..count).map(|n| {
             let new = self.event(&format!("{state:?} {n}"), &["crm"]);
@@ -115,7 +115,7 @@ async fn a_sweep_that_was_interrupted_goes_on_where_it_stopped() {
     assert_eq!(first.changed + rest, 600);
     let (mut changed, mut after) = (first.changed, first.next);
     while let Some(last) = after {
-        // What was passed and has ended again is not met again.
+        // The sweep does not meet again a delivery that it has passed and that has ended again.
         for lease in fixture.lease("crm", 1000, NOW).await.due {
             fixture.end(lease.event.id, "crm", DeliveryState::Delivered).await;
         }
@@ -211,7 +211,7 @@ async fn a_lease_of_a_cancelled_delivery_says_so_and_its_end_changes_nothing() {
     assert!(under_way.is_revoked() && waiting.is_revoked());
     fixture.end(a, "crm", DeliveryState::Delivered).await;
     assert_eq!(fixture.states(a), [("crm".to_owned(), DeliveryState::Cancelled)]);
-    // Replayed while the worthless lease is out: it is leased again when that is returned.
+    // Replayed while the revoked lease is outstanding: it is leased again when that lease is returned.
     assert_eq!(fixture.sweep_events(&[b], all(), SweepAction::Replay).await, 1);
     assert!(fixture.lease("crm", 10, NOW).await.due.is_empty());
     drop(waiting);
@@ -246,7 +246,7 @@ async fn where_order_is_kept_what_comes_by_hand_takes_its_place() {
         assert_eq!(ids(&leases), [event]);
         fixture.end(event, "new", DeliveryState::Delivered).await;
     }
-    // As a replay, too; and a retry of what was under way waits for what went before it.
+    // As a replay, too; and a retry of an attempt in progress waits for earlier deliveries.
     assert_eq!(fixture.sweep_events(&[c], all(), SweepAction::Replay).await, 2, "to `old`, which keeps no order, too");
     let under_way = fixture.lease("new", 10, NOW).await;
     assert_eq!(ids(&under_way), [c]);
@@ -262,11 +262,11 @@ async fn where_order_is_kept_what_comes_by_hand_takes_its_place() {
 
 const TARGETS: [&str; 3] = ["a", "b", "in-order"];
 
-/// Something that happens; places point into what there is then.
+/// A step; an index points into the deliveries that exist at that time.
 #[derive(Clone, Debug)]
 enum Happening {
     Push(usize),
-    /// What is due is leased; the first so many are settled.
+    /// Leases what is due; the first `count` leases are settled.
     Serve {
         target: usize,
         disposition: Option<DeliveryState>,
@@ -324,7 +324,7 @@ proptest! {
     }
 }
 
-/// The plainest model: the state of each delivery.
+/// The simplest model: the state of each delivery.
 type Model = BTreeMap<EventId, BTreeMap<usize, DeliveryState>>;
 
 async fn play(happenings: Vec<Happening>) -> Result<(), TestCaseError> {
@@ -393,7 +393,7 @@ async fn play(happenings: Vec<Happening>) -> Result<(), TestCaseError> {
     serve_all(&fixture, &mut model).await
 }
 
-/// The model's deliveries that a filter means.
+/// The model's deliveries that a filter selects.
 fn chosen(
     model: &mut Model,
     target: Option<usize>,
@@ -413,7 +413,7 @@ async fn serve(
 ) -> Result<(), TestCaseError> {
     let due = fixture.lease(TARGETS[target], 100, NOW).await.due;
     let pending: Vec<_> = chosen(model, Some(target), Some(DeliveryState::Pending)).map(|(event, ..)| event).collect();
-    // They are all of one user: where order is kept his first, elsewhere all.
+    // All events are of one user: where order is kept only the first can be leased, elsewhere all.
     let turn = if target == 2 { &pending[..pending.len().min(1)] } else { &pending[..] };
     let mut leased: Vec<_> = due.iter().map(|lease| lease.event.id).collect();
     leased.sort_unstable();

@@ -46,7 +46,7 @@ impl Counts {
 pub struct Stats {
     /// Events in the store.
     pub events: u64,
-    /// By how much what was accepted differs from what is in one of the states. Anything but 0 is a bug.
+    /// The difference between the deliveries accepted and the deliveries in all states. Anything but 0 is a bug.
     pub unaccounted: u64,
     /// Bytes on disk, the log included.
     pub bytes: u64,
@@ -73,15 +73,15 @@ pub struct Audit {
     pub events: u64,
     /// Deliveries that were accepted with them.
     pub deliveries: u64,
-    /// What became of those.
+    /// The same deliveries by state.
     #[serde(flatten)]
     pub counts: Counts,
     /// Deliveries that are in no known state, missing, or of no event. Anything but 0 is a bug or a damaged store.
     pub unaccounted: u64,
-    /// By how much the running tally and the dedup index differ from this count. Anything but 0 is a bug, or another
+    /// The difference between this count and the running tally and dedup index. Anything but 0 is a bug, or another
     /// program wrote to the store.
     pub drift: u64,
-    /// Each target's part, by name.
+    /// The counts of each target, by name.
     pub targets: Vec<TargetCounts>,
 }
 
@@ -102,7 +102,7 @@ pub struct TargetCounts {
     pub counts: Counts,
 }
 
-/// Which events to list; what is `None` does not matter.
+/// Which events to list; `None` in a field = any.
 #[derive(Clone, Debug, Default)]
 pub struct EventFilter {
     /// The account they came in by.
@@ -113,11 +113,11 @@ pub struct EventFilter {
     pub from: Option<String>,
     /// A target they have a delivery for.
     pub target: Option<String>,
-    /// A state that a delivery of theirs, to `target` if that is given, is in.
+    /// The state of one of their deliveries; of the delivery to `target`, if that is given.
     pub state: Option<DeliveryState>,
-    /// Received then or later.
+    /// Received at this time or later.
     pub since: Option<UnixMillis>,
-    /// Received before.
+    /// Received before this.
     pub until: Option<UnixMillis>,
     /// Older than this event: the last one of the previous page.
     pub before: Option<EventId>,
@@ -137,7 +137,7 @@ impl EventFilter {
 /// A line of a list of events.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventSummary {
-    /// Its name.
+    /// Its id.
     pub id: EventId,
     /// When it was received.
     pub received_at: UnixMillis,
@@ -151,7 +151,7 @@ pub struct EventSummary {
     pub event_key: String,
     /// The OpenID it came from.
     pub from: String,
-    /// Where it goes, by name.
+    /// Its deliveries, by target name.
     pub deliveries: Vec<DeliverySummary>,
 }
 
@@ -160,16 +160,16 @@ pub struct EventSummary {
 pub struct DeliverySummary {
     /// Its target.
     pub target: String,
-    /// Where it stands.
+    /// Its state.
     pub state: DeliveryState,
     /// How many attempts were made.
     pub attempts: u32,
 }
 
-/// All there is to know about an event.
+/// An event in full.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventDetail {
-    /// Its name.
+    /// Its id.
     pub id: EventId,
     /// When it was received.
     pub received_at: UnixMillis,
@@ -196,7 +196,7 @@ pub struct EventDetail {
     pub sealed: Option<String>,
     /// The trace it belongs to.
     pub traceparent: Option<String>,
-    /// Where it goes, by name, with every attempt.
+    /// Its deliveries with every attempt, by target name.
     pub deliveries: Vec<DeliveryDetail>,
 }
 
@@ -205,13 +205,13 @@ pub struct EventDetail {
 pub struct DeliveryDetail {
     /// Its target.
     pub target: String,
-    /// Where it stands.
+    /// Its state.
     pub state: DeliveryState,
     /// When the next attempt is due, while it is pending.
     pub due: Option<UnixMillis>,
     /// When it ended.
     pub ended_at: Option<UnixMillis>,
-    /// Every attempt, the first first.
+    /// Every attempt, in order.
     pub attempts: Vec<AttemptDetail>,
 }
 

@@ -1,8 +1,8 @@
-//! What SQLite was compiled with, beside what the tests run with.
+//! The options that SQLite was compiled with, compared with those of the tests.
 //!
-//! The flags are in `.cargo/config.toml`, which cargo reads in the folder of the sources alone: `cargo install --git` and
-//! a build from another folder miss them, and `LIBSQLITE3_SYS_USE_PKG_CONFIG` links the system's library. So SQLite
-//! itself is asked.
+//! The flags are in `.cargo/config.toml`, which cargo reads only in the folder of the sources: `cargo install --git`
+//! and a build from another folder miss them, and `LIBSQLITE3_SYS_USE_PKG_CONFIG` links the system's library. So the
+//! relay asks SQLite itself.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use rusqlite::Connection;
 
 use crate::queue::Error;
 
-/// Options that are set. `HAVE_FDATASYNC` is set too, which SQLite does not list.
+/// Options that are set in the tests. `HAVE_FDATASYNC` is set too, which SQLite does not list.
 const SET: [&str; 13] = [
     "DEFAULT_MEMSTATUS=0",
     "DISABLE_DIRSYNC",
@@ -27,7 +27,7 @@ const SET: [&str; 13] = [
     "OMIT_UTF16",
 ];
 
-/// Options that are not set, though `libsqlite3-sys` or a distribution sets them.
+/// Options that are not set in the tests, though `libsqlite3-sys` or a distribution sets them.
 const UNSET: [&str; 11] = [
     "ENABLE_API_ARMOR",
     "ENABLE_COLUMN_METADATA",
@@ -47,9 +47,9 @@ const UNSET: [&str; 11] = [
 pub struct SqliteBuild {
     /// Its version.
     pub version: &'static str,
-    /// What is set in the tests, and not here.
+    /// Options that are set in the tests, but not here.
     missing: Vec<&'static str>,
-    /// What is set here, and not in the tests.
+    /// Options that are set here, but not in the tests.
     unexpected: Vec<&'static str>,
 }
 

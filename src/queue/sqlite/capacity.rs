@@ -1,11 +1,12 @@
 //! Whether there is space for new events, and what is done when there is none.
 //!
-//! - The disk is full: the reserve file is released, so that what is stored can still be delivered and settled; new events
-//!   are refused without a write; finished events are deleted early. It ends when the reserve file can be allocated again.
-//! - The store cannot be written: each write is tried all the same.
-//! - The store holds `max_size`: new events are refused. Finished ones are deleted from a little before that on.
+//! - The disk is full: the reserve file is released, so that what is stored can still be delivered and settled; new
+//!   events are refused without a write; finished events are deleted early. This ends when the reserve file can be
+//!   allocated again.
+//! - The store cannot be written: each write is still tried.
+//! - The store holds `max_size`: new events are refused. Finished ones are deleted from a little below it on.
 //!
-//! The first two end by a probe, which is a real write and a checkpoint, so that they end without a push.
+//! A probe, which is a real write and a checkpoint, ends the first two, so that they end without a push.
 
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
@@ -20,27 +21,27 @@ use super::store::Store;
 use crate::queue::Obstacle;
 use crate::queue::error::{is_full, is_write_failure};
 
-/// Between two probes: at first, and at most, as it doubles.
+/// The pause between two probes: the first, and the longest, as it doubles.
 const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(100);
 const MAX_PROBE_PAUSE: Duration = Duration::from_secs(1);
-/// After so long without trouble, the pause starts at the first one again.
+/// After this time without trouble, the pause starts again at the first one.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
 
-/// How old a measurement may be that found ample space, and how many bytes are ample: more than comes in by then.
+/// How long a measurement of ample space stays valid, and how many bytes are ample: more than come in during that time.
 const MEASURE_INTERVAL: Duration = Duration::from_millis(100);
 const AMPLE: u64 = 64 << 20;
 
-/// Where the queue publishes what keeps new events out.
+/// Holds the obstacle that the queue publishes.
 pub(super) type ObstacleWatch = Arc<watch::Sender<Option<Obstacle>>>;
 
 /// How urgently finished events have to be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pressure {
-    /// When they are old.
+    /// Only after `retention`.
     None,
     /// Earlier, until the store holds no more than this many bytes.
     Size(u64),
-    /// The same, and their space has to go back to the disk.
+    /// As `Size`, and their space must be returned to the disk.
     Disk(u64),
 }
 
@@ -60,7 +61,7 @@ pub(super) struct Capacity {
     watch: ObstacleWatch,
 }
 
-/// What only a probe ends.
+/// A condition that only a probe ends.
 struct Trouble {
     obstacle: Obstacle,
     probe_at: Instant,
@@ -129,7 +130,7 @@ impl Capacity {
         self.is_in_trouble(Obstacle::Failing)
     }
 
-    /// Notes that a write failed. True if that released space: try it again.
+    /// Notes that a write failed. Returns true if that released space: retry the write.
     pub(super) fn note_failure(&mut self, error: &rusqlite::Error) -> bool {
         if is_full(error) || is_write_failure(error) && self.reserve.is_disk_full() {
             let released = self.reserve.release();
@@ -187,7 +188,7 @@ impl Capacity {
         self.publish(Some(error));
     }
 
-    /// Publishes and logs what keeps new events out, where that has changed.
+    /// Publishes and logs the obstacle, if it has changed.
     fn publish(&self, error: Option<&dyn std::error::Error>) {
         let trouble = self.trouble.as_ref().map(|trouble| trouble.obstacle);
         let now = trouble.or(self.is_over.then_some(Obstacle::SizeLimit));

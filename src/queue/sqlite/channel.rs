@@ -1,12 +1,13 @@
-//! The channel to the writer: bounded, and its receiver may sleep until a batch waits instead of waking up for each command.
+//! The channel to the writer: bounded. Its receiver can sleep until a batch waits, and need not wake up for each
+//! command.
 //!
-//! Gain: with this, answers given by one task per commit, and two other changes of the same release, a sixth more pushes are
-//! answered a second for a sixth less processor time (`CHANGELOG.md`). The simple version, a plain `mpsc` channel, woke
-//! the writer's thread for each push of a batch that it waited for anyway.
+//! Gain: with this, answers given by one task per commit, and two other changes of the same release, a sixth more
+//! pushes are answered a second for a sixth less processor time (`CHANGELOG.md`). The simple version, a plain `mpsc`
+//! channel, woke the writer's thread for each push of a batch that it waited for anyway.
 //!
-//! How: while the receiver sleeps in [`CommandReceiver::gather`] it publishes a threshold. A sender pushes its command
-//! first and reads the threshold then; the receiver publishes first and polls the channel then. The two SeqCst fences pair,
-//! so that at least one of the two sees the other: no command is slept over.
+//! How: while the receiver sleeps in [`CommandReceiver::gather`] it publishes a threshold. A sender sends its command
+//! first and then reads the threshold; the receiver publishes first and then polls the channel. The two SeqCst fences
+//! pair, so that at least one side sees the other's step: no wake-up is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
@@ -40,9 +41,9 @@ pub(super) struct CommandReceiver {
 
 /// What ends the receiver's sleep.
 struct WakeSignal {
-    /// How many commands have to wait in the channel; [`AWAKE`] while the receiver does not sleep.
+    /// How many commands must wait in the channel; [`AWAKE`] while the receiver does not sleep.
     threshold: AtomicUsize,
-    /// Whether a single urgent command ends it too.
+    /// Whether a single urgent command ends the sleep too.
     urgent_ends: AtomicBool,
     wake: Notify,
 }
@@ -63,8 +64,8 @@ impl CommandSender {
     }
 
     fn wake_receiver(&self, is_deferrable: bool) {
-        // Pairs with the SeqCst fence in `gather`: either the receiver's poll sees the command that was just sent, or this
-        // load sees the receiver's threshold.
+        // Pairs with the SeqCst fence in `gather`: either the receiver's poll sees the command that was just sent, or
+        // this load sees the receiver's threshold.
         fence(Ordering::SeqCst);
         let threshold = self.signal.threshold.load(Ordering::Relaxed);
         if threshold == AWAKE {
@@ -79,12 +80,14 @@ impl CommandSender {
 }
 
 impl CommandReceiver {
-    /// Receives what waits, up to `limit`; waits for the first. 0 when all senders are gone or it was closed.
+    /// Receives the waiting commands, up to `limit`; waits for the first. 0 when all senders are dropped or it was
+    /// closed.
     pub(super) async fn recv_batch(&mut self, batch: &mut Vec<WriterCommand>, limit: usize) -> usize {
         self.commands.recv_many(batch, limit).await
     }
 
-    /// Receives more until the batch has `enough` or the deadline passes; if `urgent_ends`, until an urgent command comes.
+    /// Receives more until the batch has `enough` or the deadline passes; if `urgent_ends`, until an urgent command
+    /// comes.
     pub(super) async fn gather(
         &mut self,
         batch: &mut Vec<WriterCommand>,
@@ -107,8 +110,8 @@ impl CommandReceiver {
             if urgent_ends && !batch[had..].iter().all(WriterCommand::is_deferrable) {
                 break;
             }
-            // The channel was empty after the threshold was published: every later sender reads it. Only now is it safe to
-            // sleep.
+            // The channel was empty after the threshold was published: every later sender reads it. Only now is it safe
+            // to sleep.
             if batch.len() == had && timeout_at(deadline, signal.wake.notified()).await.is_err() {
                 break;
             }

@@ -1,4 +1,4 @@
-//! The commands that the writer takes, and how it answers them.
+//! The commands to the writer, and how it answers them.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ use crate::queue::{AttemptNote, Enqueued, Error, Leases, NewEvent, Settlement, S
 pub(super) enum WriterCommand {
     Enqueue {
         new: NewEvent,
-        /// The columns in place of clear texts, where it is to be encrypted.
+        /// The columns that replace clear texts, if the event is to be encrypted.
         sealed: Option<SealedColumns>,
         /// Set by the writer: the targets whose delivery waits for an earlier one of the user.
         held: Vec<Arc<str>>,
         waiter: Waiter<Enqueued>,
     },
-    /// Answered with whether another delivery is due because of it.
+    /// The answer: whether another delivery became due because of it.
     Settle(Settlement, Waiter<bool>),
     Reply(EventId, String, Waiter<()>),
     Annotate(AttemptNote, Waiter<()>),
@@ -45,7 +45,7 @@ pub(super) enum WriterCommand {
         is_first: bool,
         waiter: Waiter<WipeProgress>,
     },
-    /// Does nothing but get answered: shows that the writer works.
+    /// Changes nothing: its answer shows that the writer works.
     Ping(Waiter<()>),
     /// Answered when the store is closed and free for another process.
     Close(oneshot::Sender<()>),
@@ -63,7 +63,7 @@ impl WriterCommand {
         !matches!(self, Self::Lease { .. } | Self::Wipe { .. } | Self::Ping(_) | Self::Close(_))
     }
 
-    /// Answers with what was kept.
+    /// Sends the answer that was kept.
     pub(super) fn answer_kept(self) {
         match self {
             Self::Enqueue { waiter, .. } => waiter.answer_kept(),
@@ -102,29 +102,29 @@ impl<T> Waiter<T> {
         (Self { answer, kept: None }, receiver)
     }
 
-    /// Keeps what to answer after the commit.
+    /// Keeps an answer until after the commit.
     pub(super) fn keep(&mut self, result: Result<T, Error>) {
         self.kept = Some(result);
     }
 
-    /// What will be answered.
+    /// The answer that is kept.
     pub(super) fn kept(&self) -> Option<&Result<T, Error>> {
         self.kept.as_ref()
     }
 
-    /// What will be answered, if it is a success.
+    /// The answer that is kept, if it is a success.
     pub(super) fn kept_ok(&self) -> Option<&T> {
         self.kept()?.as_ref().ok()
     }
 
-    /// Answers what was kept.
+    /// Sends the answer that was kept.
     pub(super) fn answer_kept(mut self) {
         if let Some(result) = self.kept.take() {
             self.answer(result);
         }
     }
 
-    /// Answers at once. A caller that does not wait any more gave up the answer, not the change.
+    /// Answers at once. A caller that no longer waits misses the answer; the change stands.
     pub(super) fn answer(self, result: Result<T, Error>) {
         self.answer.send(result).ok();
     }

@@ -1,13 +1,13 @@
-//! The dedup index: finds the event of a content key, by which a push that comes again is recognised.
+//! The dedup index: finds the event of a content key, and so recognises a repeated push.
 //!
-//! The keys of one second lie in no order. The simple version, a UNIQUE index of the event table, wrote a page of its own
-//! for nearly every event, into the log and again into the database. Here the keys of the newest events are held in memory
-//! and go into the table `known` in sorted runs of [`RUN`], so that one page takes the keys of many events. A key is as
-//! durable as its event all the same: it is a column of the event's row, and what is in no run yet is read from there when
-//! the store is opened.
+//! Keys of the same second are in no order. The simple version, a UNIQUE index of the event table, wrote a page of its
+//! own for nearly every event, into the log and again into the database. Here the keys of the newest events are held in
+//! memory and go into the table `known` in sorted runs of [`RUN`], so that one page takes the keys of many events. A
+//! key is still as durable as its event: it is a column of the event's row, and keys that are in no run yet are read
+//! from there when the store is opened.
 //!
-//! Invariant: every stored event up to `until` is in the table, every later one in memory. Changes belong to the writer's
-//! open transaction: [`DedupIndex::commit`] or [`DedupIndex::roll_back`] follows each.
+//! Invariant: every stored event up to `until` is in the table, every later one in memory. Changes belong to the
+//! writer's open transaction: [`DedupIndex::commit`] or [`DedupIndex::roll_back`] follows each.
 
 use std::collections::HashMap;
 use std::mem;
@@ -32,11 +32,11 @@ pub(super) struct DedupIndex {
 }
 
 impl DedupIndex {
-    /// Reads what is in no run yet.
+    /// Reads the keys that are in no run yet.
     pub(super) fn load(connection: &Connection) -> rusqlite::Result<Self> {
         let until = connection.query_row("SELECT event FROM known_until", [], |row| row.get(0))?;
         let mut find = connection.prepare("SELECT content_key, id FROM event WHERE id > ?1")?;
-        // A damaged row is no reason not to start: it has no key to be found by.
+        // A damaged row does not prevent the start: it has no key to be found by.
         let recent = find.query_map([until], |row| Ok((row.get(0).map(ContentKey), row.get(1)?)))?;
         let recent = recent.filter_map(|row| row.map(|(key, event)| Some((key.ok()?, event))).transpose());
         Ok(Self { until, recent: recent.collect::<rusqlite::Result<_>>()?, undo: Vec::new(), run: None })
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     fn key(number: u64) -> ContentKey {
-        // As far from the order of the events as can be.
+        // Keys in an order unlike that of the events.
         let mut key = [0; 24];
         key[16..].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
         ContentKey(key)

@@ -22,7 +22,7 @@ const FILE_FINDINGS: u32 = 20;
 /// A stored event, read back.
 #[derive(Debug)]
 pub struct StoredEvent {
-    /// Its name.
+    /// Its id.
     pub id: EventId,
     /// The event as a lease would give it; `None` if it is unreadable.
     pub event: Option<Event>,
@@ -37,7 +37,7 @@ pub struct StoredEvent {
 pub struct OpenDelivery {
     /// Its target, if the store has its name.
     pub target: Option<String>,
-    /// Where it stands.
+    /// Its state.
     pub state: DeliveryState,
 }
 
@@ -86,7 +86,7 @@ impl Inspect {
         Ok(found.take(FILE_FINDINGS as usize).filter(|finding| finding != "ok").collect())
     }
 
-    /// The newest event: up to where a walk over the store goes.
+    /// The newest event, at which a walk over the store ends.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -94,8 +94,8 @@ impl Inspect {
         Ok(self.connection.query_row("SELECT max(id) FROM event", [], |row| row.get(0))?)
     }
 
-    /// Reads back the page of events behind `after`, up to `until`; gives the last one, to go on behind, or `None` when
-    /// there are no more.
+    /// Reads back the page of events behind `after`, up to `until`. Returns the last one, to continue behind it, or
+    /// `None` when there are no more.
     ///
     /// # Errors
     /// If the store cannot be read, beyond single rows.
@@ -122,7 +122,7 @@ impl Inspect {
                     last = Some(id);
                     take(read(&snapshot, id, row, &keys));
                 }
-                // Damage within a row: its id can still be had, and those behind it.
+                // Damage within a row: its id and the rows behind it can still be read.
                 Err(error) => match Error::from(error) {
                     Error::Engine(error) => {
                         let Some(id) = next_id(&snapshot, last)? else { return Err(Error::Engine(error)) };
@@ -186,7 +186,7 @@ fn judge(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<(Option<Event>, Vec<
         ("from_user", message.from_user()),
     ];
     let mut flaws = Vec::new();
-    // The table's own column `event` stands behind those of the event.
+    // The columns of the texts come after those that the event is read from.
     for (column, (name, text)) in (COLUMNS_OF_TEXT..).zip(of_text) {
         if row.get::<_, String>(column)? != text {
             flaws.push(Flaw::Column(name));
@@ -198,10 +198,10 @@ fn judge(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<(Option<Event>, Vec<
     Ok((Some(event), flaws))
 }
 
-/// Where the columns begin that are read out of the text.
+/// The index of the first column that was read out of the text.
 const COLUMNS_OF_TEXT: usize = 12;
 
-/// Why the reply of a sealed event, or what a target answered to it, cannot be opened.
+/// Why the reply to an encrypted event, or a target's answer, cannot be decrypted.
 fn rest(
     snapshot: &Transaction<'_>,
     id: EventId,
@@ -242,7 +242,7 @@ fn deliveries(snapshot: &Transaction<'_>, event: EventId) -> rusqlite::Result<(i
     let mut rows = find.query([event])?;
     while let Some(row) = rows.next()? {
         found += 1;
-        // A state that is none is the ledger's to tell.
+        // An unknown state is reported by the audit of the ledger.
         if let Ok(state @ (DeliveryState::Pending | DeliveryState::Dead)) = row.get(1) {
             open.push(OpenDelivery { target: row.get(0)?, state });
         }

@@ -1,7 +1,7 @@
-//! The store's folder: its rights, its lock, and what it must not be on.
+//! The store's folder: its permissions, its lock, and the filesystems that it must not be on.
 //!
 //! The lock is a file of ours and not SQLite's own exclusive mode, so that operators can read the store while the relay
-//! runs. It goes with the process, however that ends.
+//! runs. The system releases it with the process, even a killed one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
@@ -13,13 +13,13 @@ use crate::queue::Error;
 
 /// The database in the store's folder.
 pub(super) const DATABASE: &str = "wxrelay.db";
-/// The database while it is made.
+/// The database while it is created.
 pub(super) const NEW: &str = "wxrelay.db.new";
 pub(super) const LOCK: &str = "wxrelay.lock";
 
-/// Makes the folder if it is missing, for its owner alone, and takes the lock.
+/// Creates the folder if it is missing, for its owner alone, and takes the lock.
 ///
-/// The store is this process's own while the answer lives.
+/// The store belongs to this process until the returned file is dropped.
 pub(super) fn claim(folder: &Path) -> Result<File, Error> {
     make(folder)?;
     refuse_network_filesystem(folder)?;
@@ -35,7 +35,8 @@ pub(super) fn is_missing(database: &Path) -> Result<bool, Error> {
     }
 }
 
-/// Makes the empty file of a new database, for its owner alone, and removes what SQLite would take for a part of it.
+/// Creates the empty file of a new database, for its owner alone, and removes files that SQLite would take for parts of
+/// it.
 pub(super) fn begin_new(folder: &Path) -> Result<(), Error> {
     for name in [NEW, DATABASE] {
         for end in ["-wal", "-shm", "-journal"] {
@@ -48,7 +49,7 @@ pub(super) fn begin_new(folder: &Path) -> Result<(), Error> {
     made.map(drop).map_err(|source| Error::io(&new, source))
 }
 
-/// Gives a new database, closed and whole, its name.
+/// Renames a new database, complete and closed, to its final name.
 pub(super) fn put_in_place(folder: &Path) -> Result<(), Error> {
     let (new, database) = (folder.join(NEW), folder.join(DATABASE));
     flush(&new)?;
@@ -82,7 +83,7 @@ fn make(folder: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Makes a file, or the names in a folder, durable. SQLite does so too, but keeps a failure at a folder to itself.
+/// Makes a file, or the names in a folder, durable. SQLite does so too, but does not report a failure for a folder.
 pub(super) fn flush(path: &Path) -> Result<(), Error> {
     let flushed = File::open(path).and_then(|file| file.sync_all());
     flushed.map_err(|source| Error::io(path, source))
@@ -104,7 +105,7 @@ fn lock(folder: &Path) -> Result<File, Error> {
     }
     file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
     match writeln!(file, "{}", process::id()) {
-        // The lock holds without the process id.
+        // The lock works without the process id.
         Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
         written => written.map_err(io)?,
     }

@@ -1,6 +1,6 @@
 //! Reading the store without the writer: for the command line, the admin API and the metrics.
 //!
-//! A read-only connection of its own, so it works while a relay runs and while none does, and never holds up a push.
+//! It uses a read-only connection of its own, so it works with and without a running relay, and never delays a push.
 //! Each answer is one snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,8 +47,8 @@ impl Inspect {
         Ok(Self { connection, folder: folder.to_owned(), keys: EncryptionKeys::default() })
     }
 
-    /// With the keys that payloads are decrypted with. What needs another key is left out of the answers, which then say
-    /// why.
+    /// Adds the keys that payloads are decrypted with. Values that need another key are left out of the answers, with
+    /// the reason.
     pub fn with_keys(self, keys: &EncryptionKeys) -> Self {
         Self { keys: keys.clone(), ..self }
     }
@@ -66,8 +66,8 @@ impl Inspect {
         Ok(key_ring::survey(&self.connection)?)
     }
 
-    /// Events, deliveries and backlog by the running ledger: cheap whatever the store's size, but for a search
-    /// for the oldest pending delivery of each target.
+    /// Events, deliveries and backlog by the running ledger: cheap at any size of the store, except for a search for
+    /// the oldest pending delivery of each target.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -75,7 +75,8 @@ impl Inspect {
         self.stats_since(&mut OldestPending::default())
     }
 
-    /// The same for repeated calls: what is known of the oldest pending deliveries spares that search.
+    /// As [`Inspect::stats`], for repeated calls: the oldest pending deliveries that are known already shorten that
+    /// search.
     pub(super) fn stats_since(&self, oldest: &mut OldestPending) -> Result<Stats, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let Tally { events, accepted, targets: counts } = tally(&snapshot)?;
@@ -134,7 +135,7 @@ impl Inspect {
         let targets =
             targets.map(|(number, target)| TargetCounts { target, counts: found.remove(&number).unwrap_or_default() });
         let targets = targets.collect();
-        // Left over: deliveries to a target that has no name.
+        // What is left are deliveries to a target that has no name.
         unaccounted += found.values().map(Counts::total).sum::<u64>();
         Ok(Audit { events, deliveries, counts, unaccounted, drift, targets })
     }
@@ -279,9 +280,9 @@ impl Inspect {
 pub(super) struct OldestPending(BTreeMap<i64, EventId>);
 
 impl OldestPending {
-    /// Finds a target's oldest pending delivery, of `pending`. There is no index for it (pending ones are by due time,
-    /// and a retry is due late), so it is searched forward from the last one known, over what has ended since; where
-    /// more has ended than is pending, all that are pending are read instead.
+    /// Finds the oldest of a target's `pending` pending deliveries. No index is in that order (it is by due time, and a
+    /// retry is due late). So the search goes forward from the last one known, over those that have ended since; if
+    /// more have ended than are pending, all pending ones are read instead.
     fn find(&mut self, snapshot: &Transaction<'_>, target: i64, pending: u64) -> rusqlite::Result<Option<EventId>> {
         let known = self.0.get(&target).copied().unwrap_or(EventId(0));
         let mut walk = snapshot.prepare_cached(
@@ -301,7 +302,7 @@ impl OldestPending {
     }
 }
 
-/// No event has it: the largest number that a column holds.
+/// The largest number that a column holds: no event has it.
 pub(super) const LAST_ID: EventId = EventId(i64::MAX as u64);
 
 /// Reads the columns of one event that may be encrypted.
@@ -309,7 +310,7 @@ struct ColumnReader<'s> {
     keys: &'s KeyRing,
     /// The number of the event's key.
     key: Option<i64>,
-    /// Why a column could not be decrypted, the first time.
+    /// The first error in decrypting a column.
     error: Option<DecryptError>,
 }
 
@@ -457,7 +458,7 @@ mod tests {
         done.unwrap();
     }
 
-    /// The oldest pending delivery by the walk, after making sure that a look at all of them finds the same.
+    /// The oldest pending delivery by that search, compared with a scan of all of them.
     fn oldest(folder: &Path, known: &mut OldestPending) -> Option<UnixMillis> {
         let inspect = Inspect::open(folder).unwrap();
         let find = |known: &mut OldestPending| inspect.stats_since(known).unwrap().targets[0].oldest_pending;

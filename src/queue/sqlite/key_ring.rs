@@ -1,8 +1,8 @@
 //! The keys that events are encrypted with: which one an event has, and encrypting and decrypting its columns.
 //!
-//! The table `key` gives each key a number, and `event.key` names it. All of one event is encrypted with that key, or
-//! nothing is: what comes later, a reply or a target's answer, follows the event. Invariant: a store is not written while a
-//! key is missing that one of its events needs ([`KeyRing::adopt`]).
+//! The table `key` gives each key a number, and `event.key` names it. Either the whole payload of an event is encrypted
+//! with that key or nothing is: a later reply or answer is stored like its event. Invariant: a store is not written
+//! while a key is missing that one of its events needs ([`KeyRing::adopt`]).
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -42,7 +42,7 @@ pub(super) struct OpenedPayload {
     pub(super) clear: Option<Vec<u8>>,
 }
 
-/// How the events of a store are kept.
+/// Whether and how the events of a store are encrypted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EncryptionStatus {
     /// The keys that some of them are encrypted with.
@@ -58,11 +58,11 @@ impl KeyRing {
         Ok(Self(named.map(|(number, print)| (number, configured.find(print).cloned().ok_or(print))).collect()))
     }
 
-    /// Makes the store's keys those that are configured: the first gets a number, and one that is not configured any more
-    /// is removed.
+    /// Makes the configured keys those of the store: the first gets a number, and a key that is no longer configured is
+    /// removed.
     ///
     /// # Errors
-    /// [`Error::KeyMissing`] if an event is still encrypted with one that is not configured.
+    /// [`Error::KeyMissing`] if an event is still encrypted with a key that is not configured.
     pub(super) fn adopt(connection: &Connection, configured: &EncryptionKeys, path: &Path) -> Result<Self, Error> {
         let named = named_keys(connection)?;
         for (number, print) in named.iter().filter(|(_, print)| configured.find(*print).is_none()) {
@@ -90,7 +90,7 @@ impl KeyRing {
         }
     }
 
-    /// The same for a text.
+    /// As [`KeyRing::open`], for a text.
     pub(super) fn open_text(&self, number: i64, context: SealContext, sealed: &[u8]) -> Result<String, DecryptError> {
         String::from_utf8(self.open(number, context, sealed)?).map_err(|_| DecryptError::Damaged)
     }
@@ -138,7 +138,7 @@ impl KeyRing {
         }
     }
 
-    /// What encrypts fresh events from now on, if a key is configured.
+    /// The sealer for fresh events, if a key is configured.
     pub(super) fn sealer(&self, configured: &EncryptionKeys) -> Option<EventSealer> {
         let key = configured.first()?;
         let is_first = |named: &Result<EncryptionKey, _>| {
@@ -174,7 +174,7 @@ impl SealedColumns {
     }
 }
 
-/// How the events of the store are kept.
+/// Whether and how the events of the store are encrypted.
 pub(super) fn survey(connection: &Connection) -> rusqlite::Result<EncryptionStatus> {
     let mut keys = Vec::new();
     for (number, print) in named_keys(connection)? {
@@ -184,8 +184,8 @@ pub(super) fn survey(connection: &Connection) -> rusqlite::Result<EncryptionStat
     Ok(EncryptionStatus { keys, in_clear: connection.query_row(in_clear, [], |row| row.get(0))? })
 }
 
-/// There is no index for this: it reads the events one by one, the oldest first, and where a key was changed long ago all
-/// of them. It is asked for only when a key is not configured any more.
+/// There is no index for this: it reads the events one by one, the oldest first, and all of them if the key was changed
+/// long ago. It is called only for a key that is no longer configured.
 fn is_in_use(connection: &Connection, number: i64) -> rusqlite::Result<bool> {
     connection.query_row("SELECT EXISTS (SELECT 1 FROM event WHERE key = ?1)", [number], |row| row.get(0))
 }

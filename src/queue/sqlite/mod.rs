@@ -1,8 +1,8 @@
 //! The embedded engine: SQLite in a folder of its own, one writer thread, one commit for all commands that wait.
 //!
-//! [`Sqlite`] is the handle: it puts commands into the writer's bounded channel and awaits their answers. All state is
-//! the writer's ([`writer`]); readers for people and metrics use connections of their own ([`inspect`]). What is stored
-//! is described at the head of `schema.sql`.
+//! [`Sqlite`] is the handle: it puts commands into the writer's bounded channel and awaits their answers. The writer
+//! ([`writer`]) owns all state; operators and metrics read through connections of their own ([`inspect`]). The head of
+//! `schema.sql` describes what is stored.
 
 pub(super) mod build_options;
 mod capacity;
@@ -65,7 +65,7 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::tuning::Tuning;
 
-/// How often emptying the log is tried in a row while a reader needs it, and the pause in between.
+/// How many times in a row emptying the log is tried while a reader needs it, and the pause between two tries.
 const WIPE_TRIES: usize = 100;
 const WIPE_PAUSE: Duration = Duration::from_millis(50);
 
@@ -82,9 +82,9 @@ pub struct Sqlite {
     last_id: Arc<AtomicU64>,
     obstacle: ObstacleWatch,
     folder: Arc<PathBuf>,
-    /// How often dead letters were revived: what is pending may then be older than what was.
+    /// How often dead letters were revived: a revived one may be older than the oldest pending delivery in `oldest`.
     revivals: Arc<AtomicU64>,
-    /// What the last statistics found, for the next ones, and the revivals before that.
+    /// The oldest pending deliveries that the last statistics found, and the value of `revivals` at that time.
     oldest: Arc<Mutex<(u64, OldestPending)>>,
     tuning: Tuning,
 }
@@ -102,7 +102,7 @@ impl Sqlite {
         }
         let (sqlite, writer, receiver) = Self::assemble(settings, tuning, ReserveFile::find, on_commit)?;
         let io = |source| Error::io(&settings.path, source);
-        // A runtime of its own, for a channel with a timeout: the relay's is not to be blocked by a disk.
+        // A runtime of its own, for a channel with a timeout: the disk must not block the relay's runtime.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
         let thread = std::thread::Builder::new().name("queue-writer".to_owned());
         thread.spawn(move || runtime.block_on(writer.run(receiver))).map_err(io)?;
@@ -120,7 +120,7 @@ impl Sqlite {
         let mut reserve = find_reserve(&settings.path);
         let open = || Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path);
         let mut store = match open() {
-            // What is pending in the store is to be delivered, and that takes a little space.
+            // Delivering what is pending takes a little space, which the reserve file releases.
             Err(Error::Full) if reserve.release() => open()?,
             opened => opened?,
         };
@@ -161,7 +161,7 @@ impl Sqlite {
     }
 
     pub(super) async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
-        // Here and not on the writer's thread, which serves all callers.
+        // Encrypted here, not on the writer's thread, which serves all callers.
         let sealed = self.sealer.as_ref().map(|sealer| sealer.seal(&new)).transpose()?;
         self.execute(|waiter| WriterCommand::Enqueue { new, sealed, held: Vec::new(), waiter }).await
     }
@@ -221,7 +221,7 @@ impl Sqlite {
         Ok(SweepProgress { changed: stepped.changed, next })
     }
 
-    /// Step by step, so that pushes come in between.
+    /// Works step by step, so that pushes come in between.
     pub(super) async fn wipe(&self) -> Result<(), Error> {
         let (mut blocked, mut is_first) = (0, true);
         while blocked < WIPE_TRIES {
@@ -248,6 +248,8 @@ impl Sqlite {
 
     pub(super) async fn stats(&self) -> Result<Stats, Error> {
         let known = Arc::clone(&self.oldest);
+        // Pairs with the Release increment in `Writer::follow_up`, which comes after the commit: the read below sees
+        // every revival that is counted here.
         let revivals = self.revivals.load(Ordering::Acquire);
         let stats = move |store: &Inspect| {
             let (as_of, mut oldest) = known.lock().clone();
@@ -290,7 +292,7 @@ impl Sqlite {
         let read = move || query(&Inspect::open(&folder)?);
         #[cfg(test)]
         if crate::clock::simulated::is_set() {
-            // Another thread would come back at a moment that no seed decides.
+            // A result from another thread would arrive at a moment that no seed decides.
             return read();
         }
         tokio::task::spawn_blocking(read).await.map_err(|_| Error::Closed)?

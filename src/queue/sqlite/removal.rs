@@ -1,8 +1,8 @@
 //! Deleting an event, with all its rows and its part of the tally; and erasing deleted bytes from the store's files.
 //!
-//! What is deleted is overwritten within the pages that stay in use (`secure_delete = FAST`, set in `store.rs`). What is
-//! forgotten on request is overwritten in the pages that become free as well. `scrub.rs` erases the rest: free pages that
-//! retention did not overwrite, the log, and what SQLite leaves in pages where it moves rows.
+//! Deleted rows are overwritten within the pages that stay in use (`secure_delete = FAST`, set in `store.rs`). Events
+//! that are forgotten on request are overwritten in the pages that become free as well. `scrub.rs` erases the rest:
+//! free pages that retention did not overwrite, the log, and old bytes that SQLite leaves in pages where it moves rows.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ pub(super) enum WipeProgress {
     Partial,
     /// A reader of the store keeps the log from being emptied.
     Blocked,
-    /// Nothing that was deleted remains.
+    /// No deleted data remains.
     Complete,
 }
 
 impl Store {
-    /// Deletes an event with its deliveries and attempts, whatever their states; false if it is gone already.
+    /// Deletes an event with its deliveries and attempts, whatever their states; false if it does not exist.
     pub(super) fn remove(&mut self, event: EventId) -> rusqlite::Result<bool> {
         let mut delete =
             self.connection.prepare_cached("DELETE FROM event WHERE id = ?1 RETURNING targets, content_key")?;
@@ -52,7 +52,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Does the work, and overwrites the pages that it frees too.
+    /// Runs `work`, and overwrites the pages that it frees.
     pub(super) fn with_erased_pages<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> rusqlite::Result<T>,

@@ -1,9 +1,9 @@
-//! The reserve file: a file without content beside the database, which occupies disk space and releases it when the disk
-//! is full.
+//! The reserve file: a file without content beside the database, which occupies disk space and releases it when the
+//! disk is full.
 //!
-//! Gain: on a full disk the relay keeps delivering and settling what is stored, and a start on a full disk works. Without
-//! it (the simple version) the first settlement after the disk filled up failed, and every delivered event would have been
-//! delivered again. Its 4 to 64 MiB are space for hundreds of thousands of settlements.
+//! Gain: on a full disk the relay keeps delivering and settling what is stored, and a start on a full disk works.
+//! Without it (the simple version) the first settlement after the disk filled up failed, and every delivered event
+//! would have been delivered again. Its 4 to 64 MiB are space for hundreds of thousands of settlements.
 //!
 //! The file outlives the process, also a killed one. It is never read nor flushed.
 
@@ -21,8 +21,8 @@ const FILE_NAME: &str = "wxrelay.ballast";
 const MAX_SIZE: u64 = 64 << 20;
 /// The smallest size in bytes, except on a small disk: space to write the log back once.
 const MIN_SIZE: u64 = 4 << 20;
-/// How many bytes are asked for to learn whether any are free; also the block that is written where the filesystem has no
-/// `fallocate`.
+/// How many bytes are allocated to learn whether any are free; also the block that is written where the filesystem has
+/// no `fallocate`.
 const PROBE_SIZE: u64 = 64 << 10;
 
 /// The file, and whether it occupies space now.
@@ -34,7 +34,7 @@ pub(super) struct ReserveFile {
 }
 
 impl ReserveFile {
-    /// The one that an earlier process left in the folder, or one that occupies nothing yet.
+    /// The file that an earlier process left in the folder, or one that occupies nothing yet.
     pub(super) fn find(folder: &Path) -> Self {
         let path = folder.join(FILE_NAME);
         let file = OpenOptions::new().write(true).open(&path).ok();

@@ -1,12 +1,12 @@
 //! Deleting finished events, and returning their space.
 //!
 //! An event is finished when none of its deliveries is pending or dead: a dead letter waits for an operator. It is
-//! deleted when it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk is full;
-//! never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted here.
+//! deleted when it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk
+//! is full; never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted here.
 //!
-//! It works in steps that adapt to [`STEP_TARGET`], so that a push hardly waits for one. The pauses between them are so long
-//! that all steps together take a twentieth of a busy writer's time, a tenth under pressure, and a quarter while the
-//! writer is idle: so the space is returned in quiet hours, and a flood is not delayed.
+//! It works in steps that adapt to [`STEP_TARGET`], so that a push hardly waits for one. The pauses between them are so
+//! long that all steps together take a twentieth of a busy writer's time, a tenth under pressure, and a quarter while
+//! the writer is idle: so the space is returned in quiet hours, and a flood is not delayed.
 
 use std::mem;
 use std::ops::RangeInclusive;
@@ -23,17 +23,17 @@ use crate::queue::Settings;
 
 /// How long a step should take. The next one is made smaller if it took longer, larger if it took less than half.
 const STEP_TARGET: Duration = Duration::from_millis(4);
-/// Events read in one step, and how many of them are deleted at most: reading is cheaper by far.
+/// How many events one step reads, and how many of them it may delete: reading is far cheaper.
 const SCAN_SIZE: RangeInclusive<usize> = 16..=1024;
 const DELETE_LIMIT: usize = 256;
 /// How many free pages are worth keeping for new events.
 const KEPT_FREE_PAGES: i64 = 1024;
-/// Between two steps of a pass, at least.
+/// The least pause between two steps of a pass.
 const STEP_PAUSE: Duration = Duration::from_millis(20);
-/// Between two passes, at least; and under pressure.
+/// The least pause between two passes, without and with pressure.
 const PASS_PAUSE: Duration = Duration::from_secs(10);
 const PASS_PAUSE_UNDER_PRESSURE: Duration = Duration::from_secs(1);
-/// Between any two steps at most, as one may have waited for a slow disk.
+/// The longest pause between any two steps, as a step may have waited for a slow disk.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 
 /// The progress of the deletion.
@@ -44,7 +44,7 @@ pub(super) struct Retention {
     ended: Instant,
     took: Duration,
     next: NextStep,
-    /// Whether the writer got any command since then.
+    /// Whether the writer got any command since the last step.
     is_busy: bool,
     /// How many events the next step reads.
     size: usize,
@@ -52,7 +52,7 @@ pub(super) struct Retention {
     cursor: EventId,
     /// How many events this pass deleted.
     deleted: usize,
-    /// Whether free pages were returned that the file does not lack yet.
+    /// Whether pages were released by which the file has not become shorter yet.
     is_truncation_due: bool,
 }
 
@@ -61,9 +61,9 @@ pub(super) struct Retention {
 enum NextStep {
     /// The pass continues.
     Continue,
-    /// The same, and pages were returned to the filesystem.
+    /// The pass continues; pages were returned to the filesystem.
     ContinueAfterShrink,
-    /// Nothing, until time passes.
+    /// The pass is over: pause until the next one.
     Rest,
 }
 
@@ -109,7 +109,7 @@ impl Retention {
 
     fn run_step(&mut self, store: &mut Store, now: UnixMillis, pressure: Pressure) -> rusqlite::Result<NextStep> {
         if matches!(pressure, Pressure::Disk(_)) && store.shrink(0, self.size)? {
-            // Only this makes the file shorter.
+            // Only a checkpoint makes the file shorter.
             store.checkpoint()?;
             return Ok(NextStep::ContinueAfterShrink);
         }
@@ -137,7 +137,7 @@ impl Retention {
             if pressure == Pressure::None { store.shrink(KEPT_FREE_PAGES, self.size)? } else { deleted > 0 };
         self.is_truncation_due |= continues;
         if !continues && mem::take(&mut self.is_truncation_due) {
-            // Only this makes the file shorter, and without pushes nothing else would write the log back.
+            // Only a checkpoint makes the file shorter, and without pushes nothing else would write the log back.
             store.checkpoint()?;
         }
         Ok(if continues { NextStep::Continue } else { NextStep::Rest })
@@ -183,7 +183,7 @@ fn list_events(store: &Store, after: EventId, before: EventId, most: usize) -> r
     find.query_map(params![after, before, most.cast_signed() as i64], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()
 }
 
-/// Deletes these events, the first first, until the store holds no more than `enough` bytes; how many they were.
+/// Deletes these events in order, until the store holds no more than `enough` bytes; returns how many.
 fn delete(store: &mut Store, events: &[EventId], enough: u64) -> rusqlite::Result<usize> {
     if events.is_empty() {
         return Ok(0);

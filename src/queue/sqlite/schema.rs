@@ -1,7 +1,7 @@
 //! The schema's version, and migrations.
 //!
 //! A store of an older version is migrated when the writer opens it, a version at a time, each in one transaction: an
-//! interrupted migration continues where it was. There is no way back: older releases cannot open it.
+//! interrupted migration continues where it was. It cannot be undone: older releases cannot open the store.
 
 use std::path::Path;
 
@@ -11,11 +11,11 @@ use crate::queue::Error;
 
 /// `wxrl`, so that `file` and the relay recognise its databases.
 pub(super) const APPLICATION_ID: i64 = 0x7778_726c;
-/// What `schema.sql` makes.
+/// The version that `schema.sql` creates.
 pub(super) const VERSION: i64 = 1 + MIGRATIONS.len().cast_signed() as i64;
 const SCHEMA: &str = include_str!("schema.sql");
 
-/// What leads from each version to the next, from version 1 on.
+/// The script from each version to the next, starting with version 1.
 const MIGRATIONS: [&str; 3] =
     [include_str!("migrations/2.sql"), include_str!("migrations/3.sql"), include_str!("migrations/4.sql")];
 
@@ -33,7 +33,7 @@ pub(super) fn version(connection: &Connection, path: &Path) -> Result<i64, Error
     Ok(version)
 }
 
-/// Makes the tables in an empty file, or migrates those of an older version.
+/// Creates the tables in an empty file, or migrates those of an older version.
 pub(super) fn migrate(connection: &Connection, path: &Path, version: i64) -> Result<(), Error> {
     if version == 0 {
         let identity = format!("PRAGMA application_id = {APPLICATION_ID};");
@@ -71,7 +71,7 @@ mod tests {
         folder
     }
 
-    /// Everything in the schema, whatever the blanks it was written with.
+    /// Every entry of the schema, without regard to blanks.
     fn schema(store: &Store) -> Vec<String> {
         let sql = "SELECT type || name || coalesce(sql, '') FROM sqlite_schema ORDER BY type, name";
         let mut find = store.connection.prepare(sql).unwrap();

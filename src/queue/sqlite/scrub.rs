@@ -1,16 +1,19 @@
 //! Overwriting unused bytes within the pages of the database with zeros.
 //!
-//! SQLite overwrites a row where it deletes it. But when it moves rows about within a page, it leaves their old bytes in
-//! the page's unused part, and a row that is deleted later is still to be read there. No statement reaches those bytes, so
-//! they are written past SQLite, by the file format (<https://sqlite.org/fileformat2.html>), while nobody can write:
+//! SQLite overwrites a row where it deletes it. But when it moves rows within a page, it leaves their old bytes in the
+//! page's unused part, where a row that is deleted later can still be read. No statement reaches those bytes. So this
+//! module writes the file itself, by the file format (<https://sqlite.org/fileformat2.html>), while nobody else can
+//! write:
 //!
 //! - only bytes that no row and no index entry owns: the gap behind a b-tree page's cell pointers, and the insides of
 //!   its free blocks. A reader looks at neither, and a write that is cut short changes nothing that counts;
-//! - only while the log is empty, and with the writer's pages forgotten afterwards, or it would write the old bytes again;
-//! - by a handle that is never closed: closing any handle to the file would drop every lock that this process has on it.
+//! - only while the log is empty; the writer's page cache is dropped afterwards, or it would write the old bytes again;
+//! - by a handle that is never closed: closing any handle to the file would drop every lock that this process has on
+//!   it.
 //!
-//! A page that is not as the format says is skipped; `audit --deep` reports it. Not reached is the unused end of the
-//! last page of a text that takes several: SQLite clears it, unless that page once headed a part of the free list.
+//! A page that does not follow the format is skipped; `audit --deep` reports it. One place is not reached: the unused
+//! end of the last page of a text that takes several. SQLite clears it, unless that page once headed a part of the free
+//! list.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -37,7 +40,7 @@ pub(super) struct Scrub {
     file: Option<ManuallyDrop<File>>,
     /// Pages per step.
     step: u64,
-    /// The pages that the pass is done with, and how many there were then.
+    /// How many pages the pass has finished, and how many the database had then.
     done: u64,
     pages: u64,
 }
@@ -48,12 +51,12 @@ impl Scrub {
         Self { database: folder.join(files::DATABASE), file: None, step, done: 0, pages: 0 }
     }
 
-    /// Starts a pass; one under way is completed by this one.
+    /// Starts a pass. A pass in progress starts again.
     pub(super) fn restart(&mut self) {
         self.done = 0;
     }
 
-    /// Makes a step of erasing what was deleted. Does not wait for readers.
+    /// Makes a step of erasing deleted data. Does not wait for readers.
     pub(super) fn step(&mut self, store: &mut Store) -> rusqlite::Result<WipeProgress> {
         if store.shrink(0, usize::MAX)? {
             return Ok(WipeProgress::Partial);
@@ -88,7 +91,7 @@ impl Scrub {
             }
         };
         let pages = store.pragma("page_count")?.cast_unsigned();
-        // Where pages were returned meanwhile, one not scrubbed yet may have moved before those that were.
+        // If pages were returned meanwhile, a page that is not scrubbed yet may have moved before those that are.
         if pages < self.pages {
             self.done = 0;
         }
@@ -186,7 +189,7 @@ mod tests {
     use super::*;
     use crate::tuning::Tuning;
 
-    /// A leaf with two cells at its end, a free block between them, and rests of others.
+    /// A leaf with two cells at its end, a free block between them, and remains of others.
     fn leaf() -> Vec<u8> {
         let mut page = vec![0xee; 512];
         page[..12].copy_from_slice(&[13, 1, 194, 0, 2, 1, 144, 0, 1, 144, 1, 224]);

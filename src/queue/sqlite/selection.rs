@@ -21,12 +21,12 @@ pub(super) const STEP: usize = 250;
 pub(super) struct SweepCandidates {
     /// Events with deliveries to change.
     pub(super) events: Vec<EventId>,
-    /// Behind which event the next search continues; `None` if there is nothing more.
+    /// The event behind which the next search continues; `None` if there is nothing more.
     pub(super) next: Option<EventId>,
 }
 
 impl SweepCandidates {
-    /// The next ones of a list of events.
+    /// The next events of a list.
     pub(super) fn among(listed: &[EventId], after: EventId) -> Self {
         let mut events: Vec<_> = listed.iter().copied().filter(|event| *event > after).collect();
         events.sort_unstable();
@@ -83,7 +83,8 @@ impl Inspect {
         Ok(found)
     }
 
-    /// How much a sweep would change now, behind `after`: see [`SweepProgress::changed`](crate::queue::SweepProgress::changed).
+    /// How much a sweep would change now, behind `after`: see
+    /// [`SweepProgress::changed`](crate::queue::SweepProgress::changed).
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -94,8 +95,8 @@ impl Inspect {
         events.into_iter().map(|event| self.count_in(sweep, EventId(event.0 - 1), EventId(event.0 + 1))).sum()
     }
 
-    /// The first moment that is behind every stored event and now: until then, a sweep means all that is there. Ids may
-    /// lie ahead of a clock that was set back.
+    /// The first moment after now and after every stored event: a sweep up to it covers all of them. Ids may be ahead
+    /// of a clock that was set back.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -132,7 +133,7 @@ impl Inspect {
     }
 }
 
-/// What the filter says of an event.
+/// The filter's conditions on the event.
 const EVENT: &str = "(?3 IS NULL OR e.account = ?3) \
     AND (?4 IS NULL OR e.event = ?4 COLLATE NOCASE OR e.msg_type = ?4 COLLATE NOCASE) \
     AND (?5 IS NULL OR e.from_user = ?5)";
@@ -151,7 +152,7 @@ enum AccessPath {
 struct SweepConditions<'s> {
     filter: &'s EventFilter,
     target: Option<i64>,
-    /// Which deliveries are meant.
+    /// The condition on the delivery.
     delivery: String,
     path: AccessPath,
 }
@@ -189,7 +190,7 @@ impl<'s> SweepConditions<'s> {
         Ok(Some(Self { filter, target, delivery, path }))
     }
 
-    /// That an event has one of the deliveries that are meant, if any need be.
+    /// The condition that an event has one of the selected deliveries, if it needs one.
     fn any_delivery(&self) -> String {
         if self.delivery.is_empty() {
             return "?6 IS NULL AND ?7 IS NULL".to_owned();
@@ -197,7 +198,7 @@ impl<'s> SweepConditions<'s> {
         format!("EXISTS (SELECT 1 FROM delivery d WHERE d.event = e.id AND {})", self.delivery)
     }
 
-    /// For `?1` to `?7`: the events between the two, as far as the filter goes, and the filter's other parts.
+    /// The values of `?1` to `?7`: the range of events, as narrow as the filter allows, and the filter's other parts.
     fn values(&self, after: EventId, end: EventId) -> Vec<Value> {
         let EventFilter { account, event, from, state, since, until, .. } = self.filter;
         let start = since.map_or(0, |since| EventId::first_at(since).0.saturating_sub(1));

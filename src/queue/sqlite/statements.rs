@@ -1,4 +1,4 @@
-//! What the writer does with rows: one function per thing that can happen to an event or a delivery.
+//! The writer's statements: one function for each operation on an event or a delivery.
 //!
 //! All but the reads at the end run inside [`Store::transact`].
 
@@ -18,7 +18,7 @@ use crate::queue::encryption::SealContext;
 use crate::queue::{AttemptNote, DeliveryState, Disposition, Enqueued, Flaw, NewEvent, Settlement};
 use crate::wechat::Message;
 
-/// When a held delivery is due.
+/// The due time of a delivery that is held behind an earlier one of its user.
 pub(super) const HELD: UnixMillis = UnixMillis(i64::MAX);
 
 /// A pending delivery, and when it is due.
@@ -37,8 +37,8 @@ pub(super) struct LoadedEvent {
 }
 
 impl Store {
-    /// Stores the event with its deliveries, unless it is a duplicate. `held` becomes the targets that keep order and have
-    /// an earlier delivery of the user pending.
+    /// Stores the event with its deliveries, unless it is a duplicate. `held` becomes the targets that keep order and
+    /// have an earlier delivery of the user pending.
     pub(super) fn enqueue(
         &mut self,
         new: &NewEvent,
@@ -77,7 +77,7 @@ impl Store {
         Ok(held)
     }
 
-    /// A user's first pending delivery to a target that keeps order, and when it is due.
+    /// A user's first pending delivery to a target that keeps order.
     pub(super) fn first_pending(&self, target: i64, user: Option<i64>) -> rusqlite::Result<Option<DueDelivery>> {
         let mut find = self.connection.prepare_cached(
             "SELECT event, due FROM delivery INDEXED BY delivery_user \
@@ -86,8 +86,8 @@ impl Store {
         find.query_row(params![target, user], |row| Ok(DueDelivery { event: row.get(0)?, due: row.get(1)? })).optional()
     }
 
-    /// Makes the user's next delivery due, as of its arrival, now that the previous one has ended; returns whether there is
-    /// one. By its id its arrival may lie ahead: ids stay where the clock was before it went back.
+    /// Makes the user's next delivery due, as of its arrival, after the previous one has ended; returns whether there
+    /// is one. The time in its id may be later than now: ids do not go back when the clock does.
     pub(super) fn release_next(&self, ended: EventId, target: i64, now: UnixMillis) -> rusqlite::Result<bool> {
         let next = self.first_of_user(ended, target)?.filter(|next| next.due == HELD);
         if let Some(next) = next {
@@ -164,14 +164,14 @@ impl Store {
         .optional()
     }
 
-    /// A reply that cannot be decrypted is none: WeChat's retry is answered all the same.
+    /// A reply that cannot be decrypted counts as none, so that WeChat's retry is answered all the same.
     fn open_reply(&self, event: EventId, key: i64, sealed: Option<Vec<u8>>) -> Option<String> {
         let opened = self.keys.open_text(key, SealContext::Reply(event), &sealed?);
         opened.inspect_err(|error| tracing::error!(%event, %error, "stored reply unreadable")).ok()
     }
 
-    /// Ends an attempt. Of a delivery that has ended already, nothing changes. Returns whether another one, held behind it,
-    /// is due now.
+    /// Records the outcome of an attempt; a delivery that has ended already does not change. Returns whether a delivery
+    /// that was held behind this one is due now.
     pub(super) fn settle(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<bool> {
         let Some(target) = self.known_number(&settlement.target)? else { return Ok(false) };
         let (state, due, ended_at) = match settlement.disposition {
@@ -273,8 +273,8 @@ impl Store {
 
     /// Reads an event for a lease of its delivery to a target.
     pub(super) fn load_event(&self, id: EventId, target: i64) -> rusqlite::Result<LoadedEvent> {
-        // Not one statement for both: SQLite plans a join on a parameter again for each value, which takes longer than
-        // all else that is done for a lease.
+        // Two statements, not a join: SQLite plans a join on a parameter again for each value, which takes longer than
+        // the rest of a lease.
         let mut read = self.connection.prepare_cached(
             "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key FROM event WHERE id = ?1",
         )?;
@@ -296,7 +296,7 @@ pub(super) fn user_number(openid: &str) -> i64 {
     i64::from_be_bytes(number)
 }
 
-/// An event out of the first ten columns that [`Store::load_event`] reads, or why it is unreadable.
+/// The event in the first ten columns that [`Store::load_event`] reads, or why it is unreadable.
 pub(super) fn read_event(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<Result<Event, Flaw>> {
     let id = row.get(0)?;
     let payload = match row.get(9)? {

@@ -1,7 +1,7 @@
 //! The open database: its settings, its schema, and one transaction at a time.
 //!
-//! Every setting that a promise rests on is read back, because SQLite ignores what it cannot do without a word. All
-//! writes go through [`Store::transact`], which keeps the running ledger (`tally`) in step with the rows.
+//! Every setting that a promise depends on is read back, because SQLite silently ignores a setting that it cannot
+//! apply. All writes go through [`Store::transact`], which keeps the running ledger (`tally`) in step with the rows.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,14 +23,15 @@ use crate::queue::{DeliveryState, Error};
 /// How long a write waits for another program's lock: well within WeChat's 5 s.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What must hold before the first answer. `auto_vacuum` stands first: it is ignored once a table or the log exists.
+/// The settings that must hold before the first answer. `auto_vacuum` comes first: it is ignored once a table or the
+/// log exists.
 const PRAGMAS: [(&str, &str, &str); 10] = [
     ("auto_vacuum", "INCREMENTAL", "2"),
     ("journal_mode", "WAL", "wal"),
     ("synchronous", "FULL", "2"),
-    // SQLite's own checkpoint keeps a failed flush to itself; ours is `Store::checkpoint`.
+    // SQLite's automatic checkpoint does not report a failed flush; `Store::checkpoint` does.
     ("wal_autocheckpoint", "0", "0"),
-    // What is deleted is overwritten where that takes no further write; see `removal.rs`.
+    // Deleted data is overwritten where that takes no further write; see `removal.rs`.
     ("secure_delete", "FAST", "2"),
     ("journal_size_limit", "67108864", "67108864"),
     ("cell_size_check", "ON", "1"),
@@ -39,7 +40,7 @@ const PRAGMAS: [(&str, &str, &str); 10] = [
     ("temp_store", "MEMORY", "2"),
 ];
 
-/// Pages in the log that make a checkpoint due: few enough for the log to stay small, and for one to be short.
+/// Pages in the log that make a checkpoint due: few enough for a small log and a short checkpoint.
 const CHECKPOINT_PAGES: i32 = 1000;
 const PAGE: u64 = 4096;
 
@@ -58,7 +59,7 @@ pub(super) struct Store {
     pub(super) connection: Connection,
     /// The pages that the log held after the last commit.
     log_pages: Arc<AtomicI32>,
-    /// The pages in the log that make a checkpoint due, and about what one transaction of ours may write.
+    /// The pages in the log that make a checkpoint due, and about the most that one of our transactions may write.
     pub(super) log_limit: i32,
     /// The keys that events are encrypted with.
     pub(super) keys: KeyRing,
@@ -71,9 +72,9 @@ pub(super) struct Store {
 }
 
 impl Store {
-    /// Opens the database in the folder, made if it is missing.
+    /// Opens the database in the folder, and creates it if it is missing.
     ///
-    /// It is made under another name: what a power cut leaves of one that is half made can't be told from damage.
+    /// It is created under another name: a database that a power cut left half made looks like a damaged one.
     pub(super) fn open(folder: &Path) -> Result<Self, Error> {
         let database = folder.join(files::DATABASE);
         if files::is_missing(&database)? {
@@ -84,7 +85,7 @@ impl Store {
         Self::at(&database, folder)
     }
 
-    /// Takes the keys that payloads are encrypted with.
+    /// Loads the keys that payloads are encrypted with.
     ///
     /// # Errors
     /// [`Error::KeyMissing`] if an event needs another one.
@@ -93,7 +94,7 @@ impl Store {
         Ok(self)
     }
 
-    /// Opens a file, and makes its tables if it is empty or migrates them.
+    /// Opens a file, and creates its tables if it is empty or migrates them.
     fn at(path: &Path, folder: &Path) -> Result<Self, Error> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
@@ -103,7 +104,8 @@ impl Store {
             set_pragma(&connection, pragma, wanted, meaning)?;
         }
         schema::migrate(&connection, path, version)?;
-        // A change to WAL whose flush fails is undone without a word, and reads back as done: only the log's file tells.
+        // If the flush of a change to WAL fails, SQLite silently undoes the change but reports it as done: only the
+        // file of the log shows which.
         connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
         let log = files::log_of(path);
         if !log.exists() {
@@ -118,7 +120,7 @@ impl Store {
         let dedup = DedupIndex::load(&connection)?;
         let (keys, numbers, changes) = (KeyRing::default(), HashMap::new(), HashMap::new());
         let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, keys, dedup, numbers, changes };
-        // What a killed process left in the log may never have been flushed, and callers rely on it from now on.
+        // The log of a killed process may never have been flushed, and callers rely on its contents from now on.
         match store.checkpoint() {
             Err(error) if is_full(&error) => files::flush(&log)?,
             done => done?,
@@ -127,12 +129,12 @@ impl Store {
         Ok(store)
     }
 
-    /// Keeps the log so small that it can be written back within so many free bytes, and more can be stored in it then.
+    /// Limits the log, so that a checkpoint fits into `free` bytes and leaves space for further commits.
     pub(super) fn keep_log_below(&mut self, free: u64) {
         self.log_limit = i32::try_from(free / PAGE / 4).unwrap_or(i32::MAX).min(CHECKPOINT_PAGES);
     }
 
-    /// Writes one page, which changes nothing. Does not wait for another program's lock.
+    /// Writes one page without a change of content. Does not wait for another program's lock.
     pub(super) fn touch(&self) -> rusqlite::Result<()> {
         let timeout = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
         self.connection.busy_timeout(Duration::ZERO)?;
@@ -146,7 +148,7 @@ impl Store {
         self.log_pages.load(Ordering::Relaxed) >= self.log_limit
     }
 
-    /// Writes the log back into the database, as far as no reader is in the way.
+    /// Writes the log back into the database, as far as readers allow it.
     pub(super) fn checkpoint(&self) -> rusqlite::Result<()> {
         self.log_pages.store(0, Ordering::Relaxed);
         self.connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))
@@ -174,12 +176,12 @@ impl Store {
         done
     }
 
-    /// Notes that a delivery entered a state, or with -1 that it left it.
+    /// Notes that a delivery entered a state, or (with -1) left it.
     pub(super) fn count(&mut self, target: i64, state: DeliveryState, change: i64) {
         *self.changes.entry((target, state)).or_default() += change;
     }
 
-    /// Notes that events with so many deliveries in all were stored or, with negative numbers, deleted.
+    /// Notes that this many events with this many deliveries in all were stored or, if negative, deleted.
     pub(super) fn count_events(&mut self, events: i64, deliveries: i64) {
         self.count(0, DeliveryState::Pending, events);
         self.count(0, DeliveryState::Delivered, deliveries);

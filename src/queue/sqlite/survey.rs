@@ -1,7 +1,7 @@
 //! Inspecting a store's folder from outside, without making or changing anything there.
 //!
-//! For use while a relay may be running. It learns whether the lock is held by sharing it for a moment, on a file opened for
-//! reading: a relay that starts in that very moment fails because the store is in use.
+//! It is safe while a relay runs. To learn whether the lock is held, it shares the lock for a moment, on a file opened
+//! for reading: a relay that starts in that very moment fails because the store is in use.
 
 use std::fs::{File, TryLockError};
 use std::io::Read;
@@ -13,7 +13,7 @@ use crate::queue::Error;
 /// The schema that this release writes.
 pub const SCHEMA: i64 = schema::VERSION;
 
-/// What was found.
+/// The result of a survey.
 #[derive(Debug)]
 pub struct Survey {
     /// Whether the filesystem is one that a store can be on.

@@ -1,4 +1,5 @@
-//! One step of a sweep, inside the writer's transaction: the rows that change, the tally, and the order of a user's events.
+//! One step of a sweep, inside the writer's transaction: the rows that change, the tally, and the order of a user's
+//! events.
 //!
 //! A candidate may have changed since it was found, so each delivery is read again here.
 
@@ -17,11 +18,11 @@ use crate::queue::{DeliveryState, Sweep, SweepAction};
 /// What a step did.
 #[derive(Debug, Default)]
 pub(super) struct SweepStep {
-    /// How many deliveries changed; or, where they are forgotten, how many events.
+    /// How many deliveries changed; of [`SweepAction::Forget`], how many events were deleted.
     pub(super) changed: u64,
     /// The targets that may have something to lease now.
     pub(super) touched: BTreeSet<Arc<str>>,
-    /// The deliveries that were due and are cancelled, deleted or held now: an outstanding lease of one is to be revoked.
+    /// Deliveries that were due and are now cancelled, deleted or held: their outstanding leases must be revoked.
     pub(super) revoked: Vec<(Arc<str>, EventId)>,
 }
 
@@ -163,7 +164,8 @@ impl<F: Fn(&str) -> bool> SweepRun<'_, F> {
         Ok(())
     }
 
-    /// What is pending is cancelled first: that revokes its lease, and releases what is held behind it.
+    /// Pending deliveries are cancelled first: that revokes their leases and releases deliveries that are held behind
+    /// them.
     fn forget(&mut self, events: &[EventId]) -> rusqlite::Result<()> {
         for event in events {
             let counted = self.done.changed;
@@ -195,8 +197,8 @@ impl<F: Fn(&str) -> bool> SweepRun<'_, F> {
         self.count_change(target, None, DeliveryState::Pending)
     }
 
-    /// When a delivery that becomes pending is due. Where order is kept: behind the user's earlier events, and before the
-    /// later ones.
+    /// When a delivery that becomes pending is due. Where order is kept: behind the user's earlier events, and before
+    /// the later ones.
     fn choose_due(&mut self, event: EventId, target: i64, user: Option<i64>) -> rusqlite::Result<UnixMillis> {
         let Some(first) = user.map(|user| self.store.first_pending(target, Some(user))).transpose()?.flatten() else {
             return Ok(self.now);

@@ -1,4 +1,4 @@
-//! How the relay's own types stand in a column.
+//! How the relay's own types are stored in columns.
 
 use rusqlite::ToSql;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};

@@ -1,12 +1,13 @@
-//! The one writer: takes what waits, commits it as one transaction, then answers and hands over.
+//! The one writer: receives the waiting commands, commits them as one transaction, then answers and hands out leases.
 //!
-//! - One commit serves all commands of a batch, so the rate of commits does not bound the rate of pushes. Under load some
-//!   twenty pushes share one, at about 15 µs of this thread for each (`docs/performance.md`). The simple version, a commit
-//!   for each push, takes a flush for each.
+//! - One commit serves all commands of a batch, so the rate of commits does not bound the rate of pushes. Under load
+//!   some twenty pushes share one, at about 15 µs of this thread for each (`docs/performance.md`). The simple version,
+//!   a commit for each push, costs a flush for each.
 //! - When [`BATCH_TRIGGER`] pushes came during one commit, the next batch waits up to [`MAX_PUSH_WAIT`] for
 //!   [`PUSH_BATCH_ENOUGH`], which halves the commits. A push that comes alone waits for nothing.
 //! - No caller is answered before the commit that holds its change.
-//! - Leases are granted after the commit, out of what it remaining, so that one never meets a settlement half done.
+//! - Leases are granted after the commit, from the state that it left, so that no lease meets a half-recorded
+//!   settlement.
 //! - After a failed flush nothing is answered any more; the process ends.
 
 use std::fs::File;
@@ -43,12 +44,12 @@ const BATCH: usize = 256;
 /// How long deferrable commands alone wait for more, and how many are enough. An urgent command ends the wait at once.
 const MAX_WAIT: Duration = Duration::from_millis(5);
 const BATCH_ENOUGH: usize = 64;
-/// When so many urgent commands have come during one commit, more are sure to come soon: wait that long for them, or until
-/// there are enough.
+/// If this many urgent commands came during one commit, more will come soon: wait for them up to `MAX_PUSH_WAIT`, or
+/// until there are `PUSH_BATCH_ENOUGH`.
 const BATCH_TRIGGER: usize = 8;
 const MAX_PUSH_WAIT: Duration = Duration::from_millis(1);
 const PUSH_BATCH_ENOUGH: usize = 32;
-/// How long a lease that was dropped unsettled remains outstanding at most, when nothing else happens.
+/// How long a lease that was dropped unsettled remains outstanding at most, while the writer is idle.
 const TICK: Duration = Duration::from_secs(1);
 /// `EX_IOERR` of sysexits.h.
 const EXIT_IO: i32 = 74;
@@ -63,16 +64,16 @@ pub(super) struct Writer {
     pub(super) leases: LeaseTable,
     /// How often dead letters were revived, for statistics.
     pub(super) revivals: Arc<AtomicU64>,
-    /// The callers' runtime.
+    /// The callers' runtime, on which answers are sent.
     pub(super) callers: Handle,
-    /// Called with how long each commit took.
+    /// Called with the duration of each commit.
     pub(super) on_commit: Box<dyn Fn(Duration) + Send>,
-    /// Held for its lock; released last.
+    /// Holds the store's lock until the store is closed.
     pub(super) lock: File,
 }
 
 impl Writer {
-    /// Works until all senders are gone or a close is asked for, and everything sent until then is committed.
+    /// Runs until all senders are dropped or `Close` comes, and everything sent before that is committed.
     ///
     /// Blocks between its awaits: it is the only task of its runtime.
     pub(super) async fn run(mut self, mut commands: CommandReceiver) {
@@ -150,7 +151,7 @@ impl Writer {
         let Err(error) = self.transact(&mut commands) else { return self.finish(commands) };
         let has_released = self.capacity.note_failure(&error);
         match error {
-            // The released space is for all but new events, which are refused from here on.
+            // The released space is for all commands but new events, which are refused from now on.
             _ if has_released => self.commit(commands),
             error if commands.len() == 1 || is_busy(&error) => {
                 let mut error = Some(Error::from(error));
@@ -192,8 +193,8 @@ impl Writer {
 
     /// Does what follows from committed changes, and answers.
     ///
-    /// All answers are one task for the callers' runtime: given one by one from here (the simple version), each could wake a
-    /// thread that takes the processor from this one, to find a single answer.
+    /// One task in the callers' runtime sends all answers. Sent one by one from here (the simple version), each could
+    /// wake a thread that takes the processor from this one for a single answer.
     fn finish(&mut self, mut commands: Vec<WriterCommand>) {
         commands.iter_mut().for_each(|command| self.follow_up(command));
         self.callers.spawn(async move { commands.into_iter().for_each(WriterCommand::answer_kept) });
@@ -209,7 +210,8 @@ impl Writer {
             }
             WriterCommand::Settle(settlement, waiter) => {
                 self.leases.end(&settlement.target, settlement.event);
-                // Also where the target keeps order no more: what was held until then is released one by one all the same.
+                // Also if the target no longer keeps order: deliveries that were held until then are still released one
+                // by one.
                 let released = matches!(waiter.kept(), Some(Ok(true)));
                 if released || matches!(settlement.disposition, Disposition::Retry(_) | Disposition::Postpone(_)) {
                     self.inboxes.wake(&settlement.target);
@@ -217,6 +219,7 @@ impl Writer {
             }
             WriterCommand::Sweep { waiter, .. } => {
                 if let Some(done) = waiter.kept_ok() {
+                    // Pairs with the Acquire load in `Sqlite::stats`.
                     self.revivals.fetch_add(u64::from(!done.touched.is_empty()), Ordering::Release);
                     done.revoked.iter().for_each(|(target, event)| self.leases.revoke(target, *event));
                     done.touched.iter().for_each(|target| self.inboxes.wake(target));
@@ -257,9 +260,9 @@ impl Writer {
         let mut leases = Leases::default();
         let Some(number) = self.store.known_number(target)? else { return Ok(leases) };
         let mut unread = Vec::new();
-        // One read of the store: else SQLite takes and leaves its locks for each row.
+        // One read transaction: without it SQLite takes and releases its locks for each row.
         let reading = self.store.connection.unchecked_transaction()?;
-        // One more than could be leased or skipped, so that what comes next is seen too.
+        // One more than could be leased or skipped, so that the next due time is known too.
         let limit = max.saturating_add(self.leases.count(target)).saturating_add(1);
         for DueDelivery { event: id, due } in self.store.list_due(number, limit)? {
             if self.leases.contains(target, id) {
@@ -275,7 +278,7 @@ impl Writer {
                 Ok(event) => event,
                 Err(flaw) => {
                     unread.push(unreadable(id, target, attempt, now, &flaw));
-                    // This read may yield nothing though there is more behind it.
+                    // This read may yield no lease although more deliveries are due.
                     leases.next_due = Some(now);
                     continue;
                 }
@@ -292,7 +295,8 @@ impl Writer {
         Ok(leases)
     }
 
-    /// After the answers: what was committed is durable in the log, and no caller need wait for its way into the database.
+    /// After the answers: what was committed is durable in the log, and no caller need wait for its way into the
+    /// database.
     fn keep_log_small(&mut self) {
         // While the store fails, the probe does it.
         if !self.store.is_checkpoint_due() || self.capacity.is_failing() {
@@ -371,7 +375,8 @@ fn apply(
     Ok(())
 }
 
-/// A stored text that cannot be decrypted or parsed any more must not stop its target: the delivery becomes a dead letter.
+/// A stored text that cannot be decrypted or parsed any more must not stop its target: the delivery becomes a dead
+/// letter.
 fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, flaw: &Flaw) -> Settlement {
     tracing::error!(%event, %target, %flaw, "stored event unreadable; its delivery is dead");
     let error = Some("the stored event cannot be read".to_owned());
@@ -384,11 +389,11 @@ fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, fl
     }
 }
 
-/// Ends the process if the store and our memory of it may have parted.
+/// Ends the process if memory and store may differ.
 ///
 /// After a failed fsync the kernel may have marked the lost pages clean, so that a second one succeeds without them
-/// (ext4, XFS, Btrfs): only reading the file again shows what is there, and that is what a restart does. No waiting caller
-/// is answered, so WeChat pushes again.
+/// (ext4, XFS, Btrfs): only reading the file again shows what is there, and that is what a restart does. No waiting
+/// caller is answered, so WeChat pushes again.
 fn stop_if_lost(error: &rusqlite::Error) {
     if is_lost(error) {
         tracing::error!(%error, "disk failed or store damaged; exiting before anything else is answered");

@@ -222,7 +222,7 @@ async fn no_statement_is_planned_anew_for_each_delivery() {
         rusqlite::hooks::Authorization::Allow
     };
     writer.store.connection.authorizer(Some(count)).unwrap();
-    // Setting that makes every statement be planned once more.
+    // Setting an authorizer makes SQLite plan every statement again.
     store_load_settle(&mut writer, 2);
     let planned = PLANNED.load(Ordering::Relaxed);
     assert!(planned > 0);
