@@ -1,4 +1,4 @@
-//! Sizes that bound how much is done at a time. Tests pass small ones, to meet the bounds with few events.
+//! Sizes that bound the work done at once. Tests pass small ones, to reach the bounds with few events.
 
 /// The sizes; [`Tuning::default`] are the shipped ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,8 +7,8 @@ pub struct Tuning {
     pub inbox_leases: usize,
     /// Leases that are read from the store at a time: few, as pushes wait meanwhile.
     pub lease_batch: usize,
-    /// Deliveries of a target that are attempted or wait to be settled, where its `concurrency` does not ask for more, and
-    /// as many again whose reply is awaited: at most so many are repeated after a crash.
+    /// The most deliveries of a target that are attempted or wait to be settled, if its `concurrency` is not larger,
+    /// and as many again whose reply is awaited: a crash repeats them all.
     pub in_flight: usize,
     /// Rows that one search for the next step of a sweep reads: some milliseconds.
     pub sweep_scan_rows: usize,

@@ -19,7 +19,7 @@ use crate::tail::{self, Activity, Span, Tail, TracedKind};
 use crate::telemetry;
 use crate::trace::{SpanId, Trace};
 
-/// Between two attempts to settle while the store fails (a full disk).
+/// The pause between two tries to settle while the store fails (a full disk).
 const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 
 /// What the attempts of one lane share.
@@ -27,7 +27,7 @@ pub(super) struct AttemptContext {
     pub(super) queue: Queue,
     pub(super) metrics: TargetMetrics,
     tail: Tail,
-    /// Of settled attempts whose records are still to be annotated.
+    /// The tasks that annotate the records of settled attempts.
     pub(super) annotations: TaskTracker,
     stop: CancellationToken,
 }
@@ -43,10 +43,10 @@ pub(super) enum AttemptEnd {
     NotMade,
 }
 
-/// An attempt that has ended, or was not made, but that is not in the store yet.
+/// An attempt that has ended, or was not made, and is not settled yet.
 pub(super) struct UnsettledAttempt {
     settlement: Settlement,
-    /// For a reply in reserve: the record to annotate, and what announces whether the reply was used.
+    /// For a reply in reserve: the record to annotate, and the channel that says whether the reply was used.
     reserve: Option<(AttemptNote, oneshot::Receiver<ReplyChoice>)>,
     /// Held until the attempt is settled, so that it is made only once.
     lease: Lease,

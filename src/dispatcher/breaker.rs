@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use crate::event::EventId;
 
-/// ConsecutiveFailures in a row, of more than one event, that open it.
+/// How many consecutive failures, of more than one event, open it.
 const OPENS_AFTER: u32 = 5;
-/// The wait for the first probe; each that fails doubles it.
+/// The wait for the first probe; each failed probe doubles it.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// Whether attempts may be made.
@@ -61,7 +61,7 @@ impl Breaker {
         }
     }
 
-    /// Asks for a probe, which must be made, or return_probe with [`Breaker::return_probe`].
+    /// Takes the probe; false if none is due. The caller makes it, or returns it with [`Breaker::return_probe`].
     pub(super) fn take_probe(&mut self, now: Instant) -> bool {
         match self.state {
             BreakerState::Open { probe_at, wait } if now >= probe_at => {
@@ -72,7 +72,6 @@ impl Breaker {
         }
     }
 
-    /// Closes it.
     pub(super) fn record_success(&mut self) {
         self.state = BreakerState::Closed(ConsecutiveFailures::default());
     }

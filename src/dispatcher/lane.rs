@@ -23,9 +23,9 @@ use crate::tuning::Tuning;
 
 /// The longest sleep while a delivery is due later: by then the lane notices that the clock was set.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
-/// Before the next poll, after one failed.
+/// The pause before the next poll, after a failed one.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
-/// The longest wait between two probes of a target that is down: at most so much later do its deliveries continue.
+/// The longest wait between two probes of a target that is down: its deliveries resume at most this much later.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
 /// The same for an identity provider, for which a person waits.
 const IDENTITY_PROBE_WAIT: Duration = Duration::from_secs(5);
@@ -75,9 +75,9 @@ struct LaneTask {
     /// Leased, waiting for a slot.
     ready: VecDeque<Lease>,
     attempts: JoinSet<EndedAttempt>,
-    /// Attempts whose reply WeChat waits for: they have slots of their own, so that a backlog can't delay them.
+    /// Attempts whose reply WeChat waits for: they have slots of their own, so that no backlog delays them.
     awaited: JoinSet<EndedAttempt>,
-    /// Attempts that have ended, on their way into the store.
+    /// Ended attempts, until they are in the store.
     settling: JoinSet<()>,
     /// The one poll of the store in progress, with the time for which it asks.
     poll: JoinSet<(UnixMillis, Result<Leases, Error>)>,
@@ -85,7 +85,6 @@ struct LaneTask {
     poll_at: Option<Instant>,
 }
 
-/// An ended attempt.
 struct EndedAttempt {
     end: AttemptEnd,
     unsettled: Option<UnsettledAttempt>,
@@ -136,7 +135,7 @@ impl LaneTask {
         self.attempts.len() + self.awaited.len() + self.settling.len()
     }
 
-    /// Starts attempts while there are slots; of a target that is down just the probe that is due.
+    /// Starts attempts while there are slots; for a target that is down, only the probe that is due.
     fn start_attempts(&mut self, concurrency: usize) {
         while !self.ready.is_empty() && self.has_slot(concurrency) {
             let probe = !self.breaker.is_closed();
@@ -149,7 +148,8 @@ impl LaneTask {
         }
     }
 
-    /// A target that is down gives no reply: dropping the lease closes the reply's channel, and leaves the delivery pending.
+    /// A target that is down gives no reply: dropping the lease closes the reply's channel, and leaves the delivery
+    /// pending.
     fn start_awaited(&mut self, lease: Lease) {
         if self.breaker.is_closed() {
             self.awaited.spawn(self.attempt(lease, false));
@@ -201,8 +201,8 @@ impl LaneTask {
         self.poll.spawn(async move { (now, context.queue.lease(&name, batch, now).await) });
     }
 
-    /// Takes the leases that wait in memory and then those from the store, a bounded part of each: so neither starves the
-    /// other, and what overflowed the memory does not overtake what came before it.
+    /// Takes the leases that wait in memory and then those from the store, a bounded number of each: so neither starves
+    /// the other, and deliveries that did not fit into the inbox do not overtake earlier ones.
     fn take_leases(&mut self, found: Option<(UnixMillis, Result<Leases, Error>)>) {
         let next = match found {
             Some((now, Ok(found))) => {
@@ -229,7 +229,7 @@ impl LaneTask {
         // Released at once: if the target is configured again, no lease waits for the attempts in progress.
         drop((self.ready, self.inbox));
         self.poll.shutdown().await;
-        // What has ended is settled at once, even while other attempts are in progress.
+        // Ended attempts are settled at once, even while other attempts are in progress.
         loop {
             let ended = tokio::select! {
                 Some(ended) = self.attempts.join_next() => ended,
@@ -246,7 +246,7 @@ impl LaneTask {
     }
 }
 
-/// Sleeps until then; for ever without a time.
+/// Sleeps until that time; for ever without one.
 async fn until(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at).await,

@@ -1,7 +1,7 @@
 //! The background side: leases deliveries, makes attempts, settles them.
 //!
-//! Each target has a lane of its own: its own task, its own share of the queue, its own connections. So a target that is
-//! down, slow or flooded delays no other, and an identity provider never waits behind a handler. The outcome of an
+//! Each target has a lane of its own: its own task, its own share of the queue, its own connections. So a target that
+//! is down, slow or flooded delays no other, and an identity provider never waits behind a handler. The outcome of an
 //! attempt is decided in one place, `attempt.rs`.
 
 mod attempt;
@@ -73,7 +73,6 @@ pub struct Policy {
 pub type RateLimiter = governor::DefaultDirectRateLimiter;
 
 impl Policy {
-    /// The policy for a target's settings.
     pub fn new(settings: &TargetSettings, upstream: Upstream, openids: OpenIds) -> Self {
         Self {
             upstream,
@@ -95,7 +94,7 @@ pub struct Dispatcher {
     lanes: Mutex<BTreeMap<Arc<str>, Lane>>,
     /// The targets that get no attempts, configured or not.
     paused: Mutex<BTreeSet<String>>,
-    /// One change of those at a time, in the store and here.
+    /// Allows one change of `paused` at a time, in the store and here.
     pausing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     tuning: Tuning,
@@ -103,7 +102,7 @@ pub struct Dispatcher {
 
 struct Lane {
     policy: watch::Sender<Arc<Policy>>,
-    /// Ends its task; there is none while the target is paused.
+    /// Ends the task; `None` while the target is paused.
     stop: Option<CancellationToken>,
 }
 
@@ -129,7 +128,7 @@ impl Dispatcher {
         Self { tuning, ..self }
     }
 
-    /// Serves exactly these targets from now on, but for those that are paused. A lane whose target remains is kept,
+    /// Serves exactly these targets from now on, except those that are paused. A lane whose target remains is kept,
     /// with its attempts in progress; one whose target is gone stops, and its deliveries stay pending.
     pub fn apply(&self, policies: Vec<Policy>) {
         let mut lanes = self.lanes();
@@ -165,7 +164,7 @@ impl Dispatcher {
         self.paused.lock().contains(target)
     }
 
-    /// Pauses a target, or resumes it, across restarts; also one that is not configured, for when it is. A paused target
+    /// Pauses a target, or resumes it; this outlasts a restart. The target need not be configured yet. A paused target
     /// is treated like a removed one: its deliveries stay pending.
     ///
     /// # Errors
@@ -221,13 +220,13 @@ impl Dispatcher {
         self.lanes.lock()
     }
 
-    /// Whether each target that gets attempts still has its task; without one, after a panic, it would get none forever.
+    /// Whether each target that gets attempts still has its task: after a panic it would get no attempts any more.
     pub fn is_whole(&self) -> bool {
         // The task holds the receiver of its policy until its end.
         self.lanes().values().all(|lane| lane.stop.is_none() || lane.policy.receiver_count() > 0)
     }
 
-    /// Stops leasing and waits for the attempts in progress to be settled; what is pending stays so.
+    /// Stops leasing and waits until the attempts in progress are settled; pending deliveries stay pending.
     pub async fn drain(&self) {
         for lane in self.lanes().values() {
             lane.stop.iter().for_each(CancellationToken::cancel);

@@ -1,8 +1,8 @@
 //! A target's reply, offered to the push that waits for it, and what the attempt's record says about it.
 //!
-//! The record's `answer` holds the clear reply, or the beginning of an unusable one; its `error` says why it was not used.
-//! A reply in reserve may be used only after its delivery is settled: then the record is annotated, so that no target's
-//! delivery stays open because another target is slow.
+//! The record's `answer` holds the clear reply, or the beginning of an unusable one; its `error` says why it was not
+//! used. A reply in reserve may be used only after its delivery is settled: then the record is annotated, so that no
+//! target's delivery stays open because another target is slow.
 
 use std::error::Error;
 

@@ -1,4 +1,4 @@
-//! What a simulation replaces around an attempt, and what it can see of one: each for its own thread.
+//! What a simulation replaces around an attempt, and what it can observe of one: separate for each thread.
 
 use std::cell::{Cell, RefCell};
 

@@ -23,8 +23,8 @@ fn queue(path: &std::path::Path) -> Queue {
     Queue::simulated(&settings, drop, faults).unwrap()
 }
 
-/// A target that takes everything, but fails what comes from `bad`, is silent on what comes from `mute` and takes a
-/// second for what comes from `slow`.
+/// A target that accepts events, but fails those of the user `bad`, does not answer those of `mute`, and takes a second
+/// for those of `slow`.
 fn policy(concurrency: usize) -> Policy {
     let target = Target {
         name: "crm".into(),
@@ -98,7 +98,7 @@ async fn what_is_due_in_hours_goes_out_soon_after_the_clock_is_set_forward() {
     assert_eq!(audit.counts.delivered, 1);
 }
 
-/// Else a crash while the other is in progress would repeat what is done.
+/// Otherwise a crash while the other attempt is in progress would repeat the ended one.
 #[tokio::test(start_paused = true)]
 async fn a_lane_that_ends_settles_an_awaited_attempt_though_another_is_still_under_way() {
     let folder = tempfile::tempdir().unwrap();
@@ -118,7 +118,7 @@ async fn a_lane_that_ends_settles_an_awaited_attempt_though_another_is_still_und
     assert_eq!((counts.delivered, counts.pending), (1, 1));
 }
 
-/// A lane that spins would stop the simulated time for ever, so this one is watched from outside.
+/// A lane in a busy loop would stop the simulated time for ever, so another thread watches this one.
 #[test]
 fn a_lane_without_a_slot_for_a_probe_waits_for_one() {
     let (tell, hear) = std::sync::mpsc::channel();

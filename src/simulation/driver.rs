@@ -1,7 +1,8 @@
-//! What happens, one thing after the other, by the seed: pushes, changes of targets, reloads, clock jumps, crashes and starts.
+//! What happens, one step after the other, by the seed: pushes, changes of targets, reloads, clock jumps, crashes and
+//! starts.
 //!
-//! A run is a process of the relay: a runtime of its own, which is dropped with all its tasks when it crashes. The store,
-//! the world and the model continue.
+//! A run is a process of the relay: a runtime of its own, which is dropped with all its tasks when it crashes. The
+//! store, the world and the model outlast it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,21 +27,21 @@ use crate::tuning::Tuning;
 
 const START: UnixMillis = UnixMillis(1_795_161_600_000);
 const YEARS: Duration = Duration::from_secs(365_000 * 86_400);
-/// How long after all is well again everything must have ended: one probe, and some. Less than a lane's longest sleep, so
-/// that no lane may miss a call.
+/// How long after the end of all faults every delivery must have ended: the wait for one probe, and some. Less than a
+/// lane's longest sleep, so that a lane that misses its wake-up fails the seed.
 const HEALED: Duration = Duration::from_secs(50);
 /// How long a lane may take to see that the clock was set.
 const CLOCK_SEEN: Duration = Duration::from_secs(60);
 
-/// How a life ended.
+/// How a run ended.
 enum RunEnd {
     Crashed,
     Stopped,
-    /// All has been seen.
+    /// The seed is played to its end.
     Done,
 }
 
-/// The one who makes things happen.
+/// Plays a seed.
 pub(super) struct Driver {
     pub(super) world: Arc<World>,
     pub(super) rng: SimulationRng,
@@ -51,7 +52,7 @@ pub(super) struct Driver {
     /// The most milliseconds between two steps.
     pace: u64,
     wall: UnixMillis,
-    /// When the clock was last set, by the time that went by.
+    /// When the clock was last set, in the time of `WorldState::elapsed`.
     set_at: Option<Duration>,
     last: Ledger,
 }
@@ -78,7 +79,8 @@ impl Driver {
             retention: if short { Duration::from_secs(300) } else { YEARS },
             dedup_window: Duration::from_secs(if short { 60 } else { 86_400 }),
             max_size: if rng.chance(10) { 120_000 } else { 1 << 40 },
-            // By the seed and not by the generator, and random only in bytes that nothing depends on.
+            // The seed decides, without a draw from the generator; the random bytes of the encryption change nothing
+            // else.
             encryption_keys: EncryptionKeys::new(if seed.is_multiple_of(2) { key() } else { Vec::new() }),
         };
         let steps = if rng.chance(5) { 150 } else { 15 + rng.below(45) };
@@ -89,7 +91,7 @@ impl Driver {
         (driver, world)
     }
 
-    /// Lives until all has been seen, or something is wrong.
+    /// Runs process after process, until the seed is played or a violation is found.
     pub(super) fn run(mut self) {
         let jitter = std::cell::RefCell::new(self.rng.split());
         crate::dispatcher::simulated::set_jitter(Some(Box::new(move || {
@@ -200,7 +202,7 @@ impl Driver {
         None
     }
 
-    /// Somebody's next events, each pushed `times` at once.
+    /// A user's next events, each pushed `times` at once.
     fn push_new(&mut self, life: &RelayRun, times: u32, events: u64) {
         let user = self.rng.below(5);
         for _ in 0..events {
@@ -283,7 +285,7 @@ impl Driver {
         configured.map(|(spec, _)| policy(&self.world, spec)).collect()
     }
 
-    /// A reload.
+    /// Applies the configured targets, as a reload does.
     fn apply(&mut self, dispatcher: &Dispatcher) {
         let mut state = self.world.state();
         state.model.applied = state.model.tick();
@@ -298,7 +300,7 @@ impl Driver {
         dispatcher.apply(self.policies());
     }
 
-    /// All targets are gone, and back, in between a commit and its answers.
+    /// Removes all targets and restores them, between a commit and its answers.
     fn apply_at_commit(&mut self, dispatcher: &Arc<Dispatcher>) {
         let (all, dispatcher, world) = (self.policies(), Arc::clone(dispatcher), Arc::clone(&self.world));
         let names: Vec<_> = self.specs.keys().cloned().collect();
@@ -313,7 +315,7 @@ impl Driver {
         }));
     }
 
-    /// The wall clock is set.
+    /// Sets the wall clock.
     fn jump(&mut self) {
         self.check();
         let far = self.rng.pick(&[2_000, 90_000, 5 * 3_600_000]);
@@ -332,7 +334,7 @@ impl Driver {
         self.set_at = Some(self.world.state().elapsed());
     }
 
-    /// Somebody looks after the dead letters.
+    /// An operator acts on the dead letters of a target.
     fn operate(&mut self, life: &RelayRun) {
         let (target, revive) = (self.any_target(), self.rng.chance(70));
         let dead: Vec<_> = {
@@ -342,7 +344,7 @@ impl Driver {
         };
         let events = if self.rng.chance(50) { None } else { Some(dead) };
         let (world, queue) = (Arc::clone(&self.world), life.queue.clone());
-        // Any of them may be dead by the time that the store is asked.
+        // Any of them may be dead by the time that the store executes the sweep.
         let marked = Arc::clone(&target);
         let mark = move |world: &World| {
             let mut state = world.state();
@@ -386,7 +388,7 @@ impl Driver {
         RunEnd::Stopped
     }
 
-    /// All faults end, all targets answer: then everything that waits must end, and soon.
+    /// Ends all faults and lets all targets answer: then every pending delivery must end, and soon.
     async fn heal(&mut self, life: RelayRun) {
         self.world.note(|| "all is well from here on".to_owned());
         {
@@ -411,7 +413,7 @@ impl Driver {
         self.check();
         let due = |ledger: &Ledger| ledger.pending().map(|(_, entry)| entry.due).filter(|due| due.0 < i64::MAX).max();
         let wait = due(&self.last).map_or(Duration::ZERO, |due| due.since(UnixMillis::now()));
-        // What is due in hours is due at once when the clock is set right.
+        // A delivery that is due in hours is due at once when the clock is set forward.
         if wait > Duration::from_secs(3600) || self.rng.chance(50) {
             let then = UnixMillis::now().after(wait);
             self.world.note(|| format!("the clock is set to {then}"));
@@ -448,7 +450,7 @@ impl Driver {
         if audit.is_clean() && stats.unaccounted == 0 { Ok(()) } else { Err(format!("{audit:?} {stats:?}")) }
     }
 
-    /// Holds the store against the model.
+    /// Compares the store with the model.
     fn check(&mut self) {
         let mut state = self.world.state();
         let now = UnixMillis::now();
@@ -470,7 +472,7 @@ impl Driver {
     }
 }
 
-/// What a store of every second seed is sealed by.
+/// The key of the store of every second seed.
 fn key() -> Vec<EncryptionKey> {
     EncryptionKey::parse("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=").into_iter().collect()
 }

@@ -1,4 +1,4 @@
-//! What the store holds, row by row, and whether that is what was promised.
+//! The contents of the store, row by row, compared with the promises.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::deliver::{Outcome, Role};
 use crate::event::EventId;
 use crate::queue::DeliveryState;
 
-/// How long after its end an attempt is settled at the latest, while nothing is wrong with the store.
+/// How long after its end an attempt is settled at the latest, unless the store is in trouble.
 const SETTLED: Duration = Duration::from_secs(2);
 /// Due at the end of time: held behind an earlier delivery of the user.
 const HELD: UnixMillis = UnixMillis(i64::MAX);
@@ -44,7 +44,7 @@ pub(super) struct Ledger {
 pub(super) struct CheckContext {
     pub(super) now: UnixMillis,
     pub(super) elapsed: Duration,
-    /// Until when the store was in trouble, or is.
+    /// When the store's last trouble ended, or will end.
     pub(super) trouble: Duration,
     /// How long finished events are kept at least.
     pub(super) kept: Duration,
@@ -83,7 +83,7 @@ impl Ledger {
         self.deliveries.iter().filter(|(_, entry)| entry.state == DeliveryState::Pending)
     }
 
-    /// Holds the store against the model, and against what it held `before`; says what is wrong.
+    /// Compares the store with the model, and with its contents `before`; returns the first violation.
     pub(super) fn check(&self, before: &Self, model: &mut Model, moment: &CheckContext) -> Option<String> {
         self.events(model, moment).or_else(|| {
             let model = &*model;
@@ -97,7 +97,7 @@ impl Ledger {
         })
     }
 
-    /// Every content once, all of it, as long as it is wanted; and nothing else.
+    /// Every content is stored once, unchanged, until retention may delete it; and nothing else is stored.
     fn events(&self, model: &mut Model, moment: &CheckContext) -> Option<String> {
         for event in &self.events {
             let Some(push) = model.pushes.get(event) else { return Some(format!("{event} is stored, but not pushed")) };
@@ -127,7 +127,7 @@ impl Ledger {
         None
     }
 
-    /// A delivery is where its attempts have led it.
+    /// A delivery's state follows from its attempts.
     fn explain(
         &self,
         model: &Model,
@@ -165,7 +165,7 @@ impl Ledger {
         }
     }
 
-    /// What has ended stays so, unless an operator changes it.
+    /// An ended delivery stays as it is, unless an operator changes it.
     fn changed(
         &self,
         model: &Model,
@@ -213,7 +213,7 @@ fn is_lost(model: &Model, attempt: &SimulatedAttempt, entry: &DeliverySnapshot, 
     })
 }
 
-/// No attempt was made yet, or none is known to the store.
+/// What is wrong with a delivery of which no attempt is settled.
 fn wrong_start(
     model: &Model,
     way: &DeliveryKey,
@@ -230,7 +230,7 @@ fn wrong_start(
     (!legal).then(|| "that without an attempt".to_owned())
 }
 
-/// What the last settled attempt has led to.
+/// What is wrong with a delivery after its last settled attempt.
 fn wrong_end(
     model: &Model,
     way: &DeliveryKey,

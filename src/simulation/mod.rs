@@ -1,13 +1,13 @@
-//! Queue and dispatcher in a simulated world: hours of pushes, outages, crashes and clock jumps in milliseconds, the same
-//! for the same seed.
+//! Queue and dispatcher in a simulated world: hours of pushes, outages, crashes and clock jumps in milliseconds, and
+//! the same run for the same seed.
 //!
-//! One thread and one runtime with paused time per run of the relay; the store is a real one in memory. [`driver`] rolls
-//! what happens, [`trouble`] injects store faults, [`traffic`] makes pushes and targets, [`world`] holds what is around (clock,
-//! chance, targets, a store in trouble), [`model`] what was promised and what must hold at every answer and every attempt,
-//! [`ledger`] what the store holds and whether that is what was promised.
+//! One thread and one runtime with paused time per run of the relay; the store is a real one, in `/dev/shm` where that
+//! exists. [`driver`] decides what happens, [`trouble`] injects store faults, [`traffic`] makes pushes and targets.
+//! [`world`] holds the environment (clock, random numbers, targets, faults of the store), [`model`] the promises and
+//! what must hold at every answer and every attempt, [`ledger`] compares the contents of the store with the promises.
 //!
 //! - `cargo test` plays a few seeds.
-//! - `WXRELAY_SIM_SEEDS=10000 cargo test --profile soak --lib simulation -- --nocapture` plays so many.
+//! - `WXRELAY_SIM_SEEDS=10000 cargo test --profile soak --lib simulation -- --nocapture` plays that many.
 //! - `WXRELAY_SIM_SEED=7 cargo test --lib simulation -- --nocapture` plays one and prints what happens.
 //!
 //! Not here: power cuts and failed flushes (`tests/crash/`), HTTP and `rate` (`tests/it/`), the push pipeline.
@@ -33,16 +33,15 @@ use self::driver::Driver;
 
 /// How many seeds are played by default.
 const SEEDS: u64 = 200;
-/// Names the one seed to play, which is told as it goes: it may be one that does not end.
+/// Names the one seed to play. Its steps are printed at once: it may be a seed that does not end.
 const ONE_SEED: &str = "WXRELAY_SIM_SEED";
-/// In which time some seed ends, however slow the machine; only one in which time stands still takes longer.
+/// In this time some seed ends, even on a slow machine; only a seed that hangs takes longer.
 const PATIENCE: Duration = Duration::from_secs(180);
 
 thread_local! {
     static PANICS: Cell<u32> = const { Cell::new(0) };
 }
 
-/// What came of a seed.
 struct SeedResult {
     wrong: Option<String>,
     trace: Vec<String>,
@@ -57,7 +56,7 @@ fn play(seed: u64) -> SeedResult {
     let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     let folder = folder.unwrap();
     let (driver, world) = Driver::new(seed, folder.path().join("store"));
-    // What panics here, and not in a task, is the simulation itself.
+    // A panic here, outside a task, is one of the simulation itself.
     drop(catch_unwind(AssertUnwindSafe(|| driver.run())));
     let state = world.state();
     let (trace, hash) = state.trace();
@@ -77,7 +76,7 @@ fn count_panics() {
     });
 }
 
-/// Fails with all that is needed to see it again.
+/// Fails with all that is needed to reproduce it.
 fn expect_right(seed: u64, played: &SeedResult) {
     let Some(wrong) = &played.wrong else { return };
     let last = &played.trace[played.trace.len().saturating_sub(40)..];

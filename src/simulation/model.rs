@@ -1,7 +1,6 @@
-//! What was promised: every push and its answer, every attempt and its end; and what must hold at each of these.
+//! The promises: every push and its answer, every attempt and its end; and what must hold at each of these.
 //!
-//! The model says nothing of its own about what the store holds: [`super::ledger`] reads that, and holds it against what
-//! is known here.
+//! The model knows nothing of the store's contents: [`super::ledger`] reads them and compares them with the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,7 +14,7 @@ use crate::deliver::{AttemptRequest, Outcome, Role};
 use crate::event::EventId;
 use crate::queue;
 
-/// A delivery's name.
+/// Identifies a delivery.
 pub(super) type DeliveryKey = (EventId, Arc<str>);
 
 /// A target's settings.
@@ -30,7 +29,7 @@ pub(super) struct TargetSpec {
     pub(super) order: queue::DeliveryOrder,
 }
 
-/// What WeChat has to tell, in as many pushes as it takes.
+/// One event at WeChat, which may take several pushes.
 #[derive(Debug)]
 pub(super) struct PushContent {
     pub(super) user: u64,
@@ -41,7 +40,6 @@ pub(super) struct PushContent {
     pub(super) reply: Option<(u64, String)>,
 }
 
-/// One push.
 #[derive(Debug)]
 pub(super) struct SimulatedPush {
     pub(super) content: usize,
@@ -54,10 +52,10 @@ pub(super) struct SimulatedPush {
     pub(super) ordered: (u64, Vec<Arc<str>>),
 }
 
-/// What the pusher was told.
+/// The answer to a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PushResult {
-    /// Nothing, yet or for ever.
+    /// No answer, yet or for ever.
     None,
     Fresh,
     Duplicate,
@@ -73,7 +71,6 @@ pub(super) struct SimulatedDelivery {
     pub(super) dropped: bool,
 }
 
-/// An attempt.
 #[derive(Debug)]
 pub(super) struct SimulatedAttempt {
     pub(super) number: u32,
@@ -101,7 +98,7 @@ impl SimulatedAttempt {
     }
 }
 
-/// The failures of a target in a row, as long as one lane serves it.
+/// Consecutive failures of a target, while one lane serves it.
 #[derive(Debug, Default)]
 struct FailureStreak {
     counted: u32,
@@ -111,7 +108,7 @@ struct FailureStreak {
 
 #[derive(Debug, Default)]
 pub(super) struct Model {
-    /// The first thing that did not hold.
+    /// The first violation.
     pub(super) wrong: Option<String>,
     pub(super) life: u32,
     pub(super) contents: Vec<PushContent>,
@@ -132,19 +129,19 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// A moment after all others.
+    /// Counts on: returns a moment after all earlier ones.
     pub(super) fn tick(&mut self) -> u64 {
         self.latest = self.latest.max(UnixMillis::now());
         self.ticks += 1;
         self.ticks
     }
 
-    /// Some targets choke on some events.
+    /// Whether some targets fail on this event.
     pub(super) fn is_poison(&self, event: EventId) -> bool {
         self.pushes.get(&event).is_some_and(|push| push.content % 13 == 5)
     }
 
-    /// What the text of a content is; its length varies.
+    /// The text of a content; its length varies.
     pub(super) fn text(content: usize, user: u64) -> String {
         let padding = "x".repeat(content * 37 % 400);
         format!(
@@ -154,7 +151,7 @@ impl Model {
         )
     }
 
-    /// A new lane serves the target.
+    /// Notes that a new lane serves the target.
     pub(super) fn lane_begins(&mut self, target: &Arc<str>) {
         self.failing.remove(target);
         self.answering.remove(target);
@@ -172,7 +169,7 @@ impl Model {
         self.pushes.insert(event, push);
     }
 
-    /// A push is answered; says what is wrong with that.
+    /// Records the answer to a push; returns what is wrong with it.
     pub(super) fn answered(
         &mut self,
         reader: &Connection,
@@ -223,7 +220,7 @@ impl Model {
         }
     }
 
-    /// Whether retention may have deleted the event: nothing of it waits, for a target or for a person.
+    /// Whether retention may have deleted the event: it has no delivery that waits for a target or an operator.
     pub(super) fn may_be_deleted(&self, event: EventId) -> bool {
         let Some(push) = self.pushes.get(&event) else { return false };
         self.contents[push.content].targets.iter().all(|target| {
@@ -244,7 +241,7 @@ impl Model {
         self.expiries.get(target).is_some_and(|span| self.latest >= push.received_at.after(*span))
     }
 
-    /// An attempt reaches its target; says what is wrong with that.
+    /// Records that an attempt reaches its target; returns what is wrong with it.
     pub(super) fn begin(
         &mut self,
         reader: &Connection,
@@ -304,12 +301,13 @@ impl Model {
         }
         let at_target = || self.deliveries.iter().filter(|((_, target), _)| *target == spec.name);
         let under_way = at_target().flat_map(|(_, delivery)| &delivery.attempts).filter(|a| self.is_under_way(a));
-        // A lane that ends has attempts under way, too, when the next one begins.
+        // A lane that ends still has attempts in progress when the next one begins.
         let same_settings = under_way.filter(|attempt| Arc::ptr_eq(&attempt.spec, spec)).collect::<Vec<_>>();
         if same_settings.len() >= spec.concurrency * 2 {
             return Some(format!("{} attempts under way already", same_settings.len()));
         }
-        // An answer to an earlier attempt closes the breaker while a probe is under way, and five failures open it again.
+        // An answer to an earlier attempt closes the breaker while a probe is in progress, and five failures open it
+        // again.
         if probe && !self.answering.contains(&spec.name) && same_settings.iter().any(|attempt| attempt.probe) {
             return Some("two probes at once".to_owned());
         }
@@ -320,14 +318,14 @@ impl Model {
         attempt.life == self.life && attempt.ended.is_none()
     }
 
-    /// Of a target that fails and fails, there are only probes; those that were under way when it opened count, too.
+    /// A target that keeps failing gets only probes; attempts in progress when the breaker opened count, too.
     fn breaker_is_late(&self, spec: &TargetSpec, probe: bool) -> Option<String> {
         let row = self.failing.get(&spec.name)?;
         let late = !probe && row.of_several && row.counted > 5 + 8;
         late.then(|| format!("not a probe after {} failures in a row", row.counted))
     }
 
-    /// In the order that WeChat sent them: whatever was stored before this was asked for has ended.
+    /// In the order in which WeChat sent them: every event that was stored before this one was pushed has ended.
     fn out_of_turn(
         &self,
         reader: &Connection,
@@ -336,7 +334,8 @@ impl Model {
         push: &SimulatedPush,
     ) -> Option<String> {
         let revived = |event| self.deliveries.get(&(event, Arc::clone(&spec.name))).is_some_and(|d| d.revived);
-        // An attempt may come before the push is answered, and so before `answered` has looked whether this is known.
+        // An attempt may come before the push is answered, and so before `answered` has checked whether the order is
+        // known.
         let unknown = self.applied > push.ordered.0;
         if !push.ordered.1.contains(&spec.name) || unknown && push.answer == PushResult::None || revived(event) {
             return None;
@@ -358,7 +357,7 @@ impl Model {
         })
     }
 
-    /// An attempt has ended.
+    /// Records the end of an attempt.
     pub(super) fn end(
         &mut self,
         spec: &TargetSpec,
@@ -378,7 +377,7 @@ impl Model {
         } else if counts {
             let first = *row.first.get_or_insert(event);
             row.of_several |= first != event;
-            // One event alone may fail as often as it likes.
+            // A single event may fail any number of times.
             row.counted = if row.of_several { row.counted + 1 } else { 1 };
         }
     }

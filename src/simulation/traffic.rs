@@ -91,7 +91,7 @@ fn new_event(id: EventId, received_at: UnixMillis, text: &str) -> NewEvent {
     NewEvent { event: Arc::new(event), key, targets: Vec::new(), reply: None, awaited: Vec::new() }
 }
 
-/// Some settings for the target.
+/// Random settings for the target.
 pub(super) fn spec(rng: &mut SimulationRng, name: Arc<str>) -> TargetSpec {
     let role = if &*name == "idp" { Role::Identity } else { Role::Handler };
     let waits = (0..1 + rng.below(5)).map(|_| rng.pick(&[200, 1000, 5000, 20_000])).map(Duration::from_millis);

@@ -29,7 +29,7 @@ impl Driver {
     fn lock(&self, life: &RelayRun, until: Duration) {
         let shell = Connection::open(self.settings.path.join("wxrelay.db")).unwrap();
         shell.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
-        // Time stands still: a holder of the lock will not release it meanwhile.
+        // Simulated time does not pass while this waits, so the holder of the lock would not release it.
         shell.busy_timeout(Duration::ZERO).unwrap();
         if shell.execute_batch("BEGIN IMMEDIATE").is_err() {
             return;

@@ -1,7 +1,7 @@
 //! The world around queue and dispatcher: time, random numbers, targets with their behavior, a store that fails.
 //!
-//! All of it is one [`WorldState`] behind a lock that is never waited for, as everything runs on one thread. Code that holds it
-//! calls neither queue nor dispatcher.
+//! All of it is one [`WorldState`] behind a lock that is never waited for, as everything runs on one thread. Code that
+//! holds it calls neither queue nor dispatcher.
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hasher as _};
@@ -56,7 +56,7 @@ impl SimulationRng {
         of[usize::try_from(self.below(of.len() as u64)).unwrap()].clone()
     }
 
-    /// Chance of its own for a part of the world, so that one part's rolls do not change another's.
+    /// A generator of its own for a part of the world, so that its draws do not change those of other parts.
     pub(super) fn split(&mut self) -> Self {
         Self(self.roll())
     }
@@ -68,18 +68,18 @@ pub(super) enum TargetBehavior {
     Up,
     /// Answers, but takes up to its timeout and a little more.
     Slow,
-    /// Fails so many of a hundred attempts.
+    /// Fails this percentage of attempts.
     Flaky(u64),
     Down,
-    /// Takes the request and says nothing.
+    /// Accepts the request and never answers.
     Silent,
     /// 503 with `Retry-After`, in seconds.
     Busy(u64),
-    /// 410 to so many of a hundred.
+    /// Answers 410 to this percentage of attempts.
     Gone(u64),
 }
 
-/// What an attempt meets.
+/// How a target responds to one attempt.
 #[derive(Clone, Copy, Debug)]
 enum ScriptedResponse {
     Status(u16, Option<u64>),
@@ -87,7 +87,7 @@ enum ScriptedResponse {
     Silence,
 }
 
-/// Where the process ends without warning: at the so many-th time that this happens.
+/// Where the process crashes: when this has happened the given number of times.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum CrashPoint {
     /// A commit is done, and no caller has been answered.
@@ -98,18 +98,18 @@ pub(super) enum CrashPoint {
     End(u64),
 }
 
-/// Troubles of the store, each until a moment of [`WorldState::elapsed`].
+/// Faults of the store, each until a moment of [`WorldState::elapsed`].
 #[derive(Debug, Default)]
 pub(super) struct StoreFaults {
     pub(super) stall: (Duration, Duration),
-    /// So many of a hundred commits fail.
+    /// This percentage of commits fails.
     pub(super) fail: (Duration, u64),
     /// Another program holds the write lock.
     pub(super) lock: (Duration, Option<Connection>),
 }
 
 impl StoreFaults {
-    /// From when on everything that was asked before is done.
+    /// When all faults have ended and the delayed commands are executed.
     pub(super) fn end(&self) -> Duration {
         (self.stall.0 + self.stall.1 * 3).max(self.fail.0).max(self.lock.0)
     }
@@ -118,24 +118,24 @@ impl StoreFaults {
 /// The simulated world of one seed.
 pub(super) struct World {
     state: Mutex<WorldState>,
-    /// Told when the life ends: by a crash, or because something is wrong.
+    /// Notified when the run ends: at a crash or a violation.
     pub(super) end: Notify,
 }
 
 pub(super) struct WorldState {
     pub(super) model: Model,
     pub(super) behaviors: BTreeMap<Arc<str>, TargetBehavior>,
-    /// Whether the events that some targets choke on go through now.
+    /// Whether targets now accept the events that some of them failed on.
     pub(super) cured: bool,
     pub(super) faults: StoreFaults,
     pub(super) crash_point: Option<CrashPoint>,
     /// What happens between the next commit and its answers.
     pub(super) at_commit: Option<Box<dyn FnOnce() + Send>>,
-    /// The process is gone, though parts of it may still move.
+    /// The process has crashed, though some of its tasks may still run.
     pub(super) dead: bool,
     pub(super) reader: Option<Connection>,
     rng: SimulationRng,
-    /// How long earlier lives took, and when this one began.
+    /// How long earlier runs took, and when this one began.
     earlier: Duration,
     began: Option<Instant>,
     trace: Vec<String>,
@@ -170,7 +170,7 @@ impl World {
         self.state().note(what());
     }
 
-    /// Whether something is wrong; then the life ends.
+    /// Whether a violation was found; then the run ends.
     pub(super) fn has_violation(&self) -> bool {
         self.state().model.wrong.is_some()
     }
@@ -186,7 +186,7 @@ impl World {
             state.dead = true;
             drop(state);
             self.end_if_dead();
-            // The writer goes no further; the hook that prints panics is not for this one.
+            // Stops the writer here, without the hook that prints panics.
             resume_unwind(Box::new("crash"));
         }
         let meanwhile = state.at_commit.take();
@@ -196,7 +196,7 @@ impl World {
         }
     }
 
-    /// How long the store takes to hear what it is asked.
+    /// How long a command takes to reach the store.
     pub(super) fn stall(&self) -> Duration {
         let state = self.state();
         let (until, stall) = state.faults.stall;
@@ -267,7 +267,7 @@ fn outcome(status: u16, after: Option<Duration>) -> Outcome {
     }
 }
 
-/// An attempt that is under way at a target; dropped when the relay does not wait for the answer any more.
+/// An attempt in progress at a target; dropped when the relay no longer waits for the answer.
 struct AttemptInFlight {
     world: Arc<World>,
     event: EventId,
@@ -276,7 +276,7 @@ struct AttemptInFlight {
 }
 
 impl AttemptInFlight {
-    /// The target answers; the process may have ended by then.
+    /// The target answers; the process may have ended before that.
     async fn end(&mut self, outcome: Outcome) {
         self.open = false;
         if self.world.state().end(&self.spec, self.event, outcome) {
@@ -297,14 +297,14 @@ impl Drop for AttemptInFlight {
 }
 
 impl WorldState {
-    /// A new process; `earlier` ones took so long together.
+    /// Starts a process.
     pub(super) fn live(&mut self) {
         self.began = Some(Instant::now());
         self.dead = false;
         self.model.life += 1;
     }
 
-    /// The process is gone, and what it had open.
+    /// Removes what belonged to the ended process.
     pub(super) fn clear(&mut self) {
         self.reader = None;
         self.at_commit = None;
@@ -312,14 +312,14 @@ impl WorldState {
         self.faults = StoreFaults::default();
     }
 
-    /// The last thing in a life, while its clock still runs.
+    /// The last step of a run, while its clock still runs.
     pub(super) fn end_run(&mut self) {
         self.dead = true;
         self.earlier = self.elapsed();
         self.began = None;
     }
 
-    /// The time since the beginning of the first life, whatever the wall clock shows.
+    /// The time since the beginning of the first run, whatever the wall clock shows.
     pub(super) fn elapsed(&self) -> Duration {
         self.earlier + self.began.map_or(Duration::ZERO, |began| began.elapsed())
     }
@@ -337,13 +337,13 @@ impl WorldState {
         (&self.trace, self.hash.finish())
     }
 
-    /// Says what is wrong, and remembers the first such thing.
+    /// Reports a violation; the first one is kept.
     pub(super) fn report_violation(&mut self, what: String) {
         self.note(format!("WRONG: {what}"));
         self.model.wrong.get_or_insert(what);
     }
 
-    /// Counts one; true if the fuse of this kind has burnt down.
+    /// Counts down the crash point of this kind; true when it is reached.
     fn count_down(&mut self, of: impl Fn(&mut CrashPoint) -> Option<&mut u64>) -> bool {
         let Some(left) = self.crash_point.as_mut().and_then(of) else { return false };
         *left = left.saturating_sub(1);
@@ -412,7 +412,7 @@ impl WorldState {
         self.note(format!("{} {event} {outcome:?}", spec.name));
         let elapsed = self.elapsed();
         self.model.end(spec, event, outcome, UnixMillis::now(), elapsed);
-        // In the moment of a crash a part of the process may still settle this.
+        // At the moment of a crash a part of the process may still settle this.
         if self.dead {
             return false;
         }
