@@ -11,8 +11,8 @@ use crate::route;
 use crate::telemetry::{LogThrottle, OpenIds};
 use crate::wechat::Credentials;
 
-/// Log lines in ten seconds, per account, about requests that do not open: enough for all of WeChat's while an operator
-/// has the token wrong, and too few to fill a disk.
+/// The most log lines in ten seconds, per account, about requests that fail verification or decryption: enough for all
+/// of WeChat's while the token is wrong, and too few to fill a disk.
 const REFUSAL_LOG_LINES: u32 = 100;
 
 /// One `[accounts.NAME]` of the configuration.
@@ -27,11 +27,11 @@ pub struct Account {
     pub max_skew: Option<Duration>,
     /// The latest time after its arrival at which a push is answered.
     pub reply_budget: Duration,
-    /// Within which a late reply may answer WeChat's 2nd or 3rd try; `None` = never.
+    /// The time within which a late reply may answer WeChat's 2nd or 3rd try; `None` = never.
     pub reply_window: Option<ReplyWindow>,
     /// Where its pushes are expected from; `None` = anywhere.
     pub allow_from: Option<AllowFrom>,
-    /// Which targets an event goes to, and who replies.
+    /// Which targets an event goes to, and which of them replies.
     pub routes: route::Table,
 }
 
@@ -48,14 +48,14 @@ pub struct Accounts {
     pub(super) openids: OpenIds,
 }
 
-/// An account with what its pushes need.
+/// An account with the state that its pushes share.
 pub(super) struct ServedAccount {
     pub(super) account: Account,
     pub(super) metrics: AccountMetrics,
     pub(super) budget: Arc<FailureBudget>,
-    /// Of log lines about requests from outside `allow_from`.
+    /// Limits log lines about requests from outside `allow_from`.
     pub(super) unlisted_throttle: LogThrottle,
-    /// Of log lines about requests that do not open.
+    /// Limits log lines about requests that fail verification or decryption.
     pub(super) refusal_throttle: LogThrottle,
 }
 
@@ -77,7 +77,7 @@ impl Accounts {
         self.by_path.get(path.trim_end_matches('/')).cloned()
     }
 
-    /// Starts the failure budgets: those of `previous` where the account was there, so that no failure is forgotten.
+    /// Starts the failure budgets. An account that was in `previous` keeps its budget, so that no failure is forgotten.
     pub(super) fn with_budgets_of(mut self, previous: Option<&Self>) -> Self {
         let mut old: HashMap<&str, &Arc<FailureBudget>> = HashMap::new();
         for served in previous.into_iter().flat_map(|previous| previous.by_path.values()) {

@@ -1,8 +1,8 @@
 //! Work that continues in a task of its own when the future that awaits it is dropped.
 //!
 //! hyper drops a request's future when WeChat hangs up after 5 s, but a push that is being relayed must not stop there.
-//! The simple version spawned a task for each push and awaited it, which costs the task, and a wake-up from one to the
-//! other. Here only a push whose client hung up gets a task: a twentieth less processor time per push.
+//! The simple version spawned a task for each push and awaited it, which costs the task, and a wake-up between the two.
+//! Here only a push whose client hung up gets a task: a twentieth less processor time per push.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};

@@ -1,4 +1,4 @@
-//! Why a push is refused, what WeChat sees of it, and how metrics and logs call it.
+//! Why a push is refused, what WeChat sees of it, and its names in metrics and logs.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
@@ -43,7 +43,7 @@ pub enum PushError {
     /// It was not received, or not stored, by the deadline; it may be stored later.
     #[error("too late")]
     Late,
-    /// A bug.
+    /// An internal error.
     #[error("internal error")]
     Internal,
 }
@@ -104,8 +104,8 @@ impl PushError {
 
 /// The status and the label of a push that fails verification or decryption.
 ///
-/// What could be WeChat's push to another account, or an attack, is forbidden; what is not a push is bad. A signature
-/// that is not hex is a wrong signature.
+/// A request that could be WeChat's push to another account, or an attack, gets 403; one that is not a push gets 400. A
+/// signature that is not hex is a wrong signature.
 fn open_error(error: &OpenError) -> (StatusCode, &'static str) {
     match error {
         OpenError::Signature | OpenError::Malformed("signature" | "msg_signature") => {

@@ -1,8 +1,8 @@
 //! Pushes in progress: a retry that arrives while the first try is still being processed joins it (singleflight).
 //!
-//! WeChat retries after 5 s and shows a reply to any of its tries (protocol facts from SDK authors), so a retry that
-//! were answered `success` at once would destroy the reply. Finished pushes are the queue's to remember, not ours: the
-//! map has no more entries than there are pushes in progress.
+//! WeChat retries after 5 s and shows a reply to any of its tries (protocol facts from SDK authors), so a retry that is
+//! answered `success` at once would destroy the reply. The queue remembers finished pushes: this map has no more
+//! entries than there are pushes in progress.
 //!
 //! The leader does not wait on the channel for a result that it computes itself. The simple version, in which it was a
 //! follower too, woke the connection's task once more for each push.
@@ -33,7 +33,7 @@ enum Progress {
 #[derive(Clone, Default)]
 pub(super) struct Inflight(Arc<Mutex<HashMap<ContentKey, Follower>>>);
 
-/// The part that a try has in its push.
+/// The role of a try in its push.
 pub(super) enum Joined {
     /// The first of its content: it has to relay the push. It can also follow its own relaying.
     Leader(Leader, Follower),
@@ -60,7 +60,8 @@ pub(super) struct Follower {
     pub(super) trace: Trace,
     /// When the reply window ends; `None` without one.
     pub(super) window_ends: Option<Instant>,
-    /// Ends the waiting for a reply: WeChat is to be answered now. Any try may cancel it; the relaying watches it.
+    /// Cancelled when WeChat is to be answered now, without waiting for a reply. Any try may cancel it; the relaying
+    /// watches it.
     pub(super) answer_now: CancellationToken,
 }
 
@@ -84,7 +85,7 @@ impl Leader {
         self.key
     }
 
-    /// From here on only the reply is awaited.
+    /// Publishes that the push is stored, and that only its reply is awaited.
     pub(super) fn await_reply(&self) {
         self.progress.send_replace(Progress::AwaitingReply);
     }
@@ -112,7 +113,7 @@ impl Follower {
         }
     }
 
-    /// Whether the push is stored, and nothing is missing but the reply.
+    /// Whether the push is stored, and only its reply is awaited.
     pub(super) fn awaits_reply(&self) -> bool {
         matches!(*self.progress.borrow(), Progress::AwaitingReply)
     }

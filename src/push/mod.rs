@@ -2,9 +2,9 @@
 //!
 //! [`Pipeline::handle`] turns the outcome of `Pipeline::answer` into a response, once. A POST goes through: path ->
 //! account, query, body, open, freshness, leader or follower. The leader relays the push (`Pipeline::relay`: plan,
-//! enqueue, reply); this continues in a task of its own when hyper drops the request's future, as WeChat hangs up after
-//! 5 s (`detach_on_drop.rs`). Each try waits for the outcome (`Pipeline::await_outcome`): to the end of its reply budget,
-//! or longer in a reply window.
+//! enqueue, reply). When hyper drops the request's future, because WeChat hangs up after 5 s, the relaying continues in
+//! a task of its own (`detach_on_drop.rs`). Each try waits for the outcome (`Pipeline::await_outcome`): to the end of
+//! its reply budget, or longer in a reply window.
 //!
 //! Invariants: the mode comes from the account, never from the request. WeChat gets a 200 only after the queue has the
 //! event on disk. Nothing of a push's query or body gets into a log.
@@ -56,23 +56,23 @@ use reply::{ChosenReply, Replier};
 use request_log::RequestLog;
 use window::FailureCharge;
 
-/// What a target's reply must leave of the budget, to be encrypted and sent.
+/// How much of the budget must remain after a target's reply, to encrypt and send it.
 const REPLY_MARGIN: Duration = Duration::from_millis(100);
 
 /// How much of that storing the reply may take, where no other time is left.
 const STORE_MARGIN: Duration = Duration::from_millis(50);
 
-/// Pushes in progress whose request is gone, as those that were answered 503 while the disk stalls; bounds the memory
-/// they take.
+/// The most pushes in progress whose request is gone, for example answered 503 while the disk stalls; bounds the memory
+/// that they take.
 const MAX_DETACHED: usize = 8192;
 
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=utf-8");
 
-/// Concurrent bodies of clients that have not shown that they know the token.
+/// The most concurrent bodies of clients that have not shown that they know the token.
 const MAX_UNAUTHENTICATED: usize = 64;
 
-/// What every push goes through.
+/// The push pipeline, which all requests share.
 pub struct Pipeline {
     accounts: ArcSwap<Accounts>,
     queue: Queue,
@@ -80,13 +80,13 @@ pub struct Pipeline {
     metrics: Arc<Metrics>,
     tail: Tail,
     tasks: TaskTracker,
-    /// From here on no try is held beyond its budget.
+    /// Once cancelled, no try is held beyond its budget.
     stop: CancellationToken,
     unauthenticated: Semaphore,
     max_body: usize,
 }
 
-/// What WeChat is answered, before it is written as HTTP.
+/// The answer to WeChat, before it is written as HTTP.
 struct WeChatAnswer {
     /// `verified`, `accepted` or `duplicate`, as in metrics and logs.
     result: &'static str,
@@ -109,7 +109,8 @@ impl Pipeline {
         self.accounts.store(Arc::new(accounts));
     }
 
-    /// Closes every reply window for good: pushes that wait in one are answered, as no further try will reach us.
+    /// Closes every reply window for good: pushes that wait in one are answered, as no further try will reach this
+    /// process.
     pub fn close_windows(&self) {
         self.stop.cancel();
     }
@@ -235,8 +236,8 @@ impl Pipeline {
     }
 
     /// Whether to wait for the body. The clients that have not shown that they know the token share a few permits, so
-    /// that slow bodies, and the memory they take, do not matter to WeChat. A valid `signature` is enough: it covers no
-    /// body, but its sender knows the token.
+    /// that their slow bodies, and the memory that these take, do not delay WeChat's pushes. A valid `signature` is
+    /// enough: it covers no body, but its sender knows the token.
     fn admit(
         &self,
         account: &Account,
@@ -284,7 +285,7 @@ impl Pipeline {
         tokio::time::timeout_at(deadline, outcome).await.map_err(|_| PushError::Late)?
     }
 
-    /// From here on the push is verified: what is lost now is lost for good.
+    /// Relays a verified push: WeChat's event is lost for good if it is lost from here on.
     async fn relay(
         self: Arc<Self>,
         served: Arc<ServedAccount>,
@@ -323,8 +324,8 @@ impl Pipeline {
         outcome
     }
 
-    /// The clear reply. A target's is stored before WeChat sees it, so that a retry, even after a restart, is answered
-    /// with the same.
+    /// The clear reply. A target's reply is stored before WeChat sees it, so that a retry, even after a restart, gets
+    /// the same one.
     async fn reply(
         &self,
         replier: Replier,
@@ -350,14 +351,14 @@ impl Pipeline {
                 () = late => false,
             };
             if !stored {
-                // It goes out all the same: the event is safe, only a retry would miss the reply.
+                // The reply goes out all the same: the event is stored, and only a retry would miss the reply.
                 tracing::warn!(event = %event.id, "reply not stored in time");
             }
         }
         Some(clear.into())
     }
 
-    /// Measures the skew of a request that is verified, and refuses one that is not fresh.
+    /// Measures the skew of a verified request, and refuses one that is not fresh.
     fn check_fresh(&self, skew: i64, is_fresh: bool) -> Result<(), PushError> {
         self.metrics.clock_skew.set(skew as f64);
         if is_fresh { Ok(()) } else { Err(PushError::Stale) }
@@ -401,7 +402,7 @@ where
     B: http_body::Body<Data = Bytes>,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    // A body that announces to be too large need not arrive.
+    // A body whose announced length is too large need not arrive.
     if body.size_hint().lower() > max as u64 {
         return Err(PushError::TooLarge);
     }
@@ -418,7 +419,7 @@ impl WeChatAnswer {
         Self { result, body, content_type: PLAIN }
     }
 
-    /// Encrypted and signed with the token and key that opened this very push.
+    /// Encrypted and signed with the token and key that opened this push.
     fn reply(
         credentials: &Credentials,
         manner: ReplySealing,

@@ -1,7 +1,7 @@
 //! The passive reply: the first of the asked targets that gives one, or the route's fixed one.
 //!
-//! All are asked concurrently. Invariant: a target that replied in time learns whether its reply is used; the offer of
-//! one that replies later finds a closed channel.
+//! All targets are asked concurrently. Invariant: a target that replied in time learns whether its reply is used; the
+//! offer of a target that replies later finds a closed channel.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -72,7 +72,8 @@ impl Replier {
         self.fixed.clone()
     }
 
-    /// The reply of the first target in the list that gives one; once `over` completes, of the first that has given one.
+    /// The reply of the first target in the list that gives one; once `over` completes, the first of those given so
+    /// far.
     pub(super) async fn reply(
         self,
         event: &Event,

@@ -35,7 +35,7 @@ enum Does {
     Hang,
 }
 
-/// The index of the target whose reply is used, the result, and what each that replied was told.
+/// The index of the target whose reply is used, the result, and what each target that replied learned.
 async fn chosen(
     targets: &[Does],
     fixed: bool,

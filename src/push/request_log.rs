@@ -1,7 +1,7 @@
 //! One log line and one count for each request to an account, also when WeChat hangs up before its answer.
 //!
-//! Requests that do not open are logged at a limited rate: unauthenticated clients could fill the disk. Nothing is decided
-//! here: what a destructor does is to report.
+//! Requests that fail verification or decryption are logged at a limited rate: unauthenticated clients could fill the
+//! disk. Nothing is decided here: the destructor only reports.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -38,7 +38,7 @@ pub(super) struct RequestLog {
     pub(super) first: Option<Trace>,
     /// Whether it comes from outside the account's `allow_from`.
     pub(super) from_unlisted: bool,
-    /// WeChat's: CreateTime, or until that is known the query's timestamp; in seconds since 1970.
+    /// WeChat's time: CreateTime, or until that is known the query's timestamp; in seconds since 1970.
     pub(super) stamp: Option<i64>,
     result: &'static str,
     /// `None` until it is answered.
@@ -77,7 +77,7 @@ impl RequestLog {
         (self.result, self.status) = (result, Some(status));
     }
 
-    /// `accepted` from an unlisted address is a new one of WeChat's, or a client that has the token.
+    /// `accepted` from an unlisted address means a new address of WeChat, or another client that has the token.
     fn log_unlisted(&self) {
         let (account, peer) = (&self.served.account.name, self.peer.map(tracing::field::display));
         self.served.metrics.from_elsewhere(self.result);
@@ -86,12 +86,12 @@ impl RequestLog {
         }
     }
 
-    /// Whether WeChat takes it for a failure of ours.
+    /// Whether WeChat counts the answer as a failure.
     fn failed(&self) -> bool {
         self.status.is_none_or(|status| status.is_server_error())
     }
 
-    /// Only pushes that opened are traced: a refused one is no event, and unauthenticated clients can send any number.
+    /// Only opened pushes are traced: a refused one is no event, and unauthenticated clients can send any number.
     fn publish_span(&self, activity: impl FnOnce() -> Activity) {
         let Some(trace) = self.trace else { return };
         let (event, took) = (self.first.unwrap_or(trace).event, self.started.elapsed());

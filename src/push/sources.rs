@@ -1,7 +1,7 @@
 //! Where pushes come from: the networks that an account expects them from, and what happens to others.
 //!
-//! It proves nothing, the signature does; it shows an operator that WeChat's addresses have changed, or that another
-//! client has the token.
+//! The address proves nothing, unlike the signature. It shows an operator that WeChat's addresses have changed, or that
+//! another client has the token.
 
 use std::net::IpAddr;
 

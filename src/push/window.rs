@@ -1,9 +1,9 @@
 //! The reply window: how long a late reply may take, and the budget of failures that this may cost.
 //!
-//! To wait for a late reply, the relay leaves WeChat's first tries unanswered. WeChat stops sending anything for a minute
-//! to a server that fails too often (MarkFail), so each account has a budget of failures. Invariants: every deliberate
-//! timeout is charged before it is made; other failures that WeChat sees are charged too, where the answer is decided;
-//! when the budget is used up the window is closed, until half of it has aged out.
+//! To wait for a late reply, the relay leaves WeChat's first tries unanswered. WeChat stops sending anything for a
+//! minute to a server that fails too often (MarkFail), so each account has a budget of failures. Invariants: every
+//! deliberate timeout is charged before it is made; other failures that WeChat sees are charged too, where the answer
+//! is decided; when the budget is used up the window is closed, until half of it has aged out.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -20,9 +20,9 @@ pub struct ReplyWindow {
     /// How long after the first try a late reply is still useful; at most 14 s, as WeChat hangs up on its third try
     /// 15 s after the first.
     pub length: Duration,
-    /// This many failures ..
+    /// How many failures within `period` close the window.
     pub failures: usize,
-    /// .. within this time close the window.
+    /// How long a failure counts.
     pub period: Duration,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct FailureBudget {
 
 struct BudgetState {
     window: Option<ReplyWindow>,
-    /// The times of the failures, the oldest first; no more than count.
+    /// The times of the failures, the oldest first; no more than close the window.
     failures: VecDeque<Instant>,
     open: bool,
 }
@@ -46,7 +46,7 @@ impl FailureBudget {
         Arc::new(Self { account, metrics, state: Mutex::new(state) })
     }
 
-    /// Applies to this window from now on.
+    /// Sets the window that the budget belongs to.
     pub(super) fn set_window(self: &Arc<Self>, window: Option<ReplyWindow>) {
         let mut state = self.state.lock();
         state.window = window;
@@ -54,7 +54,8 @@ impl FailureBudget {
         self.metrics.reply_window(window.map(|_| state.open));
     }
 
-    /// How long a late reply to a push that arrives now is useful; `None` while the window is closed, or if there is none.
+    /// How long a late reply to a push that arrives now is useful; `None` while the window is closed, or if there is
+    /// none.
     pub(super) fn window(&self) -> Option<Duration> {
         let state = self.state.lock();
         state.window.filter(|_| state.open).map(|window| window.length)
@@ -81,7 +82,7 @@ impl FailureBudget {
         self.update(state);
     }
 
-    /// Forgets what has aged out, and closes or opens the window accordingly.
+    /// Removes the failures that have aged out, and closes or opens the window accordingly.
     fn update(self: &Arc<Self>, state: &mut BudgetState) {
         let Some(ReplyWindow { failures, period, .. }) = state.window else {
             state.failures.clear();
@@ -130,7 +131,7 @@ async fn reopen(budget: Weak<FailureBudget>) {
     }
 }
 
-/// What one verified push owes the budget: at most one failure.
+/// The failure that one verified push may owe the budget.
 ///
 /// [`settle`](Self::settle) decides, once the answer is known. A client that hangs up gets no answer: hyper drops the
 /// request's future, and no code runs after that. WeChat has seen a failure then, and the guard charges it when it is

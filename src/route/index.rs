@@ -1,9 +1,9 @@
 //! Many routes at once: finds the routes that match a message without trying each.
 //!
-//! The simple version, which tables with few patterns still use, tries route by route ([`When::holds`]): with 1,000 routes
-//! that took three times the processor time of a whole push. Here, for each key of `match`, exact texts are looked up in
-//! a map, and globs and regular expressions run over the message's field together, as one automaton, or as few as they
-//! fit into: 1,000 routes cost a push about as much as one (at most 1.04 times, docs/performance.md).
+//! The simple version, which tables with few patterns still use, tries route by route ([`When::holds`]): with 1,000
+//! routes that took three times the processor time of a whole push. Here, for each key of `match`, exact texts are
+//! looked up in a map, and globs and regular expressions run over the message's field together, as one automaton, or as
+//! few as they fit into: 1,000 routes cost a push about as much as one (at most 1.04 times, docs/performance.md).
 //!
 //! Invariant: the result is what [`Match::holds`](super::Match::holds) says about each route; a test compares the two.
 //! Deliberately not here: `otherwise`, targets and replies, which are the table's.
@@ -14,7 +14,8 @@ use regex::bytes::{RegexSet, RegexSetBuilder};
 
 use super::{Fields, Matcher, Pattern, Route, When};
 
-/// The largest program of an automaton, in bytes: beyond it the states that it makes as it runs would not fit its cache.
+/// The largest program of an automaton, in bytes: the states of a larger one, made while it runs, would not fit its
+/// cache.
 const MAX_PROGRAM: usize = 1 << 20;
 /// With fewer expressions an automaton gains nothing.
 const MIN_EXPRESSIONS: usize = 8;

@@ -1,8 +1,8 @@
 //! Which targets an event goes to, and which one replies. Pure.
 //!
 //! Invariants: a plan names each target once, in the order of the routes; the first matching route that has a reply
-//! decides it; `otherwise` matches what no route before it did. Patterns are compiled here once, so that planning cannot
-//! fail. Deliberately not here: whether the names are those of targets (`config`).
+//! decides it; `otherwise` matches events that no earlier route matched. Patterns are compiled here once, so that
+//! planning cannot fail. Deliberately not here: whether the names are those of targets (`config`).
 
 #![warn(missing_docs)]
 
@@ -38,10 +38,10 @@ pub struct Plan<'t> {
     pub reply: Option<&'t ReplyRule>,
 }
 
-/// One route: its events, their targets, the reply.
+/// One route: its events, their targets and the reply.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// Its events.
+    /// The events that it matches.
     pub when: When,
     /// The names of the targets; may be empty where there is only a fixed reply.
     pub to: Vec<Arc<str>>,
@@ -52,9 +52,9 @@ pub struct Route {
 /// The events that a route is for.
 #[derive(Clone, Debug)]
 pub enum When {
-    /// Those that hold these patterns.
+    /// Those that match these patterns.
     Match(Match),
-    /// Those that no route before it matched.
+    /// Those that no earlier route matched.
     Otherwise,
 }
 
@@ -104,7 +104,7 @@ impl Table {
 }
 
 impl<'t> Plan<'t> {
-    /// By the routes that match, in order; `otherwise` counts where none before it matches.
+    /// The plan of the routes that match, in order; `otherwise` counts where no earlier route matches.
     fn of(routes: impl Iterator<Item = &'t Route>) -> Self {
         let mut plan = Self { targets: Vec::new(), reply: None };
         let mut matched = false;
@@ -163,7 +163,7 @@ pub struct Match {
 }
 
 impl Match {
-    /// Its keys with what was given for them, in the order of the documentation.
+    /// Its keys with their patterns, in the order of the documentation.
     pub fn keys(&self) -> [(&'static str, Option<&Patterns>); 6] {
         [
             ("msg_type", self.msg_type.as_ref()),

@@ -149,7 +149,7 @@ fn a_regular_expression_stands_after_re() {
     assert!(matches!(Pattern::parse("", false), Err(PatternError::Empty)));
 }
 
-/// Each by a table of its own, that could be left out of the build.
+/// Each class needs a table of its own, which could be left out of the build.
 #[test]
 fn a_regular_expression_knows_letters_digits_and_signs_of_all_scripts() {
     for (pattern, text) in [
