@@ -20,15 +20,15 @@ impl Schedule {
         Self { waits, repeat_last: false }
     }
 
-    /// A schedule whose last wait repeats; what ends it is the delivery's expiry.
+    /// A schedule whose last wait repeats; the delivery's expiry ends it.
     pub fn repeating(waits: Vec<Duration>) -> Self {
         Self { waits, repeat_last: true }
     }
 
     /// The wait after failed attempt number `attempt` (from 1), or `None` after the last.
     ///
-    /// `jitter` is a random number from 0 to 1 that spreads the wait over 80 % to 120 %; `retry_after` is what the target
-    /// asked for: it can only lengthen the wait, to one hour at most.
+    /// `jitter` is a random number from 0 to 1 that spreads the wait over 80 % to 120 %; `retry_after` is what the
+    /// target asked for: it can only lengthen the wait, to one hour at most.
     pub fn wait(&self, attempt: u32, jitter: f64, retry_after: Option<Duration>) -> Option<Duration> {
         let index = usize::try_from(attempt.saturating_sub(1)).unwrap_or(usize::MAX);
         let last = if self.repeat_last { self.waits.last() } else { None };

@@ -1,9 +1,9 @@
-//! W3C Trace Context: one trace for an event, with a span for its push and one for each attempt. Pure, except that a new
-//! span gets a random id.
+//! W3C Trace Context: one trace for an event, with a span for its push and one for each attempt. Pure, except that a
+//! new span gets a random id.
 //!
-//! The ids of the push span and, without a `traceparent`, of the trace are derived from the event's id; so attempts hours
-//! later and after a restart join the trace, and nothing is stored for that. The caller decides whether its trace is
-//! recorded; ours are.
+//! The ids of the push span and, without a `traceparent`, of the trace are derived from the event's id; so attempts
+//! hours later and after a restart join the trace, and nothing is stored for that. The caller decides whether its trace
+//! is recorded; ours are.
 
 #![warn(missing_docs)]
 

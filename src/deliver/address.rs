@@ -70,7 +70,7 @@ const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], length: u8) -> Ipv6Net {
 /// Checks that an address is public.
 ///
 /// # Errors
-/// What it is instead.
+/// The kind of address that it is instead.
 pub fn check_public(address: IpAddr) -> Result<(), Denied> {
     let kind = match address {
         IpAddr::V4(address) => special_v4(address),
@@ -79,8 +79,8 @@ pub fn check_public(address: IpAddr) -> Result<(), Denied> {
     kind.map_or(Ok(()), |kind| Err(Denied { address, kind }))
 }
 
-/// The address that a URL's host is, without DNS: also in the forms that only the system's resolver
-/// reads, such as `127.1`, `0x7f.0.0.1` and `2130706433`.
+/// The address that a URL's host denotes without DNS, also in the forms that only the system's resolver reads, such as
+/// `127.1`, `0x7f.0.0.1` and `2130706433`.
 pub fn literal(host: &str) -> Option<IpAddr> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let v6 = || host.parse().ok().map(IpAddr::V6);
@@ -100,7 +100,7 @@ fn special_v6(address: Ipv6Addr) -> Option<&'static str> {
     found.map_or(Some("reserved"), |(_, kind)| Some(*kind).filter(|kind| !kind.is_empty()))
 }
 
-/// inet_aton(3): one to four numbers, each decimal, octal (`0..`) or hexadecimal (`0x..`); the last fills what is left.
+/// inet_aton(3): one to four numbers, each decimal, octal (`0..`) or hexadecimal (`0x..`); the last fills the rest.
 fn numbers(host: &str) -> Option<Ipv4Addr> {
     let parts: Vec<_> = host.strip_suffix('.').unwrap_or(host).split('.').collect();
     let (last, bytes) = parts.split_last()?;
@@ -120,7 +120,7 @@ fn number(text: &str) -> Option<u64> {
         (None, Some(digits)) if !digits.is_empty() => (digits, 8),
         (None, _) => (text, 10),
     };
-    // A sign is none.
+    // `from_str_radix` accepts a sign, inet_aton does not.
     let plain = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
     u64::from_str_radix(digits, radix).ok().filter(|number| plain && *number <= u64::from(u32::MAX))
 }

@@ -35,7 +35,7 @@ use crate::bounded_file;
 /// What is sent: whole, with a Content-Length.
 pub type RequestBody = Full<Bytes>;
 
-/// The longest that setting up a connection may take, within the target's own timeout.
+/// The most time to set up a connection, within the target's own timeout.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest head of an answer. One read is parsed in one go, so this bounds how long a target that floods occupies a
 /// thread.
@@ -58,7 +58,7 @@ pub struct TlsOptions {
 pub struct ConnectOptions<'a> {
     /// Whether by TLS.
     pub https: bool,
-    /// The most that setting up a connection may take, if that is less than 5 s.
+    /// The most time to set up a connection, if that is less than 5 s.
     pub timeout: Duration,
     /// The authorities to trust, and our own certificate.
     pub tls: &'a TlsOptions,
@@ -71,7 +71,7 @@ pub struct ConnectOptions<'a> {
 /// Why a target's connections can't be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// A certificate or key file.
+    /// A certificate or key file is unusable.
     #[error("{path}: expected a PEM file")]
     Pem {
         /// The file.
@@ -79,7 +79,7 @@ pub enum ClientError {
         /// What is wrong with it.
         source: rustls::pki_types::pem::Error,
     },
-    /// The certificates do not fit.
+    /// The certificates or the key are refused by rustls, or do not fit together.
     #[error("TLS")]
     Tls(#[from] rustls::Error),
 }
@@ -87,10 +87,10 @@ pub enum ClientError {
 /// Why an exchange failed, with the whole chain of causes in its text.
 #[derive(Debug, thiserror::Error)]
 pub enum ExchangeError {
-    /// No connection, or a broken one, or what came back is no HTTP.
+    /// No connection, a broken one, or an answer that is not HTTP.
     #[error("{}", chain(.0))]
     Http(#[from] PoolError),
-    /// One answer of kind 1xx after the other.
+    /// Too many interim answers (1xx).
     #[error("too many interim answers (1xx)")]
     Interim,
 }
@@ -181,17 +181,17 @@ impl Service<Uri> for Connector {
 pub struct PooledClient(Pool<Connector, RequestBody>);
 
 impl PooledClient {
-    /// No connection is made yet.
+    /// Makes no connection yet.
     ///
     /// # Errors
-    /// Where a certificate cannot be read, or the system has none to trust.
+    /// If a certificate cannot be read, or the system has none to trust.
     pub fn new(options: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
         let mut pool = Pool::builder(TokioExecutor::new());
         pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
         Ok(Self(pool.build(Connector::new(options, trust)?)))
     }
 
-    /// Sends a request; the answer's body is still to come.
+    /// Sends a request and returns the head of the answer; its body is still to be read.
     pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
         let interim = limit_interim(&mut request);
         tokio::select! {
@@ -215,16 +215,16 @@ fn limit_interim(request: &mut Request<RequestBody>) -> Arc<Notify> {
     too_many
 }
 
-/// Takes one unit of tokio's cooperative budget. hyper reads and parses until the budget is used up: for seconds, if what
-/// arrives is small and never ends.
+/// Takes one unit of tokio's cooperative budget. hyper reads and parses until the budget is used up: for seconds, if
+/// the data arrives in small pieces and never ends.
 fn spend_coop_budget() {
     let taking = pin!(tokio::task::coop::consume_budget());
     // Taken, or nothing was left to take: both are fine.
     let _either = taking.poll(&mut Context::from_waker(Waker::noop()));
 }
 
-/// The system's certificate authorities, read when they are first needed, for all targets that are made together: to
-/// read them takes milliseconds. A reload starts with new ones, so it picks up changes.
+/// The system's certificate authorities, read when they are first needed, once for all targets that are made together:
+/// reading them takes milliseconds. A reload makes new ones, so it picks up changes.
 #[derive(Debug, Default)]
 pub struct SystemRoots(OnceCell<Arc<Verifier>>);
 

@@ -1,8 +1,8 @@
 //! HTTP out: one attempt at one target.
 //!
-//! [`Upstream::deliver`] writes the event in the target's format, sends it, reads the answer and classifies it. It knows
-//! nothing of the queue: when to retry is the dispatcher's business. Bounds: every attempt ends within the target's
-//! timeout, no more than [`ANSWER_CAP`] bytes of an answer are read, redirects are not followed.
+//! [`Upstream::deliver`] writes the event in the target's format, sends it, reads the answer and classifies it. It
+//! knows nothing of the queue: when to retry is the dispatcher's business. Bounds: every attempt ends within the
+//! target's timeout, no more than [`ANSWER_CAP`] bytes of an answer are read, redirects are not followed.
 
 #![warn(missing_docs)]
 
@@ -74,7 +74,7 @@ pub struct Target {
     pub signing_keys: Vec<SigningKey>,
     /// For `wechat`: what differs from the account's own credentials.
     pub credentials: CredentialsOverride,
-    /// Whom to trust and who we are, for https.
+    /// For https: the authorities to trust, and our own certificate.
     pub tls: TlsOptions,
     /// An HTTP proxy to go through.
     pub proxy: Option<Uri>,
@@ -115,7 +115,7 @@ pub enum Format {
     AuthingJson,
 }
 
-/// What a `wechat` target has of its own; the rest is the account's.
+/// The credentials that a `wechat` target overrides; the rest are the account's.
 #[derive(Clone, Debug, Default)]
 pub struct CredentialsOverride {
     /// The AppID that it is configured with, for a backend that gets events of several accounts and knows one.
@@ -166,7 +166,7 @@ pub struct AttemptRequest<'e> {
     pub now: UnixMillis,
 }
 
-/// How an attempt went.
+/// The result of an attempt.
 #[derive(Debug)]
 pub struct AttemptReport {
     /// What it means for the delivery.
@@ -177,7 +177,7 @@ pub struct AttemptReport {
     pub error: Option<String>,
     /// The same in one word, where there was no answer.
     pub no_answer: Option<&'static str>,
-    /// The beginning of a body that shows what went wrong: of a failed answer, or of an unusable reply.
+    /// The beginning of a body that shows the fault: of a failed answer, or of an unusable reply.
     pub answer: Option<Vec<u8>>,
     /// How long it took.
     pub duration: Duration,
@@ -190,7 +190,8 @@ pub struct AttemptReport {
 }
 
 impl Upstream {
-    /// Makes the connection pool of a target that gets events of `accounts`; one `trust` serves all that are made together.
+    /// Makes the connection pool of a target that gets events of `accounts`; `trust` is shared by all that are made
+    /// together.
     pub fn new<'a>(
         target: Target,
         accounts: impl IntoIterator<Item = (&'a Arc<str>, &'a Credentials)>,
@@ -213,7 +214,7 @@ impl Upstream {
         &self.target
     }
 
-    /// Makes one attempt. Never fails: what went wrong is in the report.
+    /// Makes one attempt. Never fails: the report holds the error.
     pub async fn deliver(&self, order: AttemptRequest<'_>) -> AttemptReport {
         let started = Instant::now();
         #[cfg(test)]
@@ -329,7 +330,7 @@ impl AttemptReport {
     }
 }
 
-/// The target's URL, with `query` after whatever query it has of its own.
+/// The target's URL, with `query` after its own query, if it has one.
 fn with_query(url: &Uri, query: Option<&str>) -> Result<Uri, http::Error> {
     let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(url.clone()) };
     let joined = match url.query() {

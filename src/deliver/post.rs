@@ -1,7 +1,7 @@
 //! POSTs to the collector of traces.
 //!
-//! Over a client like the targets', with the same bounds: a timeout for the whole exchange, a cap on the answer, no
-//! redirects.
+//! It uses a client like those of the targets, with the same bounds: a timeout for the whole exchange, a cap on the
+//! answer, no redirects.
 
 use std::time::Duration;
 

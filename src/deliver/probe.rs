@@ -1,8 +1,8 @@
 //! Probes a target without an event, for `check --online` and `doctor`.
 //!
 //! A `wechat` target gets the GET by which WeChat verifies a server URL, signed with the token that it shares with the
-//! relay, over the same client as its deliveries. Every other target gets only a connection, or a HEAD. What comes back
-//! are facts; the commands put them into words. Deliberately not here: the choice of targets, and any POST.
+//! relay, over the same client as its deliveries. Every other target gets only a connection, or a HEAD. The results are
+//! facts; the commands put them into words. Deliberately not here: the choice of targets, and any POST.
 
 use std::time::Duration;
 
@@ -212,7 +212,7 @@ pub struct VerificationRequest<'a> {
 }
 
 impl VerificationRequest<'_> {
-    /// Whether a text repeats the signature, with which anybody could send the same request.
+    /// Whether a text repeats the signature, with which any reader could send the same request.
     fn is_repeated_in(&self, text: &str) -> bool {
         let mut parts = self.query.split('&').filter_map(|part| part.split_once('='));
         let signature = parts.find(|(name, _)| *name == "signature").map(|(_, value)| value);

@@ -1,10 +1,10 @@
-//! Resolves names by the system's resolver, few concurrently for each target.
+//! Resolves names with the system's resolver, with few concurrent calls for each target.
 //!
-//! That resolver blocks a thread until it is done, which may take half a minute, and cannot be cancelled. So a call holds
-//! its permit until it has really ended, even if its request is gone, and a target whose name hangs cannot use up the
-//! threads that the other targets and the readers of the store need. Answers are not cached: the system does that, and
-//! connections are reused. With `deny_private`, addresses are checked here, where they are dialled: nothing can change
-//! between the check and the connection.
+//! That resolver blocks a thread until it is done, which may take half a minute, and cannot be cancelled. So a call
+//! holds its permit until it has really ended, even if its request is gone, and a target whose name hangs cannot use up
+//! the threads that the other targets and the readers of the store need. Answers are not cached: the system does that,
+//! and connections are reused. With `deny_private`, addresses are checked here, where they are dialled: nothing can
+//! change between the check and the connection.
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -42,7 +42,7 @@ impl Resolver {
     }
 }
 
-/// The public ones. An error if all are denied.
+/// Keeps the public addresses. An error if all are denied.
 fn public(found: Addresses) -> io::Result<Addresses> {
     let mut denied = None;
     let judged = found.filter(|found| address::check_public(found.ip()).map_err(|why| denied = Some(why)).is_ok());

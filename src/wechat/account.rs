@@ -84,7 +84,7 @@ pub struct Credentials {
     pub mode: Mode,
 }
 
-/// Which of two tokens or keys.
+/// Which of the two tokens or keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyVersion {
     /// The one in use.
@@ -103,7 +103,7 @@ pub struct Opened {
     pub manner: ReplySealing,
 }
 
-/// How a push was written, encrypted and signed; WeChat expects the same of its reply.
+/// How a push was written, encrypted and signed; WeChat expects its reply in the same form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplySealing {
     /// The notation of the body around it.
@@ -151,7 +151,7 @@ pub enum OpenError {
     /// The encrypted text is not base64 of a whole envelope.
     #[error("`Encrypt` is not base64 of a whole envelope")]
     NotBase64,
-    /// The signature is of neither token.
+    /// The signature matches neither token.
     #[error("the signature does not match")]
     Signature,
     /// The request has the form of another mode than the account's.
@@ -160,7 +160,7 @@ pub enum OpenError {
     /// The account's mode needs a key, and it has none.
     #[error("the account has no `aes_key`, which its mode needs")]
     NoKey,
-    /// No key decrypts the envelope, or it is for another AppID, or it is broken: deliberately one error.
+    /// No key decrypts the envelope, it is for another AppID, or it is broken: deliberately one error.
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
     /// The text inside is neither well-formed XML nor well-formed JSON, though signature and envelope are valid.
@@ -210,8 +210,9 @@ impl Credentials {
         PinnedStamp::of(query)?.timestamp.parse().map_err(|_| OpenError::Malformed("timestamp"))
     }
 
-    /// Whether `signature`, which covers no body, was made with one of the tokens. Enough to show that the sender knows the
-    /// token, and to distinguish a damaged stored push from one whose token has changed since; for no other decision.
+    /// Whether `signature`, which covers no body, was made with one of the tokens. Enough to show that the sender knows
+    /// the token, and to distinguish a damaged stored push from one whose token has changed since; for no other
+    /// decision.
     pub fn signed(&self, query: &Query<'_>) -> Result<bool, OpenError> {
         let stamp = PinnedStamp::of(query)?;
         let given = signature_in(query.signature.as_deref(), "signature")?;

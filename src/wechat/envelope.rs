@@ -4,8 +4,8 @@
 //! 1 to 32 bytes that each say how many they are. The IV is the first half of the key (developers.weixin.qq.com,
 //! guide/dev/push/encryption).
 //!
-//! Invariants: the AppID is always checked; every fault inside gives the same error, so that there is no padding oracle;
-//! keys are wiped on drop and never shown. Deliberately not here: the signature that must be checked first.
+//! Invariants: the AppID is always checked; every fault inside gives the same error, so that there is no padding
+//! oracle; keys are wiped on drop and never shown. Deliberately not here: the signature that must be checked first.
 
 use std::fmt;
 use std::sync::LazyLock;
@@ -125,7 +125,8 @@ impl AesKey {
     /// Decrypts a text that was encrypted for `app_id`, in place.
     pub fn open(&self, sealed: Ciphertext, app_id: &str) -> Result<Bytes, EnvelopeError> {
         let Ciphertext(mut bytes) = sealed;
-        // By reference: cbc would wipe a cipher of its own after each use, and with it cost a key schedule.
+        // By reference: cbc would wipe an owned cipher after each use, and each use would compute the key schedule
+        // again.
         cbc::Decryptor::inner_iv_init(&self.decrypt, (&*self.iv).into())
             .decrypt_padded::<NoPadding>(&mut bytes)
             .map_err(|_| EnvelopeError)?;
@@ -212,7 +213,7 @@ mod tests {
         key().open(Ciphertext::decode(base64).unwrap(), app_id)
     }
 
-    /// Encrypts a clear side as it stands, sound or not.
+    /// Encrypts a clear side as it stands, valid or not.
     fn encrypt(mut clear: Vec<u8>) -> String {
         let key = key();
         let length = clear.len();

@@ -53,9 +53,10 @@ pub fn parse(bytes: &[u8]) -> Result<Element, JsonError> {
 
 /// The element as JSON: an object of its children, repeated ones as an array, texts as strings, in order.
 ///
-/// Attributes are `$`, and text beside attributes or children is `_`, as the JavaScript world's xml2js has it. Nothing is
-/// lost but the order of elements with different names, where elements with the same name are not adjacent: `<a/><b/><a/>` gives
-/// `a` twice, then `b`. An element that is itself called `_` can't be told from text. No known push has either.
+/// Attributes are `$`, and text beside attributes or children is `_`, as the JavaScript world's xml2js has it. Nothing
+/// is lost but the order of elements with different names, where elements with the same name are not adjacent:
+/// `<a/><b/><a/>` gives `a` twice, then `b`. An element that is itself called `_` can't be told from text. No known
+/// push has either.
 pub fn message(root: &Element) -> Value {
     let mut map = Map::with_capacity(root.children.len());
     if !root.attributes.is_empty() {

@@ -74,7 +74,7 @@ fn elements_with_the_same_name_are_grouped_and_nothing_else_moves() {
     assert_eq!(tree_of(&message(&root)), back);
 }
 
-/// The tree that a message was made of, as far as it tells.
+/// The tree that a message was made of, as far as the message shows it.
 fn tree_of(message: &Value) -> Element {
     fn unfold(element: &mut Element) {
         for mut child in std::mem::take(&mut element.children) {

@@ -1,8 +1,8 @@
 //! The query of a request from WeChat.
 //!
 //! Invariants: a known key occurs at most once, so no later reader can choose another one than was checked; values are
-//! UTF-8 without NUL; a value without escapes is borrowed, not copied. `+` stays `+`, because what travels here is
-//! base64 at times and never form text. Deliberately not here: what the values must look like (`account`).
+//! UTF-8 without NUL; a value without escapes is borrowed, not copied. `+` stays `+`, because values may be base64 and
+//! are never form text. Deliberately not here: what the values must look like (`account`).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -46,7 +46,7 @@ impl<'a> Query<'a> {
     /// Parses a query, without its `?`. Unknown keys are skipped.
     pub fn parse(text: &'a str) -> Result<Self, QueryError> {
         let mut query = Self::default();
-        // Nearly always, and one search of the whole is cheaper than one of each part.
+        // True for nearly every query, and one search of the whole is cheaper than one of each part.
         let literal = !text.contains('%') && !text.contains('\0');
         let decode = |text| if literal { Ok(Cow::Borrowed(text)) } else { decode(text) };
         for pair in text.split('&').filter(|pair| !pair.is_empty()) {
@@ -83,7 +83,7 @@ fn decode(text: &str) -> Result<Cow<'_, str>, QueryError> {
     if !text.contains('%') {
         return Ok(Cow::Borrowed(text));
     }
-    // The crate lets a bad escape stand; two readers that differ about it would see two queries.
+    // The crate keeps an invalid escape as it is; two readers that disagree about it would see two queries.
     let escapes = text.split('%').skip(1);
     for escape in escapes {
         if !escape.as_bytes().first_chunk::<2>().is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)) {

@@ -1,8 +1,8 @@
 //! Passive replies: what a target may answer to a push, and what WeChat accepts.
 //!
 //! Invariants: every reply that [`Reply::parse`] accepts is legal for WeChat, which shows users an error for anything
-//! else; errors never quote the reply, and `Debug` shows its kind alone. Limits are WeChat's page on passive replies and
-//! what was measured (text: 2048 bytes). Deliberately not here: sealing (`sealing`).
+//! else; errors never quote the reply, and `Debug` shows its kind alone. Limits are WeChat's page on passive replies
+//! and what was measured (text: 2048 bytes). Deliberately not here: sealing (`sealing`).
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use super::xml;
 /// Bytes of UTF-8 that a text reply may have; above, users see WeChat's error.
 const MAX_TEXT: usize = 2048;
 
-/// A reply in clear. What is missing of the envelope is filled in from the push when it is rendered.
+/// A reply in clear. Missing parts of its envelope are taken from the push when it is rendered.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 pub struct Reply {
     /// The OpenID that it goes to.
@@ -28,7 +28,7 @@ pub struct Reply {
     /// Seconds since 1970.
     #[serde(default)]
     pub create_time: Option<u64>,
-    /// What it says.
+    /// Its kind and content.
     #[serde(flatten)]
     pub body: ReplyBody,
 }
@@ -44,17 +44,17 @@ pub enum ReplyBody {
     },
     /// A picture.
     Image {
-        /// Of an uploaded picture.
+        /// The id of an uploaded picture.
         media_id: String,
     },
     /// A voice message.
     Voice {
-        /// Of an uploaded recording.
+        /// The id of an uploaded recording.
         media_id: String,
     },
     /// A video.
     Video {
-        /// Of an uploaded video.
+        /// The id of an uploaded video.
         media_id: String,
         /// Its title.
         #[serde(default)]
@@ -77,7 +77,7 @@ pub enum ReplyBody {
         /// Where it is in better quality.
         #[serde(default)]
         hq_music_url: Option<String>,
-        /// Of an uploaded thumbnail.
+        /// The id of an uploaded thumbnail.
         thumb_media_id: String,
     },
     /// A link with a picture; one since October 2018.
@@ -87,7 +87,7 @@ pub enum ReplyBody {
     },
     /// Transfers the user to the account's customer service.
     TransferCustomerService {
-        /// The account of the wanted agent.
+        /// The account of the agent to transfer to.
         #[serde(default)]
         kf_account: Option<String>,
     },
@@ -101,7 +101,7 @@ pub struct Article {
     /// Its description.
     #[serde(default)]
     pub description: String,
-    /// Of its picture.
+    /// The URL of its picture.
     #[serde(default)]
     pub pic_url: String,
     /// Where it leads.
@@ -123,7 +123,7 @@ pub enum ReplyError {
     /// It is encrypted, where a clear one is expected.
     #[error("the reply is encrypted, and the target is not of format `wechat`")]
     Sealed,
-    /// It is encrypted, and does not open with the target's credentials.
+    /// It is encrypted, and cannot be decrypted with the target's credentials.
     #[error("the encrypted reply does not open with the target's token, aes_key and AppID")]
     Unopened(#[source] OpenError),
     /// A field that its kind needs is missing or empty; its name in XML.
@@ -135,7 +135,7 @@ pub enum ReplyError {
     /// Not exactly one article.
     #[error("the reply has not exactly one article")]
     Articles,
-    /// It is longer than what is read.
+    /// It is longer than the part of an answer that is read.
     #[error("the reply is longer than 64 KiB")]
     TooLarge,
     /// Its end did not arrive.
@@ -352,12 +352,12 @@ fn reply_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Re
     Option::deserialize(deserializer)
 }
 
-/// Whether something is left of a text that is sent without the characters XML forbids.
+/// Whether anything remains of a text without the characters that XML forbids.
 fn filled(value: &str, name: &'static str) -> Result<(), ReplyError> {
     if legal(value).trim_ascii().is_empty() { Err(ReplyError::Empty(name)) } else { Ok(()) }
 }
 
-/// The npm packages `wechat` and `co-wechat` write milliseconds. What is neither is no time.
+/// In seconds: the npm packages `wechat` and `co-wechat` write milliseconds. Any other number is no time.
 fn seconds(create_time: u64) -> Option<u64> {
     match create_time {
         ..=99_999_999_999 => Some(create_time),
@@ -366,12 +366,12 @@ fn seconds(create_time: u64) -> Option<u64> {
     }
 }
 
-/// Empty where it is missing, for [`Reply::check`] to find.
+/// The child's text; empty where it is missing, for [`Reply::check`] to find.
 fn required(element: &Element, name: &str) -> String {
     element.text_of(name).unwrap_or_default().to_owned()
 }
 
-/// What may be left out is, where nothing of it would be sent.
+/// An optional text, left out where nothing of it would be sent.
 fn filled_in(text: &Option<String>) -> Option<&String> {
     text.as_ref().filter(|text| !legal(text).is_empty())
 }

@@ -1,8 +1,8 @@
 //! Signs and encrypts what goes out: pushes as WeChat would send them, replies as WeChat expects them.
 //!
 //! Invariants: nothing goes out in clear for a mode that encrypts; `account` opens everything that is made here, if the
-//! text has each field of the outer body at most once, as all of WeChat's. Timestamp and random bytes come in as a [`Salt`].
-//! Deliberately not here: clock and random bytes themselves.
+//! text has each field of the outer body at most once, as all of WeChat's. Timestamp and random bytes come in as a
+//! [`Salt`]. Deliberately not here: clock and random bytes themselves.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
@@ -82,7 +82,7 @@ impl Credentials {
         self.signed_query(&salt.timestamp.to_string(), &salt.nonce, Some(echostr))
     }
 
-    /// A reply in the form that the mode asks for, in the manner of its push.
+    /// A reply in the form that the mode asks for, sealed like its push.
     ///
     /// Compatible mode takes clear replies as well, but nothing is gained by them.
     pub fn seal_reply(&self, clear: &str, manner: ReplySealing, salt: &Salt) -> String {

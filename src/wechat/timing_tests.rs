@@ -1,9 +1,9 @@
-//! The time of a refusal tells no more than its answer: refusals by the signature among themselves, and refusals by the
-//! envelope among themselves.
+//! The time of a refusal reveals no more than its answer: refusals by the signature are compared among themselves, and
+//! refusals by the envelope among themselves.
 //!
-//! The two kinds do differ, as a wrong signature is refused before anything is decrypted. That tells nobody anything:
-//! a client that gets as far as the envelope has signed it, with the token. What is held here is coarse, so that it does not
-//! hang on a busy machine: it finds work that is left out, not single instructions. `cargo bench --bench timing` looks
+//! The two kinds do differ, as a wrong signature is refused before anything is decrypted. That reveals nothing: a
+//! client that gets as far as the envelope has signed it, with the token. The check is coarse, so that it passes on a
+//! busy machine: it finds work that is left out, not single instructions. `cargo bench --bench timing` measures
 //! closely.
 
 use std::hint::black_box;
@@ -53,7 +53,7 @@ fn push(encrypt: &str, signature: &str) -> (String, Bytes) {
 fn spread(kinds: &[Kind<'_>]) -> (f64, String) {
     let mut times: Vec<Vec<u128>> = vec![Vec::with_capacity(ROUNDS); kinds.len()];
     for round in 0..ROUNDS {
-        // Each in its turn, and none always behind the same one.
+        // In turn, so that no kind always comes after the same one.
         for turn in 0..kinds.len() {
             let kind = if round % 2 == 0 { turn } else { kinds.len() - 1 - turn };
             let begun = Instant::now();
@@ -70,7 +70,7 @@ fn spread(kinds: &[Kind<'_>]) -> (f64, String) {
     (most / least - 1.0, shown.join(", "))
 }
 
-/// Some measurements, of which the best counts: what the code itself does is there in each.
+/// Takes some measurements, of which the best counts: each holds what the code itself does.
 fn assert_alike(kinds: &[Kind<'_>]) {
     let mut shown = Vec::new();
     for _ in 0..5 {

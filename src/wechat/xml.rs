@@ -113,7 +113,7 @@ impl OpenElement {
     /// Blank text before the first child was layout, not text.
     fn begin_child(&mut self) {
         if self.element.children.is_empty() {
-            // What most pushes have.
+            // As many as most pushes have.
             self.element.children.reserve(8);
         }
         if self.only_blank {
@@ -130,7 +130,7 @@ impl OpenElement {
         self.element.text.push_str(text);
     }
 
-    /// Text that is significant, blank or not.
+    /// Adds text that is significant, blank or not.
     fn exact(&mut self, text: &str) {
         self.only_blank = false;
         self.element.text.push_str(text);
@@ -232,7 +232,7 @@ impl<'a> Walker<'a> {
         if self.depth == 0 && self.elements > 0 {
             return Err(XmlError::Root);
         }
-        // The parser does not mind a `<` in an attribute's value; XML forbids it, and other readers see a tag.
+        // The parser accepts a `<` in an attribute's value; XML forbids it, and other readers see a tag.
         if !is_name(tag.name().into_inner()) || tag.attributes_raw().contains('<') {
             return Err(self.malformed());
         }
@@ -279,7 +279,7 @@ pub fn attributes(tag: &BytesStart<'_>) -> Option<Vec<(String, String)>> {
     Some(found)
 }
 
-/// A little wider than XML's rule: any character beyond ASCII will do.
+/// A little wider than XML's rule: any character beyond ASCII is accepted.
 #[inline]
 fn is_name(name: &str) -> bool {
     name.bytes().next().is_some_and(begins_name) && name.bytes().all(continues_name)
@@ -365,7 +365,7 @@ fn write_value(out: &mut String, value: &str) {
             '<' => out.push_str("&lt;"),
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
-            // Bare, a reader makes blanks of them.
+            // Unescaped, a reader would turn them into blanks.
             '\n' => out.push_str("&#10;"),
             '\r' => out.push_str("&#13;"),
             '\t' => out.push_str("&#9;"),

@@ -1,8 +1,8 @@
 //! `authing-json`: the push's XML as Authing's Mode 2 sample forwards it.
 //!
 //! That sample (Authing/authing-wechat-official-account) parses the body with express-xml-bodyparser 0.3.0, that is
-//! xml2js 0.4.23 with `explicitArray`, `normalize`, `normalizeTags` and `trim`, and posts what comes out: names in lower
-//! case, every value in an array, texts trimmed with inner runs of blanks made one. The golden cases of
+//! xml2js 0.4.23 with `explicitArray`, `normalize`, `normalizeTags` and `trim`, and posts what comes out: names in
+//! lower case, every value in an array, texts trimmed with inner runs of blanks made one. The golden cases of
 //! `tests/data/authing` were made by the package itself.
 
 use serde_json::{Map, Value};
@@ -74,7 +74,7 @@ fn append(open: &mut [PendingNode], piece: &str, cdata: bool) {
 }
 
 impl PendingNode {
-    /// Repeats go into the array of the first.
+    /// Adds a value; one of a repeated name goes into the array of the first.
     fn add(&mut self, name: String, value: Value) {
         match self.children.get_mut(&name) {
             Some(Value::Array(values)) => values.push(value),
@@ -142,7 +142,7 @@ mod tests {
         assert!(cases.len() >= 25);
         for case in cases {
             if case.name == "comments and processing instructions" {
-                // No push that the relay takes has one.
+                // No push that the relay accepts has one.
                 assert!(parse(&case.xml).is_err());
                 continue;
             }
