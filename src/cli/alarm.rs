@@ -1,28 +1,27 @@
-//! What WeChat's alarm group says about a push that failed: `[OpenID=..][Stamp=..][Event=..]`. Pure.
+//! Parses an alarm that WeChat sends to its alarm group about a failed push: `[OpenID=..][Stamp=..][Event=..]`. Pure.
 //!
-//! The alarm's text is not published as a format, so this takes whatever holds its parts: one line or the whole alarm,
-//! brackets of any kind or none, any case, parts in any order or missing.
+//! WeChat documents no format for alarms, so the parser is lenient: one line or the whole alarm, brackets of any kind
+//! or none, any case, parts in any order or missing.
 
 use crate::clock::UnixMillis;
 
-/// What was found in the text.
+/// The parts of an alarm that the text contains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Alarm {
-    /// Who did what failed.
+    /// The user whose push failed.
     pub(super) openid: Option<String>,
-    /// When, by WeChat's clock.
+    /// The time of the push, by WeChat's clock.
     pub(super) stamp: Option<UnixMillis>,
-    /// What it was, as WeChat calls it there: `Click`, `UnSubscribe`.
+    /// The kind of the push, in the alarm's own spelling: `Click`, `UnSubscribe`.
     pub(super) event: Option<String>,
-    /// The account.
     pub(super) app_id: Option<String>,
 }
 
-/// China's time, in which the alarm's dates are written.
+/// The UTC offset of China's time in seconds: dates in alarms have no offset of their own.
 const CHINA: i64 = 8 * 3600;
 
 impl Alarm {
-    /// Reads an alarm, or any part of one. `Stamp` wins over the date that the alarm as a whole bears.
+    /// Parses an alarm, or any part of one. `Stamp` has precedence over the date of the whole alarm.
     pub(super) fn parse(text: &str) -> Self {
         let (mut alarm, mut date) = (Self::default(), None);
         for part in text.split(|c| "[]【】［］〔〕「」\n\r".contains(c)) {
@@ -65,7 +64,7 @@ impl Alarm {
         alarm
     }
 
-    /// Takes over what is still missing here.
+    /// Sets each part that is still missing to the other's.
     fn fill(&mut self, other: Self) {
         let Self { openid, stamp, event, app_id } = other;
         set(&mut self.openid, openid);
@@ -74,7 +73,7 @@ impl Alarm {
         self.stamp = self.stamp.or(stamp);
     }
 
-    /// Whether it says whose push it was, or when it was: without that nothing can be found.
+    /// Whether it has the user or the time: without either, no event can be found.
     pub(super) fn names_a_push(&self) -> bool {
         self.openid.is_some() || self.stamp.is_some()
     }

@@ -20,7 +20,7 @@ use crate::server::Listen;
 
 /// The timeout of a GET.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// The timeout of an action: reviving a million dead letters takes a while.
+/// The timeout of an action: retrying a million dead letters takes minutes.
 const ACTION_TIMEOUT: Duration = Duration::from_secs(600);
 const ANSWER_CAP: usize = 16 << 20;
 
@@ -40,12 +40,12 @@ impl<'c> Api<'c> {
         Ok(Self { config })
     }
 
-    /// Does an action; fails with the relay's error when it refuses.
+    /// Posts an action; fails with the relay's error if the relay refuses it.
     pub(super) async fn post(&self, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         self.succeed(Method::POST, path, body).await
     }
 
-    /// Gets a JSON document; fails with the relay's error when it refuses.
+    /// Gets a JSON document; fails with the relay's error if the relay refuses.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
         let answer = self.succeed(Method::GET, path, None).await?;
         serde_json::from_value(answer)
@@ -79,7 +79,7 @@ impl<'c> Api<'c> {
         tokio::time::timeout(limit, exchange).await.context("the relay does not answer")?
     }
 
-    /// Gets a response whose body may have no end.
+    /// Gets a response whose body may be endless, such as a stream of activity.
     pub(super) async fn open(&self, path: &str) -> anyhow::Result<Response<Incoming>> {
         let answer = self.send(Method::GET, path, None);
         tokio::time::timeout(TIMEOUT, answer).await.context("the relay does not answer")?

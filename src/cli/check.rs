@@ -1,4 +1,4 @@
-//! `wxrelay check`: all that is wrong with a configuration, or the routing table it makes; with `--online` also whether
+//! `wxrelay check`: every error of a configuration, or the routing table that it makes; with `--online` also whether
 //! every target is reachable.
 
 use std::io::{self, Write};
@@ -83,7 +83,7 @@ fn text(table: &RoutingTable) -> String {
     text
 }
 
-/// The same for scripts.
+/// The routing table as JSON.
 fn json(table: &RoutingTable, config: &Config) -> Value {
     let accounts = table.accounts.iter().map(|account| {
         let routes = account.routes.iter().map(|route| {
@@ -131,7 +131,7 @@ fn push_routes(text: &mut String, routes: &[RouteEntry]) {
     }
 }
 
-/// Until when a reply reaches the user.
+/// How long after a push a reply still reaches the user.
 fn reply_time(account: &AccountEntry) -> String {
     let budget = words(account.reply_budget);
     match account.reply_window {
@@ -188,7 +188,7 @@ fn retry(target: &TargetEntry) -> String {
     }
 }
 
-/// What becomes of a delivery whose attempts all fail, and when.
+/// The final state of a delivery whose attempts all fail, and when it is reached.
 fn end(target: &TargetEntry) -> String {
     let attempts = target.retry.len() + 1;
     let dead = format!("dead after {attempts} attempts, about {}", about(target.retry.iter().sum()));
@@ -200,7 +200,7 @@ fn end(target: &TargetEntry) -> String {
     }
 }
 
-/// As an operator writes it: whole hours stay hours.
+/// A duration as an operator writes it: whole hours stay hours.
 fn words(duration: Duration) -> String {
     match duration.as_secs() {
         seconds if seconds >= 3600 && duration == Duration::from_hours(seconds / 3600) => {
@@ -210,7 +210,7 @@ fn words(duration: Duration) -> String {
     }
 }
 
-/// To the hour, where it is long.
+/// A duration, rounded to hours if it is long.
 fn about(duration: Duration) -> String {
     if duration < Duration::from_hours(3) {
         words(duration)

@@ -15,10 +15,10 @@ pub struct Args {
     shell: Shell,
 }
 
-/// Prints them.
+/// Prints the script.
 ///
 /// # Errors
-/// If they cannot be written.
+/// If it cannot be written.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Buffered, since clap_complete panics if stdout is closed early.
     let mut script = Vec::new();

@@ -3,9 +3,8 @@
 //! In December 2025 the pages moved from mp.weixin.qq.com to developers.weixin.qq.com/platform. Some accounts still see
 //! the old ones, so each text names both.
 
-/// A page of the console.
 pub(super) struct ConsolePage {
-    /// Its path now.
+    /// Its path since December 2025.
     pub(super) path: &'static str,
     /// Its path for accounts that still see the old console.
     pub(super) old_path: &'static str,

@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use crate::clock::UnixMillis;
 use crate::queue::{DeliveryState, EventFilter};
 
-/// Selects events; the flags of `ls` and `replay`.
 #[derive(clap::Args)]
 pub(super) struct FilterArgs {
     /// Only those of one account

@@ -13,12 +13,11 @@ pub struct FixableError {
     remedy: String,
 }
 
-/// An error with its remedy.
 pub(super) fn fixable(problem: impl fmt::Display, remedy: impl fmt::Display) -> FixableError {
     FixableError { problem: problem.to_string(), remedy: remedy.to_string() }
 }
 
-/// How to fix an error: the remedy of a [`FixableError`], else that of an error of the store or a listener below it.
+/// The remedy of an error: that of a [`FixableError`], else that of the store's or a listener's error in its chain.
 pub fn remedy(error: &anyhow::Error) -> Option<&str> {
     let own = error.downcast_ref::<FixableError>().map(|error| error.remedy.as_str());
     own.or_else(|| error.chain().find_map(remedy_of))

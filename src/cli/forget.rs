@@ -1,7 +1,7 @@
 //! `wxrelay events forget`: deletes all that the store holds about a user.
 //!
-//! Step by step, as a replay. It can be repeated at any time: an interrupted one continues. Backups, logs and the data of
-//! handlers are not changed, and it prints so.
+//! It runs step by step, as a replay does, and can be repeated at any time: an interrupted run continues. Backups, logs
+//! and the data of handlers are not changed, as the command prints.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::process::ExitCode;
@@ -38,7 +38,7 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
         bail!("no terminal for the confirmation: add --yes to forget without it");
     }
     let store = Inspect::open(&config.queue.path)?;
-    // Events received from now on are excluded.
+    // Excludes events that are received from now on.
     let filter = EventFilter { from: Some(openid), account, until: Some(store.end()?), ..EventFilter::default() };
     let sweep = Arc::new(Sweep { filter, events: None, action: SweepAction::Forget });
     let count = store.count(&sweep, None)?;
@@ -47,7 +47,7 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
         return Ok(ExitCode::FAILURE);
     }
     drop(store);
-    // Also when there is nothing to delete: an earlier run may have been stopped before the wipe.
+    // Even if there is nothing to delete: an earlier run may have been stopped before the wipe.
     let executor = Executor::of(config)?;
     let done = steps::run(None, &steps::progress_bar(count, "events"), async |after| match &executor {
         Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),

@@ -30,7 +30,7 @@ pub(super) fn help_template() -> StyledStr {
     template.into()
 }
 
-/// As clap styles its own headings; removed where there is no terminal.
+/// A heading in clap's own style, which clap removes where there is no terminal.
 fn heading(text: &str) -> String {
     format!("\x1b[1m\x1b[4m{text}:\x1b[0m")
 }

@@ -1,6 +1,6 @@
 //! `wxrelay init`: a first configuration with fresh secrets, and the next steps.
 //!
-//! Invariants: no file is overwritten; what is written is readable by its owner only, and passes `check`. Secrets are
+//! Invariants: no file is overwritten; the new files are readable by their owner only, and pass `check`; secrets are
 //! printed on a terminal only.
 
 use std::fmt::{self, Write as _};
@@ -189,7 +189,7 @@ fn identity_target(args: &Args, provider: ProviderChoice) -> String {
     text
 }
 
-/// A TOML basic string: JSON's escapes are a part of TOML's.
+/// A TOML basic string: its escapes include all of JSON's.
 fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -255,7 +255,7 @@ fn console(args: &Args, token: &str, key: &str) -> String {
     )
 }
 
-/// Both paths of a page, a line each.
+/// The new and the old path of a page, one line each.
 fn console_page(page: &ConsolePage) -> String {
     format!("   {}\n   (accounts that still see the old console: {})", page.path, page.old_path)
 }

@@ -1,4 +1,4 @@
-//! The commands: one file each, with its `Args` and its `run`.
+//! The commands: one file or folder each, with its `Args` and its `run`.
 //!
 //! What a command prints for people or scripts goes to stdout; progress and errors go to stderr.
 
@@ -62,7 +62,6 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// The commands.
 #[derive(Subcommand)]
 pub enum Command {
     /// Run the relay; SIGHUP reloads the configuration, SIGTERM drains and stops
@@ -102,7 +101,6 @@ pub enum Command {
 }
 
 impl Cli {
-    /// Runs the command to its end.
     pub async fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Serve(args) => serve::run(args).await,

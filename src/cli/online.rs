@@ -1,7 +1,7 @@
 //! Probes every target: what `check --online` adds to `check`.
 //!
-//! A `wechat` target gets WeChat's verification, once for each token that it shares; the relay only connects to every
-//! other one. No target gets an event. All are probed concurrently.
+//! A `wechat` target gets WeChat's verification, once for each token that it shares; to any other target the command
+//! only connects. No target gets an event. All are probed concurrently.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,19 +15,18 @@ use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::deliver::{ClientError, Format, SystemRoots, Target, Upstream};
 
-/// The result of one probe.
 #[derive(Debug)]
 pub struct ProbeResult {
     pub target: Arc<str>,
     pub kind: ProbeKind,
-    /// The duration, or what is wrong.
+    /// The duration of the probe, or the problem.
     pub result: Result<Duration, TargetProblem>,
 }
 
 /// How a target is probed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeKind {
-    /// WeChat's GET verification, signed with the target's own token, or else with that of this account.
+    /// WeChat's GET verification, signed with the target's own token, else with the token of this account.
     Verification(Option<Arc<str>>),
     /// A connection, TLS included.
     Connection,

@@ -15,7 +15,7 @@ use crate::config::Config;
 use crate::event::EventId;
 use crate::queue::{Inspect, Sweep, SweepAction, SweepProgress};
 
-/// What the API's answers call the number of deliveries replayed.
+/// The key of the number of replayed deliveries in the API's responses.
 const COUNT: &str = "replayed";
 
 /// `wxrelay events replay`
@@ -54,7 +54,7 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     for id in &ids {
         store.event(*id)?.with_context(|| format!("{id} is not in the store; it may be older than queue.retention"))?;
     }
-    // Events received from now on are excluded, and those that this replay causes.
+    // Excludes events that are received from now on, and those that this replay causes.
     filter.until = Some(filter.until.unwrap_or_else(UnixMillis::now)).filter(|_| ids.is_empty());
     let until = filter.until;
     let action = to.map_or(SweepAction::Replay, |to| SweepAction::ReplayTo(to.into()));

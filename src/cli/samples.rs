@@ -1,6 +1,5 @@
-//! A parser of Prometheus' text format, as far as the relay writes it. Pure.
+//! A parser of the part of Prometheus' text format that the relay writes. Pure.
 
-/// One sample.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sample<'t> {
     labels: &'t str,
@@ -18,7 +17,7 @@ pub(super) fn of<'t>(text: &'t str, name: &str) -> Vec<Sample<'t>> {
 }
 
 impl<'t> Sample<'t> {
-    /// The value of a label. The relay's labels are names and words: none has a quote in it.
+    /// The value of a label. The relay's labels are names and words without quotes.
     pub(super) fn label(&self, key: &str) -> Option<&'t str> {
         let mut labels = self.labels.split(',').filter_map(|label| label.split_once('='));
         labels.find(|(name, _)| *name == key).map(|(_, value)| value.trim_matches('"'))

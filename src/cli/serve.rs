@@ -21,7 +21,7 @@ pub struct Args {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    // Before the first secret is read.
+    // Must precede the read of the first secret.
     let sealed = seal_process();
     let config = args.config.load()?;
     let logs = telemetry::init(&config.log)?;
@@ -49,7 +49,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// An invalid file changes nothing. The errors go to the log and to the caller.
+/// Reloads the configuration. An invalid file changes nothing; its errors go to the log and to the caller.
 fn reload(app: &Arc<App>, args: &ConfigArgs, logs: &telemetry::Handle) -> Result<(), String> {
     if let Ok(reloading) = sd_notify::NotifyState::monotonic_usec_now() {
         notify(&[sd_notify::NotifyState::Reloading, reloading]);

@@ -1,7 +1,7 @@
 //! Notifications to systemd while the relay runs: the watchdog and a status line.
 //!
-//! Invariant: WATCHDOG=1 is sent only after every part has answered again, never by a timer alone. So systemd restarts a
-//! relay that hangs (`WatchdogSec=`), but not one whose store fails, which a restart does not fix.
+//! Invariant: WATCHDOG=1 is sent only after every part has answered again, never by a timer alone. So systemd restarts
+//! a relay that hangs (`WatchdogSec=`), but not one whose store rejects events: a restart does not fix that.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 pub(super) struct SystemdReporter(Option<JoinHandle<()>>);
 
 impl SystemdReporter {
-    /// Starts it, if `NOTIFY_SOCKET` is set.
+    /// Starts the task if `NOTIFY_SOCKET` is set.
     pub(super) fn start(app: &Arc<App>) -> Self {
         let is_asked = std::env::var_os("NOTIFY_SOCKET").is_some();
         Self(is_asked.then(|| tokio::spawn(report(app.clone(), sd_notify::watchdog_enabled()))))
@@ -30,16 +30,16 @@ impl SystemdReporter {
     }
 }
 
-/// Notifies systemd, if `NOTIFY_SOCKET` is set.
+/// Notifies systemd if `NOTIFY_SOCKET` is set.
 pub(super) fn notify(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "systemd can't be notified");
     }
 }
 
-/// `limit`: systemd's watchdog timeout.
+/// Notifies systemd at an interval. `limit` is systemd's watchdog timeout.
 async fn report(app: Arc<App>, limit: Option<Duration>) {
-    // Half the timeout, so that one late answer does not restart the relay.
+    // Half of the timeout, so that one late answer does not restart the relay.
     let period = limit.map_or(STATUS_INTERVAL, |limit| (limit / 2).min(STATUS_INTERVAL));
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

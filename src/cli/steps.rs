@@ -1,4 +1,4 @@
-//! Runs the steps of a sweep in this process, or in the relay that has the store, until the end or Ctrl-C.
+//! Runs the steps of a sweep in this process, or in the relay that has the store open, until the end or Ctrl-C.
 //!
 //! The command defines the steps and prints the result.
 
@@ -17,7 +17,7 @@ use crate::queue::{Queue, SweepProgress};
 pub(super) enum Executor<'c> {
     /// In this process: no relay runs.
     Local(Queue),
-    /// In the relay that has the store, a page of steps at a time.
+    /// In the relay that has the store open, one page of steps per request.
     Relay(Api<'c>),
 }
 
@@ -39,7 +39,7 @@ impl<'c> Executor<'c> {
 /// The result of the steps.
 pub(super) struct StepsResult {
     pub(super) changed: u64,
-    /// The event after which to continue; `None` at the end, and before the first step.
+    /// The event after which to continue; `None` at the end and before the first step.
     pub(super) next: Option<EventId>,
     /// The error of a step.
     pub(super) failed: Option<anyhow::Error>,
@@ -86,7 +86,7 @@ pub(super) fn parse_step(answer: &Value, count: &str) -> anyhow::Result<SweepPro
     Ok(SweepProgress { changed, next: answer["next"].as_str().map(str::parse).transpose()? })
 }
 
-/// Shown on a terminal only.
+/// A progress bar, which is shown on a terminal only.
 pub(super) fn progress_bar(total: u64, what: &str) -> ProgressBar {
     let bar = ProgressBar::new(total);
     match ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} {what}, {{eta}} left")) {

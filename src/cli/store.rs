@@ -1,4 +1,4 @@
-//! Changes of the store by commands: in this process while no relay runs, else through the relay that has it.
+//! Changes of the store by commands: in this process while no relay runs, else through the relay that has it open.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub(super) struct SweepRequest<'r> {
     pub(super) count: &'r str,
 }
 
-/// Opens the store, unless a relay has it.
+/// Opens the store; `None` if a relay has it open.
 pub(super) fn open(config: &Config) -> anyhow::Result<Option<Queue>> {
     let queue = match Queue::open(&config.queue, |_| {}) {
         Ok(queue) => queue,
@@ -41,7 +41,7 @@ pub(super) async fn sweep(config: &Config, sweep: Sweep, request: SweepRequest<'
     Ok(changed?)
 }
 
-/// The targets that ever had a delivery.
+/// The targets with deliveries in the store.
 pub(super) fn stored_targets(config: &Config) -> anyhow::Result<Vec<String>> {
     Ok(Inspect::open(&config.queue.path)?.stats()?.targets.into_iter().map(|stats| stats.target).collect())
 }

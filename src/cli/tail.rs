@@ -1,7 +1,7 @@
 //! `wxrelay events tail`: each push and each attempt as it happens.
 //!
-//! A relay that cannot be reached at the start is an error. One that stops later, for a restart, is reported on stderr and
-//! retried every second, until it is back or Ctrl-C ends this. Activity missed meanwhile is in `events ls`.
+//! A relay that cannot be reached at the start is an error. If it stops later, for a restart, the command reports that
+//! on stderr and retries every second, until the relay is back or Ctrl-C. Activity missed meanwhile is in `events ls`.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -17,11 +17,11 @@ use serde_json::Value;
 use super::api::Api;
 use crate::config::Config;
 
-/// A relay sends at least a comment every 15 s.
+/// Longer than the 15 s after which the relay sends at least a comment.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 /// The wait between two tries to reconnect.
 const RECONNECT_WAIT: Duration = Duration::from_secs(1);
-/// No activity is nearly as long.
+/// The longest line that is accepted, in bytes; no activity is nearly as long.
 const MAX_LINE: usize = 64 << 10;
 
 #[derive(clap::Args)]

@@ -1,4 +1,4 @@
-//! What a probe of a target found, in words: the problem and how to fix it.
+//! The texts for what a probe of a target found: the problem and how to fix it.
 
 use std::error::Error as _;
 use std::fmt;
@@ -11,9 +11,8 @@ const CHECK_BACKEND_AND_NETWORK: &str = "does it run, is `url` right, and may th
 /// What is wrong with a target. The text contains its causes.
 #[derive(Debug)]
 pub struct TargetProblem {
-    /// What is wrong.
     pub text: String,
-    /// How to fix it, where that follows from what is wrong.
+    /// How to fix it, if the problem shows that.
     pub remedy: Option<&'static str>,
 }
 
@@ -23,7 +22,7 @@ impl TargetProblem {
     }
 }
 
-/// On one line.
+/// Problem and remedy on one line.
 impl fmt::Display for TargetProblem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)?;

@@ -1,6 +1,6 @@
 //! `wxrelay why`: finds the event that WeChat's alarm is about, over the admin API.
 //!
-//! Without one it explains why: refused, no longer kept, or never arrived.
+//! If there is none, the command prints why: refused, no longer kept, or never arrived.
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
@@ -20,17 +20,17 @@ use crate::config::Config;
 use crate::queue::view::EventDetail;
 use crate::wechat::Message;
 
-/// How far from the stamp a user's push may be: as far as a clock may be off by the default `max_skew`.
+/// How far from the stamp a user's push may be: the default `max_skew`.
 const AROUND: Duration = Duration::from_secs(600);
-/// The same where the alarm names no user: WeChat tries for 15 s.
+/// The same if the alarm names no user: WeChat tries for 15 s.
 const CLOSE_AROUND: Duration = Duration::from_secs(30);
-/// CreateTime and the alarm's stamp are the same second, or nearly.
+/// The largest difference between CreateTime and the alarm's stamp that counts as the same push.
 const SAME: Duration = Duration::from_secs(10);
 /// The most events that are fetched one by one.
 const MAX_CANDIDATES: usize = 20;
-/// The most events shown where none is clearly meant.
+/// The most events that are shown if several may be meant.
 const SHOWN: usize = 5;
-/// Exit codes beside 0.
+/// The exit codes of this command beside 0 and 1.
 const NO_ALARM: u8 = 2;
 const NOTHING_FOUND: u8 = 3;
 /// The results of accepted pushes.
@@ -48,8 +48,8 @@ pub struct Args {
     alarm: Vec<String>,
 }
 
-/// Exits with 0 if an event was found, 2 if the text names neither a user nor a time, 3 if nothing was found, and 1 if the
-/// relay can't be asked.
+/// Exits with 0 if an event was found, 1 if the relay cannot be reached, 2 if the text names neither a user nor a time,
+/// and 3 if nothing was found.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     let alarm = Alarm::parse(&text(args.alarm)?);
@@ -83,7 +83,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if found.is_empty() { NOTHING_FOUND.into() } else { ExitCode::SUCCESS })
 }
 
-/// What was pasted, as arguments or on stdin.
+/// The text of the alarm, from the arguments or stdin.
 fn text(given: Vec<String>) -> anyhow::Result<String> {
     if !given.is_empty() {
         return Ok(given.join(" "));
@@ -93,14 +93,14 @@ fn text(given: Vec<String>) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The relay that is asked.
+/// The running relay, and its configuration.
 struct Relay<'c> {
     api: Api<'c>,
     config: &'c Config,
 }
 
 impl Relay<'_> {
-    /// The events that the alarm is about, the nearest to its stamp first; or those that it may be about.
+    /// The events that the alarm is or may be about, the nearest to its stamp first.
     async fn find(&self, alarm: &Alarm) -> anyhow::Result<Vec<EventDetail>> {
         let EventPage { events: mut candidates, .. } = self.api.get(&self.query(alarm)).await?;
         if let Some(stamp) = alarm.stamp {
@@ -142,7 +142,7 @@ impl Relay<'_> {
         format!("/api/events?{}", filters.into_iter().map(encoded).collect::<Vec<_>>().join("&"))
     }
 
-    /// The account with that AppID, where only one has it.
+    /// The account with that AppID, if only one has it.
     fn account(&self, app_id: &str) -> Option<String> {
         let mut with = self.config.accounts.iter().filter(|account| *account.credentials.app_id == *app_id);
         with.next().filter(|_| with.next().is_none()).map(|account| account.name.to_string())
@@ -178,11 +178,11 @@ impl Relay<'_> {
     }
 }
 
-/// Why there is no such event.
+/// Why no event was found.
 struct Reason {
     word: &'static str,
     refused: Vec<Refused>,
-    /// When the counting of what was refused began.
+    /// The start of the relay, since which refused pushes are counted.
     counted_since: UnixMillis,
 }
 
@@ -232,14 +232,14 @@ fn to_json(alarm: &Alarm, found: &[EventDetail], reason: Option<&Reason>) -> Val
     json!({ "alarm": alarm, "events": found, "not_found": reason.map(|reason| reason.word), "refused": refused })
 }
 
-/// Drops what the rule does not hold for, unless it holds for none.
+/// Keeps the events that match the rule; all of them if none matches.
 fn keep_if_any(events: &mut Vec<EventDetail>, rule: impl Fn(&EventDetail) -> bool) {
     if events.iter().any(&rule) {
         events.retain(rule);
     }
 }
 
-/// CreateTime, or when it was received.
+/// The CreateTime of an event; the time of its receipt if the text has none.
 fn created(event: &EventDetail) -> UnixMillis {
     let message = Message::parse(event.text.as_bytes()).ok();
     let seconds = message.and_then(|message| i64::try_from(message.create_time()?).ok());

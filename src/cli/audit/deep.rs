@@ -36,7 +36,7 @@ pub(super) struct DeepAudit {
     account_gone: u64,
     /// How often each kind of fault was found.
     found: BTreeMap<FindingKind, u64>,
-    /// The first of them.
+    /// The first [`MAX_FINDINGS`] findings.
     findings: Vec<AuditFinding>,
 }
 

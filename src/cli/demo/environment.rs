@@ -27,7 +27,6 @@ const APP_ID: &str = "wx0123456789abcdef";
 /// The longest wait for a delivery or a settled store.
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
-/// Everything that the demo runs.
 pub(super) struct DemoEnvironment {
     pub(super) app: Arc<App>,
     pub(super) wechat: WechatClient,
@@ -41,7 +40,7 @@ pub(super) struct DemoEnvironment {
 }
 
 impl DemoEnvironment {
-    /// Starts everything.
+    /// Starts all peers, then the relay.
     pub(super) async fn start() -> anyhow::Result<Self> {
         let folder = TempFolder::new()?;
         let (token, key) = (keygen::token()?, keygen::encoding_aes_key()?);
@@ -72,7 +71,6 @@ impl DemoEnvironment {
         Ok((answer, clear))
     }
 
-    /// The account's token, key and mode.
     pub(super) fn credentials(&self) -> anyhow::Result<Credentials> {
         Ok(self.app.config().accounts.first().context("an account")?.credentials.clone())
     }

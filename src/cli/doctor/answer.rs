@@ -1,4 +1,4 @@
-//! The answer to a verification: whether WeChat's console would accept it, and the remedy if not.
+//! Judges the answer to a verification: whether WeChat's console would accept it, and the remedy if not.
 
 use std::time::Duration;
 

@@ -23,14 +23,8 @@ const RENEW: &str = "renew it and reload the server";
 /// Why the trust store cannot be loaded.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TrustStoreError {
-    /// The file of `--ca` cannot be read.
     #[error("--ca {path}: {source}")]
-    File {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        source: pem::Error,
-    },
+    File { path: String, source: pem::Error },
     /// The system has no certificate authorities.
     #[error("no certificate authorities to trust ({0})")]
     None(#[from] rustls::Error),
@@ -93,7 +87,7 @@ impl LeafCertificate {
         self.is_self_issued
     }
 
-    /// A host name to verify it with: the first, with a label for a `*`.
+    /// A host name to verify it with: the certificate's first, with a label in place of a `*`.
     pub(super) fn sample_name(&self) -> Option<String> {
         self.names.first().map(|name| name.replacen('*', "www", 1))
     }
@@ -104,7 +98,7 @@ impl LeafCertificate {
         day.map_or_else(|| "an unknown day".to_owned(), |text| text.chars().take(10).collect())
     }
 
-    /// The result for a certificate with nothing wrong but, possibly, its expiry.
+    /// The result for a certificate that is valid except, possibly, for its expiry.
     pub(super) fn check_expiry(&self, check: &DoctorCheck, what: &str) -> CheckResult {
         let text = format!("{what}, expires on {}", self.expiry_day());
         let now = UnixMillis::now().seconds();
@@ -133,7 +127,7 @@ impl fmt::Display for LeafCertificate {
     }
 }
 
-/// Whether the chain's leaf has that name.
+/// Whether the chain's leaf is valid for a host name.
 pub(super) fn is_for(chain: &[CertificateDer<'_>], host: &str) -> bool {
     let (Some(leaf), Ok(name)) = (chain.first(), ServerName::try_from(host)) else { return false };
     webpki::EndEntityCert::try_from(leaf).is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
@@ -192,7 +186,7 @@ pub(super) fn explain_rejection(
     Some(CheckFailure { text, remedy })
 }
 
-/// Verifies by a policy, and records the chain.
+/// A certificate verifier that applies a policy and records the chain.
 #[derive(Debug)]
 pub(super) struct ChainRecorder {
     trust: TrustPolicy,
@@ -200,12 +194,11 @@ pub(super) struct ChainRecorder {
     chain: Mutex<Vec<CertificateDer<'static>>>,
 }
 
-/// Which certificates are accepted.
 #[derive(Debug)]
 pub(super) enum TrustPolicy {
-    /// Those that the trust store's authorities issued.
+    /// Accept certificates issued by the trust store's authorities.
     Authorities(Arc<dyn ServerCertVerifier>),
-    /// This one, from our own file.
+    /// Accept this certificate only, which is from our own file.
     Own(CertificateDer<'static>),
 }
 

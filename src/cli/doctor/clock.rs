@@ -13,7 +13,7 @@ use crate::config::Config;
 const TOLERANCE_MS: i64 = 5_000;
 
 impl PeerClock {
-    /// From an answer that has just arrived, `took` after its request.
+    /// Makes it from an answer that has just arrived, `took` after its request.
     pub(super) fn of(peer: String, date: UnixMillis, took: Duration, here: bool) -> Self {
         let half = i64::try_from(took.as_millis() / 2).unwrap_or(0);
         Self { peer, date, ours: UnixMillis(UnixMillis::now().0 - half), here }

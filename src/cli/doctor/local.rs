@@ -21,8 +21,8 @@ use crate::push::Account;
 use crate::queue::LockHolder;
 use crate::server::{Certificate, Listen, bind, tls};
 
-/// One result for each certificate of `server.tls`: do the files parse, does the key match, when does it expire, is the
-/// chain complete? The last one needs a trust store.
+/// One result for each certificate of `server.tls`: whether the files parse and the key matches, when it expires, and
+/// whether the chain is complete. The check of the chain needs a trust store.
 pub(super) fn certificates(
     config: &Config,
     hosts: &[&str],
@@ -30,7 +30,7 @@ pub(super) fn certificates(
 ) -> Vec<CheckResult> {
     let sources = &config.server.tls;
     let chains: Vec<_> = sources.iter().map(chain).collect();
-    // As the relay selects it: the first with the name, else the first of all.
+    // The relay selects the same way: the first certificate for the name, else the first of all.
     let of = |host: &str| chains.iter().position(|chain| is_for(chain, host)).unwrap_or(0);
     let line = |(index, source): (usize, &Certificate)| {
         let hosts: Vec<_> = hosts.iter().copied().filter(|host| of(host) == index).collect();
@@ -156,7 +156,7 @@ async fn verification(check: &DoctorCheck, address: SocketAddr, config: &Config)
     }
 }
 
-/// Nothing listens there: tries to bind the address.
+/// The result if nothing listens there: tries to bind the address.
 async fn free(check: &DoctorCheck, listen: &Listen) -> CheckResult {
     match bind(listen).await {
         Ok(_) => check.ok("free: nothing listens there now, and this user may listen"),
@@ -164,7 +164,7 @@ async fn free(check: &DoctorCheck, listen: &Listen) -> CheckResult {
     }
 }
 
-/// The certificate that the relay serves without SNI: the first.
+/// The certificate that the relay serves to clients without SNI: the first.
 fn default_certificate(config: &Config) -> Option<CertificateDer<'static>> {
     config.server.tls.iter().find_map(|source| chain(source).into_iter().next())
 }

@@ -1,7 +1,7 @@
 //! The machine: the store's folder, its content and encryption, the speed and free space of its disk, and the limit of
 //! open files.
 //!
-//! The store is not changed. The only thing written is a small file beside it, to time its flush, which is removed.
+//! The store is not changed. The only write is a small file beside it, which times a flush and is removed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
@@ -23,13 +23,13 @@ use crate::server::Options;
 /// How long to wait for the disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(20);
 const FLUSHES: usize = 15;
-/// Flush times: a push is answered after at least one flush, and WeChat waits 5 s.
+/// The limits for flush times: a push is answered after at least one flush, and WeChat waits 5 s.
 const SLOW_MEDIAN: Duration = Duration::from_millis(25);
 const SLOW_MAX: Duration = Duration::from_millis(500);
 const FAILED_MEDIAN: Duration = Duration::from_secs(1);
 /// The store's reserve file takes up to this much.
 const MIN_FREE_SPACE: u64 = 64 << 20;
-/// Files open besides connections: the store, its readers, listeners, certificates.
+/// The open files that are not connections: the store, its readers, listeners, certificates.
 const OTHER_FILES: u64 = 64;
 /// The relay cannot work with a lower limit.
 const MIN_FILES: u64 = 256;
@@ -94,7 +94,7 @@ fn folder(path: &Path) -> (CheckResult, bool) {
     (check.ok("writable, on a local disk"), true)
 }
 
-/// Whether SQLite is compiled as the tests have it.
+/// Whether SQLite was compiled with the flags that the tests run with.
 pub(super) fn sqlite() -> CheckResult {
     let check = DoctorCheck::new("sqlite", "");
     let build = match SqliteBuild::read() {
@@ -110,13 +110,13 @@ pub(super) fn sqlite() -> CheckResult {
     }
 }
 
-/// The folder itself or the nearest one above it that exists.
+/// The folder itself, or its nearest ancestor that exists.
 fn nearest(path: &Path) -> PathBuf {
     let above = path.ancestors().find(|above| !above.as_os_str().is_empty() && above.exists());
     above.unwrap_or(Path::new(".")).to_owned()
 }
 
-/// How long a flush takes.
+/// Measures how long a flush takes.
 async fn disk(folder: &Path) -> CheckResult {
     let check = DoctorCheck::new("disk", folder.display());
     let path = folder.join(format!(".wxrelay-doctor-{}", std::process::id()));
@@ -141,7 +141,7 @@ async fn disk(folder: &Path) -> CheckResult {
     }
 }
 
-/// The times of some flushes of a fresh file, the shortest first.
+/// The times of some flushes of a new file, the shortest first.
 fn flushes(path: &Path) -> io::Result<Vec<Duration>> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     let timed = (0..FLUSHES).map(|_| flush(&mut file)).collect::<io::Result<Vec<_>>>();

@@ -1,4 +1,4 @@
-//! `wxrelay doctor`: checks everything between WeChat and the targets, each result with a remedy.
+//! `wxrelay doctor`: checks everything between WeChat and the targets; each failed check has a remedy.
 //!
 //! - `report.rs`: the results, as text and JSON
 //! - `accounts.rs`: keys, and a self-test of every mode
@@ -44,7 +44,7 @@ use crate::config::Config;
 
 /// WeChat's timeout.
 const LIMIT: Duration = Duration::from_secs(5);
-/// clap's exit code.
+/// The exit code that clap has for wrong arguments.
 const WRONG_ARGUMENTS: u8 = 2;
 
 /// `wxrelay doctor`
@@ -132,7 +132,7 @@ async fn run_checks(config: &Arc<Config>, urls: Vec<PublicUrl>, args: &Args) -> 
     Ok(lines)
 }
 
-/// The configuration's counts and warnings; with errors the command has ended already.
+/// The configuration's counts and warnings. A configuration with errors has ended the command already.
 fn settings(config: &Config) -> Vec<CheckResult> {
     let check = DoctorCheck::new("config", "");
     let counted = format!("accounts: {}, targets: {}, no error", config.accounts.len(), config.targets.len());
@@ -163,7 +163,7 @@ async fn join_ordered<T: Send + 'static>(
     results.into_iter().map(|(_, result)| result).collect()
 }
 
-/// Runs work that may hang in the system in a thread that the command does not wait for at its end. `None` if it takes
+/// Runs work that may hang in the system, on a thread that the command does not join at its end. `None` if it takes
 /// longer than `limit`.
 async fn run_detached<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, result) = oneshot::channel();

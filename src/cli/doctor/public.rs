@@ -53,7 +53,6 @@ pub(super) struct PublicUrl {
 /// A `--url` that matches no account.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum UrlArgError {
-    /// No account has this name.
     #[error("--url {account}=..: unknown account, expected one of: {known}")]
     Unknown { account: String, known: String },
     /// No account is named, and none has the path.
@@ -66,7 +65,7 @@ pub(super) enum UrlArgError {
 }
 
 impl PublicUrl {
-    /// The account is the one named, or else the one with the URL's path, or else the only one.
+    /// Selects the account: the one named, else the one with the URL's path, else the only one.
     pub(super) fn of(named: &UrlArg, config: &Config) -> Result<Self, UrlArgError> {
         let url = named.url.clone();
         let known = || config.accounts.iter().map(|account| &*account.name).collect::<Vec<_>>().join(", ");
@@ -225,7 +224,7 @@ fn unreachable(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// A connection to the first address that accepts one; all are tried.
+/// Connects to the first address that accepts a connection; all are tried, in order.
 async fn port(
     check: &DoctorCheck,
     url: &ServerUrl,

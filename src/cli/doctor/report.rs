@@ -11,9 +11,8 @@ use crate::clock::UnixMillis;
 /// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CheckStatus {
-    /// Nothing to do.
     Ok,
-    /// It works, or could not be checked; the operator should know or do something.
+    /// It works or could not be checked, but deserves the operator's attention.
     Warning,
     /// It prevents pushes or deliveries.
     Failed,
@@ -47,27 +46,23 @@ pub(super) struct CheckResult {
 }
 
 impl DoctorCheck {
-    /// `of` is the key, file, URL or target that is checked; empty where the name says it.
+    /// `of` is the key, file, URL or target that is checked; empty if the name is enough.
     pub(super) fn new(name: &'static str, of: impl fmt::Display) -> Self {
         Self { name, of: of.to_string() }
     }
 
-    /// The check passes.
     pub(super) fn ok(&self, text: impl fmt::Display) -> CheckResult {
         CheckResult { check: self.clone(), verdict: CheckStatus::Ok, text: text.to_string(), remedy: None }
     }
 
-    /// The operator should know or do something.
     pub(super) fn warning(&self, text: impl fmt::Display, remedy: impl fmt::Display) -> CheckResult {
         self.with_remedy(CheckStatus::Warning, &text, &remedy)
     }
 
-    /// The check fails.
     pub(super) fn failed(&self, text: impl fmt::Display, remedy: impl fmt::Display) -> CheckResult {
         self.with_remedy(CheckStatus::Failed, &text, &remedy)
     }
 
-    /// The check fails for this reason.
     pub(super) fn failed_with(&self, failure: impl Into<CheckFailure>) -> CheckResult {
         let CheckFailure { text, remedy } = failure.into();
         self.failed(text, remedy)
@@ -97,7 +92,7 @@ impl CheckFailure {
     }
 }
 
-/// For an error that only the log of the other side can explain.
+/// The remedy for an error that only the peer's log can explain.
 const CHECK_LOG: &str = "check the log of what answers there";
 
 impl From<TargetProblem> for CheckFailure {
@@ -122,7 +117,6 @@ pub(super) struct CheckResults {
 }
 
 impl CheckResults {
-    /// Appends other results.
     pub(super) fn add(&mut self, more: Self) {
         self.lines.extend(more.lines);
         self.clocks.extend(more.clocks);

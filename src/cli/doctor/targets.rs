@@ -1,6 +1,6 @@
-//! Every target: is it reachable, and what does it answer to a request without an event?
+//! Every target: whether it is reachable, and how it answers a request without an event.
 //!
-//! A `wechat` target gets WeChat's verification, every other one a HEAD. Most handlers refuse a HEAD, which is fine: any
+//! A `wechat` target gets WeChat's verification, any other a HEAD. Most handlers refuse a HEAD, which is fine: any
 //! answer shows that the handler runs.
 
 use std::net::ToSocketAddrs;

@@ -1,8 +1,8 @@
 //! WeChat's client: one push or verification with its attempts, and whether WeChat would accept the answer.
 //!
-//! A push is retried while there is no full answer of status 200; any answer with 200 is final. WeChat's page says
-//! three retries, field reports say three attempts in all (WeRoBot #801): the default here. No source says whether a
-//! retry is signed again; here it has the same bytes.
+//! A push is retried until it gets a full answer of status 200, which is final whatever its body. WeChat's page says
+//! three retries; field reports say three attempts in all (WeRoBot #801), which is the default here. No source says
+//! whether a retry is signed again; here it has the same bytes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,13 +51,11 @@ pub struct WechatClient {
 pub struct PushAnswer {
     /// Whether WeChat accepts it.
     pub verdict: AnswerVerdict,
-    /// The status of the last attempt; `None` without a full answer.
+    /// The status of the last attempt's answer; `None` without a full answer.
     pub status: Option<u16>,
-    /// The body of the last attempt, as received.
+    /// The body of the last attempt's answer, as received.
     pub body: Vec<u8>,
-    /// The duration of the last attempt.
     pub took: Duration,
-    /// The attempts made.
     pub tries: u32,
 }
 
@@ -72,24 +70,25 @@ impl PushAnswer {
 }
 
 impl WechatClient {
-    /// A client with WeChat's own timing.
+    /// Makes a client with WeChat's own timing.
     pub fn new(credentials: Credentials) -> Self {
         Self { credentials, timing: RetryTiming::default(), tls: OnceCell::new() }
     }
 
-    /// Replaces the timing.
     #[must_use]
     pub fn with_timing(mut self, timing: RetryTiming) -> Self {
         self.timing = timing;
         self
     }
 
-    /// The most attempts for a push.
     pub fn tries(&self) -> u32 {
         self.timing.tries
     }
 
-    /// Sends the verification that the console sends when a configuration is saved: once. Errors: as [`WechatClient::push`].
+    /// Sends, once, the verification that the console sends when an operator saves the settings.
+    ///
+    /// # Errors
+    /// As for [`WechatClient::push`].
     pub async fn verify(&self, url: &ServerUrl) -> anyhow::Result<PushAnswer> {
         let echostr = (1_000_000_000_000_000_000 + getrandom::u64()? % 8_000_000_000_000_000_000).to_string();
         let request = http10::get(url, &self.credentials.verification(&echostr, &salt()?));
@@ -97,9 +96,10 @@ impl WechatClient {
         Ok(answer(result, took, 1, |response| verdict::of_verification(response, &echostr)))
     }
 
-    /// Sends a push, signed and encrypted by the account's mode, until it is answered or the attempts are used up.
+    /// Sends a push, signed and encrypted by the account's mode, until it is answered 200 or the attempts are used up.
     ///
-    /// A missing answer is a verdict. Errors are local: no random numbers, no certificate authorities.
+    /// # Errors
+    /// Local failures only: no random numbers, no certificate authorities. A missing answer is a verdict.
     pub async fn push(&self, url: &ServerUrl, clear: &str, openid: &str) -> anyhow::Result<PushAnswer> {
         let push = self.credentials.push(clear, openid, &salt()?);
         let request = http10::post(url, &push.query, &push.body);
@@ -145,7 +145,7 @@ fn answer(
     }
 }
 
-/// The current time and fresh random bytes, for one signature.
+/// The current time and new random bytes, for one signature.
 pub(crate) fn salt() -> Result<Salt, getrandom::Error> {
     Ok(Salt::new(UnixMillis::now().seconds(), keygen::random()?))
 }

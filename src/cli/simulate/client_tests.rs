@@ -32,19 +32,19 @@ fn client(mode: Mode) -> WechatClient {
     WechatClient::new(credentials(mode)).with_timing(timing)
 }
 
-/// What the scripted server does with one connection.
+/// The reaction of the scripted server to one connection.
 enum Act {
-    /// Answers with this status and body.
+    /// Answers with a status and a body.
     Answer(u16, String),
-    /// Sends these bytes.
+    /// Sends bytes as they are.
     Bytes(&'static str),
-    /// Answers a verification with its echostr and this after it.
+    /// Answers a verification with its echostr, followed by a text.
     Echo(&'static str),
-    /// Reads, never answers, and plays no further act.
+    /// Reads and never answers; ends the script.
     Silence,
 }
 
-/// Plays the acts, one a connection; yields the requests.
+/// Plays the acts, one per connection; the task returns the requests.
 async fn server(acts: impl IntoIterator<Item = Act>) -> (ServerUrl, JoinHandle<Vec<String>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/wx", listener.local_addr().unwrap()).parse().unwrap();
@@ -182,7 +182,7 @@ async fn a_plain_server_at_an_https_url_is_a_tls_fault() {
         Ok(answer) => {
             assert!(matches!(answer.verdict, AnswerVerdict::Fault(AnswerError::NoAnswer(Http10Error::Tls(_)))))
         }
-        // A machine without certificate authorities: then the error says what to install.
+        // A machine without certificate authorities: the error names what to install.
         Err(error) => {
             assert!(crate::cli::remedy(&error).is_some_and(|remedy| remedy.contains("ca-certificates")), "{error:#}")
         }

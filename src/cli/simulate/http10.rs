@@ -1,6 +1,6 @@
 //! One HTTP/1.0 exchange over a fresh connection, byte for byte as WeChat makes it.
 //!
-//! Written on the bare socket on purpose: an HTTP client would add headers, keep the connection, and forgive answers
+//! Written on the bare socket on purpose: an HTTP client would add headers, keep the connection, and accept answers
 //! that WeChat does not. Follows no redirect, decodes no chunks, sets no time limit (the client does).
 
 use std::io;
@@ -18,16 +18,14 @@ const MAX_ANSWER: usize = 1 << 20;
 /// A full answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(in crate::cli) struct RawResponse {
-    /// The status code.
     pub(in crate::cli) status: u16,
-    /// Names in lower case, values trimmed, in the order received.
+    /// Names in lower case and trimmed values, in the order received.
     pub(in crate::cli) headers: Vec<(String, String)>,
-    /// The body as sent.
     pub(in crate::cli) body: Vec<u8>,
 }
 
 impl RawResponse {
-    /// The first header of this lower-case name.
+    /// The first header with that name, which must be in lower case.
     pub(in crate::cli) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(own, _)| own == name).map(|(_, value)| value.as_str())
     }
@@ -39,25 +37,21 @@ pub enum Http10Error {
     /// The name does not resolve, or nothing listens there.
     #[error("can't connect ({0})")]
     Connect(io::Error),
-    /// The TLS handshake failed.
     #[error("no TLS connection ({0})")]
     Tls(io::Error),
-    /// The time limit was exceeded.
     #[error("no full answer within the 5 s that WeChat waits")]
     Timeout,
     /// The connection ended within the answer.
     #[error("the connection ended before the full answer ({0})")]
     Cut(io::Error),
-    /// What came is not HTTP/1.
     #[error("the answer is not HTTP/1")]
     NotHttp,
-    /// It is larger than anything WeChat would accept.
     #[error("the answer is larger than 1 MiB")]
     TooLarge,
 }
 
 impl Http10Error {
-    /// How to fix it, where that is known.
+    /// How to fix the error, if that is known.
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::Connect(_) => Some("is the server running, and is the URL right?"),
@@ -66,7 +60,7 @@ impl Http10Error {
         }
     }
 
-    /// The name in summaries and JSON.
+    /// The error's name in summaries and JSON.
     pub fn word(&self) -> &'static str {
         match self {
             Self::Connect(_) => "connect",
@@ -101,7 +95,7 @@ fn head(method: &str, url: &ServerUrl, query: &str, more: &str) -> String {
     )
 }
 
-/// Sends `request` over a connection of its own and reads the answer; `tls` is for https URLs.
+/// Sends `request` over a new connection and reads the answer; `tls` is for https URLs.
 pub(super) async fn exchange(
     url: &ServerUrl,
     tls: Option<&TlsConnector>,
@@ -121,7 +115,7 @@ pub(in crate::cli) async fn exchange_over(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     request: &[u8],
 ) -> Result<RawResponse, Http10Error> {
-    // A server may refuse and close before it has read everything: its answer counts, not our failed write.
+    // A server may refuse and close before it has read everything: its answer has precedence over our failed write.
     let unsent = match stream.write_all(request).await {
         Ok(()) => stream.flush().await.err(),
         Err(error) => Some(error),
@@ -144,7 +138,7 @@ pub(in crate::cli) async fn exchange_over(
     parse(&received, true)?.ok_or_else(cut)
 }
 
-/// Reads an answer; `None` if more is to come. `ended` says that nothing more will.
+/// Parses an answer; `None` while it is incomplete. With `ended` nothing more arrives.
 fn parse(received: &[u8], ended: bool) -> Result<Option<RawResponse>, Http10Error> {
     const START: &[u8] = b"HTTP/1.";
     if !received.starts_with(&START[..START.len().min(received.len())]) {

@@ -1,21 +1,18 @@
-//! What WeChat pushes: the clear text of each kind.
+//! The clear text of each kind of push.
 //!
-//! Pure but for [`MessageIds::now`]. Elements and their order follow the pages Receiving_standard_messages and
+//! Pure except for [`MessageIds::now`]. Elements and their order follow the pages Receiving_standard_messages and
 //! Receiving_event_pushes of developers.weixin.qq.com.
 
 use crate::cli::keygen;
 use crate::clock::UnixMillis;
 use crate::wechat::{Element, envelope, xml};
 
-/// What the user does.
+/// A kind of push: what the user does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PushKind {
     /// Sends a text message.
-    Text {
-        /// The text.
-        content: String,
-    },
-    /// Follows the account, by a parametric QR code where there is a scene.
+    Text { content: String },
+    /// Follows the account; with a scene, by a parametric QR code.
     Subscribe {
         /// The scene of the QR code.
         scene: Option<String>,
@@ -42,25 +39,22 @@ pub enum PushKind {
 /// Sender and receiver of a push.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageAddresses<'a> {
-    /// The user's OpenID.
     pub openid: &'a str,
     /// The account's original id, `gh_...`.
     pub account: &'a str,
 }
 
-/// The values that are unique to a push.
 #[derive(Clone, Debug)]
 pub struct MessageIds {
     /// Seconds since 1970.
     pub create_time: i64,
     /// 19 digits, as real ones have.
     pub msg_id: u64,
-    /// The QR code's ticket.
     pub ticket: String,
 }
 
 impl MessageIds {
-    /// The current time, with a random id and ticket.
+    /// Makes them of the current time, a random id and a random ticket.
     pub fn now() -> Result<Self, getrandom::Error> {
         let msg_id = 6_000_000_000_000_000_000 + getrandom::u64()? % 1_000_000_000_000_000_000;
         let ticket = format!("gQ{}", envelope::generate_key(keygen::random()?));
@@ -69,7 +63,7 @@ impl MessageIds {
 }
 
 impl PushKind {
-    /// Its name on the command line.
+    /// The kind's name on the command line.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Text { .. } => "text",
@@ -81,7 +75,6 @@ impl PushKind {
         }
     }
 
-    /// The clear text of the push.
     pub fn clear_xml(&self, addresses: MessageAddresses<'_>, ids: &MessageIds) -> String {
         let mut fields = vec![
             ("ToUserName", addresses.account.to_owned()),

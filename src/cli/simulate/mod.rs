@@ -1,7 +1,7 @@
-//! `wxrelay simulate`: acts as WeChat, faithfully.
+//! `wxrelay simulate`: acts as WeChat.
 //!
-//! [`WechatClient`] also works without the command line; [`PushKind`] writes the messages. Not here: undocumented
-//! behaviour of WeChat's servers (frequency limits, a minute without pushes after MarkFail).
+//! [`WechatClient`] also works without the command line; [`PushKind`] writes the messages. Undocumented behaviour of
+//! WeChat's servers is not simulated (frequency limits, a minute without pushes after MarkFail).
 
 mod account;
 mod client;
@@ -61,7 +61,6 @@ pub struct Args {
     kind: SimulateCommand,
 }
 
-/// What to send.
 #[derive(Subcommand)]
 enum SimulateCommand {
     /// Send the GET by which WeChat's console verifies a server URL
@@ -156,7 +155,7 @@ fn written(kind: &PushKind, addresses: MessageAddresses<'_>) -> anyhow::Result<S
     Ok(SimulatedRequest::Push { kind: kind.name(), clear, openid: addresses.openid.to_owned() })
 }
 
-/// A file's text is sent as it is; its own FromUserName goes into the query, if it has one.
+/// Makes a push of a file's text, unchanged; the text's own FromUserName, if any, goes into the query.
 fn raw(file: &Path, openid: String) -> anyhow::Result<SimulatedRequest> {
     let clear = if file == Path::new("-") {
         let mut text = String::new();

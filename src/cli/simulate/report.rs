@@ -1,4 +1,4 @@
-//! How an answer is printed, for people and for scripts.
+//! Prints an answer, for people and for scripts.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ use super::verdict::{AnswerVerdict, USER_SEES};
 /// The most characters of an illegal body that are shown.
 const MAX_SHOWN: usize = 200;
 
-/// One JSON object for one push.
+/// The JSON object of one push.
 pub(super) fn line(url: &ServerUrl, kind: &str, openid: &str, answer: &PushAnswer) -> Value {
     let reason = match &answer.verdict {
         AnswerVerdict::Fault(error) => Some(match error.remedy() {
@@ -33,7 +33,7 @@ pub(super) fn line(url: &ServerUrl, kind: &str, openid: &str, answer: &PushAnswe
     })
 }
 
-/// The same in a few lines for people.
+/// The lines for people.
 pub(super) fn text(url: &ServerUrl, kind: &str, of_tries: u32, answer: &PushAnswer) -> String {
     let status = answer.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let mut text = format!("{kind} -> {url}\n  {status} in {} ms", answer.took.as_millis());

@@ -1,6 +1,6 @@
-//! `simulate storm`: many pushes at once, and what became of them.
+//! `simulate storm`: many concurrent pushes, and the counts of their results.
 //!
-//! Every push is complete, retries included. At most `concurrency` are in flight; none is kept once it is counted.
+//! Every push is complete, retries included. Up to `concurrency` are in flight; none is kept once it is counted.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -38,7 +38,6 @@ pub(super) struct Args {
     mix: StormMix,
 }
 
-/// What the users of a storm do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum StormMix {
     /// In turn: text, scan, follow by QR code, menu click
@@ -133,7 +132,7 @@ async fn one(
     (url, kind, openid, answer)
 }
 
-/// What became of the pushes so far.
+/// The counts of the pushes so far.
 #[derive(Default)]
 struct Tally {
     ok: u64,
@@ -195,7 +194,7 @@ fn pairs(object: &Value) -> String {
     pairs.collect::<Vec<_>>().join(", ")
 }
 
-/// To two decimals.
+/// Rounds to two decimals.
 fn round(number: f64) -> f64 {
     (number * 100.0).round() / 100.0
 }

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use http::Uri;
 use http::uri::{PathAndQuery, Scheme};
 
-/// Where pushes are sent to.
+/// The URL that pushes are sent to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerUrl {
     uri: Uri,
@@ -18,39 +18,34 @@ pub struct ServerUrl {
 /// Why a text is not a server URL.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ServerUrlError {
-    /// It does not parse.
     #[error("not a URL, expected one like http://127.0.0.1:8080/wechat/events")]
     Malformed,
-    /// It is neither http nor https, or has no scheme.
     #[error("a server URL starts with http:// or https://")]
     Scheme,
-    /// It names a user.
     #[error("a server URL holds no user name or password")]
     UserInfo,
 }
 
 impl ServerUrl {
-    /// Whether the connection is encrypted.
     pub fn is_https(&self) -> bool {
         self.https
     }
 
-    /// The host to connect to, an IPv6 address without its brackets.
+    /// The host to connect to; an IPv6 address has no brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port to connect to.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// What the `Host` header says.
+    /// The value of the `Host` header.
     pub fn authority(&self) -> &str {
         self.uri.authority().map_or("", |authority| authority.as_str())
     }
 
-    /// What the request line asks for, with `query` behind whatever query the URL has itself.
+    /// The target of the request line: the URL's path and its own query, then `query`.
     pub fn request_target(&self, query: &str) -> String {
         let own = self.uri.path_and_query().map_or("/", PathAndQuery::as_str);
         let joint = if own.contains('?') { '&' } else { '?' };

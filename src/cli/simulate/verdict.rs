@@ -1,35 +1,35 @@
-//! What WeChat makes of an answer. Pure.
+//! Judges an answer as WeChat does. Pure.
 //!
-//! Stricter than most SDKs on purpose: what passes here should pass at WeChat. Sources: WeChat's pages on passive
-//! replies and on alarms; where they are silent, the field reports named beside the rule.
+//! Stricter than most SDKs on purpose: an answer that passes here should pass at WeChat. Sources: WeChat's pages on
+//! passive replies and on alarms; where they are silent, the field reports named beside the rule.
 
 use super::http10::{Http10Error, RawResponse};
 use crate::wechat::reply::ReplyError;
 use crate::wechat::{Credentials, Message, Mode, OpenError, Reply, xml};
 
-/// What the user of WeChat is shown in place of a reply.
+/// The text that WeChat shows to the user in place of a reply.
 pub const USER_SEES: &str = "该公众号提供的服务出现故障，请稍后再试";
 
-/// What WeChat makes of an answer.
+/// WeChat's reaction to an answer.
 #[derive(Debug)]
 pub enum AnswerVerdict {
     /// The URL verification passed.
     Verified,
     /// The push was received, and there is no reply.
     Received,
-    /// The user is shown this reply: the clear XML.
+    /// The user sees this reply, here as clear XML.
     Replied(String),
     /// The user sees an error message, and WeChat counts a failure.
     Fault(AnswerError),
 }
 
 impl AnswerVerdict {
-    /// Whether WeChat accepts it.
+    /// Whether WeChat accepts the answer.
     pub fn is_ok(&self) -> bool {
         !matches!(self, Self::Fault(_))
     }
 
-    /// The name in JSON.
+    /// The verdict's name in JSON.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Verified => "verified",
@@ -40,22 +40,19 @@ impl AnswerVerdict {
     }
 }
 
-/// What is wrong with an answer. The texts contain their causes.
+/// Why WeChat rejects an answer. The texts contain their causes.
 #[derive(Debug, thiserror::Error)]
 pub enum AnswerError {
-    /// There is none.
     #[error(transparent)]
     NoAnswer(Http10Error),
     /// WeChat follows no redirects and accepts 200 only.
     #[error("status {0}, expected 200")]
     Status(u16),
-    /// The body of a verification is not the echostr.
     #[error("the body is not the bare echostr (the console says token验证失败)")]
     NotEchoed,
-    /// WeChat asked by HTTP/1.0, which knows no chunks, and without Accept-Encoding.
+    /// WeChat's request is HTTP/1.0, which has no chunks, and has no Accept-Encoding.
     #[error("the body has a {0}: WeChat reads neither chunks nor compressed bodies")]
     Coded(&'static str),
-    /// Neither empty, nor `success`, nor one XML document.
     #[error("the body is neither empty, nor `success`, nor reply XML")]
     NotReply,
     /// Secure mode accepts encrypted replies only.
@@ -64,10 +61,8 @@ pub enum AnswerError {
     /// Plaintext mode has no encrypted replies.
     #[error("the reply is encrypted, and the account is in plaintext mode")]
     NotClear,
-    /// Its signature or encryption is invalid.
     #[error("the encrypted reply cannot be decrypted ({0})")]
     Sealed(OpenError),
-    /// The decrypted reply breaks a rule of WeChat's.
     #[error("the reply is illegal: {0}")]
     Illegal(ReplyError),
     /// An element that every reply has is missing or empty.
@@ -79,7 +74,7 @@ pub enum AnswerError {
 }
 
 impl AnswerError {
-    /// How to fix it, where that is known.
+    /// How to fix the error, if that is known.
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
             Self::NoAnswer(error) => error.remedy(),
@@ -142,7 +137,7 @@ fn check_encoding(response: &RawResponse) -> Result<(), AnswerError> {
     Ok(())
 }
 
-/// Decrypts a reply. Compatible mode accepts encrypted and clear ones.
+/// Decrypts a reply. Compatible mode accepts both encrypted and clear replies.
 fn decrypt_reply(body: &[u8], credentials: &Credentials) -> Result<String, AnswerError> {
     let outer = Message::parse(body).map_err(|_| AnswerError::NotReply)?.root;
     let sealed = outer.child("Encrypt").is_some();

@@ -9,30 +9,27 @@ use crate::wechat::{Credentials, Message, OpenError, Opened, Query, Reply, Reply
 
 /// The body of a delivery, read as far as it can be.
 pub(super) enum DeliveryContent {
-    /// JSON of the relay's own making: `json`, `cloudevents` or `authing-json`.
+    /// JSON in one of the relay's formats: `json`, `cloudevents` or `authing-json`.
     Json(Value),
-    /// A push that the given credentials verified and opened.
+    /// A push that the given credentials verified and decrypted.
     Opened(Box<Opened>),
-    /// A clear push, recognized by its elements and not verified.
+    /// A clear push, recognised by its elements and not verified.
     Clear(Message),
     /// An encrypted push, without credentials to decrypt it.
     Sealed,
-    /// A push that the given credentials refuse.
+    /// A push that the given credentials cannot verify or decrypt.
     Refused(OpenError),
-    /// None of these.
     Other,
 }
 
-/// Why a delivery that says it is a CloudEvent is none.
+/// Why a delivery with the content type of CloudEvents is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum CloudEventError {
-    /// The type says CloudEvents, the body does not.
     #[error("the content type is application/cloudevents+json, and the body is no JSON object")]
     NotJson,
-    /// An attribute that every CloudEvent has is missing, empty or no text.
+    /// A required attribute is missing, empty or not a text.
     #[error("the CloudEvent has no `{0}`")]
     Lacks(&'static str),
-    /// Another version.
     #[error("the CloudEvent's specversion is not 1.0")]
     Version,
     /// `id` and `webhook-id` name different events.
@@ -41,7 +38,7 @@ pub(super) enum CloudEventError {
 }
 
 impl DeliveryContent {
-    /// Reads a body. A push in WeChat's form is verified and opened if there are credentials.
+    /// Parses a body. A push in WeChat's form is verified and decrypted if there are credentials.
     pub(super) fn read(query: &str, body: &Bytes, credentials: Option<&Credentials>) -> Self {
         if let Ok(value @ Value::Object(_)) = serde_json::from_slice::<Value>(body)
             && value.get("Encrypt").is_none()
@@ -60,7 +57,7 @@ impl DeliveryContent {
         }
     }
 
-    /// Checks what says that it is a CloudEvent against CloudEvents 1.0.2, section 3.1, and its id against the signed one.
+    /// Checks a CloudEvent against CloudEvents 1.0.2, section 3.1, and its id against the signed `webhook-id`.
     pub(super) fn check_cloud_event(&self, headers: &HeaderMap) -> Result<(), CloudEventError> {
         let header = |name| headers.get(name).and_then(|value: &http::HeaderValue| value.to_str().ok());
         if !header(CONTENT_TYPE.as_str()).is_some_and(|kind| kind.starts_with("application/cloudevents+json")) {
@@ -129,7 +126,8 @@ fn message_kind(message: &Message) -> String {
     if event.is_empty() { message.msg_type() } else { event }.to_ascii_lowercase()
 }
 
-/// By format: `json` has `event` and `msg_type`, `cloudevents` a `type` that ends in them, `authing-json` has arrays.
+/// The kind by format: `json` has `event` and `msg_type`, `cloudevents` a `type` that ends in them, `authing-json` has
+/// arrays.
 fn json_kind(value: &Value) -> &str {
     let text = |pointer: &str| value.pointer(pointer).and_then(Value::as_str).filter(|text| !text.is_empty());
     text("/event")

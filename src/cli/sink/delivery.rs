@@ -1,4 +1,4 @@
-//! One delivery as the sink saw it, and how it is printed.
+//! One delivery as the sink received it, and how it is printed.
 
 use std::fmt;
 
@@ -10,39 +10,32 @@ use serde_json::{Map, Value, json};
 
 use crate::clock::UnixMillis;
 
-/// One delivery.
 #[derive(Clone, Debug)]
 pub struct ReceivedDelivery {
-    /// When it had come in completely.
+    /// When it had arrived completely.
     pub at: UnixMillis,
-    /// POST; GET for a URL verification.
     pub method: Method,
-    /// The path of the URL.
     pub path: String,
-    /// The query, without `?`; empty if there is none.
+    /// Without `?`; empty if there is none.
     pub query: String,
-    /// The request's headers.
     pub headers: HeaderMap,
-    /// The body as sent.
     pub body: Bytes,
     /// What the user did, in lower case: `text`, `scan`, ...; `verification`, `sealed` or `unknown`.
     pub kind: String,
     /// The decrypted text of an encrypted push.
     pub opened: Option<String>,
-    /// Whether it is signed as it should be.
     pub check: SignatureCheck,
     /// The status it was answered with.
     pub status: u16,
 }
 
-/// Whether a delivery is signed as it should be.
+/// Whether the signature of a delivery is valid.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SignatureCheck {
-    /// Nothing to check it with was given.
+    /// The sink has no secret or credentials to check it.
     Unchecked,
-    /// It is.
     Good,
-    /// It is not, for this reason.
+    /// Invalid, with the reason.
     Bad(String),
 }
 
@@ -57,12 +50,12 @@ impl ReceivedDelivery {
         self.header("wxrelay-attempt")?.parse().ok()
     }
 
-    /// A header that is text.
+    /// A header's value; `None` if it is not text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Everything, for scripts. A body that is not UTF-8 is in `body_base64`.
+    /// The whole delivery, for scripts. A body that is not UTF-8 is in `body_base64`.
     pub fn to_json(&self) -> Value {
         let headers: Map<String, Value> =
             self.headers.keys().map(|name| (name.to_string(), self.joined(name))).collect();

@@ -1,7 +1,7 @@
 //! The sink's HTTP server: accepts, verifies, records, answers.
 //!
-//! Every task belongs to the [`Sink`] and ends with it. Deliveries wait for their reader in a bounded channel; while
-//! it is full, answers wait too.
+//! Every task belongs to the [`Sink`] and ends with it. Deliveries wait for their reader in a bounded channel; while it
+//! is full, answers wait too.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -35,23 +35,23 @@ const MAX_BODY: usize = 16 << 20;
 /// The most deliveries that wait for the receiver.
 const MAX_UNREAD: usize = 4096;
 
-/// What a sink does.
+/// The behaviour of a sink.
 #[derive(Clone)]
 pub struct Options {
     /// The address to listen on; port 0 selects a free one.
     pub listen: SocketAddr,
-    /// The text it replies with.
     pub reply: Option<String>,
-    /// The status it answers with; other than 2xx goes without a reply.
+    /// The status of its answers; one other than 2xx is sent without the reply.
     pub status: StatusCode,
-    /// How many deliveries are answered 503 first.
+    /// How many of the first deliveries are answered 503.
     pub fail: u32,
     /// How long it waits before every answer.
     pub stall: Duration,
-    /// The keys of the Standard Webhooks signature, any of which will do; then a delivery without a good one is answered
-    /// 401, and a CloudEvent that is none 400.
+    /// The keys of the Standard Webhooks signature, one of which must match. If there are any, a delivery without a
+    /// valid signature is answered 401, and an invalid CloudEvent 400.
     pub secrets: Vec<WebhookKey>,
-    /// What opens pushes in WeChat's own form; then one that does not open is answered 403.
+    /// The credentials that decrypt pushes in WeChat's own form. With them, a push that cannot be verified or decrypted
+    /// is answered 403.
     pub credentials: Option<Credentials>,
 }
 
@@ -71,9 +71,8 @@ impl Default for Options {
 
 /// A running sink; dropped, it closes its listener and all connections.
 pub struct Sink {
-    /// Where it listens.
     pub address: SocketAddr,
-    /// What it was sent, verifications included. Read it: at 4096 unread deliveries the sink stops answering.
+    /// The received deliveries, verifications included. At 4096 unread ones the sink stops answering.
     pub received: mpsc::Receiver<ReceivedDelivery>,
     state: Arc<SinkState>,
     /// The accept loop, which owns the connections; aborted on drop.
@@ -81,7 +80,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    /// Changes the status of all answers from here on.
+    /// Changes the status of all further answers.
     pub fn set_status(&self, status: StatusCode) {
         self.state.status.store(status.as_u16(), Ordering::Relaxed);
     }
@@ -99,7 +98,10 @@ struct SinkState {
     deliveries: mpsc::Sender<ReceivedDelivery>,
 }
 
-/// Binds and serves. Errors: the address is in use, or not one of this machine.
+/// Binds the address and serves.
+///
+/// # Errors
+/// If the address is in use, or is not an address of this machine.
 pub async fn start(options: Options) -> anyhow::Result<Sink> {
     let bound = server::bind(&Listen::Tcp(options.listen)).await;
     let problem = || format!("can't listen on {}", options.listen);
@@ -155,7 +157,6 @@ async fn handle(state: &SinkState, request: Request<Incoming>) -> Response<Full<
 
 type SinkReply = Option<(&'static str, String)>;
 
-/// What is wrong, and what to do about it.
 fn with_remedy(error: &OpenError) -> String {
     error.remedy().map_or_else(|| error.to_string(), |remedy| format!("{error}; {remedy}"))
 }

@@ -1,4 +1,4 @@
-//! The sink, sent to by `simulate`'s sender and by bare requests.
+//! The sink, with deliveries by `simulate`'s client and with bare requests.
 
 use http::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

@@ -15,19 +15,18 @@ use zeroize::Zeroizing;
 
 use crate::clock::UnixMillis;
 
-/// How far a delivery's timestamp may be from our clock.
+/// The largest difference between a delivery's timestamp and our clock.
 const TOLERANCE: Duration = Duration::from_secs(5 * 60);
 
 /// A decoded `whsec_` secret.
 #[derive(Clone)]
 pub struct WebhookKey(Zeroizing<Vec<u8>>);
 
-/// A text that is not a webhook secret.
 #[derive(Debug, thiserror::Error)]
 #[error("expected `whsec_` and base64, as `wxrelay keygen` prints it")]
 pub struct WebhookSecretError;
 
-/// Why a delivery's signature does not hold.
+/// Why a delivery's signature is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WebhookSignatureError {
     /// A header is missing or not text.
@@ -36,7 +35,6 @@ pub enum WebhookSignatureError {
     /// The timestamp is no number, or too far from our clock.
     #[error("webhook-timestamp is more than 5 minutes off")]
     Stale,
-    /// No `v1` signature in the header is the body's.
     #[error("webhook-signature does not match the body and the secret")]
     Mismatch,
 }
@@ -51,7 +49,7 @@ impl FromStr for WebhookKey {
     }
 }
 
-/// Checks a delivery that came in at `now`: one of `keys` must have signed it. The error is that of the last.
+/// Checks a delivery that arrived at `now`: one of `keys` must have signed it. The error is that of the last key.
 pub(super) fn verify(
     keys: &[WebhookKey],
     headers: &HeaderMap,
@@ -69,7 +67,7 @@ pub(super) fn verify(
 }
 
 impl WebhookKey {
-    /// The same for one key. The header may hold several signatures, while a secret is changed.
+    /// The same for one key. The header may hold several signatures during a rotation of secrets.
     pub fn verify(&self, headers: &HeaderMap, body: &[u8], now: UnixMillis) -> Result<(), WebhookSignatureError> {
         let header =
             |name| headers.get(name).and_then(|value| value.to_str().ok()).ok_or(WebhookSignatureError::Missing(name));
@@ -93,7 +91,7 @@ impl WebhookKey {
 mod tests {
     use super::*;
 
-    // The example of the standard's own libraries.
+    // From the example of the standard's own libraries.
     const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
     const BODY: &[u8] = br#"{"test": 2432232314}"#;
     const NOW: UnixMillis = UnixMillis(1_614_265_330_000);

@@ -1,4 +1,4 @@
-//! The lines of text that `wxrelay top` shows. Pure, but for the age of the oldest pending delivery.
+//! The lines of text that `wxrelay top` shows. Pure except for the age of the oldest pending delivery.
 
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ pub(super) fn frame(now: &Snapshot, before: Option<&Snapshot>, width: usize, hei
     let mut lines = head(now);
     let accounts = accounts(now, before);
     let targets = targets(now, before);
-    // Title lines and blanks around the two tables.
+    // Two title lines and two blank ones, for the two tables.
     let room = height.saturating_sub(lines.len() + 4);
     let (for_accounts, for_targets) = shares(accounts.len(), targets.len(), room);
     lines.push(String::new());
@@ -106,11 +106,11 @@ fn targets(now: &Snapshot, before: Option<&Snapshot>) -> Vec<String> {
 }
 
 fn sum(look: &Snapshot, metric: &str, which: impl Fn(&Sample<'_>) -> bool) -> f64 {
-    // Not `sum`, which makes -0 of nothing.
+    // Not `sum`: the sum of no samples would be -0, and shown as such.
     samples::of(&look.metrics, metric).iter().filter(|sample| which(sample)).fold(0.0, |sum, sample| sum + sample.value)
 }
 
-/// By how much a count grew in a second; `-` where that is not known.
+/// The growth of a count per second; `-` if it is unknown.
 fn rate(now: &Snapshot, before: Option<&Snapshot>, count: impl Fn(&Snapshot) -> f64) -> String {
     let Some(before) = before else { return "-".to_owned() };
     let seconds = now.at.duration_since(before.at).as_secs_f64();
@@ -119,7 +119,7 @@ fn rate(now: &Snapshot, before: Option<&Snapshot>, count: impl Fn(&Snapshot) -> 
     if seconds <= 0.0 || grown < 0.0 { "-".to_owned() } else { format!("{:.1}", grown / seconds) }
 }
 
-/// How many lines of each table fit: half each, and what one does not need goes to the other.
+/// How many lines of each table fit: half each, and lines that one does not need go to the other.
 fn shares(accounts: usize, targets: usize, room: usize) -> (usize, usize) {
     let for_targets = targets.min(room - (room / 2).min(accounts));
     (accounts.min(room - for_targets), for_targets)

@@ -1,7 +1,7 @@
 //! `wxrelay top`: a live screen from the admin API: accounts, targets, rates, pending and dead deliveries.
 //!
-//! Plain ANSI and the terminal's own settings: a screen of text once a second needs no more. It opens no store and takes no
-//! lock, so any number of operators can watch. The terminal is restored, however this ends.
+//! Plain ANSI and termios: a screen of text once a second needs no terminal library. The command opens no store and
+//! takes no lock, so any number of operators can watch. The terminal is restored, however the command ends.
 
 mod frame;
 mod terminal;
@@ -20,7 +20,7 @@ use crate::admin::TargetList;
 use frame::{Snapshot, frame};
 use terminal::Terminal;
 
-/// Between two snapshots.
+/// The time between two snapshots.
 const REFRESH: Duration = Duration::from_secs(1);
 /// The width of `--once`; its height is not limited.
 const WIDTH: usize = 80;
@@ -70,7 +70,7 @@ async fn show(api: &Api<'_>, terminal: &mut Terminal) -> anyhow::Result<()> {
         terminal.draw(&lines, width, height)?;
         tokio::select! {
             key = terminal.key() => match key {
-                // Ctrl-C comes as a signal; so may Ctrl-D, as a key.
+                // Ctrl-D (4) arrives as a key; Ctrl-C (3) only where the terminal makes no signal of it.
                 Some(b'q' | b'Q' | 3 | 4) | None => return Ok(()),
                 Some(_) => {}
             },

@@ -1,6 +1,6 @@
-//! The terminal while `wxrelay top` runs: keys one by one without echo, the alternate screen, no cursor.
+//! The terminal while `wxrelay top` runs: single keys without echo, the alternate screen, no cursor.
 //!
-//! Dropping it restores it too, so that an error or a panic leaves no broken terminal.
+//! Dropping it restores the terminal too, so that an error or a panic leaves it usable.
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read, Write};
@@ -9,7 +9,7 @@ use std::thread;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 
-/// The size where the terminal does not know its own.
+/// The size to assume if the terminal does not report its own.
 const DEFAULT_SIZE: (usize, usize) = (80, 24);
 
 pub(super) struct Terminal {
@@ -19,14 +19,14 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    /// Sets it up; `None` if there is none.
+    /// Sets the terminal up; `None` if stdin or stdout is no terminal.
     pub(super) fn open() -> io::Result<Option<Self>> {
         if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
             return Ok(None);
         }
         let before = tcgetattr(io::stdin())?;
         let mut settings = before.clone();
-        // Signals stay: Ctrl-C ends the command and Ctrl-Z suspends it.
+        // Signals stay enabled: Ctrl-C ends the command and Ctrl-Z suspends it.
         settings.local_modes.remove(LocalModes::ICANON | LocalModes::ECHO);
         tcsetattr(io::stdin(), OptionalActions::Now, &settings)?;
         let (pressed, keys) = mpsc::channel(8);
@@ -57,7 +57,7 @@ impl Terminal {
         }
     }
 
-    /// Shows these lines and nothing else. Each overwrites the previous one and the rest is cleared: no flicker.
+    /// Shows these lines and nothing else. Overwriting lines and clearing the rest avoids flicker.
     pub(super) fn draw(&self, lines: &[String], width: usize, height: usize) -> io::Result<()> {
         let mut screen = "\x1b[H".to_owned();
         for (number, line) in lines.iter().take(height).enumerate() {
