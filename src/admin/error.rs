@@ -48,7 +48,7 @@ pub(super) enum Error {
     NoStats,
     #[error("the relay is stopping")]
     Stopped,
-    /// The configuration's own errors, made text by the app.
+    /// The configuration's errors, as text from the app.
     #[error("not reloaded; the old configuration stays in use: {0}")]
     Reload(String),
     #[error("the relay accepts no reload now")]

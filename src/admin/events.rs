@@ -1,4 +1,4 @@
-//! Events, as the store holds them.
+//! Lists events and shows one, from the store.
 
 use axum::Json;
 use axum::extract::rejection::{PathRejection, QueryRejection};
@@ -13,7 +13,7 @@ use crate::queue::{self, EventDetail, EventFilter};
 const LIMIT: usize = 50;
 const MOST: usize = 500;
 
-/// The query of a list. Unknown keys are errors: a filter that is misspelt would list what was not meant.
+/// The query of a list. Unknown keys are errors: a misspelt filter would select the wrong events.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Filters {
@@ -25,7 +25,7 @@ pub(super) struct Filters {
     pub(super) since: Option<String>,
     pub(super) until: Option<String>,
     pub(super) limit: Option<usize>,
-    /// The `cursor` of the page before.
+    /// The `cursor` of the previous page.
     pub(super) cursor: Option<String>,
 }
 
@@ -35,7 +35,7 @@ pub(super) async fn list(
 ) -> Result<Json<EventPage>, Error> {
     let mut filter = filters?.0.parse(UnixMillis::now())?;
     let page = filter.limit;
-    // One more than asked for tells whether there is a next page.
+    // One more than requested shows whether there is a next page.
     filter.limit += 1;
     let mut events = context.inspect(move |store| store.events(&filter)).await?;
     let more = events.len() > page;
@@ -76,12 +76,12 @@ fn state(name: &str) -> Option<queue::DeliveryState> {
     queue::DeliveryState::ALL.into_iter().find(|state| state.name() == name)
 }
 
-/// A time in RFC 3339, or how long ago.
+/// Parses a time of RFC 3339, or an age such as `2h`.
 fn moment(text: &str, now: UnixMillis) -> Option<UnixMillis> {
     if let Ok(moment) = text.parse::<jiff::Timestamp>() {
         return Some(UnixMillis(moment.as_millisecond()));
     }
-    // humantime takes a bare 0, and no other number without its unit.
+    // humantime accepts a bare 0, but no other number without a unit.
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }

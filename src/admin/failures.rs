@@ -1,8 +1,8 @@
 //! Wrong admin tokens, counted by source.
 //!
 //! More than [`ALLOWED`] within [`PERIOD`] from one source are logged, and answered late, with limited concurrency.
-//! Invariants: a request with the right token is never counted or delayed, so an attacker behind the same address cannot
-//! lock an operator out; the table is bounded. The token's length is what defeats guessing: this only keeps it cheap.
+//! Invariants: a request with the right token is never counted or delayed, so an attacker behind the same address
+//! cannot lock an operator out; the table is bounded. The token's length defeats guessing; this keeps guesses cheap.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,16 +17,15 @@ use crate::telemetry::LogThrottle;
 /// The failures of one source that are answered at once, within [`PERIOD`].
 const ALLOWED: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(60);
-/// The delay of further ones.
+/// The delay of further failures.
 const DELAY: Duration = Duration::from_secs(1);
 /// The most concurrent delays; further requests queue.
 const MAX_DELAYED: usize = 64;
 /// The most sources that are counted separately.
 const MAX_SOURCES: usize = 1024;
 
-/// Recent failures.
 pub(super) struct TokenFailures {
-    /// By source; `None` counts all that came when the table was full.
+    /// The counts by source; that of `None` is for all sources that did not fit into the table.
     counts: Mutex<HashMap<Option<Peer>, FailureCount>>,
     delayed: Semaphore,
     warnings: LogThrottle,
@@ -42,7 +41,7 @@ impl TokenFailures {
         Self { counts: Mutex::default(), delayed: Semaphore::new(MAX_DELAYED), warnings: LogThrottle::default() }
     }
 
-    /// Counts one. After too many this returns late, with the time until they are forgotten.
+    /// Counts a failure. After too many from one source, returns late, with the time until their count is reset.
     pub(super) async fn record(&self, peer: Peer) -> Option<Duration> {
         let remaining = self.count(peer.subscriber())?;
         if let Some(suppressed) = self.warnings.allow() {

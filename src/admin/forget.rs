@@ -1,7 +1,7 @@
-//! Forgetting a user: deletes all that the store holds about one, page by page, as a replay goes.
+//! Forgets a user: deletes all that the store holds about the user, page by page, like a replay.
 //!
-//! The OpenID comes in the body only, and no log line has it in clear. The last page also wipes what the events leave in
-//! the store's files.
+//! The OpenID is accepted in the body only, and no log line has it in clear. The last page also wipes the remains of
+//! the events from the store's files.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -21,7 +21,7 @@ use crate::telemetry::{self, OpenIds};
 struct ForgetRequest {
     openid: String,
     account: Option<String>,
-    /// Only events received before; without it all.
+    /// Only events received before this time; all without it.
     until: Option<String>,
     /// The `next` of the previous page.
     cursor: Option<String>,

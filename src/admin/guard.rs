@@ -1,8 +1,8 @@
 //! Access control of the API.
 //!
-//! With a token: every request must bear it, and wrong ones are counted (`failures.rs`). Without one the listener is on
-//! loopback or a Unix socket, and the threat is a web page in a browser of this machine: a page whose name resolves to
-//! 127.0.0.1 (DNS rebinding) still sends its own name in Host, and a page of another site shows in Origin or
+//! With a token: every request must have it, and wrong tokens are counted (`failures.rs`). Without one the listener is
+//! on loopback or a Unix socket, and the threat is a web page in a browser of this machine. A page whose name resolves
+//! to 127.0.0.1 (DNS rebinding) still sends its own name in Host; a page of another site is recognised by Origin or
 //! Sec-Fetch-Site.
 
 use std::net::IpAddr;
@@ -42,7 +42,7 @@ impl AccessControl {
 pub(super) async fn check(State(access): State<AccessControl>, request: Request, next: Next) -> Response {
     match access.admits(request.headers()) {
         Ok(()) => next.run(request).await,
-        // A request without a token is no guess.
+        // A request without a token is not counted: it guesses nothing.
         Err(Error::Token) if request.headers().contains_key(header::AUTHORIZATION) => {
             let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer(None));
             access.failures.record(peer).await.map_or(Error::Token, Error::TooManyTokens).into_response()
@@ -64,7 +64,7 @@ fn from_this_machine(headers: &HeaderMap) -> Result<(), Error> {
     if headers.contains_key(header::ORIGIN) && !text(headers, &header::ORIGIN).is_some_and(local_origin) {
         return Err(Error::Origin);
     }
-    // Browsers send no Origin with a plain GET, but this with every request.
+    // Browsers send no Origin with a plain GET, but Sec-Fetch-Site with every request.
     let is_cross_site = |site: &HeaderValue| !matches!(site.as_bytes(), b"none" | b"same-origin");
     if headers.get_all("sec-fetch-site").iter().any(is_cross_site) { Err(Error::Origin) } else { Ok(()) }
 }
@@ -76,7 +76,7 @@ fn is_loopback(authority: &str) -> bool {
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// A header that occurs once: of two, a proxy in front may have checked the other.
+/// A header that occurs exactly once: of two, a proxy in front may have checked the other.
 fn text<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;

@@ -1,4 +1,4 @@
-//! Whether the process lives, and whether it takes pushes.
+//! Liveness and readiness: whether the process works, and whether it accepts pushes.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::Context;
 
-/// Whether pushes are taken, shared between the app, which sets it, and `/readyz`. At first: "starting".
+/// Whether pushes are accepted, shared between the app, which sets it, and `/readyz`. Initially `starting`.
 #[derive(Clone, Debug)]
 pub struct Ready(Arc<watch::Sender<Option<&'static str>>>);
 
@@ -19,17 +19,16 @@ impl Default for Ready {
 }
 
 impl Ready {
-    /// From now on pushes are taken.
     pub fn set_ready(&self) {
         self.0.send_replace(None);
     }
 
-    /// From now on pushes are not taken, for a reason of one word, such as "draining".
+    /// Sets why pushes are not accepted, in one word, such as `draining`.
     pub fn set_unready(&self, reason: &'static str) {
         self.0.send_replace(Some(reason));
     }
 
-    /// Why pushes are not taken; `None` when they are.
+    /// Why pushes are not accepted; `None` if they are.
     pub fn obstacle(&self) -> Option<&'static str> {
         *self.0.borrow()
     }
@@ -39,8 +38,8 @@ pub(super) async fn livez() -> &'static str {
     "ok"
 }
 
-/// The reason is one word: anyone who reaches the listener can read it. `starting`, `draining`, or what keeps events out
-/// of the store, as [`crate::queue::Obstacle`] calls it.
+/// The reason is one word, as unauthenticated clients can read it: `starting`, `draining`, or a word of
+/// [`crate::queue::Obstacle`].
 pub(super) async fn readyz(State(context): State<Context>) -> (StatusCode, &'static str) {
     match context.obstacle().await {
         None => (StatusCode::OK, "ready"),

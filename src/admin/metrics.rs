@@ -1,4 +1,4 @@
-//! What Prometheus scrapes.
+//! The metrics, for Prometheus to scrape.
 
 use axum::extract::State;
 use axum::http::header;
@@ -8,8 +8,8 @@ use super::Context;
 use crate::telemetry;
 
 pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse {
-    // Puts the queue's gauges into the metrics. If the store does not answer, that is logged there, and the other
-    // metrics are wanted all the more.
+    // Refreshes the queue's gauges. If the store does not answer, the cache logs that, and the other metrics are served
+    // all the same: they are needed most then.
     let is_ready = context.obstacle().await.is_none();
     context.state.metrics.ready.set(is_ready.into());
     context.stats.get().await.ok();

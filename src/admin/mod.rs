@@ -3,28 +3,28 @@
 //! | route | file | what |
 //! |---|---|---|
 //! | `GET /livez` | health.rs | 200 while the process serves |
-//! | `GET /readyz` | health.rs | 200, or 503 and why in one word: `starting`, `draining`, `disk-full`, `queue-full`, `store-failing`, `store-closed` |
+//! | `GET /readyz` | health.rs | 200, or 503 and the reason in one word |
 //! | `GET /metrics` | metrics.rs | Prometheus' text format |
-//! | `GET /api/status` | status.rs | what runs, and the queue at a glance |
+//! | `GET /api/status` | status.rs | version, accounts, targets, and the queue's totals |
 //! | `GET /api/audit` | audit.rs | the ledger, counted row by row |
-//! | `GET /api/events` | events.rs | events, the newest first, by filter |
-//! | `GET /api/events/{id}` | events.rs | one event with every attempt |
-//! | `POST /api/events/replay` | replay.rs | a page of the events of a filter is delivered again |
-//! | `POST /api/events/{id}/replay` | replay.rs | one event is delivered again |
-//! | `POST /api/events/forget` | forget.rs | a page of the events of a user is deleted with all that belongs to them |
-//! | `GET /api/tail` | tail.rs | each push and each attempt as it happens, as server-sent events |
-//! | `GET /api/targets` | targets.rs | what waits for each target |
-//! | `POST /api/targets/{name}/pause`, `/resume` | targets.rs | it gets no attempts, or again |
-//! | `POST /api/targets/{name}/retry-dead` | targets.rs | dead letters become pending again |
-//! | `POST /api/targets/{name}/drop-dead` | targets.rs | dead letters become cancelled |
-//! | `POST /api/targets/{name}/drop-pending` | targets.rs | what waits for it becomes cancelled |
-//! | `POST /api/targets/{name}/redirect` | targets.rs | what waits for it goes to another target |
-//! | `POST /api/reload` | reload.rs | the configuration is reloaded |
-//! | `GET /api/openapi.json` | openapi.rs | all of this, as an OpenAPI 3.1 document |
+//! | `GET /api/events` | events.rs | lists events by filter, newest first |
+//! | `GET /api/events/{id}` | events.rs | shows one event with every attempt |
+//! | `POST /api/events/replay` | replay.rs | delivers a page of the events of a filter again |
+//! | `POST /api/events/{id}/replay` | replay.rs | delivers one event again |
+//! | `POST /api/events/forget` | forget.rs | deletes a page of a user's events with their deliveries and attempts |
+//! | `GET /api/tail` | tail.rs | streams each push and each attempt as server-sent events |
+//! | `GET /api/targets` | targets.rs | counts the deliveries of each target by state |
+//! | `POST /api/targets/{name}/pause`, `/resume` | targets.rs | stops the attempts for a target, or resumes them |
+//! | `POST /api/targets/{name}/retry-dead` | targets.rs | makes dead letters pending again |
+//! | `POST /api/targets/{name}/drop-dead` | targets.rs | cancels dead letters |
+//! | `POST /api/targets/{name}/drop-pending` | targets.rs | cancels pending deliveries |
+//! | `POST /api/targets/{name}/redirect` | targets.rs | moves pending deliveries to another target |
+//! | `POST /api/reload` | reload.rs | reloads the configuration |
+//! | `GET /api/openapi.json` | openapi.rs | describes the API as an OpenAPI 3.1 document |
 //!
-//! Invariants: everything but health passes the guard (`guard.rs`, `failures.rs`); whatever fails answers `{"error":".."}`
-//! (`error.rs`); nothing here allows another origin to read (no CORS). This side sees the queue and what the app hands
-//! over in [`State`]; it knows neither pushes nor the dispatcher.
+//! Invariants: everything except health passes the guard (`guard.rs`, `failures.rs`); every failure is answered
+//! `{"error":".."}` (`error.rs`); no response may be read by another origin (no CORS). This module has access to the
+//! queue and to what the app passes in [`State`]; it knows neither pushes nor the dispatcher.
 
 mod audit;
 mod error;
@@ -76,28 +76,24 @@ use stats_cache::StatsCache;
 /// `[admin]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where it listens.
     pub listen: Listen,
-    /// The bearer token it asks for; `None` only on loopback and Unix sockets.
+    /// The required bearer token; `None` only on loopback and Unix sockets.
     pub token: Option<Secret>,
 }
 
-/// How a target is paused and resumed; the dispatcher does it.
+/// Pauses and resumes targets, by the dispatcher.
 pub type Pause =
     Arc<dyn Fn(String, bool) -> Pin<Box<dyn Future<Output = Result<(), queue::Error>> + Send>> + Send + Sync>;
 
-/// What the app hands over.
+/// What the app passes to the listener.
 #[derive(Clone)]
 pub struct State {
-    /// The queue.
     pub queue: Queue,
-    /// The folder of its store, which is looked into beside it.
+    /// The folder of the queue's store, which the API also reads by itself.
     pub store: PathBuf,
-    /// What sealed payloads in it are opened by.
+    /// The keys that decrypt payloads in the store.
     pub encryption_keys: EncryptionKeys,
-    /// All metrics.
     pub metrics: Arc<Metrics>,
-    /// Whether pushes are taken.
     pub ready: Ready,
     /// The configured targets; `None` once the app has stopped.
     pub targets: Arc<dyn Fn() -> Option<Vec<ConfiguredTarget>> + Send + Sync>,
@@ -105,15 +101,15 @@ pub struct State {
     pub status: Arc<dyn Fn(Option<&'static str>, QueueTotals) -> Option<Status> + Send + Sync>,
     /// Pauses the target of that name, or with `false` resumes it.
     pub pause: Pause,
-    /// What happens, as it happens.
+    /// The source of live activity.
     pub tail: Tail,
-    /// Where requests to reload go.
+    /// Passes requests to reload to the app.
     pub reload: mpsc::Sender<Reload>,
 }
 
-/// Steps of one page of a sweep: some thousand deliveries.
+/// The steps of one page of a sweep: some thousand deliveries.
 const STEPS: usize = 10;
-/// The most requests to the API worked on at a time; further ones wait. They read the disk that pushes are written to.
+/// The most concurrent requests to the API, as they read the disk that pushes are written to. Further ones wait.
 const CONCURRENCY: usize = 8;
 
 /// The admin listener's service, for [`crate::server::serve`].
@@ -142,10 +138,10 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/openapi.json", get(openapi::openapi))
         .fallback(async || Error::NoSuchPath)
         .method_not_allowed_fallback(async || Error::Method)
-        // Within the guard, so that a stranger cannot take the places.
+        // Within the guard, so that unauthenticated clients cannot use up the limit.
         .layer(GlobalConcurrencyLimitLayer::new(CONCURRENCY))
         .layer(middleware::from_fn_with_state(guard, guard::check));
-    // Health stays outside the guard: who probes it has no token, and learns one word.
+    // Health stays outside the guard: probes have no token, and learn one word.
     Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
@@ -155,7 +151,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .with_state(context)
 }
 
-/// What every handler sees.
+/// The state of every handler.
 #[derive(Clone)]
 struct Context {
     state: State,
@@ -163,22 +159,22 @@ struct Context {
 }
 
 impl Context {
-    /// Why pushes are not taken, in one word; `None` when they are.
+    /// Why pushes are not accepted, in one word; `None` if they are.
     async fn obstacle(&self) -> Option<&'static str> {
         match self.state.ready.obstacle().or_else(|| self.state.queue.obstacle().map(Obstacle::word)) {
-            // Its writer writes to what it has open, and need not see that the store is gone.
+            // The queue's writer has its files open, and may not notice that the store was removed.
             None if self.stats.get().await.is_err() => Some(Obstacle::Failing.word()),
             obstacle => obstacle,
         }
     }
 
-    /// Makes a page's steps of a sweep, behind `after`.
+    /// Runs one page of a sweep's steps, which begins after the event `after`.
     async fn sweep(&self, sweep: Sweep, mut after: Option<EventId>) -> Result<SweepProgress, Error> {
         let (sweep, now) = (Arc::new(sweep), UnixMillis::now());
         let mut page = SweepProgress { changed: 0, next: None };
         for _ in 0..STEPS {
             let step = self.state.queue.sweep(&sweep, after, now).await;
-            // Also after a failure: the steps before it stand.
+            // Also after a failure: the steps before it are committed.
             self.stats.invalidate().await;
             let SweepProgress { changed, next } = step.map_err(Error::Store)?;
             page = SweepProgress { changed: page.changed + changed, next };
@@ -190,7 +186,7 @@ impl Context {
         Ok(page)
     }
 
-    /// Looks into the store, on a thread that may block.
+    /// Reads the store, on a thread that may block.
     async fn inspect<T, F>(&self, look: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -202,7 +198,7 @@ impl Context {
     }
 }
 
-/// Answers are for who asked, now: not to be kept, framed, run, or read by another site.
+/// Adds headers by which browsers do not cache, frame or run a response, nor let another site read it.
 async fn harden(mut answer: Response) -> Response {
     let headers = answer.headers_mut();
     for (name, value) in [
@@ -218,7 +214,7 @@ async fn harden(mut answer: Response) -> Response {
     answer
 }
 
-/// Reads a body that has to be a JSON object: where a struct is asked for, serde takes a list of its fields too.
+/// Parses a body that must be a JSON object: for a struct, serde would also accept a list of its fields.
 fn object<T: DeserializeOwned>(body: &[u8]) -> serde_json::Result<T> {
     serde_json::from_slice::<Map<String, Value>>(body).and_then(|object| serde_json::from_value(Value::Object(object)))
 }

@@ -1,7 +1,7 @@
 //! The description of the admin API: an OpenAPI 3.1 document, written by hand in `openapi.json`.
 //!
-//! The tests below hold it to the router, and `openapi_tests.rs` holds it to the types of the responses. It is
-//! not generated: a generator's code would be in the binary, to make a document that never changes at run time.
+//! The tests below compare it with the router, and `openapi_tests.rs` with the types of the responses. It is not
+//! generated: the generator's code would be part of the binary, for a document that never changes at run time.
 
 use axum::http::header;
 use axum::response::IntoResponse;

@@ -12,7 +12,7 @@ use super::tests::Relay;
 use crate::clock::UnixMillis;
 use crate::queue::{AttemptRecord, DeliveryState, Disposition, Settlement};
 
-/// Compares values with schemas, and records which properties of the schemas have occurred.
+/// Compares values with schemas, and records which properties of the schemas occurred.
 struct Checker {
     document: Value,
     /// Every property in a schema of a response that was checked.
@@ -22,7 +22,7 @@ struct Checker {
 }
 
 impl Checker {
-    /// The schema itself, or the one that it refers to, with the name to report.
+    /// The schema itself, or the one that it refers to, with its name for failures.
     fn resolve(&self, schema: &Value, name: &str) -> (Value, String) {
         match schema["$ref"].as_str() {
             Some(reference) => {

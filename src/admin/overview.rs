@@ -1,7 +1,7 @@
 //! The state of a relay as operators see it: the types behind `/api/status` and `/api/targets`, which the commands read
 //! back.
 //!
-//! They become JSON only at the edge. The order of the fields is that of the JSON.
+//! They become JSON only in responses. The order of the fields is that of the JSON.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::clock::UnixMillis;
 use crate::queue::Stats;
 use crate::queue::view::{Counts, EventSummary, TargetStats};
 
-/// `/api/status`: what runs, whether it accepts pushes, and the queue's totals.
+/// `/api/status`: version and configuration, whether pushes are accepted, and the queue's totals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
     pub version: String,
@@ -78,7 +78,7 @@ pub struct TargetList {
     pub targets: Vec<TargetOverview>,
 }
 
-/// A target, configured or not: deliveries stay when their target leaves the configuration.
+/// A target, configured or not: deliveries remain when their target is removed from the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TargetOverview {
     pub name: String,
@@ -120,7 +120,7 @@ impl TargetOverview {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventPage {
     pub events: Vec<EventSummary>,
-    /// The query's `cursor` for the next page; `None` on the last one.
+    /// The `cursor` of the query for the next page; `None` on the last page.
     pub cursor: Option<String>,
 }
 

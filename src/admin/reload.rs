@@ -1,4 +1,4 @@
-//! Reloading the configuration. The app does it; this file passes the request on.
+//! Passes requests to reload the configuration to the app.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,7 +10,7 @@ use super::{Context, Error};
 /// A request to reload.
 #[derive(Debug)]
 pub struct Reload {
-    /// Told how it went; an error is text for the operator, without secrets.
+    /// Receives the result; an error is text for the operator, without secrets.
     pub answer: oneshot::Sender<Result<(), String>>,
 }
 

@@ -1,7 +1,7 @@
-//! Delivering events again.
+//! Delivers events again.
 //!
-//! By filter it goes page by page, so that no request runs long: a page's `next` is the `cursor` of the next page, and
-//! where an interrupted replay continues.
+//! A replay by filter runs page by page, so that no request takes long: a page's `next` is the `cursor` of the next
+//! page, and the place where an interrupted replay continues.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -16,7 +16,7 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{EventFilter, Sweep, SweepAction, SweepProgress};
 
-/// Selects events and a target; as query or as JSON.
+/// Selects events and a target, in the query or as JSON.
 #[derive(Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct ReplayRequest {
@@ -27,7 +27,7 @@ pub(super) struct ReplayRequest {
     state: Option<String>,
     since: Option<String>,
     until: Option<String>,
-    /// The target to deliver to; without it those that had a delivery.
+    /// The target to deliver to; without it, every target that had a delivery.
     to: Option<String>,
     /// Confirms that no filter is intended.
     all: bool,

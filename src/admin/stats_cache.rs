@@ -14,7 +14,7 @@ use crate::queue::{Queue, Stats};
 
 /// How long statistics are served from the cache.
 const MAX_AGE: Duration = Duration::from_secs(1);
-/// How long the queue may take: a store that needs longer cannot accept pushes in time either.
+/// The timeout of the queue: a store that needs longer cannot accept pushes in time either.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Shared by all requests.
@@ -27,7 +27,7 @@ pub(super) struct StatsCache {
     last: Arc<Mutex<Option<CachedStats>>>,
 }
 
-/// The last refresh. A failure is cached too: requests behind it need not wait for another timeout.
+/// The last refresh. A failure is cached too, so that waiting requests do not wait for another timeout.
 struct CachedStats {
     at: Instant,
     stats: Option<Arc<Stats>>,
@@ -62,12 +62,12 @@ impl StatsCache {
         None
     }
 
-    /// Makes the next request refresh, after the API changed something.
+    /// Makes the next request refresh, after a change by the API.
     pub(super) async fn invalidate(&self) {
         *self.last.lock().await = None;
     }
 
-    /// The bytes of the store's disk that are free for this user. On a blocking thread, as the disk may hang.
+    /// The free bytes of the store's disk for this user. Runs on a blocking thread, as the disk may hang.
     async fn disk_free(&self) -> Option<u64> {
         let store = self.store.clone();
         let disk = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&*store)).await.ok()?.ok()?;

@@ -1,4 +1,4 @@
-//! What runs.
+//! The status of the running relay.
 
 use axum::Json;
 use axum::extract::State;

@@ -1,7 +1,7 @@
 //! Activity as server-sent events: `push`, `attempt`, and `lagged` for a client that reads too slowly.
 //!
-//! The stream is produced as the connection accepts it, so a client that stalls costs only what `tail` buffers for it.
-//! It ends when the relay stops.
+//! The stream is produced as fast as the connection accepts it, so a stalled client costs no more than its buffer in
+//! `tail`. The stream ends when the relay stops.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -30,11 +30,11 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 #[serde(deny_unknown_fields)]
 pub(super) struct TailQuery {
     account: Option<String>,
-    /// The kind, case-blind, as in `SCAN` or `text`.
+    /// The kind, in any case, as in `SCAN` or `text`.
     event: Option<String>,
     /// An OpenID, in clear or as the log shows it.
     from: Option<String>,
-    /// Attempts for this target alone; no pushes then.
+    /// Only attempts at this target, and no pushes.
     target: Option<String>,
 }
 
@@ -50,16 +50,15 @@ pub(super) async fn tail(
     Ok(([(header::CONTENT_TYPE, "text/event-stream")], body).into_response())
 }
 
-/// One watching client.
 struct EventReader {
     filter: TailFilter,
     watch: Watch,
 }
 
-/// A query, prepared for comparison.
+/// A query, prepared for comparisons.
 struct TailFilter {
     query: TailQuery,
-    /// `from` as a log with hashes shows it.
+    /// `from` as a hash, as the log may show it.
     hashed: Option<String>,
 }
 
@@ -109,7 +108,7 @@ impl EventReader {
 
 /// One server-sent event.
 fn server_sent_event(event: &str, data: &impl serde::Serialize) -> String {
-    // JSON has no line breaks, and these shapes have no keys that are not text.
+    // Compact JSON has no line breaks, and serializing cannot fail: all keys of these types are text.
     let data = serde_json::to_string(data).unwrap_or_default();
     format!("event: {event}\ndata: {data}\n\n")
 }

@@ -1,4 +1,4 @@
-//! Targets: the deliveries of each, and what an operator does about them.
+//! Targets: the deliveries of each, and the operator actions on them.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,6 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{Inspect, Sweep, SweepAction};
 
-/// The name in a request's path.
 type Name = Result<Path<String>, PathRejection>;
 
 pub(super) async fn list(State(context): State<Context>) -> Result<Json<TargetList>, Error> {
@@ -78,11 +77,11 @@ async fn selection(context: &Context, name: Name, body: &[u8]) -> Result<(String
     Ok((name, letters))
 }
 
-/// Makes a whole sweep; logs and returns how many deliveries changed.
+/// Runs a whole sweep; logs and returns how many deliveries changed.
 async fn sweep_all(context: &Context, sweep: Sweep, fate: &'static str) -> Result<Json<Value>, Error> {
     let target = sweep.filter.target.clone();
     let count = context.state.queue.sweep_all(sweep, UnixMillis::now()).await;
-    // Also after a failure: the steps before it stand.
+    // Also after a failure: the steps before it are committed.
     context.stats.invalidate().await;
     let count = count.map_err(Error::Store)?;
     tracing::info!(target, fate, count, "deliveries changed by an operator");
@@ -96,7 +95,7 @@ struct DeadLetterSelection {
     ids: Vec<String>,
 }
 
-/// Without a body all of the target's; with `{"ids":["evt_..", ..]}` those.
+/// The events of `{"ids":["evt_..", ..]}`; `None` without a body, for all of the target's.
 fn parse_ids(body: &[u8]) -> Result<Option<Vec<EventId>>, Error> {
     const EXPECTED: &str = "none, or {\"ids\":[\"evt_...\"]}";
     if body.is_empty() {
@@ -107,13 +106,14 @@ fn parse_ids(body: &[u8]) -> Result<Option<Vec<EventId>>, Error> {
     Ok(Some(ids))
 }
 
-/// A misspelt name is an error, not a target without deliveries.
+/// Fails for a target that is neither configured nor in the store: a misspelt name is an error, not a target without
+/// deliveries.
 pub(super) async fn expect_known(context: &Context, name: &str) -> Result<(), Error> {
     let targets = overviews(context, BTreeSet::new()).await?;
     if targets.iter().any(|target| target.name == name) { Ok(()) } else { Err(Error::NoSuchTarget) }
 }
 
-/// Deliveries to a target that is not configured would wait for ever.
+/// Fails for a target that is not configured: deliveries to it would stay pending for ever.
 pub(super) fn expect_configured(context: &Context, name: &str) -> Result<(), Error> {
     let configured = (context.state.targets)().ok_or(Error::Stopped)?;
     if configured.iter().any(|target| target.name == name) { Ok(()) } else { Err(Error::NotConfigured) }

@@ -38,7 +38,7 @@ fn status(obstacle: Option<&'static str>, queue: QueueTotals) -> Status {
     }
 }
 
-/// A relay without listeners: the store, with what the app would pass beside it.
+/// A relay without listeners: the store, and the other state that the app would pass.
 pub(super) struct Relay {
     pub(super) state: State,
     pub(super) reloads: mpsc::Receiver<Reload>,

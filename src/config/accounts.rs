@@ -25,13 +25,13 @@ const MIN_DEDUP_WINDOW: Duration = Duration::from_secs(120);
 
 /// The targets that routes can name.
 pub(super) struct KnownTargets<'a> {
-    /// All names of the file, also of targets with errors.
+    /// All names in the file, those of targets with errors included.
     pub(super) names: Vec<&'a str>,
     /// The targets without errors.
     pub(super) targets: &'a [TargetSettings],
 }
 
-/// All accounts that could be read.
+/// All accounts that can be read.
 pub(super) fn accounts(
     reader: &KeyReader<'_>,
     file: &BTreeMap<String, file::AccountSection>,
@@ -58,20 +58,21 @@ pub(super) fn accounts(
     accounts
 }
 
-/// In plaintext mode only the token tells for which account a push was signed.
+/// In plaintext mode only the token shows for which account a push was signed.
 fn share_plaintext_token(one: &Account, other: &Account) -> bool {
     let clear = |account: &Account| account.credentials.mode == Mode::Plaintext;
     clear(one) && clear(other) && one.credentials.token.matches(other.credentials.token.expose())
 }
 
-/// Names can be set by environment variables, which are read in lower case.
+/// Reports an invalid name. Upper case is invalid, as environment variables, which are read in lower case, could not
+/// set its keys.
 pub(super) fn check_name(reader: &KeyReader<'_>, name: &str) {
     if !value::is_name(name) {
         reader.report(Problem::expected("invalid name", "a-z, 0-9, `_` and `-`, in lower case"));
     }
 }
 
-/// A token as WeChat's console accepts it.
+/// Reads a token, by the rules of WeChat's console.
 pub(super) fn token(reader: &KeyReader<'_>, name: &str, given: &Option<SecretSource>) -> Option<Secret> {
     let sound = |text: &str| (3..=32).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric());
     let parse = |text: &str| {
@@ -80,7 +81,6 @@ pub(super) fn token(reader: &KeyReader<'_>, name: &str, given: &Option<SecretSou
     reader.parse_secret(name, given, parse)
 }
 
-/// An EncodingAESKey.
 pub(super) fn aes_key(text: &str) -> Result<AesKey, Problem> {
     let length = text.chars().count();
     if length != KEY_LENGTH {
@@ -148,7 +148,7 @@ fn credentials(reader: &KeyReader<'_>, file: &file::AccountSection) -> Option<Cr
     Some(Credentials { app_id, token: token?, previous_token, aes_key, previous_aes_key, mode: mode? })
 }
 
-/// The networks that its pushes come from.
+/// Reads the networks that an account's pushes come from.
 fn allow_from(reader: &KeyReader<'_>, given: &file::ListOrTable<file::AllowFromSection>) -> AllowFrom {
     let action = |text: &str| match text {
         "log" => Ok(false),
@@ -168,7 +168,7 @@ fn allow_from(reader: &KeyReader<'_>, given: &file::ListOrTable<file::AllowFromS
     AllowFrom { networks: sections::networks(&at, texts), deny: deny.unwrap_or(false) }
 }
 
-/// The window for late replies, and its failure budget.
+/// Reads the window for late replies, and its failure budget.
 fn reply_window(reader: &KeyReader<'_>, file: &file::AccountSection, budget: Duration) -> Option<ReplyWindow> {
     let cost = reader.read("reply_window_failures", &file.reply_window_failures, value::failures);
     let (failures, period) = cost.unwrap_or((20, Duration::from_secs(300)));

@@ -1,4 +1,4 @@
-//! What can be wrong with a configuration, where, and how to fix it.
+//! The errors of a configuration: what is wrong, where, and how to fix it.
 //!
 //! Invariant: no text here holds a value that may be secret. Tokens, keys and URLs are described, never quoted.
 
@@ -15,7 +15,6 @@ use crate::wechat::ReplyError;
 pub struct ConfigError {
     /// The path of the key (`accounts.shop.routes[2].match.event`), or of the file if none of it could be read.
     pub key: String,
-    /// What is wrong.
     pub problem: Problem,
     /// The file, environment variable or command line that the value came from.
     pub origin: Option<String>,
@@ -28,7 +27,7 @@ impl ConfigError {
     }
 }
 
-/// One line: the tools that read `check`'s stderr count on an error a line.
+/// One line: tools that parse the stderr of `check` rely on one error per line.
 impl fmt::Display for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { key, problem, origin } = self;
@@ -37,19 +36,15 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// What is wrong with the value of a key.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
-    /// The file does not exist or cannot be read.
     #[error("cannot read this file: {0}")]
     File(#[source] io::Error),
-    /// The file is not TOML.
     #[error("{0}")]
     Syntax(String),
-    /// A required key is absent.
     #[error("missing")]
     Missing(&'static str),
-    /// No table of the configuration has a key of that name.
+    /// The table has no key of that name.
     #[error("unknown key")]
     UnknownKey {
         /// The known key with the smallest edit distance, if it is small.
@@ -57,77 +52,56 @@ pub enum Problem {
         /// The keys that this table has.
         known: &'static [&'static str],
     },
-    /// A table where text should be, and the like.
+    /// A value of the wrong type, such as a table in place of a text.
     #[error("found {found}")]
-    Shape {
-        /// What was found.
-        found: &'static str,
-        /// What should be there.
-        expected: String,
-    },
+    Shape { found: &'static str, expected: String },
     /// The value is out of range, not in the list, or malformed.
     #[error("found `{found}`")]
     Value {
-        /// The value, shortened.
+        /// Shortened.
         found: String,
-        /// What should be there.
         expected: &'static str,
     },
-    /// The same for a value that must not be shown.
+    /// The same for a value that may be secret; holds what was expected.
     #[error("invalid value")]
     Secret(&'static str),
-    /// An EncodingAESKey of the wrong length.
+    /// An EncodingAESKey with this length, which is wrong.
     #[error("found {0} characters")]
     KeyLength(usize),
     /// The key contradicts another key, or a value elsewhere.
     #[error("{0}")]
     Rule(&'static str, Remedy),
-    /// No target of that name.
     #[error("there is no target `{name}`")]
     UnknownTarget {
-        /// The name that was found.
         name: String,
         /// The target with the smallest edit distance, if it is small.
         nearest: Option<String>,
     },
-    /// Two accounts on one path.
+    /// The path is that of another account, which is named.
     #[error("accounts.{0} has the same path")]
     SamePath(String),
-    /// Nothing in the environment for `{ env = ".." }`.
+    /// The variable of `{ env = ".." }` is not set.
     #[error("the environment variable {0} is not set or empty")]
     Environment(String),
-    /// A file that a key names and that cannot be read.
+    /// The file that a key names cannot be read.
     #[error("cannot read {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
+    Unreadable { path: PathBuf, source: io::Error },
     /// A file with a secret that group or others may read or change.
     #[error("{} holds a secret that group or others may read or change (mode {mode:04o})", path.display())]
-    Exposed {
-        /// The file.
-        path: PathBuf,
-        /// Its permissions.
-        mode: u32,
-    },
-    /// A pattern that does not parse.
+    Exposed { path: PathBuf, mode: u32 },
     #[error("{0}{reason}", reason = Reason(.0))]
     Pattern(#[source] PatternError),
-    /// A fixed reply that WeChat would not accept.
     #[error("WeChat would not accept this reply: {0}")]
     Reply(#[source] ReplyError),
 }
 
-/// How to fix a mistake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Remedy {
-    /// What the value should be.
+    /// The value should be this.
     Expected(Cow<'static, str>),
-    /// The name that was probably meant.
+    /// This name was probably meant.
     DidYouMean(String),
-    /// What to do.
+    /// Do this.
     Action(Cow<'static, str>),
 }
 
@@ -142,17 +116,17 @@ impl fmt::Display for Remedy {
 }
 
 impl Problem {
-    /// A rule that is broken, and the value that would satisfy it.
+    /// A broken rule, and the value that would satisfy it.
     pub(super) fn expected(broken: &'static str, expected: &'static str) -> Self {
         Self::Rule(broken, Remedy::Expected(expected.into()))
     }
 
-    /// A rule that is broken, and what to do about it.
+    /// A broken rule, and how to fix it.
     pub(super) fn action(broken: &'static str, action: &'static str) -> Self {
         Self::Rule(broken, Remedy::Action(action.into()))
     }
 
-    /// How to fix it. `None` where the problem's own text says it: a parser's message.
+    /// How to fix it; `None` if the problem's own text shows that, as a parser's message does.
     pub fn remedy(&self) -> Option<Remedy> {
         let expected = |value: &'static str| Remedy::Expected(value.into());
         let nearest = |name: &Option<String>| name.clone().map(Remedy::DidYouMean);
@@ -193,7 +167,7 @@ impl fmt::Display for Advised<'_> {
     }
 }
 
-/// The last line of a regex error says what is wrong; those before it draw the pattern.
+/// The last line of a regex error is the reason; the lines before it quote the pattern.
 struct Reason<'a>(&'a PatternError);
 
 impl fmt::Display for Reason<'_> {
@@ -203,7 +177,7 @@ impl fmt::Display for Reason<'_> {
     }
 }
 
-/// The one of `known` that differs so little from `found` that a typo is likely.
+/// The name in `known` that is so similar to `found` that a typo is likely.
 pub(super) fn nearest<'k>(found: &str, known: impl IntoIterator<Item = &'k str>) -> Option<String> {
     let found = found.to_ascii_lowercase();
     let scored = known.into_iter().map(|known| (strsim::damerau_levenshtein(&found, known), known));

@@ -1,7 +1,7 @@
 //! The schema of the configuration file: tables and keys, without their meaning.
 //!
 //! Every key may be absent: defaults and requirements are applied where the value is read. Plain values stay text until
-//! then ([`Scalar`]), because the environment has nothing but text and a token of digits must keep its leading zeros.
+//! then ([`Scalar`]): the environment has only text, and a token of digits must keep its leading zeros.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -155,14 +155,14 @@ pub(super) enum ReplySection {
     List(Vec<ReplierSection>),
 }
 
-/// What replies: the target of that name, or the configuration itself.
+/// The source of a reply: the target of that name, or the configuration itself.
 #[derive(Debug)]
 pub(super) enum ReplierSection {
     Target(String),
     Fixed(Box<FixedReplySection>),
 }
 
-/// A fixed reply, one key of these.
+/// A fixed reply: exactly one of these keys.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct FixedReplySection {

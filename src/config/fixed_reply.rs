@@ -1,4 +1,4 @@
-//! A fixed reply of a route: read, and checked against WeChat's rules; an error names the key that breaks one.
+//! Reads a fixed reply of a route and checks it against WeChat's rules; an error names the key that breaks one.
 
 use super::error::Problem;
 use super::file::{self, FixedReplySection, OrTable, Scalar};
@@ -7,7 +7,7 @@ use super::value;
 use crate::wechat::reply::Article;
 use crate::wechat::{Reply, ReplyBody, ReplyError};
 
-/// The reply, if WeChat would accept it.
+/// Reads the reply; `None` if WeChat would not accept it.
 pub(super) fn read(reader: &KeyReader<'_>, fixed: &FixedReplySection) -> Option<ReplyBody> {
     let reply = Reply::new(body(reader, fixed)?);
     match reply.check() {
@@ -81,7 +81,7 @@ fn transfer(reader: &KeyReader<'_>, transfer: &OrTable<file::TransferSection>) -
     ReplyBody::TransferCustomerService { kf_account }
 }
 
-/// Empty where it is missing, for [`Reply::check`] to find.
+/// The text of a required key; empty if it is missing, which [`Reply::check`] reports.
 fn required(given: &Option<Scalar>) -> String {
     optional(given).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
 //! Reads the values below one key of the configuration: it knows the key path, and collects errors and warnings.
 //!
-//! Invariants: reading never stops at an error, it records it and continues; secrets are returned as [`Secret`] and
-//! their text goes into no message; the permissions of every file that a secret is read from are checked. Not here:
-//! the meaning of any key.
+//! Invariants: reading records an error and continues; secrets are returned as [`Secret`], and their text goes into no
+//! message; the permissions of every file that a secret is read from are checked, except systemd's credentials. Not
+//! here: the meaning of any key.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use super::layers::{Environment, KeyPath, Layers};
 use crate::bounded_file;
 use crate::secret::Secret;
 
-/// Set by systemd for services with `LoadCredential=`.
+/// The variable that systemd sets for services with `LoadCredential=`.
 const CREDENTIALS: &str = "CREDENTIALS_DIRECTORY";
 
 /// The permission bits that let group or others read or change a file.
@@ -27,17 +27,17 @@ const GROUP_AND_OTHERS: u32 = 0o066;
 /// The most characters of a wrong value that a message shows.
 const MAX_SHOWN: usize = 60;
 
-/// State that all readers of one load share.
+/// The state that all readers of one load share.
 pub(super) struct LoadContext<'a> {
     layers: &'a Layers,
     env: &'a Environment,
     file: Option<&'a Path>,
-    /// The file's folder, which relative paths start from.
+    /// The configuration file's folder, which relative paths start from.
     folder: PathBuf,
     damaged: Vec<KeyPath>,
     errors: RefCell<Vec<ConfigError>>,
     warnings: RefCell<Vec<String>>,
-    /// Files with secrets that group or others can access, with the key that names each, and its mode.
+    /// Files with secrets that group or others can access, each with the key that names it, and its mode.
     exposed: RefCell<BTreeMap<PathBuf, (KeyPath, u32)>>,
 }
 
@@ -100,7 +100,7 @@ impl KeyReader<'_> {
         }
     }
 
-    /// Records something that is allowed but is probably a mistake.
+    /// Records a warning: something that is allowed but is probably a mistake.
     pub(super) fn warn(&self, text: fmt::Arguments<'_>) {
         self.context.warnings.borrow_mut().push(format!("{}: {text}", self.key));
     }
@@ -278,12 +278,12 @@ impl KeyReader<'_> {
         }
         let folder = self.context.env.get(CREDENTIALS).ok_or_else(|| Problem::Environment(CREDENTIALS.to_owned()))?;
         let path = Path::new(folder.as_str()).join(name);
-        // Its rights are systemd's, which may let the service in by an access list that shows as the group's.
+        // No check of permissions: systemd sets them, and may use an access list, which looks like group access.
         read(&path).map(|(secret, _)| secret).map_err(|source| Problem::Unreadable { path, source })
     }
 }
 
-/// A file's text without the line end that editors and `echo` leave, and its rights.
+/// A file's text, without the line end that editors and `echo` add, and its metadata.
 fn read(path: &Path) -> io::Result<(Secret, Metadata)> {
     let (text, metadata) = bounded_file::read_text(path)?;
     Ok((Secret::new(text.trim_end_matches(['\r', '\n'])), metadata))

@@ -1,10 +1,10 @@
 //! The layers of a configuration (file < environment < command line), merged by figment into one tree, and the tree
 //! read into [`ConfigFile`].
 //!
-//! Invariants: serde stops at its first error, so a key that cannot be read is removed from the tree and the rest is
-//! parsed again, until it can be; no error hides another. Values from the environment stay text unless they begin with
-//! `[` or `{`. Values of the file or the environment are never quoted here, since they may be secret; the text of both
-//! is zeroized, the trees that figment and the TOML parser build from it cannot be.
+//! Invariants: no error hides another: serde stops at its first one, so a key that cannot be read is removed from the
+//! tree and the rest is parsed again, until it can be. Values from the environment stay text unless they begin with `[`
+//! or `{`. Values of the file or the environment are never quoted here, since they may be secret; the text of both is
+//! zeroized, but the trees that figment and the TOML parser build from it cannot be.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,13 +24,13 @@ use crate::bounded_file;
 /// The prefix of environment variables that override keys.
 const PREFIX: &str = "WXRELAY__";
 
-/// The keys of a table that says where a secret is stored.
+/// The keys of a table that names where a secret is stored.
 const LOCATION_KEYS: [&str; 3] = ["env", "file", "credential"];
 
 /// The process's environment, zeroized on drop.
 pub(super) type Environment = BTreeMap<String, Zeroizing<String>>;
 
-/// The name of the layer that is the file.
+/// The name of the file's layer.
 const FILE: &str = "file";
 
 /// The merged layers.
@@ -55,11 +55,10 @@ enum KeyStep {
 
 /// The tree, parsed as far as possible.
 pub(super) struct ParsedLayers {
-    /// The keys that could be read.
     pub(super) file: ConfigFile,
-    /// Those that could not.
+    /// The errors of keys that could not be read.
     pub(super) errors: Vec<ConfigError>,
-    /// Keys that were removed, or that a misspelt key was meant for: that they are missing is not a second error.
+    /// Keys that were removed, or that a misspelt key stands for: their absence is not a second error.
     pub(super) damaged: Vec<KeyPath>,
 }
 
@@ -104,7 +103,7 @@ impl Layers {
         Ok(Self { figment, tree, source, sha256 })
     }
 
-    /// Parses the tree, leaving out what cannot be read.
+    /// Parses the tree without the keys that cannot be read.
     pub(super) fn parse(&self) -> ParsedLayers {
         let mut tree = self.tree.clone();
         let mut errors = Vec::new();
@@ -135,14 +134,14 @@ impl Layers {
         ConfigError { key: key.to_string(), problem, origin: self.origin(key) }
     }
 
-    /// Where the value of a key came from; for a missing one the file, which is where to put it.
+    /// Where the value of a key came from; for a missing key the file, where it belongs.
     fn origin(&self, key: &KeyPath) -> Option<String> {
         let Some(value) = self.find(key) else { return self.source.clone() };
         let metadata = self.figment.get_metadata(value.tag())?;
         Some(metadata.interpolate(&Profile::Default, &key.names()))
     }
 
-    /// Whether the value of a key stands in the file.
+    /// Whether the value of a key is from the file.
     pub(super) fn is_of_file(&self, key: &KeyPath) -> bool {
         let metadata = self.find(key).and_then(|value| self.figment.get_metadata(value.tag()));
         metadata.is_some_and(|metadata| metadata.name == FILE)
@@ -157,7 +156,7 @@ impl Layers {
     }
 }
 
-/// A table with the name of where it came from.
+/// A table with the name of its source.
 struct Layer(Metadata, Dict);
 
 impl Provider for Layer {
@@ -189,7 +188,7 @@ fn insert(table: &mut Dict, key: &str, text: &str) {
     table.insert(name.to_owned(), inner.into());
 }
 
-/// Lists and tables in figment's notation; everything else is text, so that `0123` stays what it is.
+/// Parses lists and tables in figment's notation; everything else stays text, so that `0123` keeps its zero.
 fn environment_value(text: &str) -> Value {
     let parsed = if text.starts_with(['[', '{']) { text.parse().ok() } else { None };
     parsed.unwrap_or_else(|| Value::from(text))
@@ -217,7 +216,7 @@ fn toml_message(text: &str) -> String {
     let (quoted, said): (Vec<&str>, Vec<&str>) = text
         .lines()
         .partition(|line| line.trim_start_matches(|sign: char| sign.is_ascii_digit() || sign == ' ').starts_with('|'));
-    // Without quoted lines the message has an unknown form, and may quote a value anywhere.
+    // Without quoted lines the message has an unknown form and may quote a value anywhere.
     if quoted.is_empty() { "not valid TOML".to_owned() } else { said.join(", ") }
 }
 
@@ -245,7 +244,7 @@ fn problem(kind: Kind) -> Problem {
         Kind::InvalidType(found, expected) => {
             Problem::Shape { found: found_word(&found), expected: toml_term(expected) }
         }
-        // Other kinds carry a value, which may be a secret.
+        // Other kinds quote a value, which may be a secret.
         _ => Problem::Secret("a value of another kind"),
     }
 }
@@ -261,7 +260,7 @@ fn found_word(found: &Actual) -> &'static str {
     }
 }
 
-/// serde's terms in TOML's.
+/// Translates serde's terms to TOML's.
 fn toml_term(expected: String) -> String {
     match expected.as_str() {
         "a map" => "a table".to_owned(),
@@ -283,7 +282,7 @@ impl KeyPath {
         self.step(KeyStep::Index(index))
     }
 
-    /// The names that lead to it, or to the list that it is in.
+    /// The names of the path up to its first list element.
     fn names(&self) -> Vec<&str> {
         let names = self.0.iter().map_while(|step| match step {
             KeyStep::Name(name) => Some(name.as_str()),
@@ -305,7 +304,8 @@ impl KeyPath {
         Self(self.0.iter().cloned().chain([step]).collect())
     }
 
-    /// figment writes numbers of list elements as text; only the tree distinguishes them from names.
+    /// Makes a path of figment's, which has the numbers of list elements as text; only the tree distinguishes them from
+    /// names.
     fn of(path: &[String], tree: &Value) -> Self {
         let mut at = Some(tree);
         let mut key = Self::default();

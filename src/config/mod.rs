@@ -3,7 +3,7 @@
 //! `layers` merges file, environment and command line; `file` is the schema of the result; the other files interpret
 //! one table each, through a `KeyReader` that knows the key path and collects errors. Invariants: a [`Config`] that
 //! exists has been checked in full, so nothing later checks it again; all errors are reported at once; no message holds
-//! a secret. Not here: the command line, and reading the process's environment implicitly: the caller passes
+//! a secret. Not here: the command line. The process's environment is not read implicitly: the caller passes
 //! [`environment`].
 
 mod accounts;
@@ -38,7 +38,7 @@ use crate::route::Route;
 use crate::wechat::Mode;
 use crate::{admin, otlp, queue, server, telemetry};
 
-/// Where a configuration is searched for when none is named.
+/// Where a configuration is searched for if none is named.
 const SEARCH_PATHS: [&str; 2] = ["config.toml", "/etc/wxrelay/config.toml"];
 
 /// A checked configuration: the settings of every part.
@@ -67,19 +67,19 @@ pub struct Config {
 /// The file to read: the one given (`-c`), else `$WXRELAY_CONFIG`, else `./config.toml`, else
 /// `/etc/wxrelay/config.toml`, if one of the last two exists.
 ///
-/// `None` leaves the environment, which can hold a whole configuration but for routes.
+/// Without a file (`None`) the environment alone can hold a whole configuration.
 pub fn locate(given: Option<&Path>, wxrelay_config: Option<&str>) -> Option<PathBuf> {
     let named = given.or(wxrelay_config.filter(|path| !path.is_empty()).map(Path::new));
     named.or_else(|| SEARCH_PATHS.iter().map(Path::new).find(|path| path.exists())).map(Path::to_owned)
 }
 
-/// The process's environment, without what is not UTF-8.
+/// The process's environment, without variables that are not UTF-8.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, text)| Some((name.into_string().ok()?, text.into_string().ok()?)))
 }
 
-/// Loads a configuration: `file`, under the `WXRELAY__` variables of `env`, under `overrides`, which are dotted keys
-/// and their values. `env` also serves `{ env = ".." }` and `{ credential = ".." }`.
+/// Loads a configuration. The `WXRELAY__` variables of `env` override `file`, and `overrides`, which are dotted keys
+/// with their values, override both. `env` also serves `{ env = ".." }` and `{ credential = ".." }`.
 ///
 /// # Errors
 ///
@@ -195,7 +195,6 @@ mod tests {
         result.unwrap_err().iter().map(ToString::to_string).collect()
     }
 
-    /// A folder with the given text as config.toml.
     fn written(text: &str) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");

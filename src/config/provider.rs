@@ -1,7 +1,7 @@
 //! The URLs of identity providers, built from the identifiers that their consoles show.
 //!
-//! Invariant: an identifier ends up in one path segment, whatever it holds. The URLs are as secret as the identifiers,
-//! since nothing else protects those endpoints: no message quotes them.
+//! Invariant: an identifier stays within one path segment, whatever its characters. The URLs are as secret as the
+//! identifiers, since nothing else protects those endpoints: no message quotes them.
 
 use http::Uri;
 use http::uri::Authority;
@@ -13,7 +13,7 @@ use super::key_reader::KeyReader;
 use super::value::{self, Parsed};
 use crate::deliver::Format;
 
-/// All that is percent-encoded in a path segment: everything but RFC 3986's `unreserved`.
+/// The characters that are percent-encoded in a path segment: all except RFC 3986's `unreserved`.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A known identity provider.
@@ -95,7 +95,7 @@ fn identifier(reader: &KeyReader<'_>, name: &str, given: &Option<Scalar>, expect
     reader.read_secret_text(name, given, segment)
 }
 
-/// One path segment. Dots alone would be resolved as relative.
+/// Encodes a path segment, which must not be empty. Rejects dots alone, which would be resolved as a relative path.
 fn segment(text: &str) -> Parsed<String> {
     if text.is_empty() || text == "." || text == ".." {
         return Err("an identifier from the provider's console");

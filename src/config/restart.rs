@@ -6,7 +6,7 @@
 use super::Config;
 use crate::{admin, otlp, queue, server, telemetry};
 
-/// Keys of the compared sections that a reload applies. `accounts` and `targets` are replaced as a whole.
+/// The keys of the compared sections that a reload applies. It also replaces all `accounts` and `targets`.
 const RELOADED: [&str; 2] = ["log.level", "log.openid"];
 
 /// Each field's key, and whether it differs.
@@ -17,7 +17,7 @@ macro_rules! compare {
     }};
 }
 
-/// The keys that differ and that only a restart applies.
+/// The keys that differ and need a restart.
 pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     let Config { server, admin, queue, log, telemetry, accounts: _, targets: _, warnings: _, sha256: _ } = old;
     let mut compared = Vec::new();
@@ -40,7 +40,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     changed.map(|(key, _)| documented(key)).collect()
 }
 
-/// The key in the configuration, where a field has another name.
+/// The key in the configuration of a field, which may have another name.
 fn documented(key: &'static str) -> &'static str {
     match key {
         "queue.dedup_window" => "accounts.*.dedup_window",
@@ -61,7 +61,7 @@ mod tests {
     const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
     const OTHER_KEY: &str = "bcdefghijklmnopqrstuvwxyz0123456789ABCDEFGH";
 
-    /// A change of each key: the key, an override of it, and the key that needs a restart, if one does.
+    /// A change of each key: the key, an override and its value, and the key that needs a restart, if one does.
     const CHANGES: [(&str, &str, &str, Option<&str>); 28] = [
         ("server.listen", "server.listen", "127.0.0.1:1", Some("server.listen")),
         ("server.tls", "server.tls.cert", "", Some("server.tls")),
@@ -93,8 +93,8 @@ mod tests {
         ("targets.*.timeout", "targets.crm.timeout", "3s", None),
     ];
 
-    /// Keys without a change of their own here. `strict` and `type` are only checked while loading; an encryption key is
-    /// compared in a test of its own; the others are parts of an account or a target, which a reload replaces as a whole.
+    /// Keys that [`CHANGES`] need not have. `strict` and `type` are only checked while loading; an encryption key is
+    /// compared in its own test; the others are parts of an account or a target, which a reload replaces as a whole.
     fn is_checked_elsewhere(key: &str) -> bool {
         let checked = ["server.strict", "queue.type", "queue.encryption_keys"];
         checked.contains(&key) || key.starts_with("accounts.*.") || key.starts_with("targets.*.")
@@ -132,7 +132,7 @@ mod tests {
             assert!(changed.contains(key) || is_checked_elsewhere(key), "no change of {key} is tried");
         }
         assert!(changed.is_subset(&known), "{:?}", changed.difference(&known));
-        // Certificates and keys have to be there.
+        // The files of certificates and keys must exist.
         let file = tempfile::NamedTempFile::new().unwrap();
         let file = file.path().to_str().unwrap();
         for (key, name, text, restart) in CHANGES {

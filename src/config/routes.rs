@@ -11,7 +11,7 @@ use super::value;
 use crate::deliver::Role;
 use crate::route::{Match, Pattern, Patterns, ReplyRule, Route, Table, When};
 
-/// The table of an account: as written, or the Mode 2 default.
+/// The routing table of an account: the configured routes, or the Mode 2 default.
 pub(super) fn table(reader: &KeyReader<'_>, file: &[file::RouteSection], known: &KnownTargets<'_>) -> Table {
     let reader = reader.at("routes");
     if file.is_empty() {
@@ -101,7 +101,7 @@ fn check_target(reader: &KeyReader<'_>, name: &str, known: &KnownTargets<'_>) {
     }
 }
 
-/// The targets that may reply, by priority; a fixed reply can only be the last.
+/// The sources of the reply, by priority; a fixed reply can only be the last.
 fn reply_rule(
     reader: &KeyReader<'_>,
     reply: &file::ReplySection,

@@ -1,6 +1,6 @@
 //! The routing table of a configuration as data: accounts with their routes, targets with their schedules.
 //!
-//! It holds the full URL of every target, which for identity providers is a secret: show it to an operator, never log it.
+//! It has the full URL of every target, which is a secret for identity providers: show it to an operator, never log it.
 
 use std::time::Duration;
 
@@ -14,9 +14,7 @@ use crate::wechat::{Mode, ReplyBody};
 /// Every account and every target, by name.
 #[derive(Clone, Debug)]
 pub struct RoutingTable {
-    /// The accounts.
     pub accounts: Vec<AccountEntry>,
-    /// The targets.
     pub targets: Vec<TargetEntry>,
 }
 
@@ -30,9 +28,9 @@ pub struct AccountEntry {
     pub mode: Mode,
     /// How long the answer to a push waits for a reply.
     pub reply_budget: Duration,
-    /// How long a reply may still reach the user by WeChat's retries.
+    /// How long a late reply can still reach the user, by WeChat's retries.
     pub reply_window: Option<ReplyWindow>,
-    /// In the order in which they are tried; the first that matches is used.
+    /// In the order of evaluation; the first that matches is used.
     pub routes: Vec<RouteEntry>,
 }
 
@@ -43,16 +41,13 @@ pub struct RouteEntry {
     pub conditions: Option<Vec<(&'static str, String)>>,
     /// The targets that get the event.
     pub to: Vec<String>,
-    /// Where the reply comes from, by priority; empty if nothing replies.
+    /// The sources of the reply, by priority; empty if nothing replies.
     pub reply: Vec<ReplySource>,
 }
 
-/// Where a reply may come from.
 #[derive(Clone, Debug)]
 pub enum ReplySource {
-    /// The answer of this target.
     Target(String),
-    /// The configuration.
     Fixed(ReplyBody),
 }
 
@@ -62,7 +57,7 @@ pub struct TargetEntry {
     pub name: String,
     pub role: Role,
     pub url: String,
-    /// The word for the format in the configuration.
+    /// The format's name in the configuration.
     pub format: &'static str,
     pub timeout: Duration,
     pub concurrency: usize,

@@ -15,7 +15,7 @@ use crate::server::{self, Listen};
 use crate::telemetry::{LogFormat, OpenIds};
 use crate::{admin, otlp, queue, telemetry};
 
-/// A bearer token shorter than this can be guessed.
+/// A bearer token shorter than this many characters can be guessed.
 const SHORT_TOKEN: usize = 16;
 
 /// `[server]`. Certificates from ACME are kept in the store's folder.

@@ -1,4 +1,4 @@
-//! `[targets.NAME]`: where events are delivered, and by which schedule.
+//! `[targets.NAME]`: where events are delivered, and on which schedule.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -89,7 +89,7 @@ fn format(text: &str) -> Parsed<Format> {
     found.map(|(_, format)| *format).ok_or(expected)
 }
 
-/// The word for a format in the configuration.
+/// A format's name in the configuration.
 pub(super) fn format_word(format: Format) -> &'static str {
     FORMATS.iter().find(|(_, known)| *known == format).map_or("", |(word, _)| word)
 }
@@ -155,7 +155,7 @@ pub(super) fn headers(reader: &KeyReader<'_>, file: &BTreeMap<String, SecretSour
         let Some(value) = value else { continue };
         match HeaderValue::try_from(value.expose()) {
             Ok(mut value) => {
-                // It may be a credential: hidden in Debug, and never in HTTP/2's index.
+                // It may be a credential: this hides it in `Debug`, and keeps it out of HTTP/2's header table.
                 value.set_sensitive(true);
                 headers.append(header, value);
             }

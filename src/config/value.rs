@@ -1,6 +1,6 @@
-//! How single values are written: durations, sizes, addresses, URLs, names.
+//! Parsers of single values: durations, sizes, addresses, URLs, names.
 //!
-//! Each parser returns what was expected when the text is not that. Pure.
+//! The error of each parser is what it expected. Pure.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,12 +10,12 @@ use http::Uri;
 use crate::server::Listen;
 use crate::wechat::Mode;
 
-/// More is a typo, and far below what clocks can add.
+/// The longest duration: a longer one is a typo, and this is far below the overflow of clocks.
 const LONGEST: Duration = Duration::from_secs(10 * 366 * 86_400);
 
 const MODES: &str = "\"plaintext\", \"compatible\" or \"secure\"";
 
-/// The end of a parser: the value, or what was expected.
+/// The result of a parser: the value, or what was expected.
 pub(super) type Parsed<T> = Result<T, &'static str>;
 
 /// A duration such as `4.5s`.
@@ -38,14 +38,14 @@ pub(super) fn skew(text: &str) -> Parsed<Option<Duration>> {
     duration(text).ok().filter(|skew| range.contains(skew)).map(Some).ok_or("10s to 24h, or \"off\"")
 }
 
-/// How long a push may wait for its reply.
+/// The time that a push may wait for its reply.
 pub(super) fn reply_budget(text: &str) -> Parsed<Duration> {
     let longest = Duration::from_millis(4900);
     let expected = "a duration of at most 4.9s, since WeChat closes the connection after 5s";
     some_duration(text).ok().filter(|budget| *budget <= longest).ok_or(expected)
 }
 
-/// `off`, or a time within WeChat's three attempts: it closes the last connection 15 s after the first attempt.
+/// `off`, or a time within WeChat's three tries: WeChat closes the last connection 15 s after the first try.
 pub(super) fn reply_window(text: &str) -> Parsed<Option<Duration>> {
     if text == "off" {
         return Ok(None);
@@ -73,7 +73,7 @@ pub(super) fn size(text: &str) -> Parsed<u64> {
     text.parse::<bytesize::ByteSize>().map(|size| size.as_u64()).map_err(|_| "a size such as \"1MiB\" or \"10GiB\"")
 }
 
-/// The bytes that a body may have.
+/// The largest size of a body.
 pub(super) fn max_body(text: &str) -> Parsed<usize> {
     let size = size(text)?;
     let range = 1024..=16 * 1024 * 1024;
@@ -81,7 +81,7 @@ pub(super) fn max_body(text: &str) -> Parsed<usize> {
     bytes.ok_or("1KiB to 16MiB")
 }
 
-/// The bytes that the store may take.
+/// The largest size of the store.
 pub(super) fn max_size(text: &str) -> Parsed<u64> {
     let size = size(text)?;
     if size < 16 * 1024 * 1024 { Err("at least 16MiB") } else { Ok(size) }
@@ -92,17 +92,17 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
     text.parse().map_err(|_| "true or false")
 }
 
-/// A key that is only ever `true`.
+/// The value of a key that can only be `true`.
 pub(super) fn yes(text: &str) -> Parsed<()> {
     if text == "true" { Ok(()) } else { Err("true, or the key left out") }
 }
 
-/// How many concurrent attempts.
+/// A number of concurrent attempts.
 pub(super) fn concurrency(text: &str) -> Parsed<usize> {
     text.parse().ok().filter(|count| (1..=1024).contains(count)).ok_or("a number from 1 to 1024")
 }
 
-/// Attempts a second: `100/s`.
+/// A rate of attempts: `100/s`.
 pub(super) fn rate(text: &str) -> Parsed<std::num::NonZeroU32> {
     let count = text.strip_suffix("/s").and_then(|count| count.trim().parse().ok());
     count.ok_or("a number of attempts per second such as \"100/s\"")
@@ -132,7 +132,7 @@ pub(super) fn app_id(text: &str) -> Parsed<String> {
     if sound { Ok(text.to_owned()) } else { Err("the AppID from WeChat's console, such as \"wx0123456789abcdef\"") }
 }
 
-/// The mode of an account, which no request can change.
+/// The mode of an account.
 pub(super) fn mode(text: &str) -> Parsed<Mode> {
     text.parse().map_err(|_| MODES)
 }
@@ -173,7 +173,7 @@ pub(super) fn directory(text: &str) -> Parsed<String> {
     url(text).ok().filter(https).map(|_| text.to_owned()).ok_or(expected)
 }
 
-/// A name in the DNS that TLS-ALPN-01 can validate, in lower case.
+/// A DNS name that TLS-ALPN-01 can validate, in lower case.
 pub(super) fn domain(text: &str) -> Parsed<String> {
     if text.contains('*') {
         return Err("a name without `*`: a wildcard can't be validated by TLS-ALPN-01");
@@ -190,19 +190,19 @@ pub(super) fn domain(text: &str) -> Parsed<String> {
     if sound { Ok(text.to_ascii_lowercase()) } else { Err(expected) }
 }
 
-/// An address for mail.
+/// An email address.
 pub(super) fn email(text: &str) -> Parsed<String> {
     let graphic = text.bytes().all(|byte| byte.is_ascii_graphic() && !b",?:<>".contains(&byte));
     let parts = text.split_once('@').is_some_and(|(user, host)| !user.is_empty() && domain(host).is_ok());
     if graphic && parts { Ok(text.to_owned()) } else { Err("an address such as \"ops@example.com\"") }
 }
 
-/// An http proxy. Connections through it to https targets stay encrypted.
+/// The URL of an http proxy. Connections through it to https targets stay encrypted.
 pub(super) fn proxy(text: &str) -> Parsed<Uri> {
     url(text).ok().filter(|uri| uri.scheme_str() == Some("http")).ok_or("a URL such as \"http://proxy.example:3128\"")
 }
 
-/// Where spans are sent. The default path is `/v1/traces`, as in OTLP.
+/// The URL of a collector. The default path is `/v1/traces`, as in OTLP.
 pub(super) fn collector(text: &str) -> Parsed<Uri> {
     let expected = "a URL such as \"http://127.0.0.1:4318\", or with the whole path for traces";
     let url = url(text).map_err(|_| expected)?;

@@ -1,5 +1,5 @@
-//! The shapes that values of the file may have: plain, one or several, inline or stored elsewhere. Their meaning is not
-//! decided here.
+//! The shapes that values of the file may have: plain, one or several, inline or stored elsewhere. Not here: their
+//! meaning.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -55,7 +55,7 @@ pub(super) enum ListOrTable<T> {
     Table(T),
 }
 
-/// A table, or a list of such.
+/// A table, or a list of tables.
 #[derive(Debug)]
 pub(super) enum Tables<T> {
     One(T),
