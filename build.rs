@@ -1,20 +1,21 @@
-//! How the program is linked.
+//! Passes linker flags that make the program smaller, where the linker takes them.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::{env, fs};
 
-/// What makes the program smaller.
+/// The flags, for optimised builds on Linux with glibc.
 const FLAGS: [&str; 2] = [
-    // The addresses to relocate at the start as a bitmap instead of a list: 0.7 MB less. glibc reads it since 2.36 (2022).
+    // Stores the addresses to relocate at the start as a bitmap instead of a list: 0.7 MB less. Needs glibc 2.36
+    // (2022).
     "-Wl,-z,pack-relative-relocs",
-    // Functions that came out the same are kept once.
+    // Keeps functions with identical code once.
     "-Wl,--icf=all",
 ];
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    // "release" for each profile that inherits it, too.
+    // Also "release" for each profile that inherits it.
     let is_optimised = variable("PROFILE") == "release";
     if !is_optimised || variable("CARGO_CFG_TARGET_OS") != "linux" || variable("CARGO_CFG_TARGET_ENV") != "gnu" {
         return;
@@ -24,10 +25,10 @@ fn main() {
     }
 }
 
-/// Whether the linker in use takes the flag: GNU's does not merge functions, LLVM's, mold and gold do.
+/// Whether the linker in use takes the flag: GNU ld has no `--icf`; LLVM's lld, mold and gold have it.
 ///
-/// Which one is in use depends on the compiler, the target, the configured linker and the flags, so an empty program is
-/// linked by all of those. Cargo runs this again when one of them changes.
+/// Which linker is in use depends on the compiler, the target, the configured linker and the flags, so an empty program
+/// is linked with all of those. Cargo runs this again when one of them changes.
 fn linker_takes(flag: &str) -> bool {
     let folder = PathBuf::from(variable("OUT_DIR"));
     let source = folder.join("probe.rs");

@@ -1,8 +1,8 @@
-//! The wiring: start order, stop order, reload. The only file that knows every part.
+//! The wiring: start order, stop order, reload. Only this file uses every part.
 //!
-//! Start: store, dispatcher, push pipeline, listeners, ready. Stop: not ready, listeners drained, active pushes finished,
-//! attempts settled, store closed. A reload builds everything new first and then swaps; listeners and the store keep the
-//! settings that they started with.
+//! Start: store, dispatcher, push pipeline, listeners, ready. Stop: not ready, listeners drained, active pushes
+//! finished, attempts settled, store closed. A reload builds everything new first and then swaps; listeners and the
+//! store keep the settings that they started with.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -65,7 +65,7 @@ pub struct App {
 }
 
 impl App {
-    /// Starts everything; on return pushes are accepted.
+    /// Starts all parts; on return pushes are accepted.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let started = UnixMillis::now();
         let metrics = Metrics::new();
@@ -132,7 +132,7 @@ impl App {
         let pipeline = self.pipeline.clone();
         let pushes = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let peer = request.extensions().get::<server::Peer>().and_then(|peer| peer.0);
-            // Boxed here: else each layer would move the whole future.
+            // Boxed here: else each layer would move the whole future of a push.
             Box::pin(pipeline.clone().handle(request, peer))
         });
         let pushes = stack::around(pushes, stack::Limits::PUSHES);
@@ -197,12 +197,12 @@ impl App {
         self.config.lock().clone()
     }
 
-    /// The reload requests of the admin listener; there is one receiver.
+    /// The receiver of the admin listener's reload requests; `None` if it was taken before.
     pub fn take_reloads(&self) -> Option<mpsc::Receiver<admin::Reload>> {
         self.reloads.lock().take()
     }
 
-    /// Applies a new configuration, whole or not at all.
+    /// Applies a new configuration, and logs the changed keys that need a restart. On an error nothing changes.
     pub fn reload(&self, config: Config) -> Result<(), StartError> {
         let policies = policies(&config)?;
         if let Some(acceptor) = &self.tls {
@@ -219,7 +219,7 @@ impl App {
         Ok(())
     }
 
-    /// Logs the configuration that is in use now, and sets its metric.
+    /// Logs the configuration in use with its warnings, and sets its metric.
     fn record_config(&self) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let config = self.config();
@@ -259,7 +259,7 @@ impl App {
         }
     }
 
-    /// Returns when every part that pushes and deliveries need has answered; waits for ever for one that hangs.
+    /// Returns when every part that pushes and deliveries need has answered; never returns while one hangs.
     ///
     /// # Errors
     /// The name of a part that has stopped by itself.
@@ -273,7 +273,7 @@ impl App {
         self.queue.ping().await.map_err(|_| "store")
     }
 
-    /// The state, in one line for people.
+    /// The relay's state on one line, for systemd's status.
     pub async fn summary(&self) -> String {
         let obstacle = self.ready.obstacle().or_else(|| self.queue.obstacle().map(queue::Obstacle::word));
         let state = obstacle.map_or_else(|| "ready".to_owned(), |obstacle| format!("not ready: {obstacle}"));
@@ -282,7 +282,7 @@ impl App {
         format!("{state}; {events} events, {} pending, {} dead", counts.pending, counts.dead)
     }
 
-    /// Stops in order: nothing that was answered is lost, and nothing is cancelled before `server.drain` is over.
+    /// Stops the parts in order: no answered push is lost, and nothing is cancelled before `server.drain` is over.
     pub async fn stop(&self) {
         self.ready.set_unready("draining");
         tracing::info!("draining");
@@ -340,7 +340,7 @@ fn log_addresses(listener: &str, bound: &[Bound]) -> Vec<String> {
 mod tests {
     use super::*;
 
-    /// Only a bug ends a lane's task; here the runtime that it runs on is shut down.
+    /// Only a bug ends a lane's task; the test ends it by shutting down the runtime that it runs on.
     #[tokio::test]
     async fn the_pulse_reports_a_lane_that_has_stopped_by_itself() {
         let folder = tempfile::tempdir().unwrap();

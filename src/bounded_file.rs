@@ -1,6 +1,6 @@
 //! Bounded reads of the files that an operator names: the configuration, secrets, certificates.
 //!
-//! Invariants: a read is limited in size and in time, so that a file may be a pipe, and a pipe that nobody writes to is an
+//! Invariants: a read is limited in size and in time, so that a file may be a pipe; a pipe that nobody writes to is an
 //! error; the memory is wiped after use.
 
 use std::fs::{File, Metadata, OpenOptions};
@@ -14,11 +14,11 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
 use zeroize::Zeroizing;
 
-/// The largest file: a bundle of all authorities with comments is a quarter of it.
+/// The size limit of a file: a bundle of all authorities with comments has a quarter of it.
 const MAX_SIZE: u64 = 4 << 20;
 /// The initial buffer for a pipe, which has no known size.
 const PIPE_BUFFER: u64 = 64 << 10;
-/// More than the free space that `read_to_end` needs to find the end without growing.
+/// More than the free capacity that `read_to_end` needs to reach the end of a file without growing the buffer.
 const SPARE: u64 = 64;
 /// How long a pipe may stay silent, in seconds: a program that decrypts may ask its key server first.
 const TIMEOUT_SECONDS: i64 = 10;
@@ -26,11 +26,11 @@ const TIMEOUT_SECONDS: i64 = 10;
 /// Reads a file and its metadata.
 ///
 /// # Errors
-/// The system's; [`io::ErrorKind::FileTooLarge`]; [`io::ErrorKind::TimedOut`] for a silent pipe.
+/// Errors of the system; [`io::ErrorKind::FileTooLarge`]; [`io::ErrorKind::TimedOut`] for a silent pipe.
 pub fn read(path: &Path) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
     let file = OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)?;
     let metadata = file.metadata()?;
-    // With space for all of it: a buffer that grows leaves copies of secrets behind.
+    // Sized for the whole file: a growing buffer would leave copies of secrets in freed memory.
     let capacity = if metadata.is_file() { metadata.len().min(MAX_SIZE) + SPARE } else { PIPE_BUFFER };
     let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(capacity).unwrap_or(0)));
     loop {
@@ -63,7 +63,7 @@ pub fn read_text(path: &Path) -> io::Result<(Zeroizing<String>, Metadata)> {
 /// Reads the certificates in a PEM file, in its order.
 ///
 /// # Errors
-/// [`pem::Error::Io`] as for [`read()`]; the others for what is not PEM.
+/// [`pem::Error::Io`] as for [`read()`]; the other variants for invalid PEM.
 pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, pem::Error> {
     let (bytes, _) = read(path).map_err(pem::Error::Io)?;
     CertificateDer::pem_slice_iter(&bytes).collect()

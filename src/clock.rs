@@ -1,4 +1,4 @@
-//! The only file that reads the wall clock; all others get a [`UnixMillis`], or a [`UnixNanos`] for traces.
+//! The wall clock. Only this file reads it; all others get a [`UnixMillis`], or a [`UnixNanos`] for traces.
 
 use std::fmt;
 use std::time::Duration;
@@ -80,7 +80,7 @@ impl<'de> Deserialize<'de> for UnixMillis {
     }
 }
 
-/// A wall clock for simulations, one per thread: it runs with tokio's clock, and jumps when set.
+/// A wall clock for simulations, one per thread: it advances with tokio's clock, and jumps when set.
 #[cfg(test)]
 pub(crate) mod simulated {
     use std::cell::Cell;

@@ -12,7 +12,7 @@
 //! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`trace`] | pure: protocol, event, routing, schedule, trace |
 //! | 0 | [`secret`], [`bounded_file`], [`clock`], [`metrics`], [`telemetry`], [`tuning`] | foundation |
 //!
-//! To know the structure, read [`push`], then [`dispatcher`], then [`app`].
+//! To learn the structure, read [`push`], then [`dispatcher`], then [`app`].
 
 pub mod admin;
 pub mod app;

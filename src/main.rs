@@ -7,7 +7,7 @@ use clap::Parser;
 use mimalloc::MiMalloc;
 use wxrelay::cli::{BadConfig, Cli, remedy};
 
-/// mimalloc: much of a push's memory is freed by another thread, and it takes a ninth less processor time a push than the
+/// mimalloc, as much of a push's memory is freed by another thread: a ninth less processor time per push than with the
 /// simple version, glibc's allocator, for 80 KB of binary.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
@@ -19,11 +19,11 @@ fn main() -> ExitCode {
         let place = panic.location().map_or_else(|| "an unknown location".to_owned(), ToString::to_string);
         tracing::error!(place, "internal error, please report it");
     }));
-    // Every rustls of the process shares this provider. This fails only if one is installed already.
+    // All rustls configurations of the process share this provider. Fails only if one is installed already.
     rustls::crypto::ring::default_provider().install_default().ok();
     match start(cli) {
         Ok(code) => code,
-        // `wxrelay ... | head` closes the pipe early: no error.
+        // `wxrelay ... | head` closes the pipe early, which is no error.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => match error.downcast_ref::<BadConfig>() {
             Some(errors) => {

@@ -15,7 +15,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-/// Seconds to answer WeChat; it hangs up at 5.
+/// Seconds to answer WeChat, which hangs up after 5.
 const PUSH_BUCKETS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 4.5, 5.0];
 /// Seconds of one attempt at a target.
@@ -93,7 +93,7 @@ pub struct TargetMetrics {
     /// The age in seconds of the oldest pending delivery; 0 without one.
     pub oldest_pending: Gauge,
     pub dead: IntGauge,
-    /// 1, or 0 while the circuit breaker lets only probes through.
+    /// 1, or 0 while the circuit breaker is open and only probes are sent.
     pub up: IntGauge,
     /// 1 while it is paused.
     pub paused: IntGauge,
@@ -119,7 +119,7 @@ pub struct Backlog {
 }
 
 impl Metrics {
-    /// Registers all metrics, and the process's own beside them.
+    /// Registers all metrics, including those of the process.
     #[expect(clippy::too_many_lines, reason = "a list: one entry for each metric")]
     pub fn new() -> Arc<Self> {
         let registry = Registry::new();
@@ -249,7 +249,7 @@ impl Metrics {
         Arc::new(metrics)
     }
 
-    /// Counts a request to a path of no account. Any client can send any number of these: no handles are made for them.
+    /// Counts a request to a path of no account. Unauthenticated clients can send many, so no handles are allocated.
     pub fn push_to_unknown_path(&self) {
         self.pushes.with_label_values(&["", "none", "unknown_path"]).inc();
     }
@@ -268,7 +268,7 @@ impl Metrics {
         }
     }
 
-    /// The metrics of a target, for its lane: it counts as up from now.
+    /// The metrics of a target, for its lane: sets the target to up.
     pub fn target(&self, name: &str) -> TargetMetrics {
         let metrics = TargetMetrics {
             name: name.into(),
@@ -282,14 +282,14 @@ impl Metrics {
             paused: self.paused.with_label_values(&[name]),
         };
         metrics.up.set(1);
-        // A counter that appears with its first event hides that event from `increase`.
+        // Prometheus' `increase` misses the first event of a counter that appears with it.
         for outcome in OUTCOMES {
             self.deliveries.with_label_values(&[name, outcome]);
         }
         metrics
     }
 
-    /// The metrics of spans, for the exporter; before the first call there is no series.
+    /// The metrics of spans, for the exporter; there is no series before the first call.
     pub fn spans(&self) -> SpanMetrics {
         let count = |result| self.spans.with_label_values(&[result]);
         SpanMetrics { exported: count("exported"), dropped: count("dropped"), failed: count("failed") }
@@ -315,8 +315,8 @@ impl Metrics {
         self.config_info.with_label_values(&[sha256, &generation.to_string()]).set(1);
     }
 
-    /// Sets when a served certificate expires and should be renewed, by its file, in seconds since the epoch; before the
-    /// first call there is no series, so that no alert fires where a proxy terminates TLS.
+    /// Sets when a served certificate expires and should be renewed, by its file, in seconds since the epoch; before
+    /// the first call there is no series, so that no alert fires where a proxy terminates TLS.
     pub fn tls_expiry(&self, cert: &str, end: i64, renew_by: i64) {
         self.tls_expiry.with_label_values(&[cert]).set(end);
         self.tls_renew_by.with_label_values(&[cert]).set(renew_by);
@@ -344,26 +344,26 @@ impl Metrics {
 }
 
 impl AccountMetrics {
-    /// Counts a request: what it was (`text`, `scan`, `verify`, .. `none`) and what became of it.
+    /// Counts a request by its kind (`text`, `scan`, `verify`, .. `none`) and its result.
     pub fn push(&self, kind: &'static str, result: &'static str) {
         self.pushes.with_label_values(&[&*self.name, kind, result]).inc();
     }
 
-    /// Counts a request from outside `allow_from`, by the result of [`AccountMetrics::push`].
+    /// Counts a request from outside `allow_from`, by the same result as [`AccountMetrics::push`].
     pub fn from_elsewhere(&self, result: &'static str) {
         self.from_elsewhere.with_label_values(&[&*self.name, result]).inc();
     }
 
-    /// Counts a passive reply by what became of it.
+    /// Counts a passive reply by its result.
     pub fn reply(&self, result: &'static str) {
         self.replies.with_label_values(&[&*self.name, result]).inc();
     }
 
-    /// Says whether the account's reply window is open; `None` where it has none, and then no series.
+    /// Sets whether the account's reply window is open; `None` for no window removes the series.
     pub fn reply_window(&self, open: Option<bool>) {
         match open {
             Some(open) => self.reply_window_open.with_label_values(&[&*self.name]).set(open.into()),
-            // An error is that there is none.
+            // Fails only if there is no such series.
             None => drop(self.reply_window_open.remove_label_values(&[&*self.name])),
         }
     }

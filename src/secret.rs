@@ -3,9 +3,9 @@
 //! Invariants: `Debug` prints a mask, the memory is wiped on drop, and the only way to the text is
 //! [`Secret::expose`], so that a reader can find every use by searching for that word.
 //!
-//! What can't be wiped: the process's environment; what the TOML parser and figment copy of a value in the configuration
-//! itself; the values of `headers`, which the HTTP client keeps; keys inside the TLS library; what a
-//! moved value leaves on the stack. [`seal_process`] is for all of that.
+//! Not wiped are: the process's environment; copies that the TOML parser and figment make of secrets in the
+//! configuration itself; the values of `headers`, which the HTTP client keeps; keys inside the TLS library; remains of
+//! moved values on the stack. [`seal_process`] protects all of these.
 
 #![warn(missing_docs)]
 
@@ -31,13 +31,13 @@ impl Secret {
         &self.0
     }
 
-    /// Compares by hash, so that the time reveals neither where the texts differ nor the length of this one.
+    /// Compares hashes, so that the duration reveals neither where the texts differ nor the length of the secret.
     pub fn matches(&self, other: &str) -> bool {
         Sha256::digest(self.0.as_bytes()).ct_eq(&Sha256::digest(other)).into()
     }
 }
 
-/// By [`Secret::matches`].
+/// Compares with [`Secret::matches`].
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
         self.matches(other.expose())
@@ -54,12 +54,12 @@ impl fmt::Debug for Secret {
 /// and environment. Root still can.
 ///
 /// # Errors
-/// The system's, for example from a seccomp filter.
+/// If the system refuses, for example by a seccomp filter.
 #[cfg(target_os = "linux")]
 pub fn seal_process() -> io::Result<()> {
     use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
     set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    // This limit does not apply to a core_pattern that is a pipe; the line above covers that too.
+    // This limit does not apply if core_pattern is a pipe; the line above also covers that.
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     Ok(())
 }
@@ -67,7 +67,7 @@ pub fn seal_process() -> io::Result<()> {
 /// Disables core dumps.
 ///
 /// # Errors
-/// The system's.
+/// If the system refuses.
 #[cfg(not(target_os = "linux"))]
 pub fn seal_process() -> io::Result<()> {
     use rustix::process::{Resource, Rlimit, setrlimit};

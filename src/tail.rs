@@ -1,8 +1,9 @@
-//! Live activity for watchers: each push and each attempt; and the same as spans of a trace, for the exporter.
+//! Live activity, each push and each attempt: for watchers, and as spans of a trace for the exporter.
 //!
-//! Invariants: publishing never waits, and costs next to nothing without a watcher. A watcher that reads too slowly misses
-//! the oldest activity, and learns how much; of spans the newest are dropped, and counted. An activity has the contents of
-//! a log line: OpenIDs as `log.openid` shows them, no message text, no query. Nothing is stored here.
+//! Invariants: publishing never waits, and costs next to nothing without a watcher. A watcher that reads too slowly
+//! misses the oldest activity, and is told how much; if the exporter is too slow, the newest spans are dropped and
+//! counted. An activity has the contents of a log line: OpenIDs as `log.openid` shows them, no message text, no query.
+//! Nothing is stored here.
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,9 +17,9 @@ use crate::event::EventId;
 use crate::metrics::SpanMetrics;
 use crate::trace::SpanContext;
 
-/// How far a watcher may lag before it misses activity.
+/// How many activities a watcher may lag behind before it misses some.
 const MAX_LAG: usize = 1024;
-/// The most spans that wait for the exporter; a few MiB.
+/// The most spans that are queued for the exporter; they take a few MiB.
 const MAX_SPANS: usize = 4096;
 /// The most concurrent watchers.
 pub const WATCHERS: usize = 16;
@@ -29,7 +30,7 @@ pub const WATCHERS: usize = 16;
 pub enum Activity {
     /// A request to an account, answered or not.
     Push(PushActivity),
-    /// An attempt was made, or its delivery had expired before it.
+    /// An attempt, or a delivery that expired before its next attempt.
     Attempt(AttemptActivity),
 }
 
@@ -46,11 +47,11 @@ pub struct PushActivity {
     pub account: Arc<str>,
     /// `verify`, the kind of the message, or `none`.
     pub kind: &'static str,
-    /// `accepted`, `duplicate`, `verified`, or why it was refused.
+    /// `accepted`, `duplicate`, `verified`, or the reason of a refusal.
     pub result: &'static str,
     pub duration_ms: f64,
     pub openid: Option<String>,
-    /// WeChat's stamp: CreateTime, or the query's timestamp of a push that was not decrypted; in seconds since 1970.
+    /// CreateTime, or the query's timestamp if the push was not decrypted; in seconds since 1970.
     pub stamp: Option<i64>,
 }
 
@@ -93,7 +94,7 @@ pub enum TracedKind {
 pub struct Span {
     pub kind: TracedKind,
     pub context: SpanContext,
-    /// The event, also where the activity does not have it yet.
+    /// The event, even if the activity does not have it yet.
     pub event: EventId,
     pub started: UnixNanos,
     pub ended: UnixNanos,
@@ -121,18 +122,18 @@ impl Default for Tail {
 }
 
 impl Tail {
-    /// One that also collects spans, and their receiver.
+    /// Makes a tail that also collects spans, and their receiver.
     pub fn traced(metrics: SpanMetrics) -> (Self, mpsc::Receiver<Span>) {
         let (sender, spans) = mpsc::channel(MAX_SPANS);
         (Self { spans: Some((sender, metrics)), ..Self::default() }, spans)
     }
 
-    /// Sends a span to the exporter, if there is one and the trace is recorded. When the buffer is full the span is dropped
-    /// and counted.
+    /// Sends a span to the exporter, if there is one and the trace is recorded. When the buffer is full the span is
+    /// dropped and counted.
     pub fn trace(&self, context: impl FnOnce() -> SpanContext, span: impl FnOnce(SpanContext) -> Span) {
         let Some((sender, metrics)) = &self.spans else { return };
         let context = context();
-        // Once the exporter has ended, a dropped span is not counted.
+        // After the end of the exporter, dropped spans are not counted.
         if context.recorded
             && let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(span(context))
         {
@@ -143,7 +144,7 @@ impl Tail {
     /// Publishes to all watchers, without waiting.
     pub fn publish(&self, activity: impl FnOnce() -> Activity) {
         if self.activity.receiver_count() > 0 {
-            // Fails when the last watcher has just gone.
+            // Fails if the last watcher has just been dropped.
             self.activity.send(Arc::new(activity())).ok();
         }
     }
@@ -172,7 +173,7 @@ pub struct Watch {
 #[derive(Clone, Debug)]
 pub enum WatchItem {
     Activity(Arc<Activity>),
-    /// That many activities were missed, as they were read too slowly.
+    /// The watcher was too slow and missed this many activities.
     Lagged(u64),
 }
 

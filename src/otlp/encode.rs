@@ -1,7 +1,7 @@
-//! Spans in OTLP (opentelemetry-proto, trace.proto); attributes by OpenTelemetry's semantic conventions where they exist,
-//! else our own.
+//! Encodes spans in OTLP (opentelemetry-proto, trace.proto). Attributes follow OpenTelemetry's semantic conventions
+//! where they exist; the others are our own.
 //!
-//! Invariant: a span has nothing that the log does not have. Pure.
+//! Invariant: a span contains nothing that the log does not contain. Pure.
 
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
@@ -15,11 +15,10 @@ use crate::tail::{Activity, AttemptActivity, PushActivity, Span, TracedKind};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// `recorded` of the trace's flags, and that the next bit says whether the parent is remote.
+/// The flag `sampled` of W3C's trace flags, and the bit by which the next one shows whether the parent is remote.
 const FLAGS: u32 = 0x01 | 0x100;
 const PARENT_IS_REMOTE: u32 = 0x200;
 
-/// One request with these spans.
 pub(super) fn request(spans: Vec<Span>, service_name: &str) -> ExportTraceServiceRequest {
     let mut resource = Attributes::default();
     resource.text("service.name", service_name);
@@ -92,7 +91,7 @@ fn describe_attempt(attributes: &mut Attributes, attempt: AttemptActivity) -> Op
     attributes.text("wxrelay.outcome", attempt.outcome);
     attributes.text("wxrelay.openid", attempt.openid);
     attributes.maybe_number("wxrelay.stamp", attempt.stamp);
-    // Also of one that was delivered, but whose reply was not usable.
+    // Also for an attempt that was delivered and whose reply was unusable.
     attributes.maybe_text("wxrelay.error", attempt.error.clone());
     attempt.error
 }

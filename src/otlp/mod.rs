@@ -1,9 +1,9 @@
 //! Traces to an OpenTelemetry collector: OTLP over HTTP, in protobuf.
 //!
-//! The push pipeline and the dispatcher put spans into a bounded queue; one task POSTs them in batches. A collector that is
-//! down, slow or refuses costs spans, which are counted, and nothing else. Not the SDK's tracer and processor: our spans
-//! may end in another process than they began in, their ids are not random, and dropped spans must be counted. The
-//! protocol types are the SDK's.
+//! The push pipeline and the dispatcher put spans into a bounded queue; one task POSTs them in batches. A collector
+//! that is down, is slow or refuses costs only spans, which are counted. The SDK's tracer and processor are not used:
+//! our spans may end in another process than they began in, their ids are not random, and dropped spans must be
+//! counted. The protocol types are the SDK's.
 
 mod encode;
 
@@ -33,7 +33,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The waits between the tries of one batch; then it is dropped.
 const RETRY_WAITS: [Duration; 4] =
     [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4), Duration::from_secs(8)];
-/// The longest `Retry-After` that is followed: spans that do not fit meanwhile are dropped.
+/// The longest `Retry-After` that is respected: spans that do not fit into the queue meanwhile are dropped.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(30);
 /// The statuses after which a batch is retried (OTLP specification, "Retryable Response Codes").
 const RETRYABLE: [u16; 4] = [429, 502, 503, 504];
@@ -123,7 +123,7 @@ impl SpanSender {
         }
     }
 
-    /// The next spans; `None` after the stop, when there are no more.
+    /// The next batch of spans; `None` once the export has stopped and all spans are sent.
     async fn next_batch(&mut self) -> Option<Vec<Span>> {
         let mut batch = Vec::new();
         tokio::select! {
@@ -145,7 +145,7 @@ impl SpanSender {
         (!batch.is_empty()).then_some(batch)
     }
 
-    /// Sends a batch, with retries. Returns how many of its spans were rejected; `None` for all.
+    /// Sends a batch, with retries. Returns how many of its spans were rejected; `None` if all were.
     async fn export(&self, body: Bytes, count: u64) -> Option<u64> {
         let schedule = Schedule::ending(RETRY_WAITS.to_vec());
         for attempt in 1.. {

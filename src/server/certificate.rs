@@ -1,9 +1,10 @@
-//! A certificate's validity: the one field of X.509 that the relay parses itself, for renewal and for alerts on expiry.
+//! A certificate's validity: the only field of X.509 that the relay parses itself, for renewal and for alerts on
+//! expiry.
 //!
-//! The input is the operator's own file or an authority's response, already accepted by rustls; what cannot be parsed is
-//! `None`, never an error.
+//! The input is the operator's own file or an authority's response, already accepted by rustls; a date that cannot be
+//! parsed is `None`, never an error.
 
-/// The tags of DER (X.690) on the way to the field.
+/// The tags of DER (X.690) on the path to the field.
 const SEQUENCE: u8 = 0x30;
 const VERSION: u8 = 0xa0;
 const UTC_TIME: u8 = 0x17;
@@ -36,12 +37,13 @@ impl Validity {
         Some(Self { from: moment(validity.next()?)?, until: moment(validity.next()?)? })
     }
 
-    /// When ACME orders the next one: with a third of the lifetime left, as authorities recommend.
+    /// When ACME orders the next certificate: with a third of the lifetime left, as authorities recommend.
     pub fn renewal(self) -> i64 {
         self.until - self.length() / 3
     }
 
-    /// By when it should be renewed, by any means: with 21 days left, or a quarter of the lifetime where that is less.
+    /// When it should be renewed at the latest, by ACME or otherwise: with 21 days left, or a quarter of the lifetime
+    /// if that is less.
     pub fn renew_by(self) -> i64 {
         self.until - AHEAD.min(self.length() / 4)
     }

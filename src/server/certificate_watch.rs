@@ -1,7 +1,7 @@
 //! Reloads renewed certificates, and warns before certificates expire.
 //!
-//! Invariant: a certificate that cannot be used leaves the one in use. An expired certificate is still served: a client
-//! may not check, and no answer at all helps nobody.
+//! Invariants: an unusable certificate does not replace the one in use; an expired one is still served, as some clients
+//! do not check, and without it none could connect.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,9 +16,9 @@ use super::tls::Acceptor;
 use crate::clock::UnixMillis;
 use crate::metrics::Metrics;
 
-/// How often the files are checked.
+/// The interval of checks of the files.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// How often the log warns of one certificate.
+/// The interval of warnings about one certificate.
 const WARN_INTERVAL: Duration = Duration::from_hours(24);
 const DAY: i64 = 86_400;
 
@@ -55,14 +55,14 @@ pub fn publish_expiries(acceptor: &Acceptor, metrics: &Metrics) {
     }
 }
 
-/// The expiry last warned of and when, by certificate.
+/// The expiry that was last warned of, and when, by certificate file.
 #[derive(Default)]
 struct ExpiryWarnings(HashMap<PathBuf, (i64, Instant)>);
 
 /// A certificate that expires soon or has expired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ExpiryWarning {
-    /// In that many whole days.
+    /// In this many whole days.
     ExpiresIn(i64),
     Expired,
 }
@@ -114,7 +114,7 @@ mod tests {
             let key = rcgen::KeyPair::generate().unwrap();
             std::fs::write(&files.cert, params.self_signed(&key).unwrap().pem()).unwrap();
             std::fs::write(&files.key, key.serialize_pem()).unwrap();
-            // The file system's clock may not have moved since the last time.
+            // Set explicitly: the file system's clock may not have advanced since the last write.
             let written = std::time::UNIX_EPOCH + Duration::from_secs(year.unsigned_abs().into());
             std::fs::File::options().append(true).open(&files.key).unwrap().set_modified(written).unwrap();
         };

@@ -40,13 +40,13 @@ pub enum ChallengeError {
 }
 
 impl Challenges {
-    /// The certificate to show for a domain.
+    /// The certificate that answers a validation of a domain.
     pub(super) fn answer(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
         let answers = self.0.lock();
         answers.get(&domain.to_ascii_lowercase()).cloned()
     }
 
-    /// Serves the proof of a key authorization, by its SHA-256, until the result is dropped.
+    /// Serves the proof for a key authorization, given by its SHA-256, until the result is dropped.
     pub(super) fn offer(&self, domain: &str, sha256: &[u8; 32]) -> Result<OfferedChallenge, ChallengeError> {
         let mut params = CertificateParams::new([domain.to_owned()])?;
         params.custom_extensions.push(CustomExtension::new_acme_identifier(sha256));

@@ -3,8 +3,8 @@
 //! Invariants: an accept loop never waits while some connection is idle; a connection with an active request is never
 //! evicted. Idle connections are evicted in this order: unauthenticated clients (never answered 2xx) of addresses that
 //! were never answered 2xx either; then other unauthenticated clients; then the oldest. Among the first two, those of
-//! the address with the most idle connections go first, its oldest first: a flood evicts its own connections, and no
-//! limit per address exists that a reverse proxy or WeChat's few addresses could meet. Memory is bounded by the number
+//! the address with the most idle connections go first, its oldest first: a flood evicts its own connections. There is
+//! no limit per address, which a reverse proxy or WeChat's few addresses could reach. Memory is bounded by the number
 //! of slots and by [`MAX_KNOWN_ADDRESSES`].
 //!
 //! Why not a plain semaphore: a flood that opens connections and sends nothing would lock WeChat out until its timeouts
@@ -37,12 +37,12 @@ pub(super) struct ConnectionSlots {
     evictions: LogThrottle,
 }
 
-/// The connections without an active request, by when they became idle.
+/// The connections without an active request, numbered in the order in which they became idle.
 #[derive(Default)]
 struct IdleConnections {
     next: u64,
     connections: HashMap<u64, IdleConnection>,
-    /// Addresses of which some connection was answered 2xx: WeChat opens a connection for each push.
+    /// Addresses of which any connection was answered 2xx: WeChat opens a connection for each push.
     authenticated: HashSet<Peer>,
 }
 
@@ -78,7 +78,7 @@ impl ConnectionSlots {
         Arc::new(Self { limit, permits, idle: Mutex::default(), evictions: LogThrottle::default() })
     }
 
-    /// A slot for a new connection. While there is none, idle connections are evicted.
+    /// Waits for a slot for a new connection. While there is none, idle connections are evicted.
     pub(super) async fn acquire(self: &Arc<Self>, peer: Peer) -> ConnectionSlot {
         let permit = match self.permits.clone().try_acquire_owned() {
             Ok(permit) => Some(permit),
@@ -141,13 +141,13 @@ impl IdleConnections {
         Some((source, numbers))
     }
 
-    /// Of the connections that match: those of the source that has the most.
+    /// The connections of the source that has the most matching ones.
     fn largest_source(&self, matches: impl Fn(&IdleConnection) -> bool) -> Option<(Peer, Vec<u64>)> {
         let mut sources: HashMap<Peer, Vec<u64>> = HashMap::new();
         for (number, idle) in self.connections.iter().filter(|(_, idle)| matches(idle)) {
             sources.entry(idle.source).or_default().push(*number);
         }
-        // Of equals the one with the oldest, so that the choice does not depend on the map's order.
+        // A tie goes to the source of the oldest, so that the choice does not depend on the map's order.
         sources.into_iter().max_by_key(|(_, numbers)| (numbers.len(), numbers.iter().min().map(|at| !at)))
     }
 
@@ -160,7 +160,7 @@ impl IdleConnections {
 }
 
 impl ConnectionSlot {
-    /// Sets the peer that the connection counts for, as a PROXY header names it.
+    /// Sets the peer that the connection counts for: a PROXY header may name another one than the socket does.
     pub(super) fn set_peer(&self, peer: Peer) {
         let mut state = self.state.lock();
         state.source = peer.subscriber();
@@ -213,14 +213,14 @@ impl ConnectionSlot {
     }
 }
 
-/// An active request; it ends when this is dropped, however it ended.
+/// An active request, which ends when this is dropped.
 pub(super) struct ActiveRequest {
     slot: Arc<ConnectionSlot>,
     success: bool,
 }
 
 impl ActiveRequest {
-    /// Ends the request as answered, with a 2xx or without.
+    /// Ends the request as answered; `success` is a 2xx.
     pub(super) fn answered(mut self, success: bool) {
         self.success = success;
     }
@@ -253,7 +253,7 @@ mod tests {
         Arc::new(slots.acquire(peer(address)).await)
     }
 
-    /// Which of these have been evicted.
+    /// Which of these connections were evicted.
     async fn evicted(connections: &[&Arc<ConnectionSlot>]) -> Vec<usize> {
         let mut found = Vec::new();
         for (number, slot) in connections.iter().enumerate() {
@@ -264,7 +264,7 @@ mod tests {
         found
     }
 
-    /// Asks for a slot when there is none, and gives up.
+    /// Asks for a slot while all are taken, and gives up after 1 ms.
     async fn exhaust(slots: &Arc<ConnectionSlots>) {
         assert!(
             timeout(Duration::from_millis(1), slots.acquire(peer("192.0.2.200"))).await.is_err(),

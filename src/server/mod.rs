@@ -1,4 +1,4 @@
-//! HTTP in: listeners, connections, drain. Knows nothing of WeChat.
+//! HTTP in: listeners, connections, drain. Does not depend on WeChat's protocol.
 //!
 //! - `settings.rs`: [`Settings`], [`Listen`], [`Options`]
 //! - `socket.rs`: [`bind`], the listening sockets
@@ -8,15 +8,15 @@
 //!   `challenge.rs`: the answers to an ACME authority's validation
 //! - `certificate_watch.rs`: reloads renewed certificates, warns before they expire; `acme/`: orders and renews them
 //! - `connection_slots.rs`: the limit on connections, and which are evicted
-//! - `transport.rs`: what a connection is read from and written to
-//! - `peer.rs`: [`Peer`], the client of a request; `proxied.rs`: the same by the PROXY protocol
+//! - `transport.rs`: the byte stream of a connection
+//! - `peer.rs`: [`Peer`], the client of a request; `proxied.rs`: the client that a PROXY header names
 //!
 //! Imports go one way: `acme` uses `certificate_watch`, both use `tls`, and `tls` uses `challenge`.
 //!
-//! Invariants: no client can hold up the accept loop: handshake and headers are read in the connection's own task, each
+//! Invariants: no client can block the accept loop: handshake and headers are read in the connection's own task, each
 //! with a timeout. Every connection's task is owned by its accept loop and ends with it. An accepted connection has its
-//! first request answered, also when the stop comes before that request. The service runs in the connection's task, so a
-//! client that hangs up cancels it: a service spawns what must finish.
+//! first request answered, even if the stop precedes that request. The service runs in the connection's task, so a
+//! client that hangs up cancels it: a service must spawn work that has to finish.
 
 pub mod acme;
 mod certificate;
@@ -72,8 +72,8 @@ use crate::telemetry::LogThrottle;
 
 /// Serves until `shutdown`, then waits up to `drain` for active requests, and closes the rest.
 ///
-/// TLS is for TCP sockets only. Returns when no connection is left. The service should always respond: on its errors the
-/// connection is closed without a response.
+/// TLS is for TCP sockets only. Returns when no connection is left. The service should always respond: if it returns an
+/// error, the connection is closed without a response.
 pub async fn serve<S, B>(
     bound: Vec<Bound>,
     tls: Option<tls::Acceptor>,
@@ -124,12 +124,12 @@ impl Server {
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
                 stream = accept(&bound) => stream,
             };
-            // Not in the select, which would drop the connection where another branch is ready first.
+            // Not in the select, which would drop the connection if another branch were ready first.
             if let Some(slot) = acquire_slot(&self.slots, stream.peer(), &shutdown, accept_grace).await {
                 self.spawn_connection(&mut connections, stream, slot, &shutdown);
             }
         }
-        // Connections that the system has accepted already would be reset with the socket.
+        // Closing the socket would reset the connections in the system's backlog, so these are accepted first.
         let now = Instant::now();
         let (until, end) = (now + accept_grace, now + drain);
         while Instant::now() < until
@@ -138,7 +138,8 @@ impl Server {
         {
             self.spawn_connection(&mut connections, stream, slot, &shutdown);
         }
-        // From here on the system refuses new connections, or keeps them for the next process where systemd has the socket.
+        // From now on the system refuses new connections; with a socket of systemd, it queues them for the next
+        // process.
         drop(bound);
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout_at(end, ended).await.is_err() {
@@ -173,7 +174,7 @@ impl Server {
         let service = Connected { handler, peer, slot, first_request: first_request.clone(), trusted_proxies };
         if options.http2 {
             let builder = http1_and_2(&options);
-            // Boxed, as the handshake is: else each connection's task would reserve the space that few need.
+            // Boxed, like the handshake: else each connection's task would reserve the space that few need.
             let connection = Box::pin(builder.serve_connection(io, service));
             until_closed(connection, options.header_timeout, &first_request, shutdown).await;
         } else {
@@ -183,7 +184,7 @@ impl Server {
     }
 }
 
-/// What comes before HTTP: the PROXY header and the TLS handshake, where they are configured.
+/// Reads the PROXY header and makes the TLS handshake, if they are configured.
 async fn handshake(
     stream: Stream,
     tls: Option<&tls::Acceptor>,
@@ -210,7 +211,7 @@ async fn handshake(
     };
     let limit = options.handshake_timeout;
     match timeout(limit, Box::pin(tls.accept(io))).await {
-        // The handshake is all that an ACME authority needs (RFC 8737, 3).
+        // An ACME authority needs only the handshake (RFC 8737, 3).
         Ok(Ok(mut io)) if challenge::is_validation(io.get_ref().1.alpn_protocol()) => {
             tracing::debug!("ACME authority validated a domain");
             timeout(limit, io.shutdown()).await.ok();
@@ -223,7 +224,7 @@ async fn handshake(
     None
 }
 
-/// Reads the PROXY header, where one is configured. Clients that send none cannot flood the log.
+/// Reads the PROXY header, if it is configured. Clients that send none cannot flood the log.
 async fn read_proxy_header<I: AsyncRead + Unpin>(
     io: I,
     peer: Peer,
@@ -236,7 +237,7 @@ async fn read_proxy_header<I: AsyncRead + Unpin>(
     let refused = match timeout(options.header_timeout, proxied::read_header(io, peer, &options.trusted_proxies)).await
     {
         Ok(Ok(proxied)) => return Some(proxied),
-        // The TCP health checks of load balancers end so.
+        // TCP health checks of load balancers connect and close.
         Ok(Err(ProxyHeaderError::Broken(error))) => {
             tracing::debug!(%error, "connection ended before its PROXY header");
             return None;
@@ -253,9 +254,9 @@ async fn read_proxy_header<I: AsyncRead + Unpin>(
 
 /// Drives a connection to its end, with a timeout of its own for the first request.
 ///
-/// hyper has one timeout for a first request's headers and for the pause before a further request; this adds the shorter
-/// one for the first. `graceful_shutdown` before the first request was read would close without a response, so it is
-/// called after that.
+/// hyper has one timeout for the headers of a first request and for the pause before a further one; this adds the
+/// shorter timeout for the first. Before the first request is read, `graceful_shutdown` would close without a response,
+/// so it is called after that.
 async fn until_closed<P, C>(
     mut connection: Pin<P>,
     header_timeout: Duration,
@@ -288,7 +289,7 @@ async fn until_closed<P, C>(
     }
 }
 
-/// The service for one connection: adds the peer to a request, and reports its begin and end to the slot.
+/// The service of one connection: adds the peer to each request, and reports its start and end to the slot.
 struct Connected {
     handler: Handler,
     peer: Peer,
@@ -317,8 +318,8 @@ impl hyper::service::Service<Request<Incoming>> for Connected {
     }
 }
 
-/// Without `pipeline_flush`: with it, hyper 1.12 delays a response while its buffer holds unread bytes, so that a request
-/// that it cannot parse gets none.
+/// Without `pipeline_flush`: with it, hyper 1.12 delays a response while its buffer has unread bytes, so that a request
+/// that it cannot parse gets no response.
 fn http1_only(options: &Options) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
@@ -351,12 +352,12 @@ fn http1_and_2(options: &Options) -> auto::Builder<TokioExecutor> {
 const BACKLOG_POLL: Duration = Duration::from_millis(1);
 /// How long a stop still accepts connections from the backlog.
 const ACCEPT_GRACE: Duration = Duration::from_millis(500);
-/// The most headers a request may have; WeChat's has about ten, a chain of proxies adds as many.
+/// The most headers of a request; WeChat sends about ten, and a chain of proxies adds as many.
 const MAX_HEADERS: usize = 64;
 /// The most bytes read ahead on a connection, which also bounds the headers.
 const MAX_BUFFER: usize = 32 << 10;
 
-/// A slot for a connection; `None` if there is none `accept_grace` after the stop began.
+/// Waits for a slot; `None` if there is none until `accept_grace` after the start of the stop.
 async fn acquire_slot(
     slots: &Arc<ConnectionSlots>,
     peer: Peer,
@@ -374,8 +375,8 @@ async fn acquire_slot(
     }
 }
 
-/// The next connection. An error of one client is skipped. After an error of the system (descriptors, memory) this waits,
-/// as retrying at once would spin.
+/// Accepts the next connection. Errors of one client are skipped. After an error of the system (descriptors, memory) it
+/// waits, as retrying at once would spin.
 async fn accept(bound: &Bound) -> Stream {
     loop {
         match bound.accept().await {

@@ -5,16 +5,15 @@ use std::net::{IpAddr, SocketAddr};
 use http::HeaderMap;
 use ipnet::IpNet;
 
-/// The client's address, in each request's extensions; `None` on a Unix socket without
-/// `X-Forwarded-For`.
+/// The client's address, in each request's extensions; `None` on a Unix socket without `X-Forwarded-For`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Peer(pub Option<IpAddr>);
 
 impl Peer {
-    /// The right-most address of `X-Forwarded-For` that is no trusted proxy's, if this peer itself is one.
+    /// If this peer is a trusted proxy: the right-most address of `X-Forwarded-For` that is not one.
     ///
-    /// Only what a trusted hop wrote is read: everything further left is the client's own claim. Peers on a Unix socket
-    /// are trusted.
+    /// Only entries that a trusted hop wrote are used: everything further left is the client's own claim. Peers on a
+    /// Unix socket are trusted.
     pub(super) fn behind_proxies(self, headers: &HeaderMap, trusted: &[IpNet]) -> Self {
         if !self.is_trusted(trusted) {
             return self;
@@ -31,7 +30,7 @@ impl Peer {
         peer
     }
 
-    /// The unit that limits count by: an IPv4 address, or the /64 of an IPv6 address, which a single subscriber has.
+    /// The unit that limits count by: an IPv4 address, or the /64 of an IPv6 address, as a subscriber has all of it.
     pub fn subscriber(self) -> Self {
         Self(self.0.map(|address| match address.to_canonical() {
             IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
@@ -45,7 +44,7 @@ impl Peer {
     }
 }
 
-/// An address, or an address and a port as some proxies write it.
+/// Parses an address, with a port or without: some proxies add one.
 fn parse(hop: &str) -> Option<IpAddr> {
     let address = hop.parse().or_else(|_| hop.parse().map(|socket: SocketAddr| socket.ip()));
     address.ok().map(|address: IpAddr| address.to_canonical())

@@ -1,7 +1,7 @@
 //! The PROXY protocol, versions 1 and 2: a load balancer names the client before anything else on the connection.
 //!
-//! Invariants: read from trusted peers only, and never guessed: where it is configured, every connection begins with it.
-//! Of a header one address is kept.
+//! Invariants: the header is accepted from trusted peers only, and never guessed: if it is configured, every connection
+//! must begin with it. Only the client's address is kept.
 
 use std::io;
 
@@ -31,8 +31,8 @@ pub enum ProxyHeaderError {
     Broken(#[source] io::Error),
 }
 
-/// Reads the header of a new connection. Returns the client that it names, or this peer where it names none (`LOCAL`,
-/// `UNKNOWN`: a request of the load balancer's own, such as a health check).
+/// Reads the header of a new connection. Returns the client that it names, or this peer if it names none (`LOCAL`,
+/// `UNKNOWN`: the load balancer's own requests, such as health checks).
 pub async fn read_header<I>(io: I, peer: Peer, trusted: &[IpNet]) -> Result<(ProxiedStream<I>, Peer), ProxyHeaderError>
 where
     I: AsyncRead + Unpin,
@@ -60,14 +60,14 @@ mod tests {
 
     const BALANCER: Peer = Peer(Some(IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1))));
 
-    /// What comes of bytes that arrive in two parts before the end: the client, and what is left to read.
+    /// Reads bytes that arrive in two parts before the end. Returns the client, and the bytes left to read.
     fn taken(bytes: &[u8], cut: usize) -> Result<(Peer, Vec<u8>), ProxyHeaderError> {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let (mut near, far) = tokio::io::duplex(64);
             let parts = bytes.split_at(cut.min(bytes.len()));
             let send = async move {
-                // An error is that the other end has had enough.
+                // Fails if the reader has closed already.
                 for part in [parts.0, parts.1] {
                     if near.write_all(part).await.is_err() {
                         return;
@@ -85,7 +85,7 @@ mod tests {
         })
     }
 
-    /// Version 2 by the letter of the specification: signature, version and command, family, length, addresses, more.
+    /// A header of version 2, as specified: signature, version and command, family, length, addresses, more.
     fn version_2(command: u8, from: SocketAddr, more: &[u8]) -> Vec<u8> {
         let (family, addresses) = match from {
             SocketAddr::V4(from) => (0x11, [from.ip().octets(), [192, 0, 2, 1]].concat()),
@@ -105,7 +105,7 @@ mod tests {
     fn both_versions_name_the_client() {
         for from in ["203.0.113.7:4711", "[2001:db8::7]:4711"] {
             let from: SocketAddr = from.parse().unwrap();
-            // A TLV of the kind NOOP, three bytes long.
+            // The third has a TLV of type NOOP with three bytes.
             for header in [version_1(from), version_2(0x21, from, b""), version_2(0x21, from, b"\x04\0\x03abc")] {
                 let (peer, rest) = taken(&[&header, &b"GET"[..]].concat(), 0).unwrap();
                 assert_eq!((peer.0, &rest[..]), (Some(from.ip()), &b"GET"[..]));

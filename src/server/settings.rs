@@ -1,4 +1,4 @@
-//! What `[server]` sets, and the options of a server's connections.
+//! The settings of `[server]`, and the options of a server's connections.
 
 use std::fmt::{self, Display};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,16 +10,16 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub listen: Vec<Listen>,
-    /// The certificates to serve, the default first; none if something in front terminates TLS.
+    /// The certificates to serve, the default first; none if a proxy in front terminates TLS.
     pub tls: Vec<Certificate>,
     /// The proxies whose `X-Forwarded-For` is trusted.
     pub trusted_proxies: Vec<ipnet::IpNet>,
     /// Whether every connection begins with a PROXY header, from one of `trusted_proxies`.
     pub proxy_protocol: bool,
     pub http2: bool,
-    /// How long a stop waits for active requests.
+    /// The timeout of a stop for active requests.
     pub drain: Duration,
-    /// The largest request body, in bytes.
+    /// The size limit of a request body, in bytes.
     pub max_body: usize,
 }
 
@@ -33,7 +33,7 @@ pub enum Listen {
     Systemd,
 }
 
-/// As the configuration writes it.
+/// The form of the configuration.
 impl Display for Listen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -45,7 +45,8 @@ impl Display for Listen {
 }
 
 impl Listen {
-    /// The address that a program of this machine connects to: loopback for "any address". `None` where it cannot be known.
+    /// The address that a program on this machine connects to: loopback for "any address". `None` if it cannot be
+    /// known.
     pub fn reachable(&self) -> Option<SocketAddr> {
         let Self::Tcp(mut address) = *self else { return None };
         match address.ip() {
@@ -60,24 +61,24 @@ impl Listen {
 /// Limits and protocols of a server's connections.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Without it, the code of HTTP/2 is not reached.
+    /// Without it, HTTP/2's code is never reached.
     pub http2: bool,
     /// Whether every connection begins with a PROXY header.
     pub proxy_protocol: bool,
     pub handshake_timeout: Duration,
-    /// How long a new connection's first request may take to arrive, headers only; a PROXY header too.
+    /// The timeout for the headers of a new connection's first request, and for a PROXY header.
     pub header_timeout: Duration,
-    /// How long a connection may stay without the headers of a further request. Longer than a reverse proxy keeps its
-    /// idle connections (nginx: 60 s), so that it is the proxy that closes and no push meets a closing connection.
+    /// The timeout for the headers of a further request. Longer than a reverse proxy keeps its idle connections (nginx:
+    /// 60 s), so that the proxy closes them and no push is sent on a connection that the relay is closing.
     pub idle_timeout: Duration,
-    /// The most open connections. Above it idle ones are evicted for new ones.
+    /// The most open connections. At the limit, idle ones are evicted for new ones.
     pub max_connections: usize,
     /// The proxies whose `X-Forwarded-For` and PROXY header are trusted.
     pub trusted_proxies: Arc<[ipnet::IpNet]>,
 }
 
 impl Options {
-    /// The values of `[server]`; the rest are defaults.
+    /// Takes the values that `[server]` sets; the rest are defaults.
     pub fn new(settings: &Settings) -> Self {
         let trusted_proxies = settings.trusted_proxies.as_slice().into();
         Self { http2: settings.http2, proxy_protocol: settings.proxy_protocol, trusted_proxies, ..Self::default() }
@@ -108,7 +109,7 @@ pub enum Certificate {
 }
 
 impl Certificate {
-    /// The file that the chain is in; with ACME it may not be there yet.
+    /// The file with the chain; with ACME it may not exist yet.
     pub fn chain(&self) -> &Path {
         match self {
             Self::Files(files) => &files.cert,
@@ -137,7 +138,7 @@ pub struct AcmeSettings {
     pub directory: String,
     /// A PEM file of the certificate authorities to trust for that URL instead of the system's.
     pub ca: Option<PathBuf>,
-    /// Where the certificate is kept, by [`acme::file`](super::acme::file).
+    /// The file that the certificate is stored in, by [`acme::file`](super::acme::file).
     pub file: PathBuf,
 }
 

@@ -1,7 +1,7 @@
 //! Listening sockets: TCP, Unix, and those that systemd passes.
 //!
-//! Invariants: a Unix socket's file is removed only when nothing answers on it; the sockets of systemd are taken once
-//! per process. The file of a Unix socket stays at the end: removing it could remove a successor's.
+//! Invariants: a Unix socket's file is removed only if nothing answers on it; the sockets of systemd are taken once per
+//! process. A stop leaves the file of a Unix socket: it may be the next process's already.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +23,7 @@ const PLAIN_NAME: &str = "http";
 pub struct Bound {
     listener: Listener,
     address: String,
-    /// Whether it has no TLS beside others that have.
+    /// Whether it has no TLS even if `server.tls` is set: a Unix socket, or a systemd socket named `http`.
     is_plain: bool,
 }
 
@@ -103,7 +103,7 @@ impl BindError {
     }
 }
 
-/// Binds one entry of `listen`; systemd may pass several sockets for one.
+/// Binds one entry of `listen`, for which systemd may pass several sockets.
 pub async fn bind(listen: &Listen) -> Result<Vec<Bound>, BindError> {
     match listen {
         Listen::Tcp(address) => Ok(vec![tcp(*address).map_err(|error| bind_error(address.to_string(), error))?]),
@@ -130,8 +130,8 @@ impl Bound {
         match &self.listener {
             Listener::Tcp(listener) => {
                 let (stream, address) = listener.accept().await?;
-                // A response is one write, so Nagle's algorithm would only delay it. Fails only on a connection that is
-                // lost already, which is not the listener's error.
+                // A response is one write, so Nagle's algorithm would only delay it. This fails only on a connection
+                // that is lost already, which is not the listener's error.
                 stream.set_nodelay(true).ok();
                 Ok(Stream::Tcp(stream, Peer(Some(address.ip().to_canonical()))))
             }
@@ -139,7 +139,6 @@ impl Bound {
         }
     }
 
-    /// Whether it has no TLS though others have.
     pub(super) fn is_plain(&self) -> bool {
         self.is_plain
     }
@@ -177,7 +176,7 @@ async fn unix(path: &Path) -> Result<Bound, BindError> {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 std::fs::remove_file(path).map_err(failed)?;
             }
-            // Not known to be dead: the error of binding names the cause.
+            // It may be alive, so the file stays: the error of binding names the cause.
             Err(_) => {}
         }
     }
@@ -207,7 +206,7 @@ fn systemd() -> Result<Vec<Bound>, BindError> {
 
 #[cfg(target_os = "linux")]
 fn adopt(passed: &mut listenfd::ListenFd, index: usize) -> io::Result<Bound> {
-    // For a socket of another kind this fails and leaves it there.
+    // For a socket of another kind this fails and does not take it.
     if let Ok(Some(listener)) = passed.take_tcp_listener(index) {
         listener.set_nonblocking(true)?;
         return Bound::from_tcp(TcpListener::from_std(listener)?);

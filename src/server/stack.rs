@@ -1,5 +1,4 @@
-//! The layers around a public service, each with its reason. Only what any HTTP service has; what only a relay has is a
-//! function of the relay.
+//! The layers around a public service, each with its reason. Only layers that suit any HTTP service are here.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,26 +14,27 @@ use tower_http::body::UnsyncBoxBody;
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::set_header::SetResponseHeaderLayer;
 
-/// A response whose body has one type, whatever made it.
+/// A response whose body has the same type in every layer.
 pub type BoxedResponse = Response<UnsyncBoxBody<Bytes, BoxError>>;
 
-/// How much is accepted.
+/// The limits of a public service.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The most concurrent requests, over all connections.
     pub concurrency: usize,
-    /// How long one request may take, its body's arrival included; longer than any answer is delayed on purpose.
+    /// The timeout of one request, the arrival of its body included; longer than any intended delay of an answer.
     pub deadline: Duration,
 }
 
 impl Limits {
-    /// What suits pushes: WeChat hangs up after 5 s, and a reply window ends after 14 s, so nobody
-    /// receives an answer after 15 s; 500 pushes a second that each await a slow reply are 2048 concurrent requests.
+    /// The limits for pushes: WeChat hangs up after 5 s, and a reply window ends after 14 s, so nobody receives an
+    /// answer after 15 s; 450 pushes a second that each wait the default 4.5 s for a reply are 2025 concurrent
+    /// requests.
     pub const PUSHES: Self = Self { concurrency: 2048, deadline: Duration::from_secs(15) };
 }
 
-/// Puts the layers around `service`; the first one listed sees a request first and its response last. There is always
-/// a response; the error type only says what load-shed could return.
+/// Puts the layers around `service`; the first one listed gets a request first and its response last. There is always a
+/// response; the error type is only that of load-shed.
 pub fn around<S>(
     service: S,
     limits: Limits,
@@ -45,27 +45,27 @@ where
 {
     let Limits { concurrency, deadline } = limits;
     ServiceBuilder::new()
-        // Outermost, so that every response has it, errors too: no browser may guess a content type.
+        // Outermost, so that every response has the header, errors too: no browser may guess a content type.
         .layer(SetResponseHeaderLayer::if_not_present(
             header::X_CONTENT_TYPE_OPTIONS,
             HeaderValue::from_static("nosniff"),
         ))
         // Around all that can panic: a bug costs one request, not its connection. The panic hook has logged it.
         .layer(CatchPanicLayer::custom(|_| word(StatusCode::INTERNAL_SERVER_ERROR, "error")))
-        // Above load-shed and the deadline, which refuse with an `Err`: hyper would close on it without an answer.
+        // Above load-shed and the deadline, which return an `Err`: hyper would close the connection without an answer.
         .map_result(|answer: Result<_, BoxError>| {
             Ok(answer.unwrap_or_else(|_| word(StatusCode::SERVICE_UNAVAILABLE, "busy")))
         })
-        // Above the limit: over it, refuse at once; WeChat tries again, and waiting here would outlast its 5 s.
+        // Above the limit: over it, requests are refused at once. WeChat tries again; a wait here could exceed its 5 s.
         .load_shed()
         // Global, as each connection has its own clone of the service.
         .layer(GlobalConcurrencyLimitLayer::new(concurrency))
-        // Innermost, so that it releases the limit's permit: a slow body must not keep it.
+        // Innermost, so that the timeout releases the limit's permit, which a slow body must not keep.
         .layer(TimeoutLayer::new(deadline))
         .service(service)
 }
 
-/// An error's whole body: one word, which tells an unauthenticated client nothing.
+/// An error response: its body is one word, which reveals nothing to an unauthenticated client.
 fn word(status: StatusCode, word: &'static str) -> Response<Full<Bytes>> {
     let mut answer = Response::new(Full::from(word));
     *answer.status_mut() = status;

@@ -1,4 +1,4 @@
-//! The server from outside: raw bytes on real sockets, so that what a client sees is what is tested.
+//! The server from outside: raw bytes on real sockets, as a client sees them.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -37,7 +37,7 @@ impl Running {
         stream
     }
 
-    /// What the server says until it closes.
+    /// Sends a request; returns the bytes of the server until it closes.
     async fn ask(&self, request: &str) -> String {
         rest(&mut self.send(request).await).await
     }
@@ -289,7 +289,7 @@ async fn an_authenticated_address_keeps_its_connections_while_unauthenticated_cl
     let mut kept = server.send(GET).await;
     assert!(one(&mut kept, 5).await.ends_with("hello"));
     let (begin, end) = LAST_GET.split_at(9);
-    // Of all addresses it has the most.
+    // This address has the most connections.
     let half_sent = [server.send(begin).await, server.send(begin).await];
     let from_elsewhere = async |source: [u8; 4]| {
         let socket = TcpSocket::new_v4().unwrap();

@@ -18,7 +18,7 @@ pub(super) enum Transport {
     Tls(Box<TlsStream<ProxiedStream<TcpStream>>>),
 }
 
-/// Forwards a call to the variant that it is.
+/// Forwards a call to the stream of the variant.
 macro_rules! each {
     ($transport:expr, $io:ident => $call:expr) => {
         match $transport {

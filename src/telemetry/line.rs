@@ -14,7 +14,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// The usual size of a line, in bytes.
+/// The initial capacity for a line, in bytes; most lines fit.
 const USUAL_SIZE: usize = 512;
 
 /// Writes each event as a JSON object: `timestamp`, `level`, and its fields beside them.

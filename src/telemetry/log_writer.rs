@@ -1,11 +1,11 @@
 //! Writes log lines to stderr from a thread of its own, so that no push waits for the reader of the log.
 //!
 //! Invariants: logging a line never waits for stderr's reader. Lines are written whole and in order; a line after a pause
-//! is written at once, further lines in batches, [`BATCH_PAUSE`] later at most. The buffer is bounded by [`CAPACITY`]:
+//! is written at once, further lines in batches, up to [`BATCH_PAUSE`] later. The buffer is bounded by [`CAPACITY`]:
 //! lines that do not fit are dropped, counted, and reported as soon as there is free space again.
 //!
-//! The simple version wrote to stderr where a line was logged: with a full pipe and a reader that stands still, answers
-//! to WeChat stood still too.
+//! The simple version wrote to stderr where a line was logged: with a full pipe and a stopped reader, answers to WeChat
+//! stopped too.
 
 use std::io::{self, Write};
 use std::sync::{Arc, OnceLock};
@@ -15,11 +15,11 @@ use std::{mem, thread};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tracing_subscriber::fmt::MakeWriter;
 
-/// The buffer's bytes: the lines of a few thousand pushes.
+/// The size of the buffer, in bytes: the lines of a few thousand pushes.
 const CAPACITY: usize = 1 << 20;
 /// The pause after each write, so that lines in quick succession share one.
 const BATCH_PAUSE: Duration = Duration::from_millis(10);
-/// How long the end of the process waits for a reader that reads nothing.
+/// The timeout of a flush, for a stopped reader.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The writer of this process.
@@ -111,7 +111,7 @@ impl LogBuffer {
             let dropped = mem::take(&mut pending.dropped);
             pending.is_writing = true;
             drop(pending);
-            // There is no place left to report an error of the log itself.
+            // An error of the log itself cannot be reported anywhere.
             output.write_all(&lines).ok();
             lines.clear();
             if dropped > 0 {
@@ -135,7 +135,7 @@ pub fn take_dropped() -> u64 {
     STDERR.get().map_or(0, LogWriter::take_dropped)
 }
 
-/// Each call gets one whole line.
+/// Each call passes one whole line.
 impl Write for LogWriter {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         self.push(line);
@@ -161,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// An output that reports each write, and finishes it once `unblock` has no sender any more.
+    /// An output that reports each write, and finishes it once the sender of `unblock` is dropped.
     struct BlockedOutput {
         reached: Sender<()>,
         unblock: Receiver<()>,

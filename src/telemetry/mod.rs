@@ -1,8 +1,8 @@
 //! Logs: one line per event, on stderr. `line.rs` formats a line as JSON, `log_writer.rs` writes it.
 //!
 //! Invariants: logging never waits for the reader of the log; a line's fields are flat beside `timestamp`, `level` and
-//! `message`, so the module path (also called `target`) is left out of JSON; the level can change while the relay runs.
-//! Each caller decides what it logs; this file only decides how an OpenID is shown.
+//! `message`, so JSON has no module path, which tracing calls `target` like our field; the level can change while the
+//! relay runs. Each caller decides what it logs; this file only decides how an OpenID is shown.
 
 mod line;
 mod log_writer;
@@ -38,7 +38,7 @@ pub struct Settings {
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
     /// Text for people.
     Text,
@@ -47,9 +47,8 @@ pub enum LogFormat {
 /// How OpenIDs are shown in logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenIds {
-    /// As a short hash, the same for one user.
+    /// As a short hash, which is the same for every line of one user.
     Hash,
-    /// In clear text.
     Clear,
 }
 
@@ -61,7 +60,7 @@ pub enum Error {
     )]
     Level {
         level: String,
-        /// `None` if it is not a filter either.
+        /// The filter's parse error; `None` for a misspelt level.
         #[source]
         source: Option<ParseError>,
     },
@@ -102,7 +101,7 @@ impl Drop for Handle {
 /// Parses `log.level`.
 pub fn filter(level: &str) -> Result<Targets, Error> {
     let bad = |source| Error::Level { level: level.to_owned(), source };
-    // A filter may be a bare module path, so a misspelt level would pass for one and silence everything.
+    // A filter may be a bare module path, so a misspelt level would be parsed as one and would disable all logs.
     if !level.contains(['=', ',', '[', ':']) && level.parse::<LevelFilter>().is_err() {
         return Err(bad(None));
     }
@@ -113,10 +112,10 @@ pub fn filter(level: &str) -> Result<Targets, Error> {
     parts.join(",").parse().map_err(|source| bad(Some(source)))
 }
 
-/// An OpenID as logs show it: itself, or the first 12 hex digits of its SHA-256.
+/// An OpenID as logs show it: in clear, or as the first 12 hex digits of its SHA-256.
 pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
     match shown {
-        // JSON leaves U+0080 to U+009F as they are, and terminals take some of them for commands.
+        // JSON leaves U+0080 to U+009F as they are, and some of them are control codes for terminals.
         OpenIds::Clear if openid.contains(char::is_control) => Cow::Owned(openid.replace(char::is_control, "\u{fffd}")),
         OpenIds::Clear => Cow::Borrowed(openid),
         OpenIds::Hash => {
@@ -127,8 +126,7 @@ pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
     }
 }
 
-/// A rate limit for a log line that unauthenticated clients can cause: one line in ten seconds, or as many as it was made
-/// for.
+/// A rate limit for a log line that unauthenticated clients can cause: by default one line in ten seconds.
 #[derive(Debug)]
 pub struct LogThrottle {
     /// The most lines in one period.
@@ -155,7 +153,7 @@ impl LogThrottle {
         Self { limit, period: Mutex::default() }
     }
 
-    /// Whether to write the line now: the number suppressed since the last one, or `None` to suppress this one too.
+    /// Allows a line, with the number of lines suppressed since the last one; `None` suppresses this line too.
     pub fn allow(&self) -> Option<u64> {
         let mut period = self.period.lock();
         if period.started.is_none_or(|started| started.elapsed() >= THROTTLE_PERIOD) {

@@ -1,4 +1,4 @@
-//! HTTPS to an authority: each exchange with a timeout, each response with a size limit.
+//! HTTPS to an authority. Each exchange has a timeout, each response a size limit.
 
 use std::pin::Pin;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::deliver::{self, ClientError, ConnectOptions, RequestBody, SystemRoots
 use crate::server::AcmeSettings;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// The most bytes of a response body; a chain takes a few thousand.
+/// The most bytes of a response body; a chain has a few thousand.
 const ANSWER_CAP: usize = 256 << 10;
 
 /// The connections to one authority.
@@ -36,7 +36,7 @@ impl HttpClient for Client {
     ) -> Pin<Box<dyn Future<Output = Result<BytesResponse, Error>> + Send>> {
         let client = self.0.clone();
         Box::pin(async move {
-            // The directory may name any URL.
+            // The directory may contain any URL.
             if request.uri().scheme() != Some(&Scheme::HTTPS) {
                 return Err(Error::Str("the authority names a URL that is not https"));
             }

@@ -2,12 +2,12 @@
 //!
 //! - `mod.rs`: [`spawn_renewals`], a task per entry of `server.tls` that decides when to order
 //! - `order.rs`: one order; `client.rs`: HTTPS to the authority
-//! - `state.rs`: what outlives the process
+//! - `state.rs`: the files of accounts and certificates
 //!
-//! Invariants: nothing else waits for an order, an order waits for nothing but the authority, and it is cancelled when the
-//! relay stops; one order at a time, so that entries of one authority share an account; after failures the pauses grow, as
-//! authorities limit failures. Not here: wildcards and addresses, which TLS-ALPN-01 cannot validate, external account
-//! binding.
+//! Invariants: nothing else waits for an order, an order waits only for the authority, and it is cancelled when the
+//! relay stops; orders run one after the other, so that entries of one authority share an account; after failures the
+//! pauses grow, as authorities limit failures. Not supported: wildcards and addresses, which TLS-ALPN-01 cannot
+//! validate, and external account binding.
 
 mod client;
 mod order;
@@ -62,7 +62,7 @@ struct Renewal {
     acceptor: tls::Acceptor,
     index: usize,
     settings: AcmeSettings,
-    /// Held during an order.
+    /// Held during an order; shared by all entries.
     order_lock: Arc<Mutex<()>>,
     reloads: watch::Receiver<()>,
     metrics: Arc<Metrics>,
@@ -96,18 +96,18 @@ impl Renewal {
         }
     }
 
-    /// The time until the certificate in use is renewed; zero if that is due, or if there is none.
+    /// The time until the renewal of the certificate in use; zero if it is due, or if there is no certificate.
     fn remaining(&self) -> Duration {
         let Some(validity) = self.acceptor.validity(self.index) else { return Duration::ZERO };
         let seconds = validity.renewal().saturating_sub(UnixMillis::now().seconds());
         Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
     }
 
-    /// Waits for `pause`, or until the operator reloads: the cause may be fixed.
+    /// Waits for `pause`, or until the next reload, as the operator may have fixed the cause.
     async fn pause(&mut self, pause: Duration) {
         tokio::select! {
             () = sleep(pause) => {}
-            // The acceptor here holds the sender, so there is always a change to wait for.
+            // Pairs with the sender in `self.acceptor`, which outlives this: `changed` cannot fail and return at once.
             _ = self.reloads.changed() => {}
         }
     }
@@ -119,7 +119,7 @@ impl Renewal {
         let ordered = order::place(&self.settings, self.acceptor.challenges());
         let pem = timeout(ORDER_TIMEOUT, ordered).await.map_err(|_| Error::Slow)??;
         self.acceptor.install(self.index, pem.as_bytes())?;
-        // It is served all the same: an authority limits certificates for the same names.
+        // The certificate is served all the same: authorities limit the number of certificates for the same names.
         if let Err(error) = state::save(file.clone(), pem.as_bytes().to_vec().into()).await {
             tracing::warn!(%error, "certificate not stored, a restart orders it again: check queue.path");
         }

@@ -1,8 +1,8 @@
 //! One order: account, authorizations, challenges, certificate (RFC 8555, 7).
 //!
 //! Invariants: the account is stored before anything is ordered with it; a key never leaves this machine, and every
-//! certificate has a new one; the authority's own error text reaches the operator, truncated and without control
-//! characters. Dropping the future cancels the order and leaves nothing served.
+//! certificate has a new one; the authority's own error text is logged, truncated and without control characters.
+//! Dropping the future cancels the order and withdraws its challenges.
 
 use std::time::Duration;
 
@@ -52,7 +52,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What an operator can do about it.
+    /// How to fix it.
     pub(super) fn remedy(&self) -> &'static str {
         match self {
             Self::Client(_) | Self::Unreached(_) => {
@@ -82,7 +82,7 @@ impl From<instant_acme::Error> for Error {
     }
 }
 
-/// Orders a certificate: its key and its chain, as one PEM text.
+/// Orders a certificate. Returns its key and its chain as one PEM text.
 pub(super) async fn place(settings: &AcmeSettings, challenges: &Challenges) -> Result<Zeroizing<String>, Error> {
     let mut order = open(settings).await?;
     let mut offered = Vec::new();
@@ -90,7 +90,7 @@ pub(super) async fn place(settings: &AcmeSettings, challenges: &Challenges) -> R
     while let Some(authorization) = authorizations.next().await {
         let mut authorization = authorization?;
         if authorization.status != AuthorizationStatus::Pending {
-            // Validated recently; or invalid, which the order's state shows below.
+            // Validated recently, or invalid: the order's state below shows the latter.
             continue;
         }
         let domain = authorization.identifier().to_string();
@@ -114,7 +114,7 @@ pub(super) async fn place(settings: &AcmeSettings, challenges: &Challenges) -> R
     Ok(pem)
 }
 
-/// Opens an order, with the stored account or a new one.
+/// Creates an order, with the stored account or a new one.
 async fn open(settings: &AcmeSettings) -> Result<Order, Error> {
     let identifiers: Vec<_> = settings.domains.iter().cloned().map(Identifier::Dns).collect();
     let new_order = NewOrder::new(&identifiers);
@@ -138,13 +138,13 @@ async fn open(settings: &AcmeSettings) -> Result<Order, Error> {
 async fn create(settings: &AcmeSettings) -> Result<(Account, AccountCredentials), Error> {
     let contact = settings.email.as_ref().map(|email| format!("mailto:{email}"));
     let contact: Vec<_> = contact.iter().map(String::as_str).collect();
-    // The documentation of `server.tls.acme` says so.
+    // The documentation of `server.tls.acme` states that the operator agrees to the terms.
     let new = NewAccount { contact: &contact, terms_of_service_agreed: true, only_return_existing: false };
     let http = Box::new(Client::new(settings)?);
     Ok(Account::builder_with_http(http).create(&new, settings.directory.clone(), None).await?)
 }
 
-/// Why a domain was refused, by the authority's record.
+/// Why a domain could not be validated, as the authority reports it.
 async fn refusal(order: &mut Order) -> Option<Error> {
     let mut authorizations = order.authorizations();
     while let Some(Ok(mut authorization)) = authorizations.next().await {

@@ -1,7 +1,7 @@
 //! The files of ACME beside the store: the account, and each certificate with its key in one file.
 //!
-//! Invariants: a file is always whole, the old one or the new one, since it is synced and then renamed; only the relay's
-//! own user may read it.
+//! Invariants: a file is always complete, in its old or its new version, since it is synced and then renamed; only the
+//! relay's own user may read it.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -11,15 +11,14 @@ use std::path::{Path, PathBuf};
 use instant_acme::AccountCredentials;
 use zeroize::Zeroizing;
 
-/// The file of a certificate by its first domain, in a folder for the authority below the store's: another directory has
-/// its own account and certificates.
+/// The file of a certificate, named after its first domain, in the authority's folder below the store's: each authority
+/// has its own account and certificates.
 pub fn file(store: &Path, directory: &str, domain: &str) -> PathBuf {
     let plain = |sign: char| if sign.is_ascii_alphanumeric() || sign == '.' { sign } else { '-' };
     let authority: String = directory.trim_start_matches("https://").chars().map(plain).collect();
     store.join("acme").join(authority).join(format!("{domain}.pem"))
 }
 
-/// A file that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write {path}: {source}")]
 pub struct SaveError {
@@ -27,7 +26,7 @@ pub struct SaveError {
     source: io::Error,
 }
 
-/// The account; `None` if there is none yet, or none that can be read.
+/// The stored account; `None` if there is none yet, or if it cannot be read.
 pub(super) async fn account(path: &Path) -> Option<AccountCredentials> {
     let text = tokio::fs::read(path).await.map(Zeroizing::new).ok()?;
     let parsed = serde_json::from_slice(&text);
@@ -37,7 +36,7 @@ pub(super) async fn account(path: &Path) -> Option<AccountCredentials> {
         .ok()
 }
 
-/// Replaces a file.
+/// Replaces a file atomically.
 pub(super) async fn save(path: PathBuf, bytes: Zeroizing<Vec<u8>>) -> Result<(), SaveError> {
     let to = path.clone();
     let saved = tokio::task::spawn_blocking(move || replace(&to, &bytes)).await;
@@ -48,7 +47,7 @@ fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
     let fresh = path.with_extension("new");
-    // One that a crash has left may have other rights.
+    // A file that a crash has left may have other permissions.
     fs::remove_file(&fresh)
         .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })?;
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
@@ -78,7 +77,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = file(folder.path(), "https://ca.internal/directory", "wx.example.com");
         replace(&path, b"one").unwrap();
-        // As a crash between writing and renaming leaves it.
+        // The remains of a crash between writing and renaming.
         fs::write(path.with_extension("new"), "half").unwrap();
         replace(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");

@@ -1,4 +1,4 @@
-//! Handshakes as an authority makes them, and what is stored.
+//! Handshakes as an authority makes them, and the stored files.
 
 use std::fs;
 use std::path::Path;
@@ -57,7 +57,7 @@ async fn an_authority_that_validated_a_domain_does_not_reach_http() {
     let serving = tokio::spawn(server::serve(bound, Some(acceptor), hello, options, stop.clone(), Duration::ZERO));
     let near = TcpStream::connect(address).await.unwrap();
     let mut stream = client(&[PROTOCOL]).connect(ServerName::try_from("wx.test").unwrap(), near).await.unwrap();
-    // It may be closed already.
+    // The connection may be closed already.
     stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.ok();
     let mut answer = Vec::new();
     timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await.expect("closed in time").ok();
@@ -94,7 +94,7 @@ fn ordered(folder: &Path, domain: &str) -> Certificate {
 
 type Seen = Result<(CertificateDer<'static>, Option<Vec<u8>>), rustls::Error>;
 
-/// What a client is shown, and the protocol that is agreed on.
+/// The certificate that a client receives, and the protocol that is agreed on.
 async fn seen(acceptor: &Acceptor, name: &str, protocols: &[&[u8]]) -> Seen {
     let (near, far) = tokio::io::duplex(1 << 16);
     let name = ServerName::try_from(name.to_owned()).unwrap();
@@ -116,7 +116,7 @@ fn client(protocols: &[&[u8]]) -> TlsConnector {
     TlsConnector::from(Arc::new(config))
 }
 
-/// Trusts whatever it is shown.
+/// Trusts any certificate.
 #[derive(Debug)]
 struct Anything;
 
