@@ -7,14 +7,14 @@ use crate::support::relay::Relay;
 use crate::support::target::Target;
 use crate::support::wechat::{Mode, WeChat, now};
 
-/// A push of one kind, and what a handler is told of it.
+/// A push of one kind, and what a handler receives of it.
 struct Kind {
     account: &'static str,
     app_id: &'static str,
     mode: Mode,
     clear: String,
     event: &'static str,
-    /// A JSON pointer into `message`, and the text it leads to.
+    /// A JSON pointer into `message`, and the text there.
     detail: (&'static str, &'static str),
 }
 
@@ -42,7 +42,7 @@ async fn pushes_of_mini_programs_channels_and_shops_reach_a_handler_through_acco
     relay.audited("delivered", 4).await;
 }
 
-/// In JSON and in XML, as the consoles of these accounts let one choose.
+/// Pushes in JSON and in XML: the consoles of these accounts offer both.
 fn kinds() -> Vec<Kind> {
     let json = |event: &str, rest: &str| {
         format!(

@@ -1,4 +1,5 @@
-//! Certificates by ACME, from a real authority: ordered, stored, renewed, and nothing else waits for it.
+//! Certificates by ACME, from a real authority: ordered, stored and renewed, while nothing else waits for the
+//! authority.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -196,7 +197,7 @@ async fn an_unusable_stored_certificate_is_ordered_again() {
     pushes(&relay, &wechat, &pebble.root).await;
 }
 
-/// The line of an order that failed.
+/// Whether a log line is that of a failed order.
 fn failure(line: &serde_json::Value) -> bool {
     line["message"].as_str().is_some_and(|message| message.starts_with("certificate order failed"))
 }
@@ -234,7 +235,7 @@ async fn leaf(relay: &Relay, root: &CertificateDer<'static>) -> Option<Certifica
     connect(relay, &trusting(&[root]), "localhost").await.ok().map(|stream| shown(&stream))
 }
 
-/// With the address that the system chose, as if it were in the configuration.
+/// Runs `doctor` with the address that the system chose, as if it were in the configuration.
 async fn doctor(relay: &Relay, args: &[&str]) -> String {
     let config = fs::read_to_string(relay.config()).expect("it was written").replacen("127.0.0.1:0", &relay.push, 1);
     let path = relay.config().with_file_name("doctor.toml");

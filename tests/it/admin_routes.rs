@@ -1,5 +1,5 @@
-//! Every route of the admin listener, from its own `/api/openapi.json`: authentication, headers for browsers, that a
-//! GET changes nothing, and that the push listener serves none of them.
+//! Every route of the admin listener, from its own `/api/openapi.json`: it is authenticated, has headers for browsers,
+//! changes nothing on a GET, and is not served by the push listener.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -17,7 +17,7 @@ use crate::support::wechat::{WeChat, text};
 
 const TOKEN: &str = "the-Admin-token-of-this-relay";
 
-/// Checks the headers that restrict browsers.
+/// The headers that restrict browsers.
 const HEADERS: [(&str, &str); 6] = [
     ("x-content-type-options", "nosniff"),
     ("cache-control", "no-store"),
@@ -53,7 +53,7 @@ async fn every_route_is_served_to_the_tokens_bearer_alone() {
             answer.is_hardened(&route);
             tried += 1;
         }
-        // Nor is it accepted in the query, because queries end up in logs.
+        // Nor is it accepted in the query, as queries end up in logs.
         let query = format!("{}?token={TOKEN}&access_token={TOKEN}", route.path);
         let answer = ask(&relay.admin, &self::source(), &route.method, &query, "").await;
         assert_eq!(answer.status == 401, route.guarded, "{route:?}: {}", answer.status);
@@ -198,7 +198,7 @@ async fn wrong_tokens_are_slowed_down_by_source_and_the_right_one_never() {
     let other = ask(&relay.admin, &source(), "GET", "/api/status", guess).await;
     assert_eq!(other.status, 401, "another source is not meant");
 
-    // A hundred guesses are in flight, and the operator behind the same address is served at once.
+    // While a hundred guesses are in flight, the operator behind the same address is served at once.
     let mut guesses = JoinSet::new();
     for _ in 0..100 {
         let (admin, guesser) = (relay.admin.clone(), guesser.clone());
@@ -251,7 +251,7 @@ async fn routes(relay: &Relay) -> Vec<Route> {
 struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
-    /// The body, if it came with a length.
+    /// The body, if the response declares its length.
     body: String,
 }
 
@@ -269,7 +269,7 @@ impl Answer {
     }
 }
 
-/// A source address that no other request has: failures are counted by address.
+/// A source address that no other request has, as failures are counted by address.
 fn source() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(1);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -280,7 +280,7 @@ async fn ask(address: &str, source: &str, method: &str, path: &str, headers: &st
     send(address, source, method, path, &format!("Host: {address}\r\n{headers}")).await
 }
 
-/// Sends a request and reads the answer's head, and its body if it has a length: a stream of events has no end.
+/// Sends a request and reads the answer's head, and its body if it has a length, as a stream of events is endless.
 async fn send(address: &str, source: &str, method: &str, path: &str, headers: &str) -> Answer {
     let request = format!("{method} {path} HTTP/1.1\r\n{headers}Content-Length: 0\r\nConnection: close\r\n\r\n");
     soon("an answer", async {

@@ -1,4 +1,4 @@
-//! The deep audit: a sound store passes, and each kind of damage is found, by event, with the fix.
+//! The deep audit: an undamaged store passes, and each kind of damage is reported, by event, with the fix.
 
 use std::fs;
 use std::path::PathBuf;
@@ -39,7 +39,7 @@ async fn damage_to_a_row_is_found_and_the_event_is_named() {
         ("UPDATE event SET content_key = zeroblob(24)", "row", "content key"),
         ("UPDATE event SET content_key = x'00'", "row", "content key"),
         ("UPDATE event SET body = substr(body, 1, length(body) - 9)", "push", "cannot be decrypted"),
-        // As long as before, so that only the signature shows it.
+        // As long as the original, so that only the signature reveals it.
         (
             "UPDATE event SET body = CAST(substr(body, 1, 200) || 'AAAA' || substr(body, 205) AS BLOB)",
             "push",
@@ -126,7 +126,7 @@ async fn a_delivery_that_its_index_has_lost_is_found() {
 async fn a_damaged_page_is_found_and_the_rest_is_still_read() {
     let store = Store::with(WeChat::secure()).await;
     let mut bytes = fs::read(store.path()).expect("the store can be read");
-    // Inside the pages that only the long text has.
+    // Within the pages that contain only the long text.
     let at = bytes.windows(64).position(|part| part == [b'L'; 64]).expect("the long text is in the file");
     let page = at / 4096 * 4096;
     bytes[page..page + 4096].fill(0xff);
@@ -143,7 +143,7 @@ async fn a_damaged_page_is_found_and_the_rest_is_still_read() {
 async fn changed_keys_matter_to_raw_deliveries_that_are_open() {
     let mut store = Store::with(WeChat::secure()).await;
     let rotated = WeChat { token: "changed".to_owned(), ..store.wechat.clone() };
-    // `previous_token` still verifies what came before.
+    // `previous_token` still verifies earlier pushes.
     store.relay.configure(rotated.account() + "previous_token = \"pamtest\"\n" + &store.targets());
     store.passes().await;
     store.relay.configure(rotated.account() + &store.targets());
@@ -160,7 +160,7 @@ async fn changed_keys_matter_to_raw_deliveries_that_are_open() {
     store.relay.configure(plaintext.account() + &store.targets());
     assert_eq!(store.passes().await["deep"]["keys_changed"], 0);
 
-    // After the raw deliveries have ended, nothing else would show it.
+    // After the raw deliveries have ended, only this check reveals it.
     store.relay.configure(rotated.account() + &store.targets());
     let end = "UPDATE delivery SET state = 1 WHERE target = (SELECT no FROM target WHERE name = 'raw'); \
                UPDATE tally SET count = CASE state WHEN 1 THEN 3 ELSE 0 END \
@@ -254,7 +254,7 @@ impl Store {
         store.execute_batch(sql).unwrap_or_else(|error| panic!("{sql}: {error}"));
     }
 
-    /// The report of the deep audit on the sound store after that change.
+    /// The report of the deep audit on an undamaged store with that change.
     async fn damaged(&self, sql: &str) -> Value {
         fs::write(self.path(), &self.good).expect("the store can be put back");
         self.change(sql);
@@ -276,7 +276,7 @@ impl Store {
     }
 }
 
-/// The finding of that kind whose reason has these words.
+/// The finding of that kind whose reason contains these words.
 fn finding<'r>(report: &'r Value, kind: &str, words: &str) -> &'r Value {
     let findings = report["deep"]["findings"].as_array().expect("a list of findings");
     let is_it = |finding: &&Value| {

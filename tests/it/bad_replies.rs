@@ -1,5 +1,5 @@
-//! Replies that break WeChat's rules: WeChat gets `success` in time, the delivery counts, and its record has the
-//! reason.
+//! Replies that break WeChat's rules: WeChat gets `success` in time, the event counts as delivered, and the attempt's
+//! record has the reason.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ async fn a_reply_after_the_deadline_is_answered_success_and_delivered() {
     relay.audited("delivered", 1).await;
 }
 
-/// Pushes a text for each row; the target answers with the row's reply, and the record must have the row's reason.
+/// Pushes a text for each row; the target answers with the row's reply, and the attempt must have the row's reason.
 async fn each_is_refused<const N: usize>(settings: &str, rows: [(&str, Reaction, &str); N]) {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = relay(&wechat.account(), &crm, settings).await;

@@ -1,4 +1,4 @@
-//! The circuit breaker: a target that keeps failing gets single probes, and what waits for it loses no attempts.
+//! The circuit breaker: a target that keeps failing gets single probes, and its pending deliveries lose no attempts.
 
 use crate::support::eventually;
 use crate::support::relay::Relay;
@@ -15,7 +15,7 @@ async fn an_outage_kills_nothing_however_short_the_schedule() {
     }
     let up = async || relay.metric("wxrelay_target_up", &[("target", "crm")]).await;
     eventually("the target counts as down", async || (up().await == 0.0).then_some(())).await;
-    // Two probes later: without the breaker they would have used up the schedule.
+    // Two probes later, without the breaker the deliveries would have used up the schedule.
     let tried = crm.deliveries().len();
     crm.wait_for(tried + 2).await;
     crm.then(Reaction::Answer(Reply::status(200)));

@@ -118,7 +118,7 @@ async fn certificates_that_cannot_be_served_stop_the_start_with_the_file_and_the
     ] {
         let config = folder.path().join("config.toml");
         let (wechat, queue) = (WeChat::secure(), folder.path().join("queue"));
-        // The second of two: not only the first is checked.
+        // The second of two, as every entry is checked.
         let server = format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\ntls = [{}, {{ cert = \"{cert}\", key = \"{key}\" }}]\n[queue]\n\
              path = \"{}\"\n[admin]\nlisten = \"127.0.0.1:0\"\n",
@@ -161,14 +161,14 @@ async fn silent_and_noisy_clients_block_no_others() {
     let mut stream = connect(&relay, &client(&[&files], BOTH), "localhost").await.expect("a handshake");
     assert!(exchange(&mut stream, &wechat.push(&text("o1", "hello")).request(PATH)).await.contains(" 200 "));
     for mut stream in held {
-        // It ends by itself, whatever the client sends.
+        // The handshake times out, whatever the client sends.
         soon("the relay gives the handshake up", stream.read_to_end(&mut Vec::new())).await.ok();
     }
 }
 
 async fn serve(files: &[&Certificate], wechat: &WeChat, crm: &Target) -> Relay {
     let list: Vec<_> = files.iter().map(|files| pair(files)).collect();
-    // A single certificate is served as before.
+    // One certificate is written as a table, several as a list.
     let tls = if let [one] = &list[..] { format!("tls = {one}") } else { format!("tls = [{}]", list.join(", ")) };
     Setup::new(wechat.account() + &crm.config("crm", "")).server(&tls).start().await
 }

@@ -1,4 +1,4 @@
-//! The check of a change: each step belongs to one group, and the workflow runs each group.
+//! CI: each step belongs to exactly one group, and the workflow runs every group.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -1,4 +1,4 @@
-//! The commands beside `serve`, as an operator runs them.
+//! The commands other than `serve`, as an operator runs them.
 
 use std::fs;
 use std::path::Path;

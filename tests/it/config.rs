@@ -1,4 +1,4 @@
-//! Configuration: all errors at once, with key path and exit code 78; the routing table of a good one.
+//! The configuration: all errors at once, with key path and exit code 78; the routing table of a valid one.
 
 use std::ffi::OsString;
 use std::fs;

@@ -16,14 +16,14 @@ use crate::support::wechat::{Mode, WeChat, encrypt_of};
 
 const MODES: [Mode; 3] = [Mode::Plaintext, Mode::Compatible, Mode::Secure];
 
-/// A push and what is expected of it.
+/// A push and what each target must receive of it.
 struct Case {
     name: String,
     clear: String,
     expected: Value,
 }
 
-/// A target and the format or, for `wechat`, the mode it takes.
+/// A target and its format; for `wechat`, also its mode.
 struct Receiver {
     name: &'static str,
     settings: &'static str,
@@ -140,7 +140,7 @@ async fn push_all(relay: &Relay, cases: &[Case]) {
     }
 }
 
-/// The targets of the account of a mode: each target once, and those that depend on the mode again.
+/// The targets of the account of a mode: the first two, whose requests depend on the mode; in plaintext mode all.
 fn receivers(mode: Mode) -> Vec<&'static str> {
     let all = RECEIVERS.iter().map(|receiver| receiver.name);
     if mode == Mode::Plaintext { all.collect() } else { all.take(2).collect() }
@@ -219,7 +219,7 @@ fn masked(delivery: &Delivery) -> String {
     query.split('&').map(mask).collect::<Vec<_>>().join("&")
 }
 
-/// The actual text, from shortly before the first difference on.
+/// Compares two texts; the error shows the actual one from shortly before the first difference.
 fn same(found: &str, expected: &str) -> Result<(), String> {
     if found == expected {
         return Ok(());

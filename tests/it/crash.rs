@@ -1,4 +1,4 @@
-//! Stored before answered: what was answered survives `kill -9`.
+//! Stored before answered: an answered push survives `kill -9`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ async fn every_answered_push_is_delivered_after_kill_9_in_the_middle_of_200() {
     assert!(lost.is_empty(), "answered 200 and never delivered: {lost:?}");
     assert!(audit["events"].as_u64() >= Some(answered.len() as u64), "{audit}");
 
-    // WeChat tries the others again, and then each event is stored once.
+    // WeChat retries the others, and then each event is stored once.
     for clear in clears.iter() {
         relay.accept(&wechat, clear).await;
     }

@@ -114,7 +114,7 @@ async fn a_retry_after_a_crash_makes_no_second_event_and_gets_the_same_reply() {
     assert_eq!(crm.deliveries().len(), 1);
 }
 
-/// More keys than the store holds in memory: some have to come from its index, some from the events.
+/// More keys than the store holds in memory: some are read from its index, some from the events.
 #[tokio::test]
 async fn retries_are_known_after_a_crash_though_a_thousand_events_came_between() {
     const EVENTS: usize = 1100;
@@ -140,7 +140,7 @@ async fn retries_are_known_after_a_crash_though_a_thousand_events_came_between()
     }
 }
 
-/// A relay whose texts go to `crm`; everything does where there are no routes.
+/// A relay that delivers texts to `crm`; without routes, all events.
 async fn relay(routes: &str) -> (Relay, WeChat, Target) {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = Relay::start(wechat.account() + &crm.config("crm", "") + routes).await;

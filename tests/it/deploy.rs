@@ -29,7 +29,7 @@ fn dashboards_and_alerts_name_metrics_of_the_relay_and_leave_none_out() {
     assert!(unseen.is_empty(), "neither on the dashboard nor in an alert: {unseen:?}");
 }
 
-/// The names of metrics in a text; `job="wxrelay"` and the like are none.
+/// The names of metrics in a text, without values such as `job="wxrelay"`.
 fn metrics(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
     words.filter(|word| word.starts_with("wxrelay_") || word.starts_with("process_"))

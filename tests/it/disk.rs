@@ -1,8 +1,8 @@
 //! A full disk, and a read-only one: 503 for WeChat, the reason for the operator, and stored events are still
 //! delivered.
 //!
-//! Needs a file system of its own, so it mounts a small tmpfs (as root, or by sudo without a password). Without that
-//! right, the tests are skipped; in CI that is a failure.
+//! The tests need a separate file system: they mount a small tmpfs, as root or by sudo without a password. Without that
+//! right they are skipped; in CI that is a failure.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write};
@@ -195,7 +195,7 @@ async fn is_ready(relay: &Relay) {
     eventually("the relay is ready", async || (relay.get("/readyz").await.status == 200).then_some(())).await;
 }
 
-/// Makes everything in a closed store a day older.
+/// Makes all rows of a closed store a day older.
 fn make_older(store: &Path) {
     let day = 86_400_000_i64 << 20;
     let database = Connection::open(store.join("wxrelay.db")).expect("the store can be opened");
@@ -204,11 +204,11 @@ fn make_older(store: &Path) {
     }
 }
 
-/// 4 MiB of its own; unmounted when dropped.
+/// A file system of 4 MiB, unmounted when dropped.
 pub(crate) struct SmallDisk(TempDir);
 
 impl SmallDisk {
-    /// None where no file system can be mounted; then the test is skipped.
+    /// Mounts it; `None` if that is not permitted: then the test is skipped.
     pub(crate) fn mount() -> Option<Self> {
         let dir = tempfile::tempdir().expect("a temporary folder");
         if privileged(&["mount", "-t", "tmpfs", "-o", "size=4m,mode=0777", "tmpfs"], dir.path()) {
@@ -237,7 +237,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: the relay of a failed test is killed a moment later.
+        // Lazily, as the relay of a failed test is killed a moment later.
         privileged(&["umount", "-l"], self.0.path());
     }
 }

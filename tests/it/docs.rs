@@ -1,6 +1,6 @@
 //! The pages of guarantees and threats stay correct: every test and script that they name exists, in both languages.
 //!
-//! The names on a line with a number that is not measured yet (`@@NAME@@`) are not checked.
+//! Names on a line with a number that is not measured yet (`@@NAME@@`) are not checked.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -121,7 +121,7 @@ fn names_of_tests_are_distinguished_from_other_functions() {
     }
 }
 
-/// Whether a source has a test of that name: the function, and an attribute that makes it one above it.
+/// Whether a source has a test of that name: a function with a test attribute above it.
 fn is_test(text: &str, name: &str) -> bool {
     let head = format!("fn {name}(");
     let lines: Vec<_> = text.lines().map(str::trim_start).collect();
@@ -145,7 +145,7 @@ fn settled(page: &str) -> String {
     text.lines().filter(|line| !line.contains("@@")).collect::<Vec<_>>().join("\n")
 }
 
-/// The file of a reference: those without a folder are beside this one.
+/// The file of a reference; without a folder, it is in the folder of this file.
 fn source(name: &str) -> PathBuf {
     let folder = if name.contains('/') { "" } else { "tests/it" };
     Path::new(folder).join(format!("{name}.rs"))

@@ -1,9 +1,10 @@
 //! The operators' pages stay correct: every command in `docs/*.md` is run, every configuration is checked, every link
 //! resolves, and both languages have the same structure.
 //!
-//! The second word of a fenced block says where it belongs: `sh` is run beside a running relay, `sh stopped` beside a
-//! store whose relay is stopped. `sh root` would change the machine: it is only read, and begins each line with what
-//! [`ROOT`] names. What cannot be had in a test stands in [`STAND_INS`]. What is entered in a console is no command.
+//! The info string of a fenced block selects how it is checked: `sh` is run beside a running relay, `sh stopped` beside
+//! a store whose relay is stopped. `sh root` would change the machine: it is only parsed, and each line begins with a
+//! program of [`ROOT`]. Programs that a test cannot run are replaced ([`STAND_INS`]). Blocks of another language, such
+//! as input for a console, are not commands.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,16 +20,16 @@ use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{WeChat, text};
 use crate::tls::Certificate;
 
-/// What a `sh root` block may begin a line with: it is looked at, not run.
+/// The programs that a line of a `sh root` block may begin with.
 const ROOT: [&str; 4] = ["cargo", "docker", "sudo", "systemctl"];
-/// Programs that do nothing here. `sudo` runs what stands behind it.
+/// Programs that do nothing in these tests. `sudo` runs its command.
 const STAND_INS: [&str; 3] = ["systemctl", "journalctl", "docker"];
 
 const URLS: [&str; 2] = ["https://relay.example.com", "https://your.domain"];
 const EVENT: &str = "evt_1a1fe9c9a6a00000";
 const AES_KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
-/// For `queue.encryption_keys`.
+/// A key for `queue.encryption_keys`.
 const STORE_KEY: &str = "MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=";
 
 #[tokio::test]
@@ -53,7 +54,7 @@ async fn every_command_is_run() {
     assert!(done > 15, "only {done} blocks");
 }
 
-/// Between the lines a command is named with stand-ins for what it is about: its words and flags are held to the help.
+/// Commands in the text have placeholders for their values; `--help` checks their words and flags.
 #[tokio::test]
 async fn every_command_named_in_the_text_exists() {
     let mut named = BTreeSet::new();
@@ -138,7 +139,7 @@ fn anchors_are_made_as_github_makes_them() {
 /// `/etc/wxrelay`.
 struct Scene {
     relay: Relay,
-    /// They answer as long as they live.
+    /// They answer until they are dropped.
     _targets: [Target; 3],
     folder: PathBuf,
     dead: String,
@@ -179,7 +180,7 @@ impl Scene {
         scene
     }
 
-    /// Runs a block as it stands, with this scene in place of what the pages name.
+    /// Runs a block unchanged except for the paths and addresses of this scene.
     async fn run(&self, script: &str) -> Finished {
         let Self { relay, folder, dead, .. } = self;
         let [folder_text, store] = [folder.clone(), relay.store()].map(|path| path.display().to_string());
@@ -192,7 +193,7 @@ impl Scene {
         for url in URLS {
             script = script.replace(url, &format!("http://{}", relay.push));
         }
-        // The doctor minds a port other than 80 and 443.
+        // The doctor reports ports other than 80 and 443.
         let lenient = "wxrelay() { command wxrelay \"$@\" || { code=$?; [[ $1 == doctor && $code == 1 ]]; }; }";
         let mut bash = Command::new("bash");
         bash.args(["-euo", "pipefail", "-c", &format!("{lenient}\n{script}")]).current_dir(folder).env_clear();
@@ -202,7 +203,7 @@ impl Scene {
     }
 }
 
-/// `wxrelay`, `sudo` and the stand-ins.
+/// Writes `wxrelay`, `sudo` and the stand-ins into a folder.
 fn programs(folder: &Path) {
     fs::create_dir(folder).expect("a folder can be made");
     symlink(env!("CARGO_BIN_EXE_wxrelay"), folder.join("wxrelay")).expect("a link can be made");
@@ -214,7 +215,7 @@ fn programs(folder: &Path) {
     }
 }
 
-/// A block that is not run: its grammar, its programs, and the files of ours that it names.
+/// Checks a block without running it: its syntax, its programs, and the files of `deploy/` that it names.
 async fn look_at(what: &str, script: &str) -> Finished {
     for line in script.lines().filter(|line| !line.starts_with(['#', ' '])) {
         let program = line.split(' ').next().unwrap_or_default();
@@ -228,7 +229,7 @@ async fn look_at(what: &str, script: &str) -> Finished {
     run(bash).await
 }
 
-/// Checks a block of TOML. An account and a target are added where it has none, and the secrets that it names exist.
+/// Checks a block of TOML. Adds an account and a target if it has none, and the secrets that it names.
 async fn check(folder: &Path, block: &str, certificate: &Certificate) -> Finished {
     let mut config = block
         .replace("/etc/wxrelay", &folder.display().to_string())
@@ -263,7 +264,7 @@ async fn check(folder: &Path, block: &str, certificate: &Certificate) -> Finishe
     run(command).await
 }
 
-/// What stands between `before` and the next quotation mark, each time.
+/// The texts between each `before` and the next quotation mark.
 fn named(text: &str, before: &str) -> Vec<String> {
     text.split(before).skip(1).filter_map(|rest| rest.split('"').next()).map(str::to_owned).collect()
 }

@@ -1,5 +1,5 @@
-//! The reference pages hold every name of the sources, and no other: keys of the configuration, metrics, alerts, routes
-//! of the API, commands. Whoever adds one without a line in the page of its kind, in both languages, fails here.
+//! The reference pages list every name in the sources, and no other: keys of the configuration, metrics, alerts, routes
+//! of the API, commands. A new name needs a line in the page of its kind, in both languages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -15,7 +15,7 @@ use crate::support::wechat::WeChat;
 /// English, Chinese.
 const TAILS: [&str; 2] = [".md", ".zh-CN.md"];
 
-/// What the column "takes effect" may hold, by language.
+/// The values of the column "takes effect", by language.
 const EFFECTS: [[&str; 2]; 2] = [["reload", "restart"], ["重新加载", "重启"]];
 
 /// The longest line of prose, in characters.
@@ -27,7 +27,7 @@ const FRONT_PAGE: usize = 180;
 #[test]
 fn every_key_of_the_configuration_is_in_the_reference() {
     let (example, text) = (example(), read("config.toml.example"));
-    // Shown in the words of a comment alone.
+    // Some keys are only in the text of a comment.
     let mentioned = |key: &str| text.contains(&format!("`{} = ", key.rsplit('.').next().unwrap_or_default()));
     let mut compared = 0;
     for (tail, effects) in TAILS.into_iter().zip(EFFECTS) {
@@ -46,7 +46,7 @@ fn every_key_of_the_configuration_is_in_the_reference() {
     assert!(compared > 130, "only {compared} keys");
 }
 
-/// By the changes that a test of `needs_restart` goes through: `("KEY", "OVERRIDE", "VALUE", None | Some("KEY")),`.
+/// Compares with the changes in a test of `needs_restart`: `("KEY", "OVERRIDE", "VALUE", None | Some("KEY")),`.
 #[test]
 fn each_key_takes_effect_when_the_reference_says_so() {
     let source = read("src/config/restart.rs");
@@ -75,7 +75,7 @@ fn every_key_of_a_route_is_in_the_reference() {
             let (page, found) = match key.split_once('.') {
                 None => ("routing", row(&routing, key)),
                 Some(("match", key)) => ("routing", row(&routing, key)),
-                // Of a fixed reply, in the examples of its kind.
+                // Keys of a fixed reply are in the examples of their kind.
                 Some((_, key)) => ("targets", key.split('.').all(|part| has_word(&targets, part))),
             };
             assert!(found, "docs/{page}{tail} has no {key}");
@@ -99,7 +99,7 @@ fn every_metric_is_in_the_reference() {
     }
 }
 
-/// Those that a relay exports from its start.
+/// Checks the metrics that a relay exports from its start.
 #[tokio::test]
 async fn every_metric_has_its_type() {
     let target = "[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n";
@@ -161,7 +161,7 @@ fn every_metric_and_alert_that_a_page_names_exists() {
     assert!(looked_at > 30, "only {looked_at} names");
 }
 
-/// By the description that the relay itself serves, however that is made.
+/// Compares with the description that the relay itself serves.
 #[tokio::test]
 async fn every_route_of_the_api_is_in_the_reference() {
     let relay = Relay::start(WeChat::secure().account()).await;
@@ -189,7 +189,7 @@ async fn every_route_of_the_api_is_in_the_reference() {
     }
 }
 
-/// By the manual, which has a page for each command.
+/// Compares with the manual, which has a page for each command.
 #[tokio::test]
 async fn every_command_is_in_the_reference() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -233,7 +233,7 @@ fn the_front_page_is_short() {
     }
 }
 
-/// The keys of each table of the example, commented out ones too; those of inline tables are dotted.
+/// The keys of each table of the example, including commented ones; keys of inline tables are dotted.
 fn example() -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let (mut table, text) = (String::new(), read("config.toml.example"));
@@ -273,12 +273,12 @@ fn flatten(before: &str, table: &Map<String, Value>, into: &mut BTreeSet<String>
     }
 }
 
-/// `{ env = ".." }` and the like may stand for any secret.
+/// Whether a table is `{ env = ".." }` or the like, which is allowed in place of any secret.
 fn is_of_a_secret(table: &Map<String, Value>) -> bool {
     table.keys().all(|key| ["env", "file", "credential"].contains(&key.as_str()))
 }
 
-/// The keys that the page has, by section, with their effect; each row has a type, a default and an effect.
+/// The keys of the page by section, with their effect. Fails for a row without a type, a default or an effect.
 fn reference(page: &str, effects: [&str; 2]) -> BTreeMap<String, BTreeMap<String, String>> {
     let mut found: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
     let (text, mut section, mut before) = (read(page), None, String::new());
@@ -318,7 +318,7 @@ fn cells(line: &str) -> Option<Vec<String>> {
     Some(inner.split(" |").map(|cell| cell.trim_matches(['|', ' ']).to_owned()).collect())
 }
 
-/// What stands in backquotes, if that is all.
+/// The text of a cell that is one code span.
 fn code(text: &str) -> Option<String> {
     let inner = text.strip_prefix('`')?.strip_suffix('`')?;
     (!inner.contains('`')).then(|| inner.to_owned())

@@ -1,4 +1,4 @@
-//! `wxrelay doctor`: sound parts are ok, others are named with the fix, and no secret is printed.
+//! `wxrelay doctor`: working parts are ok, each other part is reported with the fix, and no secret is printed.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,9 +15,9 @@ use crate::support::command::{Finished, Running, free_address, run, wxrelay};
 use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{PATH, WeChat};
 
-/// As entered in WeChat's console.
+/// The server URL, as entered in WeChat's console.
 const URL: &str = "https://localhost/wechat/events";
-/// In the order they are printed.
+/// The checks in the order in which they are printed.
 const CHECKS: [&str; 19] = [
     "config",
     "key",
@@ -56,7 +56,7 @@ async fn a_sound_setup_passes_every_check() {
     assert_eq!(report.code, Some(0), "{}", report.text);
     let names: Vec<_> = report.checks().iter().map(|line| line["check"].as_str().unwrap_or_default()).collect();
     let expected = CHECKS.iter().filter(|name| **name != "certificate").flat_map(|name| {
-        // One more warning than those counted; two targets.
+        // `config` has another line for its warning, and there are two targets.
         let twice = ["config", "target"].contains(name);
         std::iter::repeat_n(*name, if twice { 2 } else { 1 })
     });
@@ -192,7 +192,7 @@ async fn every_fault_of_the_chain_that_is_sent_is_named() {
     let ca = authority.file();
     for (identity, verdict, text, remedy) in chains(&authority) {
         let front = ReverseProxy::start(Some(&identity), Upstream::Page("503 Not Ready", |_| String::new())).await;
-        // By OpenSSL's variable, too.
+        // OpenSSL's variable works too.
         let mut command = setup.command(&["--url", URL, "--connect", &front.address, "--json"]);
         command.env("SSL_CERT_FILE", &ca);
         let report = Report::new(run(command).await, String::new());
@@ -217,7 +217,7 @@ async fn the_files_of_server_tls_are_checked_before_a_relay_serves_them() {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let setup = Setup::with_server(&WeChat::secure().account(), &identity.written(dir.path()));
         let report = setup.doctor(&["--ca", ca.to_str().expect("a path of text"), "--url", URL]).await;
-        // A proxy in front may trust them.
+        // A proxy in front may trust these certificates.
         let vouched = !text.contains("self-signed") && !text.contains("authority that");
         let verdict = if vouched { verdict } else { "warning" };
         report.says("certificate", verdict, text, remedy);
@@ -363,7 +363,7 @@ async fn sink() -> (Running, String) {
     (sink, format!("{url}/wx"))
 }
 
-/// A folder with a configuration whose listeners are known beforehand.
+/// A folder with a configuration whose addresses are known beforehand.
 struct Setup {
     dir: TempDir,
     config: PathBuf,
@@ -432,7 +432,6 @@ impl Setup {
     }
 }
 
-/// A report.
 struct Report {
     code: Option<i32>,
     report: Value,
@@ -461,7 +460,7 @@ impl Report {
         worst.unwrap_or_else(|| panic!("no {check}: {}", self.text))
     }
 
-    /// Whether that check has this result, text and fix.
+    /// Asserts that a check has this result, text and fix.
     fn says(&self, check: &str, verdict: &str, text: &str, remedy: &str) {
         let line = self.line(check);
         let holds = |key: &str, part: &str| line[key].as_str().unwrap_or_default().contains(part);

@@ -1,4 +1,4 @@
-//! SIGTERM drains: requests in flight are answered, what was answered is stored, and the exit code is 0.
+//! SIGTERM drains: requests in flight are answered, answered events are stored, and the exit code is 0.
 
 use rustix::process::Signal;
 
@@ -69,7 +69,7 @@ async fn whoever_was_connected_is_still_answered() {
     let mut half = Connection::open(&relay.push).await.expect("the relay listens");
     let (head, rest) = requests[1].split_at(50);
     half.write(head).await.expect("the relay reads");
-    // The relay accepts in order, so it has these two connections.
+    // The relay accepts connections in order, so it has accepted these two.
     relay.accept(&wechat, &text("o3", "later")).await;
     relay.signal(Signal::TERM);
     eventually("new connections are refused", async || Connection::open(&relay.push).await.is_err().then_some(()))

@@ -1,5 +1,4 @@
-//! Payloads encrypted in the store: no byte of them is in its folder in clear, and the relay and its commands still
-//! work.
+//! Encrypted payloads in the store: none is in its folder in clear, and the relay and its commands still work.
 
 use std::fs;
 use std::path::Path;
@@ -19,13 +18,13 @@ const CONTENT: &str = "a confession that nobody else shall read";
 const ANSWER: &str = "an answer that a target gave with its 500";
 const REPLY: &str = "a reply for one pair of eyes";
 
-/// `queue.encryption_keys` of these keys.
+/// The line `queue.encryption_keys`, with keys made of these bytes.
 fn keys(fills: &[u8]) -> String {
     let keys: Vec<_> = fills.iter().map(|fill| STANDARD.encode([*fill; 32])).collect();
     format!("encryption_keys = {keys:?}")
 }
 
-/// In compatible mode, where the body has the clear text too; one target replies, one refuses.
+/// An account in compatible mode, whose pushes also have the clear text; one target replies, one refuses.
 struct Fixture {
     wechat: WeChat,
     bot: Target,
@@ -175,7 +174,7 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
         let output = refused.stdout + &refused.stderr;
         assert!(output.contains("put that key back into queue.encryption_keys"), "{output}");
         assert!(!relay.run(&["dead", "retry", "legacy"]).await.stderr.is_empty());
-        // What needs no key is reported all the same.
+        // Commands that need no key still work.
         relay.audit().await;
         assert!(relay.run(&["events", "ls"]).await.stdout.contains(&id));
         let shown = relay.run(&["events", "show", &id, "--text"]).await;

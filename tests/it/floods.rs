@@ -1,4 +1,4 @@
-//! An attacker cannot use up what WeChat needs. At full rate and with numbers: `cargo bench --bench floods`.
+//! An attacker cannot use up the resources that WeChat needs. `cargo bench --bench floods` measures this at full rate.
 
 use crate::support::http::{Connection, exchange};
 use crate::support::relay::Relay;

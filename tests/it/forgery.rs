@@ -1,8 +1,8 @@
-//! Every known attack on the protocol, in every mode: each is refused with its status, with the same bytes as all other
-//! answers of that status, and stores nothing.
+//! Every known attack on the protocol, in every mode: each is refused with its status and stores nothing. All answers
+//! of one status have the same bytes.
 //!
 //! All accounts share token and key, which is the attacker's best case: only the AppID differs. `statuses.rs` tests
-//! each status by its cause; here the attempts are many, and their answers must be identical.
+//! each status by its cause; the many attempts here must get identical answers.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,7 +57,7 @@ async fn every_known_forgery_is_refused_with_one_answer_and_leaves_nothing() {
     for (status, answers) in &answers {
         assert_eq!(answers.len(), 1, "one answer for all that is {status}: {answers:#?}");
     }
-    // One push per mode was valid, in two notations; all others left no trace.
+    // One push per mode was valid, in two notations; no other was stored.
     assert_eq!(good, 2 * MODES.len());
     let audit = relay.audited("delivered", MODES.len() as u64).await;
     assert_eq!(audit["events"], MODES.len(), "{audit}");
@@ -88,7 +88,7 @@ async fn clear_elements_beside_a_sealed_text_change_nothing_of_the_event() {
         for (index, body) in forged.iter().enumerate() {
             let push = Push { query: push.query.clone(), body: body.clone().into_bytes() };
             let answer = exchange(&relay.push, &push.request("/c")).await;
-            // The one that other modes compare may occur only once.
+            // `ToUserName`, which other modes compare, may occur only once.
             let expected = if *name == "ToUserName" && [1, 2].contains(&index) { 400 } else { 200 };
             assert_eq!(answer.status, expected, "{name}: {body}");
         }
@@ -164,7 +164,7 @@ fn signatures(mode: Mode) -> Vec<ForgedRequest> {
     tries
 }
 
-/// Wrong signatures made of the right one, or without the token.
+/// Wrong signatures, made of the right one or without the token.
 fn spoilt(right: &str, timestamp: &str, nonce: &str) -> Vec<(String, String)> {
     let mut wrong = Vec::new();
     for place in 0..40 {
@@ -172,7 +172,7 @@ fn spoilt(right: &str, timestamp: &str, nonce: &str) -> Vec<(String, String)> {
         wrong.push((format!("digit {place}"), format!("{}{digit}{}", &right[..place], &right[place + 1..])));
         wrong.push((format!("{} digits", place + 1), right[..place + 1].to_owned()));
     }
-    // All 40 are the signature itself.
+    // A cut at 40 characters is the whole signature.
     wrong.retain(|(_, made)| made != right);
     let made = [
         ("a digit more", format!("{right}0")),
@@ -241,7 +241,7 @@ fn queries(mode: Mode) -> Vec<ForgedRequest> {
     let later = (timestamp.parse::<i64>().expect("a number") + 1).to_string();
     tries.push(ForgedRequest::post(mode, "a second later", 403, stamped(&later, &nonce), &body));
     tries.push(ForgedRequest::post(mode, "another nonce", 403, stamped(&timestamp, "1"), &body));
-    // The sorted parts are the same, so the signature is too; but the timestamp is not now.
+    // The sorted parts are the same, so the signature is valid; but the timestamp is not the current time.
     tries.push(ForgedRequest::post(mode, "timestamp and nonce exchanged", 403, stamped(&nonce, &timestamp), &body));
     let both = format!("{timestamp}{nonce}");
     for cut in (0..=both.len()).filter(|cut| *cut != timestamp.len()) {
@@ -308,7 +308,7 @@ fn modes(mode: Mode) -> Vec<ForgedRequest> {
     tries
 }
 
-/// What was captured once, sent late, to other paths, and by other accounts.
+/// Captured pushes, sent late, to other paths, and as pushes of other accounts.
 fn replays(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
     let mut tries = Vec::new();
@@ -346,7 +346,7 @@ fn replays(mode: Mode) -> Vec<ForgedRequest> {
 /// The signature has no delimiters: bytes moved between nonce and Encrypt leave it as it is.
 fn cuts(mode: Mode) -> Vec<ForgedRequest> {
     let (wechat, clear) = (of(mode), text("o1", "never"));
-    // One whose parts sort as timestamp, nonce, Encrypt, token, so that nonce and Encrypt are neighbours.
+    // A push whose parts sort as timestamp, nonce, Encrypt, token, so that nonce and Encrypt are neighbours.
     let sealed = (0_u8..=255).map(|seed| wechat.seal([seed; 16], clear.as_bytes()));
     let encrypt = sealed.into_iter().find(|text| text.as_bytes()[0].is_ascii_uppercase()).expect("some do");
     let push = wechat.push_encrypted(now(), &clear, &encrypt);
@@ -360,7 +360,7 @@ fn cuts(mode: Mode) -> Vec<ForgedRequest> {
         let escaped = moved_nonce.replace('+', "%2B").replace('/', "%2F").replace('=', "%3D");
         let query = format!("{}&nonce={escaped}", without(&push.query, "nonce"));
         let what = format!("nonce and Encrypt cut at {cut}");
-        // Refused by their form: the rest is no whole number of blocks, or the nonce is too long.
+        // Refused by their form: the remaining text does not fill whole blocks, or the nonce is too long.
         tries.push(ForgedRequest::post(mode, what, 400, query, body.replace(&encrypt, moved).as_bytes()));
     }
     assert!(alike > 50, "the forgeries are none: {alike}");
@@ -467,7 +467,7 @@ fn envelopes(mode: Mode) -> Vec<ForgedRequest> {
     tries
 }
 
-/// An answer without the time.
+/// An answer without its `date` header.
 fn shown(answer: &Answer) -> Vec<String> {
     let headers = answer.headers.iter().filter(|(name, _)| name != "date");
     let head = [format!("{} {}", answer.version, answer.status), answer.text().to_owned()];

@@ -1,4 +1,4 @@
-//! A user is forgotten: by command and API, in any state of the events, from the bytes of the store too.
+//! A user is forgotten: by command and API, in any state of the events. No trace is left in the bytes of the store.
 
 use std::fs;
 use std::path::Path;
@@ -195,7 +195,7 @@ async fn on_a_terminal_it_asks_first() {
     assert_eq!(relay.audit().await["events"], 0);
 }
 
-/// Everything goes to `crm` and `bot`.
+/// A relay that delivers every event to `crm` and `bot`.
 async fn relay(crm_lines: &str) -> (Relay, WeChat, Target, Target) {
     let (wechat, crm, bot) = (WeChat::secure(), Target::start().await, Target::start().await);
     let targets = crm.config("crm", &format!("retry = [\"1h\"]\n{crm_lines}")) + &bot.config("bot", "retry = [\"1h\"]");
@@ -203,12 +203,12 @@ async fn relay(crm_lines: &str) -> (Relay, WeChat, Target, Target) {
     (relay, wechat, crm, bot)
 }
 
-/// Whether any file of a folder has those bytes.
+/// Whether any file of a folder contains these bytes.
 fn holds(folder: &Path, bytes: &str) -> bool {
     fs::read_dir(folder).expect("the folder is there").any(|entry| {
         let file = fs::read(entry.expect("an entry").path()).expect("a file can be read");
         let pages = (0..file.len()).step_by(PAGE).map(|at| &file[at..file.len().min(at + PAGE + bytes.len())]);
-        // Most of the reserve file is zeros: those are skipped fast.
+        // Pages of zeros, as most of the reserve file has, are skipped for speed.
         let mut used = pages.filter(|page| page.get(..PAGE).is_none_or(|page| page != [0; PAGE]));
         used.any(|page| page.windows(bytes.len()).any(|part| part == bytes.as_bytes()))
     })

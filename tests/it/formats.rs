@@ -1,4 +1,4 @@
-//! What targets see: method, headers and bytes of every format.
+//! The requests to targets: method, headers and bytes of every format.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -269,7 +269,7 @@ async fn while_a_secret_is_changed_both_sign() {
     assert_eq!(delivery.header("webhook-signature"), format!("{} {}", signature(new), signature(old)));
 }
 
-/// What one target with those settings gets of one push.
+/// The delivery of one push to a target with these settings.
 async fn deliver(wechat: &WeChat, settings: &str, clear: &str) -> (Push, Delivery) {
     let target = Target::start().await;
     let route = "[[accounts.shop.routes]]\notherwise = true\nto = [\"t\"]\n";

@@ -21,10 +21,10 @@ use crate::support::{eventually, soon};
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
-/// WeChat is answered by then.
+/// The default reply budget: WeChat must be answered within it.
 const BUDGET: Duration = Duration::from_millis(4500);
 
-/// More than the sockets and buffers on the way can hold of an answer that is not read.
+/// More bytes than the sockets and buffers on the way can hold of an unread answer.
 const ON_THE_WAY: u64 = 16 * MIB;
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn hostile_answers_are_cut_cost_no_memory_and_hold_nobody_up() {
         assert!(sent.elapsed() < BUDGET, "an answer took {:?}", sent.elapsed());
     }
     good.wait_for(usize::try_from(PUSHES).expect("few")).await;
-    // Each delivery has ended: a 2xx delivers, whatever follows it; all others are dead after one attempt.
+    // Each delivery has ended: with a 2xx it is delivered, whatever follows; all others are dead after one attempt.
     let delivered = hostile.iter().filter(|(_, _, delivers)| *delivers).count() as u64;
     let audit = relay.audited("pending", 0).await;
     assert_eq!(audit["delivered"], PUSHES * (delivered + 1), "{audit}");
@@ -185,7 +185,7 @@ async fn hostile_answers_are_cut_cost_no_memory_and_hold_nobody_up() {
     for (name, target, _) in hostile {
         let (written, taken) = (target.written.load(Ordering::Relaxed), target.taken.load(Ordering::Relaxed));
         assert!(taken >= PUSHES, "{name}: {taken} deliveries");
-        // Hints are skipped, up to the target's timeout; all else is read up to a limit.
+        // Hints are skipped until the target's timeout; everything else is read up to a limit.
         let bounded = name == "informs" || written < taken * ON_THE_WAY;
         assert!(bounded, "{name}: {} KiB in {taken} answers were read", written / KIB);
         // Nothing is read any more, so every connection ends.
@@ -194,14 +194,14 @@ async fn hostile_answers_are_cut_cost_no_memory_and_hold_nobody_up() {
         })
         .await;
     }
-    // It is not waited for: hints would keep a thread busy during the whole attempt.
+    // The test does not wait for its attempt: hints would keep a thread busy until the timeout.
     let event = good.delivery(0).await.header("wxrelay-event-id").to_owned();
     let attempt = relay.attempt(&event, "informs", 1, |_| true).await;
     assert_eq!(attempt["error"], "too many interim answers (1xx)", "{attempt}");
     let after = memory(&relay);
     println!("memory: {} KiB before, {} KiB at most", before / KIB, after / KIB);
     assert!(after < before + 48 * MIB, "{} KiB before, {} KiB at most", before / KIB, after / KIB);
-    // The log has a line of bounded length for each.
+    // Each log line has a bounded length.
     let longest = relay.lines().iter().map(String::len).max();
     assert!(longest.is_some_and(|longest| longest < 4096), "{longest:?}");
 }
@@ -275,7 +275,7 @@ fn names(answer: &crate::support::http::Answer) -> Vec<String> {
     answer.headers.iter().map(|(name, _)| name.clone()).collect()
 }
 
-/// `wxrelay check` of a configuration whose target has those lines.
+/// Runs `wxrelay check` on a configuration whose target has these lines.
 async fn check(target: &str) -> crate::support::command::Finished {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("config.toml");
@@ -286,7 +286,7 @@ async fn check(target: &str) -> crate::support::command::Finished {
     run(command).await
 }
 
-/// The most memory that the relay has had, in bytes.
+/// The relay's peak memory, in bytes.
 fn memory(relay: &Relay) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", relay.id())).expect("the relay runs on Linux");
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux reports it");
@@ -296,19 +296,19 @@ fn memory(relay: &Relay) -> u64 {
 /// The answer of a hostile target to every delivery.
 #[derive(Clone, Copy, Debug)]
 enum Answer {
-    /// These bytes, then the end of the connection.
+    /// Sends these bytes, then closes the connection.
     Bytes(&'static str),
-    /// A header after the other.
+    /// Sends one header after the other.
     EndlessHeaders,
-    /// A status line that does not end.
+    /// Sends a status line that does not end.
     EndlessStatus,
-    /// A `103 Early Hints` after the other.
+    /// Sends one `103 Early Hints` after the other.
     EndlessInformation,
-    /// 200, then a byte from time to time.
+    /// Sends 200, then a byte from time to time.
     Drip,
-    /// 200 and that many bytes, with their length declared.
+    /// Sends 200 and this many bytes, with their length declared.
     Flood(u64),
-    /// 200 and a chunk after the other.
+    /// Sends 200 and one chunk after the other.
     EndlessChunks,
 }
 
@@ -332,7 +332,7 @@ impl Hostile {
                 let [written, taken, open] = counts.clone();
                 tokio::spawn(async move {
                     open.fetch_add(1, Ordering::Relaxed);
-                    // It ends with an error when the relay stops reading.
+                    // Fails when the relay stops reading.
                     drop(serve(stream, answer, &written, &taken).await);
                     open.fetch_sub(1, Ordering::Relaxed);
                 });

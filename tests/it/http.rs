@@ -1,4 +1,4 @@
-//! What WeChat sees of HTTP: 1.0 and 1.1, lengths, methods.
+//! HTTP as WeChat receives it: versions 1.0 and 1.1, lengths, methods.
 
 use crate::support::http::{Answer, Connection, exchange};
 use crate::support::relay::{Relay, Setup};
@@ -133,7 +133,7 @@ async fn ask(connection: &mut Connection, request: &[u8]) -> Answer {
     soon("an answer", connection.read()).await.expect("an answer")
 }
 
-/// A length, and neither chunks, compression nor a redirect.
+/// Asserts that an answer has a length, and no chunks, compression or redirect.
 fn plain(answer: &Answer) {
     assert_eq!(answer.header("content-length"), Some(answer.body.len().to_string().as_str()), "{answer:?}");
     for name in ["transfer-encoding", "content-encoding", "location"] {

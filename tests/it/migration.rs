@@ -8,10 +8,10 @@ use crate::support::relay::{Relay, Setup};
 use crate::support::target::Target;
 use crate::support::wechat::{WeChat, text};
 
-/// The stores were made once; their finished events must not be deleted for their age. Ten years are the maximum.
+/// The stores are old files; their finished events must not be deleted for their age. Ten years are the maximum.
 const FOR_EVER: &str = "retention = \"3650d\"";
 
-/// A folder with the store of an earlier schema; `tests/data/store/README.md` says what is in it.
+/// A folder with the store of an earlier schema; `tests/data/store/README.md` lists its contents.
 fn version(schema: i64) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/data/store/v{schema}.db"));
@@ -47,7 +47,7 @@ async fn what_a_store_of_schema_1_holds_is_delivered_in_order_and_retried() {
     assert_eq!(relay.audit().await["deliveries"], 7);
 }
 
-/// With a key from the same start on: stored events stay in clear and are delivered, new ones are encrypted.
+/// The first start with a key also migrates: stored events stay in clear and are delivered, new ones are encrypted.
 #[tokio::test]
 async fn a_store_of_schema_2_stays_in_clear_beside_newly_encrypted_events() {
     let (folder, wechat) = (version(2), WeChat::secure());
@@ -78,7 +78,7 @@ async fn a_store_of_schema_2_stays_in_clear_beside_newly_encrypted_events() {
     assert_eq!(sealed.collect::<Result<Vec<_>, _>>().expect("rows"), [false, false, false, true]);
 }
 
-/// WeChat's retry of a push that the older release stored makes no second event, and gets the same reply.
+/// Repeats a push that the older release stored: it is a duplicate, and gets the same reply.
 async fn repeated(relay: &Relay, wechat: &WeChat, text: &str, reply: &str) {
     let answer = relay.accept(wechat, text).await;
     assert!(wechat.open_reply(answer.text()).contains(reply));

@@ -1,4 +1,4 @@
-//! `check --online`: every target is contacted, and errors are reported with the fix.
+//! `check --online`: every target is probed, and errors are reported with the fix.
 
 use std::fs;
 use std::time::Duration;

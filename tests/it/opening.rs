@@ -1,4 +1,4 @@
-//! Real pushes of every mode go in, and every target gets them.
+//! Real pushes of every mode are accepted, and every target gets them.
 
 use serde_json::Value;
 
@@ -100,7 +100,7 @@ async fn the_previous_token_opens_while_tokens_are_changed_and_signs_the_reply()
     }
 }
 
-/// The push as it was recorded; parts that the entry lacks are written as WeChat does.
+/// The push as it was recorded; parts that the entry lacks are made up in WeChat's form.
 fn recorded(vector: &Vector) -> Push {
     let [token, timestamp, nonce] = ["token", "timestamp", "nonce"].map(|key| vector.get(key));
     let signature = sign(&[token, timestamp, nonce]);

@@ -1,4 +1,4 @@
-//! Behind nginx and HAProxy, which run with the files of `deploy/`: a push is not changed on the way, and a forwarded
+//! Behind nginx and HAProxy, which run with the files of `deploy/`: a push reaches the relay unchanged, and a forwarded
 //! address is accepted from a trusted proxy only.
 
 use crate::support::http::{Answer, exchange, exchange_from};
@@ -62,7 +62,7 @@ async fn tells_who_calls(software: Software) {
     let server = format!("{tls}\ntrusted_proxies = [\"127.0.0.1\"]\nproxy_protocol = true");
     let relay = Setup::new(wechat.account() + &crm.config("crm", "")).server(&server).start().await;
     let proxy = Proxy::tcp(software, &relay.push).await;
-    // The client's own header is inside TLS, where no proxy sees it, and the client is not trusted.
+    // The client's own header is inside TLS, where the proxy cannot replace it; the client is not trusted.
     let answer = over_tls_from(CLIENT, &proxy.https, &files, &forged(&wechat.push(&text("o1", "hello")))).await;
     assert!(answer.starts_with("HTTP/1.0 200 OK\r\n") && answer.ends_with("\r\n\r\nsuccess"), "{answer}");
     assert_eq!(relay.peer(0).await, CLIENT);
@@ -78,7 +78,7 @@ async fn passes_pushes_on(software: Software) {
     let counter = Counter::before(&relay.push).await;
     let proxy = Proxy::http(software, &counter.address.to_string(), &files.cert(), &files.key()).await;
 
-    // As WeChat sends them, with a made-up address; the query as it came, including the order of its parts.
+    // Pushes as WeChat sends them, with a forged address. The query must arrive unchanged, including its order.
     for count in 0..10 {
         let mut push = wechat.push(&text("o1", "hello"));
         push.query += "&odd=%2F%2f+~!*()'&empty=&flag";
@@ -99,7 +99,7 @@ async fn passes_pushes_on(software: Software) {
     push.body.resize(1 << 20, b'\n');
     assert_eq!(push.send(&proxy.http).await.status, 200, "a body of max_body through {software:?}");
     assert_eq!(crm.delivery(11).await.body.len(), 1 << 20);
-    // Only declared: a client that keeps sending after an answer may lose it.
+    // The body is only declared: a client that still sends after an answer may lose the answer.
     push.body.push(b'\n');
     let head = push.request(PATH);
     let refused = exchange(&proxy.http, &head[..head.len() - push.body.len()]).await;
@@ -118,13 +118,13 @@ async fn relay(wechat: &WeChat, crm: &Target) -> Relay {
     Setup::new(config).server("trusted_proxies = [\"127.0.0.1/32\"]").start().await
 }
 
-/// The request with a claim about where it comes from.
+/// The request with a forged client address.
 fn forged(push: &Push) -> Vec<u8> {
     let request = String::from_utf8(push.request(PATH)).expect("text");
     request.replacen("Accept: */*", "Accept: */*\r\nX-Forwarded-For: 203.0.113.66", 1).into_bytes()
 }
 
-/// What WeChat can read: it speaks HTTP/1.0 and wants a length.
+/// Asserts that WeChat can read the answer: it uses HTTP/1.0 and needs a length.
 fn plain(answer: &Answer) {
     assert_eq!((answer.status, answer.text()), (200, "success"));
     assert_eq!(answer.header("content-length"), Some("7"));

@@ -1,4 +1,4 @@
-//! The PROXY protocol: the header decides the client's address, and connections without one are closed.
+//! The PROXY protocol: the header sets the client's address, and connections without one are closed.
 
 use serde_json::Value;
 
@@ -57,7 +57,7 @@ async fn a_header_of_a_stranger_is_not_read() {
     let push = wechat.push(&text("o1", "hello")).request(PATH);
     let header = b"PROXY TCP4 203.0.113.7 192.0.2.1 4711 443\r\n".to_vec();
     let mut stream = connect_from("127.9.9.9", &relay.push).await.expect("the relay listens");
-    // The relay may have closed the connection before.
+    // The relay may have closed the connection already.
     stream.write_all(&[header, push].concat()).await.ok();
     let mut answer = Vec::new();
     soon("the end of the connection", stream.read_to_end(&mut answer)).await.ok();

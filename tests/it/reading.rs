@@ -1,5 +1,5 @@
-//! Files named in the configuration are read within bounds: an endless or huge file is an error and costs no memory; a
-//! pipe is waited for up to a limit.
+//! Files that the configuration names are read within bounds: an endless or huge file is an error and costs no memory;
+//! a silent pipe is an error after a timeout.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,7 +11,8 @@ use crate::support::command::{Finished, Running, run, wxrelay};
 use crate::support::wechat::WeChat;
 use crate::tls::Certificate;
 
-/// With less memory than the file needs; a failed allocation would end it without an error about the file.
+/// Runs a command with less memory than the file needs: a failed allocation would end it without an error about the
+/// file.
 const WITHIN_2_GB: &str = "ulimit -v 2000000; exec \"$0\" \"$@\"";
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Regression tests: each names what the relay must never do again.
+//! Regression tests: each name states what the relay must never do again.
 
 use std::time::Duration;
 

@@ -161,7 +161,7 @@ async fn twenty_thousand_events_are_replayed_page_by_page() {
     relay.restart().await;
     relay.audited("delivered", EVENTS).await;
 
-    // Events behind the cursor are delivered again meanwhile, and not found a second time.
+    // Events before the cursor are delivered again meanwhile, and are not selected a second time.
     let (mut replayed, mut pages, mut cursor) = (0, 0, String::new());
     loop {
         let answer = post(&relay.admin, &format!("/api/events/replay?target=crm&state=delivered{cursor}")).await;
@@ -205,7 +205,7 @@ pub(crate) fn multiply(folder: &Path, count: u64) {
     store.execute_batch(&copies).expect("the rows are copied");
 }
 
-/// Texts go to `crm`, all else to `bot`.
+/// A relay that delivers texts to `crm`, and all other events to `bot`.
 async fn relay() -> (Relay, WeChat, Target, Target) {
     let (wechat, crm, bot) = (WeChat::secure(), Target::start().await, Target::start().await);
     let routes = "[[accounts.shop.routes]]\nmatch = { msg_type = \"text\" }\nto = [\"crm\"]\n\

@@ -1,4 +1,4 @@
-//! `reply = ["bot", "crm"]`: all are asked at the same time, the first in the list that replies wins.
+//! `reply = ["bot", "crm"]`: all targets are called concurrently; of those that reply, the first in the list is used.
 
 use std::time::Duration;
 
@@ -79,7 +79,7 @@ async fn the_next_replies_where_the_first_is_down() {
     let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(reply("the crm's"))).await);
     let relay = Relay::start(wechat.account() + &route("[\"bot\", \"crm\"]") + &config + &crm.config("crm", "")).await;
     for _ in 0..8 {
-        // After some of these, the bot's circuit breaker is open, and it is not asked.
+        // After some of these, the bot's circuit breaker is open, and it is not called.
         let answer = relay.accept(&wechat, &text("o1", "hi")).await;
         assert_eq!(content(&wechat, &answer).as_deref(), Some("the crm's"));
     }

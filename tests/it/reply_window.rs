@@ -1,4 +1,4 @@
-//! `reply_window`: a late reply answers WeChat's 2nd or 3rd try, and the failures that this costs are bounded.
+//! `reply_window`: a late reply answers WeChat's 2nd or 3rd try, and the number of failed tries is limited.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::support::{eventually, soon};
 const TIMEOUTS: &str = "wxrelay_reply_window_timeouts_total";
 const OPEN: &str = "wxrelay_reply_window_open";
 
-/// As long as a window can be, so that no test runs into its end, with a budget that is soon over.
+/// The longest window, so that no test reaches its end, with a short budget.
 const LONG: &str = "reply_budget = \"400ms\"\nreply_window = \"14s\"\n";
 
 /// A handler that needs 9 s, and a sender with WeChat's timing: it hangs up after 5 s and tries three times.
@@ -68,7 +68,7 @@ async fn a_handler_that_is_never_ready_is_answered_success_before_the_window_end
     let clear = text("o1", "think");
     let sent = Instant::now();
     hold(&relay, &wechat, &clear, 1.0).await;
-    // This connection stays open: it is answered all the same.
+    // This connection stays open, and is answered all the same.
     let mut second = push(&relay, &wechat, &clear).await;
     assert_eq!(answer(&mut second).await.text(), "success");
     assert!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
@@ -203,7 +203,7 @@ async fn push(relay: &Relay, wechat: &WeChat, clear: &str) -> Connection {
     connection
 }
 
-/// A try that gets no answer: WeChat hangs up. It is the `held`th in all.
+/// A try that gets no answer, as WeChat hangs up. It is the `held`th of the relay.
 async fn hold(relay: &Relay, wechat: &WeChat, clear: &str, held: f64) {
     let mut connection = push(relay, wechat, clear).await;
     timed_out(relay, held).await;

@@ -1,4 +1,4 @@
-//! Which events go to which targets.
+//! Routing: which events are delivered to which targets.
 
 use crate::support::http::exchange;
 use crate::support::relay::Relay;

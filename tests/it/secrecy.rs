@@ -85,7 +85,7 @@ async fn a_whole_run_at_trace_level_and_every_command_hold_no_secret_in_either_f
         running.find("an attempt", |line| (line.contains("attempt") && line.contains("stamp")).then_some(())).await;
         collector.wait_for(1).await;
         let mut printed = running.lines().join("\n");
-        // Output that an operator asks for has OpenIDs; texts are shown only with `--text`.
+        // Output that an operator requests has OpenIDs; texts are shown only with `--text`.
         for args in [
             &["check"][..],
             &["check", "--online"],
@@ -132,7 +132,7 @@ async fn what_a_push_holds_writes_no_line_of_its_own_and_moves_no_terminal() {
         running.find("ready", |line| line.contains("ready").then_some(())).await;
         let clear = event(&format!("o{bad}"), &format!("SUB{bad}"), &format!("key{bad}"));
         let mut push = wechat.push(&clear);
-        // The one in the query is not used.
+        // The OpenID in the query is not used.
         push.query = push.query.replace(&format!("openid=o{bad}"), "openid=o");
         assert_eq!(push.send(&address).await.status, 200);
         let strange = format!(
@@ -149,7 +149,7 @@ async fn what_a_push_holds_writes_no_line_of_its_own_and_moves_no_terminal() {
 }
 
 fn push_address(line: &str) -> Option<String> {
-    // Both formats have it after `address`; the admin listener logs `admin`.
+    // Both formats have the address after `address`; the admin listener's line has `admin`.
     let rest = line.contains("listening").then(|| line.split_once("address"))??.1;
     let address = rest.trim_start_matches(['"', ':', '=']).split(['"', ' ', ',']).next()?;
     (line.contains("push")).then(|| address.to_owned())

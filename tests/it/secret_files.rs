@@ -19,7 +19,7 @@ use crate::support::target::Target;
 use crate::support::wechat::{WeChat, text};
 use crate::tls::Certificate;
 
-/// An arbitrary user, for a process that is not root's.
+/// An arbitrary user, for a process that does not run as root.
 const OTHER_USER: u32 = 65_534;
 
 #[tokio::test]
@@ -147,14 +147,14 @@ async fn the_store_is_its_owners_alone_whatever_the_umask() {
     assert!(looked_at >= 4, "database, log, index, lock: {looked_at}");
 }
 
-/// A process whose memory may be dumped has files in /proc that are its user's; else they are root's, and its user
-/// can't open them.
+/// If a process may dump its memory, its user owns its files in /proc; otherwise root owns them, and the user cannot
+/// open them.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn no_core_is_dumped_and_nobody_but_root_looks_into_the_process() {
     let (folder, user) = (tempfile::tempdir().expect("a temporary folder"), user());
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).expect("rights can be changed");
-    // A folder that this user may enter: the build's folder may not be.
+    // In a folder that this user may enter, as the build's folder may not be one.
     let binary = folder.path().join("wxrelay");
     fs::copy(env!("CARGO_BIN_EXE_wxrelay"), &binary).expect("the binary can be copied");
     let config = folder.path().join("config.toml");
@@ -240,7 +240,7 @@ async fn secrets_of_files_that_a_reload_replaces_are_wiped_from_memory() {
     assert!(found(new[0]) > 0, "the control: the new token in use is found");
 }
 
-/// How often a text occurs in the relay's writable memory; none where the test cannot become root.
+/// How often a text occurs in the relay's writable memory; `None` if the test cannot become root.
 fn in_memory(relay: &Relay, text: &str) -> Option<usize> {
     let pid = relay.id();
     let maps = as_root(&["cat", &format!("/proc/{pid}/maps")])?;
@@ -251,7 +251,7 @@ fn in_memory(relay: &Relay, text: &str) -> Option<usize> {
         let [from, to] = [from, to].map(|end| u64::from_str_radix(end, 16).expect("hex"));
         let (input, skip, count) =
             (format!("if=/proc/{pid}/mem"), format!("skip={from}"), format!("count={}", to - from));
-        // A mapping that has gone meanwhile holds nothing.
+        // A mapping that was removed meanwhile counts as empty.
         let words = ["dd", &input, &skip, &count, "bs=1M", "iflag=skip_bytes,count_bytes", "status=none"];
         let bytes = as_root(&words).unwrap_or_default();
         let mut rest = bytes.as_slice();

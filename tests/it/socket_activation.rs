@@ -28,7 +28,7 @@ async fn a_restart_under_load_refuses_nothing_and_loses_nothing() {
     let storm = Storm::begin(&relay.address, &wechat);
 
     relay.ready(1).await;
-    // In the middle of the load; right after the start; in the middle again.
+    // Stops during the load, right after the start, and during the load again.
     for (life, pushes) in [(1, 40), (2, 40), (3, 0), (4, 1), (5, 40)] {
         storm.answered(pushes).await;
         relay.signal(life, Signal::TERM);
@@ -55,14 +55,14 @@ async fn a_restart_under_load_refuses_nothing_and_loses_nothing() {
     relay.stop(7).await;
 }
 
-/// A relay that is restarted whenever it exits, and the socket that outlives it.
+/// A relay that is restarted whenever it exits, behind a socket that stays open.
 struct Supervised {
     address: String,
     folder: TempDir,
     running: Option<Running>,
 }
 
-/// What systemd does for the relay: the socket is descriptor 3, and LISTEN_PID names its process.
+/// A supervisor in place of systemd: the socket is descriptor 3, and LISTEN_PID is the relay's process.
 const SUPERVISOR: &str = r#"
     while [ ! -e "$3" ]; do
         sh -c 'echo "life $$"; export LISTEN_PID=$$; exec "$0" serve -c "$1"' "$1" "$2"
@@ -71,7 +71,7 @@ const SUPERVISOR: &str = r#"
 "#;
 
 impl Supervised {
-    /// Returns when the socket is there; the relay is started by the first connection.
+    /// Returns once the socket exists; the first connection starts the relay.
     async fn start(accounts_and_targets: &str) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let address = free_address();
@@ -90,7 +90,7 @@ impl Supervised {
         Self { address, folder, running: Some(running) }
     }
 
-    /// Waits until the relay of that number is ready, from 1.
+    /// Waits until the relay of that number, from 1, is ready.
     async fn ready(&self, life: usize) {
         self.nth(life, &format!("life {life} gets ready"), |line| {
             let line: Value = serde_json::from_str(line).ok()?;
@@ -99,7 +99,7 @@ impl Supervised {
         .await;
     }
 
-    /// Waits until the relay of that number exits; returns its exit code as a shell has it.
+    /// Waits until the relay of that number exits; returns its exit code in the shell.
     async fn ended(&self, life: usize) -> i32 {
         self.nth(life, &format!("life {life} ends"), |line| line.strip_prefix("ended ")?.parse().ok()).await
     }
@@ -152,7 +152,7 @@ impl Supervised {
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        // Only when the test has failed: no relay may outlive it. The supervisor lives, so no other process has the id.
+        // After a failed test no relay may remain. The supervisor still runs, so no other process has its id.
         if self.running.is_some() {
             drop(fs::write(self.folder.path().join("stop"), ""));
             if let Some(last) = self.pids().pop() {

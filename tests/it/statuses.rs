@@ -282,7 +282,7 @@ async fn refused(status: u16, mode: Mode, request: impl FnOnce(&WeChat) -> Vec<u
     assert_eq!((&audit["events"], &audit["deliveries"]), (&1.into(), &1.into()), "{audit}");
 }
 
-/// Refused with 400 in clear, and also when it is correctly encrypted and signed.
+/// Sends a body that must be refused with 400, in clear, and encrypted and signed correctly.
 async fn refused_body(body: &str) {
     refused(400, Mode::Plaintext, |wechat| post(&wechat.push(body))).await;
     refused(400, Mode::Secure, |wechat| post(&wechat.push_body(now(), &hello(), "", body))).await;
@@ -307,7 +307,7 @@ async fn relay(mode: Mode) -> (Relay, WeChat, Target) {
     (relay, wechat, crm)
 }
 
-/// One word that reveals nothing.
+/// Asserts that the body is one word that reveals nothing.
 fn bland(answer: &Answer) {
     let word = answer.text().trim_end();
     assert!((1..=16).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_lowercase()), "{word:?}");
@@ -335,7 +335,7 @@ fn verification(query: &str) -> Vec<u8> {
     format!("GET {PATH}?{query} HTTP/1.0\r\nHost: relay.test\r\nConnection: close\r\n\r\n").into_bytes()
 }
 
-/// The push with another pair in place of the one of that name.
+/// The push with another pair in place of the parameter of that name.
 fn with(push: &Push, name: &str, pair: &str) -> Push {
     Push { query: format!("{}&{pair}", without(&push.query, name)), body: push.body.clone() }
 }

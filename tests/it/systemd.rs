@@ -1,4 +1,4 @@
-//! systemd: units that it accepts and rates as hardened, sockets by name, and a relay that reports its status.
+//! systemd: it accepts the units and rates them as hardened, passes sockets by name, and gets the relay's status.
 //!
 //! `systemd-socket-activate` starts the relay with a notify socket that the test reads. Where systemd's tools are
 //! missing, the tests are skipped; in CI that is a failure.
@@ -32,7 +32,7 @@ async fn systemd_takes_the_units_as_they_are_and_finds_them_hardened() {
     verify.args(["verify", "--man=no"]).args(&units);
     let finished = run(verify).await;
     let said = finished.stdout + &finished.stderr;
-    // It checks the machine's units that ours name too; errors in those are not ours.
+    // The check includes units of the machine that ours name; errors in those are not ours.
     let ours: Vec<_> = said.lines().filter(|line| line.contains("wxrelay")).collect();
     assert!(finished.code == Some(0) && ours.is_empty(), "{said}");
 

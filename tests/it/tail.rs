@@ -63,7 +63,7 @@ async fn a_stalled_reader_blocks_nothing_and_learns_how_much_it_missed() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
     let mut stalled = Stream::open(&relay.admin, "?account=shop").await;
-    // Refused pushes are the cheapest activity. The system's buffers hold many.
+    // Refused pushes are the cheapest activity. Many are needed, as the system's buffers hold many.
     let mut storm = Connection::open(&relay.push).await.expect("the relay listens");
     let request = b"GET /wechat/events?x HTTP/1.1\r\nHost: relay.test\r\n\r\n".repeat(500);
     let mut pushed = 0_u64;
@@ -151,7 +151,7 @@ impl Stream {
     /// Opens it; on return the relay sends activity.
     async fn open(address: &str, query: &str) -> Self {
         let socket = TcpSocket::new_v4().expect("a socket");
-        // So that the system buffers little for a client that does not read.
+        // The system then buffers little for a client that does not read.
         socket.set_recv_buffer_size(4096).expect("a small buffer");
         let address = address.parse().expect("an address");
         let mut stream = BufReader::new(socket.connect(address).await.expect("the relay listens"));

@@ -44,7 +44,7 @@ async fn what_waits_is_redirected_by_command_and_api() {
     let audit = relay.audited("delivered", 2).await;
     assert_eq!((&audit["deliveries"], &audit["cancelled"], &audit["pending"]), (&3.into(), &1.into(), &0.into()));
 
-    // An event that the other target has already is not delivered there twice.
+    // An event that `new` has received already is not delivered there twice.
     post_with(&relay.admin, "/api/events/replay", r#"{"target":"old"}"#).await;
     relay.audited("pending", 1).await;
     let moved = post_with(&relay.admin, "/api/targets/old/redirect", r#"{"to":"new"}"#).await;

@@ -90,7 +90,7 @@ pub(crate) async fn over_tls(address: &str, files: &Certificate, request: &[u8])
     over_tls_from("127.0.0.1", address, files, request).await
 }
 
-/// From that loopback address.
+/// Sends a request over TLS from a loopback address.
 pub(crate) async fn over_tls_from(source: &str, address: &str, files: &Certificate, request: &[u8]) -> String {
     let mut roots = RootCertStore::empty();
     roots.add(files.der()).expect("a sound certificate");
@@ -121,7 +121,7 @@ impl Certificate {
         files
     }
 
-    /// For other names, valid until the beginning of that year.
+    /// A certificate for other names, valid until the start of that year.
     pub(crate) fn of(names: &[&str], end: i32) -> Self {
         let files = Self(tempfile::tempdir().expect("a temporary folder"));
         files.write(names, end);

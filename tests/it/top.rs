@@ -71,7 +71,7 @@ async fn relay() -> (Relay, WeChat, Target) {
     (Setup::new(config).admin_at(free_address()).start().await, wechat, crm)
 }
 
-/// A terminal of 80 columns and 24 lines; what is written to it is kept.
+/// A terminal of 80 columns and 24 lines, which keeps its output.
 pub(crate) struct Screen {
     ours: File,
     theirs: File,

@@ -1,4 +1,4 @@
-//! Traces: one per event, from its push over every attempt into the handler. A bad collector costs only spans.
+//! Traces: one per event, from its push through every attempt into the handler. A bad collector costs only spans.
 
 use std::collections::BTreeMap;
 

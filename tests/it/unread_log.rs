@@ -9,7 +9,7 @@ use crate::support::wechat::{WeChat, event};
 async fn pushes_are_answered_while_nobody_reads_the_log_and_what_is_lost_of_it_is_told() {
     let wechat = WeChat::secure();
     let mut relay = Setup::new(wechat.account()).log("openid = \"clear\"").start().await;
-    // Lines of 16 KiB: 64 of them fit, as many again while a batch is being written, and a few in the pipe.
+    // Lines of 16 KiB: 64 fit into the buffer, 64 into a batch that is being written, and a few into the pipe.
     let openid = "o".repeat(16 << 10);
     let unread = relay.stop_reading();
     for number in 0..150 {

@@ -1,4 +1,4 @@
-//! The URL verification that WeChat's console makes when a server URL is saved.
+//! The URL verification that WeChat's console makes when an operator saves a server URL.
 
 use crate::support::http::{Answer, exchange};
 use crate::support::relay::Relay;

@@ -1,7 +1,7 @@
-//! Texts for people use the field's words: the glossary of CONTRIBUTING.md, and none of the phrases below.
+//! Texts for people use the words of CONTRIBUTING.md's glossary, and none of the phrases below.
 //!
-//! Checked are string literals of the sources (log messages, errors, help, metric help, all others), doc comments of
-//! commands, pages in both languages, and what is shipped in `deploy/`. Tests are not.
+//! The tests check string literals of the sources (log messages, errors, help, metric help, all others), doc comments
+//! of commands, pages in both languages, and the files in `deploy/`. They do not check tests.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -136,7 +136,6 @@ fn texts_for_people_use_the_words_of_the_glossary() {
     assert!(found.is_empty(), "{} phrases (see CONTRIBUTING.md for the words):\n{}", found.len(), found.join("\n"));
 }
 
-/// What a text is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Log,
@@ -153,7 +152,7 @@ enum Kind {
     DeployFile,
 }
 
-/// How many texts of each kind there are at least.
+/// The minimum number of texts of each kind.
 const LEAST: [(Kind, usize); 12] = [
     (Kind::Log, 40),
     (Kind::Error, 40),
@@ -183,7 +182,7 @@ impl Text {
     }
 }
 
-/// The phrases of both lists in a text, with what is around each.
+/// The phrases of both lists in a text, each with its context.
 fn phrases_in(text: &str) -> Vec<String> {
     let plain = text.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase();
     let mut hits = Vec::new();
@@ -197,7 +196,7 @@ fn phrases_in(text: &str) -> Vec<String> {
     hits.into_iter().map(|(at, phrase)| format!("\"{phrase}\" in \"{}\"", around(&plain, at, phrase.len()))).collect()
 }
 
-/// Whether a match is no part of a longer word, nor of a file name as in `wxrelay.ballast`.
+/// Whether a match is not part of a longer word or of a file name such as `wxrelay.ballast`.
 fn is_whole(text: &str, at: usize, length: usize) -> bool {
     let in_word = |c: char| c.is_alphanumeric() || c == '_';
     let before = text[..at].chars().next_back();

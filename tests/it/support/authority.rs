@@ -28,7 +28,7 @@ pub(crate) struct Identity {
     key: KeyPair,
 }
 
-/// A certificate for that name, for the caller to change.
+/// The parameters of a certificate for that name, for the caller to change.
 pub(crate) fn server_for(name: &str) -> CertificateParams {
     let mut params = CertificateParams::new([name.to_owned()]).expect("a sound name");
     params.distinguished_name.push(DnType::CommonName, name);
@@ -77,13 +77,13 @@ impl Identity {
         Self { chain: vec![params.self_signed(&key).expect("a certificate").der().clone()], key }
     }
 
-    /// The leaf alone, as a server with cert.pem in place of fullchain.pem sends it.
+    /// Keeps only the leaf, as a server sends it with cert.pem in place of fullchain.pem.
     pub(crate) fn alone(mut self) -> Self {
         self.chain.truncate(1);
         self
     }
 
-    /// The `tls = ..` line of `[server]`, with the files in a folder.
+    /// Writes the files to a folder; returns the `tls = ..` line of `[server]`.
     pub(crate) fn written(&self, dir: &std::path::Path) -> String {
         let (cert, key) = (dir.join("cert.pem"), dir.join("key.pem"));
         let chain: String = self.chain.iter().map(pem).collect();
@@ -116,7 +116,7 @@ fn pem(certificate: &CertificateDer<'static>) -> String {
 pub(crate) enum Upstream {
     /// A relay, at that address.
     Relay(String),
-    /// A page: it answers by itself, with that head (status line and headers) and a body made of the request line.
+    /// A page: the proxy itself answers with this head (status line and headers) and a body made of the request line.
     Page(&'static str, fn(&str) -> String),
 }
 
@@ -162,7 +162,7 @@ async fn pass(mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Un
     match upstream {
         Upstream::Relay(address) => {
             let mut relay = TcpStream::connect(address).await.expect("the relay listens");
-            // When one side ends, the other side sees it.
+            // Passes on the end of either side.
             drop(copy_bidirectional(&mut stream, &mut relay).await);
         }
         Upstream::Page(head, page) => {

@@ -1,6 +1,6 @@
 //! Runs the built binary: to its end, or beside the test.
 //!
-//! Only children that were started here are ended, by their handle.
+//! Only children that were started here are ended, by handle.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -24,7 +24,7 @@ pub(crate) struct Finished {
     pub(crate) stderr: String,
 }
 
-/// The built binary, without the variables of this process that would configure it.
+/// The built binary, without variables of this process that would configure it.
 pub(crate) fn wxrelay<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_wxrelay"));
     command.args(args).stdin(Stdio::null());
@@ -43,7 +43,7 @@ pub(crate) async fn run(mut command: Command) -> Finished {
     let pid = Pid::from_child(&child);
     let end = tokio::task::spawn_blocking(move || child.wait_with_output());
     let Ok(output) = time::timeout(TIMEOUT * 3, end).await else {
-        // The child is not reaped yet, so the id is still its own.
+        // The child is not reaped yet, so its id cannot be reused.
         kill_process(pid, Signal::KILL).expect("the command can be ended");
         panic!("{command:?} does not end");
     };
@@ -83,12 +83,12 @@ impl Running {
         self.lines.lock().expect("no reader panics").clone()
     }
 
-    /// Its output is not read until this is dropped.
+    /// Stops reading its output until the result is dropped.
     pub(crate) fn stop_reading(&self) -> impl Drop + '_ {
         self.lines.lock().expect("no reader panics")
     }
 
-    /// The first value that a line gives; fails if the command ends without one.
+    /// The first value that `pick` returns for a line; fails if the command ends without one.
     pub(crate) async fn find<T>(&self, what: &str, mut pick: impl FnMut(&str) -> Option<T>) -> T {
         let (mut activity, mut seen) = (self.activity.clone(), 0);
         let search = async {
@@ -115,7 +115,7 @@ impl Running {
         kill_process(Pid::from_child(&self.child), signal).expect("the child can be signalled");
     }
 
-    /// Waits for the end and gives the exit code.
+    /// Waits for the end and returns the exit code.
     pub(crate) async fn end(mut self) -> Option<i32> {
         let lines = Arc::clone(&self.lines);
         let what =
@@ -127,7 +127,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Both fail only for a child that has ended, which is the goal.
+        // Both fail only if the child has ended already.
         drop(self.child.kill());
         drop(self.child.wait());
     }
@@ -144,9 +144,9 @@ fn collect(pipe: impl Read + Send + 'static, sender: &Arc<watch::Sender<usize>>,
     });
 }
 
-/// An address that no other process takes, for commands that need to know an address beforehand.
+/// An address that no other process uses, for commands that need to know an address beforehand.
 ///
-/// A free port could be taken before it is used; so the host is an address of 127.0.0.0/8 that only this process uses.
+/// Another process could take a free port first, so the host is an address of 127.0.0.0/8 that only this process uses.
 pub(crate) fn free_address() -> String {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();

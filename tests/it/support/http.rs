@@ -8,12 +8,12 @@ use tokio::net::{TcpSocket, TcpStream};
 
 use super::soon;
 
-/// An answer as it came.
+/// An answer as received.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) version: String,
     pub(crate) status: u16,
-    /// Names in lower case, in the order they came.
+    /// Names in lower case, in the order received.
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
 }

@@ -1,7 +1,8 @@
-//! Test support: a WeChat, targets, and the built binary between them.
+//! Test support: a stand-in for WeChat, targets, and the built binary between them.
 //!
 //! Nothing here calls the crate under test, and nothing is shared between tests: each has its own relay, folder and
-//! sockets on ports that the system chooses. Waiting is for a condition with a generous deadline, never for a time.
+//! sockets on ports that the system chooses. Tests wait for a condition with a generous deadline, never for a fixed
+//! time.
 
 pub(crate) mod authority;
 pub(crate) mod command;
@@ -20,10 +21,10 @@ use std::time::Duration;
 
 use tokio::time;
 
-/// How long anything that must happen may take, on a busy machine.
+/// The deadline of every wait, generous enough for a busy machine.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The value of `future`, or a failure that says what did not happen.
+/// The value of `future`; at the deadline, a failure that names what did not happen.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     match time::timeout(TIMEOUT, future).await {
         Ok(value) => value,

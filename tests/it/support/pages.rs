@@ -1,18 +1,18 @@
-//! The pages of the documentation: where they are, and their parts.
+//! The pages of the documentation: their paths and their parts.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
 pub(crate) struct Block {
-    /// The word after the language.
+    /// The word after the language in the info string.
     pub(crate) scene: String,
     pub(crate) line: usize,
     pub(crate) text: String,
 }
 
 impl Block {
-    /// Without comments, which are in the page's language.
+    /// That word, and the lines without comments, which are in the page's language.
     pub(crate) fn code(&self) -> (String, Vec<String>) {
         let line = |line: &str| format!(" {line}").split(" #").next().unwrap_or_default().trim().to_owned();
         (self.scene.clone(), self.text.lines().map(line).filter(|line| !line.is_empty()).collect())
@@ -48,7 +48,7 @@ pub(crate) fn links(text: &str) -> Vec<String> {
     prose(text).into_iter().flat_map(of_line).collect()
 }
 
-/// The headings, as links name them.
+/// The anchors of the headings, as links name them.
 pub(crate) fn anchors(text: &str) -> BTreeSet<String> {
     let headings = prose(text).into_iter().filter(|line| line.starts_with('#'));
     let slug = |line: &str| {
@@ -79,7 +79,7 @@ pub(crate) fn pages() -> Vec<String> {
     pages
 }
 
-/// Those, and what stands outside of their folder: the front page, the page of threats, the one for authors of handlers.
+/// Also the pages outside that folder: the front page, the security policy, and the page for authors of handlers.
 pub(crate) fn all_pages() -> Vec<String> {
     let beside = ["README", "SECURITY", "docs/handlers/README"];
     let both = |page: &str| [format!("{page}.md"), format!("{page}.zh-CN.md")];

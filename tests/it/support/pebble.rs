@@ -1,6 +1,6 @@
 //! Pebble, Let's Encrypt's ACME server for tests, as installed: a real authority on loopback.
 //!
-//! It keeps nothing when it exits, and makes a new root at every start. One process, which ends with its handle.
+//! It keeps no state when it exits, and makes a new root at every start. One process, which ends with its handle.
 
 use std::fs;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use super::command::{Running, free_address};
 use super::eventually;
 use crate::tls::{Certificate, over_tls};
 
-/// Its address and the certificate of its API: known before it runs.
+/// Its address and the certificate of its API, which are known before it runs.
 pub(crate) struct PebbleSetup {
     pub(crate) address: String,
     files: Certificate,
@@ -29,7 +29,7 @@ impl PebbleSetup {
         Self { address, files: Certificate::of(&[&host, "localhost"], 4096) }
     }
 
-    /// The keys of an `acme` table that orders from it.
+    /// The keys of an `acme` table for orders from it.
     pub(crate) fn keys(&self) -> String {
         format!("directory = \"https://{}/dir\", ca = \"{}\"", self.address, self.files.cert())
     }
@@ -44,8 +44,8 @@ impl PebbleSetup {
         PathBuf::from(format!("acme/{}-dir", self.address.replace(':', "-")))
     }
 
-    /// Starts it. It validates domains at the port of that address, and issues certificates that are valid for that
-    /// many seconds.
+    /// Starts it. It validates domains at the port of the address `looked_for`, and issues certificates that are valid
+    /// for `validity` seconds.
     pub(crate) async fn start(&self, looked_for: &str, validity: u32) -> Pebble {
         let (folder, management) = (tempfile::tempdir().expect("a temporary folder"), free_address());
         let port: u16 = looked_for.rsplit(':').next().expect("an address").parse().expect("a port");

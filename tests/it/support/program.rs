@@ -1,11 +1,11 @@
-//! Programs and rights that a test needs and a machine may lack: the test then says so and passes, and in CI it fails.
+//! Programs and rights that a machine may lack: a test that needs them prints that and passes; in CI it fails.
 
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Says that the running test ends here, for want of what is missing; with `CI` set that is a failure.
+/// Prints that the running test is skipped, and why; with `CI` set that is a failure.
 ///
-/// Straight to standard error: what a passing test prints by `println!` or `eprintln!` is captured and never seen.
+/// Writes to standard error directly: the output of `println!` and `eprintln!` in a passing test is captured.
 pub(crate) fn skip(missing: &str) {
     assert!(std::env::var_os("CI").is_none(), "in CI nothing is skipped: {missing}");
     let thread = std::thread::current();
@@ -22,7 +22,7 @@ pub(crate) fn is_missing(name: &str) -> bool {
     missing
 }
 
-/// Where a program is. Not everybody has `/usr/sbin` on the path.
+/// The path of a program. Also searches `/usr/sbin`, which may not be on the path.
 pub(crate) fn find(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);

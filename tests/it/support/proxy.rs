@@ -1,6 +1,6 @@
 //! nginx and HAProxy as installed, run with the files of `deploy/`: only addresses and paths are replaced.
 //!
-//! A replaced text must be in the file, so that files and tests stay in step. One process each, which ends with its
+//! A text to replace must be in the file, so that a changed file fails the test. One process each, which ends with its
 //! handle.
 
 use std::fs;
@@ -33,7 +33,7 @@ impl Software {
         program::is_missing(self.name())
     }
 
-    /// Whether it passes no bare TCP on, as nginx without its stream module; if so, the test is skipped.
+    /// Whether it cannot forward bare TCP, like nginx without its stream module; if so, the test is skipped.
     pub(crate) fn is_missing_for_tcp(self) -> bool {
         let missing = self == Self::Nginx && load_stream().is_none();
         if missing {
@@ -59,9 +59,9 @@ pub(crate) struct Proxy {
     software: Software,
     running: Running,
     folder: TempDir,
-    /// Where it takes HTTP, or bare TCP.
+    /// Its address for HTTP or bare TCP.
     pub(crate) http: String,
-    /// Where it takes HTTPS; for bare TCP the same.
+    /// Its address for HTTPS; the same one for bare TCP.
     pub(crate) https: String,
 }
 
@@ -137,7 +137,7 @@ impl Proxy {
         Self { software, running, folder, http, https }
     }
 
-    /// Its access log, as far as it goes.
+    /// Its access log so far.
     pub(crate) fn access_log(&self) -> String {
         match self.software {
             Software::Nginx => fs::read_to_string(self.folder.path().join("access.log")).expect("nginx writes it"),
@@ -162,7 +162,7 @@ fn nginx(inner: &str) -> String {
     format!("daemon off;\nmaster_process off;\npid nginx.pid;\nevents {{}}\n{inner}")
 }
 
-/// What loads nginx's stream module: nothing where it is compiled in. None where there is no such module.
+/// The line that loads nginx's stream module: empty if it is compiled in. `None` if there is no such module.
 fn load_stream() -> Option<String> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("proxy.conf");
@@ -170,7 +170,7 @@ fn load_stream() -> Option<String> {
     let built = String::from_utf8_lossy(&built.stderr).into_owned();
     let modules = built.split("--modules-path=").nth(1).and_then(|rest| rest.split_whitespace().next());
     let module = Path::new(modules.unwrap_or("/usr/lib/nginx/modules")).join("ngx_stream_module.so");
-    // As /etc/nginx/modules-enabled has it, where the module is a package of its own.
+    // The second is that of /etc/nginx/modules-enabled, where the module is a separate package.
     let loads = [String::new(), format!("load_module {};\n", module.display())];
     loads.into_iter().find(|load| {
         fs::write(&file, load.clone() + &nginx("stream {}\n")).expect("the folder can be written");
@@ -178,7 +178,7 @@ fn load_stream() -> Option<String> {
     })
 }
 
-/// Its log is what it prints.
+/// One process, which logs to its output.
 fn haproxy(sections: &str) -> String {
     format!("global\n    log stdout format raw local0\n\n{sections}")
 }

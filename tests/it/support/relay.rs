@@ -12,7 +12,7 @@ use super::command::{Finished, Running, run, wxrelay};
 use super::http::{self, Answer};
 use super::{eventually, wechat};
 
-/// The parts of a configuration; the rest is port 0 and a temporary folder.
+/// The parts of a configuration; the others are port 0 and a temporary folder.
 pub(crate) struct Setup {
     server: String,
     admin: String,
@@ -70,7 +70,7 @@ impl Setup {
         self
     }
 
-    /// The lines of `[log]`; without it all is logged down to debug.
+    /// The lines of `[log]`; the default level is debug.
     pub(crate) fn log(mut self, lines: &str) -> Self {
         self.log = lines.to_owned();
         self
@@ -188,17 +188,17 @@ impl Relay {
         self.log("the line of a push", nth).await["peer"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Its log is not read until this is dropped.
+    /// Stops reading its log until the result is dropped.
     pub(crate) fn stop_reading(&self) -> impl Drop + '_ {
         self.running().stop_reading()
     }
 
-    /// Every line that it wrote.
+    /// Every line of its output so far.
     pub(crate) fn lines(&self) -> Vec<String> {
         self.running().lines()
     }
 
-    /// Pushes a clear text as that WeChat, which must be answered 200.
+    /// Pushes a clear text as an account's WeChat; the answer must be 200.
     pub(crate) async fn accept(&self, wechat: &wechat::WeChat, clear: &str) -> Answer {
         let answer = wechat.push(clear).send(&self.push).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
@@ -253,7 +253,7 @@ impl Relay {
         http::get(&self.admin, path).await
     }
 
-    /// The record of a target's attempt of that number at an event, when it satisfies `pick`.
+    /// Waits for the record of a target's attempt at an event, by number, that satisfies `pick`.
     pub(crate) async fn attempt(&self, event: &str, target: &str, number: u64, pick: impl Fn(&Value) -> bool) -> Value {
         let what = format!("the record of {target}'s attempt {number} at {event}");
         eventually(&what, async || {

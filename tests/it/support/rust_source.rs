@@ -1,6 +1,6 @@
 //! Texts in Rust sources: string literals with their context, and doc comments.
 
-/// Macros whose texts go to the log.
+/// The macros that log.
 const LOG_MACROS: [&str; 5] = ["trace!", "debug!", "info!", "warn!", "error!"];
 
 /// Where a literal is.
@@ -14,7 +14,7 @@ pub(crate) enum Context {
 /// The string literals of a source: line, context, text.
 pub(crate) fn literals(source: &str) -> Vec<(usize, Context, String)> {
     let mut found = Vec::new();
-    // Code without blanks before the place, and the context of each open bracket.
+    // The code so far without blanks, and the context of each open bracket.
     let (mut code, mut brackets) = (String::new(), Vec::new());
     let mut at = 0;
     while let Some(c) = source[at..].chars().next() {
@@ -80,7 +80,7 @@ fn string_literal(rest: &str, code: &str) -> Option<(String, usize)> {
     while let Some((at, c)) = chars.next() {
         match c {
             '"' => return Some((text, at + 2)),
-            // An escape is a blank to the words around it; a line that continues has its own.
+            // An escape counts as a blank between words; a continued line has its own.
             '\\' => {
                 chars.next();
                 text.push(' ');
@@ -119,7 +119,7 @@ pub(crate) fn without_placeholders(text: &str) -> String {
     plain
 }
 
-/// A source up to its module of tests, which is its end.
+/// A source up to its module of tests, which is always the last item.
 pub(crate) fn without_tests(source: &str) -> String {
     source.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or_default().to_owned()
 }

@@ -55,12 +55,12 @@ impl Storm {
         soon("the load continues", count.wait_for(|count| *count >= goal)).await.expect("the senders live");
     }
 
-    /// Every try so far that was not answered 200.
+    /// The tries so far that were not answered 200.
     pub(crate) fn failures(&self) -> Vec<String> {
         self.tally.failures.lock().expect("no sender panics").clone()
     }
 
-    /// Ends it; returns the texts of all pushes and the longest wait for an answer.
+    /// Stops it; returns the texts of all pushes and the longest wait for an answer.
     pub(crate) async fn end(self) -> (BTreeSet<String>, Duration) {
         self.tally.over.store(true, Ordering::Relaxed);
         self.senders.join_all().await;

@@ -1,4 +1,4 @@
-//! A scripted target: records every delivery and answers as the test says.
+//! A scripted target: records every delivery and answers by the test's script.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -26,7 +26,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::soon;
 
-/// What to do with a delivery.
+/// The reaction to a delivery.
 #[derive(Clone, Debug)]
 pub(crate) enum Reaction {
     /// Answer at once.
@@ -65,7 +65,7 @@ impl Reply {
     }
 }
 
-/// A delivery as it came.
+/// A delivery as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Delivery {
     pub(crate) at: Instant,
@@ -113,7 +113,7 @@ struct Script {
 }
 
 impl Target {
-    /// A receiver that answers 200 without a body until told otherwise.
+    /// A receiver that answers 200 without a body by default.
     pub(crate) async fn start() -> Self {
         Self::always(Reaction::Answer(Reply::status(200))).await
     }
@@ -150,17 +150,17 @@ impl Target {
     }
 
     pub(crate) fn url(&self) -> String {
-        // By the name that the certificate has.
+        // The name in the certificate.
         let host = if self.scheme == "https" { "localhost".to_owned() } else { self.address.ip().to_string() };
         format!("{}://{host}:{}/hook", self.scheme, self.address.port())
     }
 
-    /// What to do with the next deliveries, one after the other.
+    /// Sets the reactions to the next deliveries, in order.
     pub(crate) fn script(&self, reactions: impl IntoIterator<Item = Reaction>) {
         self.shared.script().next.extend(reactions);
     }
 
-    /// What to do from now on, when the script has ended.
+    /// Sets the reaction after the end of the script.
     pub(crate) fn then(&self, then: Reaction) {
         self.shared.script().then = then;
     }
@@ -231,7 +231,7 @@ async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, shared: Arc<Sha
 
 async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin, shared: &Shared) {
     let service = service_fn(|request| receive(request, shared));
-    // A broken connection comes from the client or from the script.
+    // The client or the script may break the connection.
     drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
 }
 
@@ -276,7 +276,7 @@ async fn receive(request: Request<Incoming>, shared: &Shared) -> io::Result<Resp
         .map_err(io::Error::other)
 }
 
-/// A body that may end before its announced end.
+/// A body that may end before its declared length.
 struct Sent {
     bytes: Option<Bytes>,
     missing: u64,
@@ -295,7 +295,7 @@ impl Body for Sent {
             return Poll::Ready(None);
         }
         if !self.flushed {
-            // The server writes out what it has when the body has no more for now.
+            // The server flushes when the body is not ready.
             self.flushed = true;
             context.waker().wake_by_ref();
             return Poll::Pending;

@@ -1,7 +1,7 @@
-//! The tests' own WeChat: signs, encrypts and sends pushes, and decrypts replies.
+//! The tests' stand-in for WeChat: signs, encrypts and sends pushes, and decrypts replies.
 //!
-//! Written from WeChat's documents with plain ciphers, never with `wxrelay::wechat`, so that the two cannot share a
-//! mistake; `vectors.rs` tests it with published vectors.
+//! Written from WeChat's documentation with plain ciphers, never with `wxrelay::wechat`, so that the two cannot share
+//! an error; `vectors.rs` tests it with published vectors.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -71,7 +71,7 @@ impl WeChat {
         Self::new(Mode::Secure)
     }
 
-    /// Its `[accounts.shop]`, open for keys of the same table to be added after it.
+    /// Its `[accounts.shop]`; further keys of the table may be appended.
     pub(crate) fn account(&self) -> String {
         self.account_named("shop", PATH)
     }
@@ -85,7 +85,7 @@ impl WeChat {
         )
     }
 
-    /// A push of a clear text, as this account's mode has it, stamped now.
+    /// A push of a clear text in this account's mode, with the current time.
     pub(crate) fn push(&self, clear: &str) -> Push {
         self.push_at(now(), clear)
     }
@@ -124,7 +124,7 @@ impl WeChat {
         Push { query, body: body.as_bytes().to_vec() }
     }
 
-    /// The query of the GET that proves the URL.
+    /// The query of the GET that verifies the URL.
     pub(crate) fn verification(&self, timestamp: i64, echostr: &str) -> String {
         let (timestamp, nonce) = (timestamp.to_string(), nonce());
         let signature = sign(&[&self.token, &timestamp, &nonce]);
@@ -140,14 +140,14 @@ impl WeChat {
         self.encrypt(&text)
     }
 
-    /// Base64 of the encrypted bytes, which must fill whole blocks: for envelopes that are wrong inside.
+    /// Encrypts bytes that fill whole blocks, in base64: for envelopes with invalid contents.
     pub(crate) fn encrypt(&self, padded: &[u8]) -> String {
         let key = self.key();
         let cipher = cbc::Encryptor::<Aes256>::new_from_slices(&key, &key[..16]).expect("32 and 16 bytes");
         STANDARD.encode(cipher.encrypt_padded_vec::<NoPadding>(padded))
     }
 
-    /// What an Encrypt text holds, if everything about it is right.
+    /// Decrypts an Encrypt text; fails unless all of it is valid.
     pub(crate) fn open(&self, encrypt: &str) -> Result<String, &'static str> {
         let key = self.key();
         let cipher = cbc::Decryptor::<Aes256>::new_from_slices(&key, &key[..16]).expect("32 and 16 bytes");
@@ -165,7 +165,7 @@ impl WeChat {
         String::from_utf8(clear.to_vec()).map_err(|_| "not UTF-8")
     }
 
-    /// The clear text of a sealed push that was sent to this account's URL; checks msg_signature as an SDK does.
+    /// The clear text of an encrypted push that was sent to this account's URL; checks msg_signature as an SDK does.
     pub(crate) fn open_push(&self, query: &str, body: &str) -> String {
         let part = |name| parameter(query, name).unwrap_or_else(|| panic!("a sealed push has {name}: {query}"));
         let encrypt = encrypt_of(body).unwrap_or_else(|| panic!("a sealed push has Encrypt: {body}"));
@@ -176,7 +176,7 @@ impl WeChat {
         self.open(&encrypt).expect("the push opens with the account's key")
     }
 
-    /// The clear text of a reply, which is sealed unless the mode is plaintext; checks MsgSignature as WeChat does.
+    /// The clear text of a reply, encrypted unless the mode is plaintext; checks MsgSignature as WeChat does.
     pub(crate) fn open_reply(&self, reply: &str) -> String {
         if self.mode == Mode::Plaintext {
             return reply.to_owned();
@@ -215,7 +215,7 @@ impl WeChat {
 }
 
 impl Push {
-    /// The request as WeChat writes it: HTTP/1.0, a connection of its own.
+    /// The request as WeChat writes it: HTTP/1.0, on a new connection.
     pub(crate) fn request(&self, path: &str) -> Vec<u8> {
         self.head(path, "HTTP/1.0", "close")
     }
@@ -254,7 +254,7 @@ fn json_of(body: &str) -> Option<Value> {
     serde_json::from_str(body.trim_start_matches('\u{feff}')).ok()
 }
 
-/// Lower-case hex SHA-1 of the parts, sorted by bytes and put together.
+/// SHA-1 of the sorted and concatenated parts, in lower-case hex.
 pub(crate) fn sign(parts: &[&str]) -> String {
     let mut parts = parts.to_vec();
     parts.sort_unstable();
@@ -291,7 +291,7 @@ pub(crate) fn element(xml: &str, name: &str) -> Option<String> {
     Some(text.trim().trim_start_matches("<![CDATA[").trim_end_matches("]]>").to_owned())
 }
 
-/// A parameter of a query, as it stands.
+/// A parameter of a query, still encoded.
 pub(crate) fn parameter<'q>(query: &'q str, name: &str) -> Option<&'q str> {
     query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
 }
