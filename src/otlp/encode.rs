@@ -15,7 +15,7 @@ use crate::tail::{Activity, AttemptActivity, PushActivity, Span, TracedKind};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The flag `sampled` of W3C's trace flags, and the bit by which the next one shows whether the parent is remote.
+/// W3C's trace flag `sampled`, and OTLP's bit that makes [`PARENT_IS_REMOTE`] valid.
 const FLAGS: u32 = 0x01 | 0x100;
 const PARENT_IS_REMOTE: u32 = 0x200;
 
