@@ -17,6 +17,7 @@ use bytes::Bytes;
 use http_body::Frame;
 use serde::Deserialize;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::{Context, Error};
 use crate::tail::{Activity, WATCHERS, Watch, WatchItem};
@@ -88,8 +89,10 @@ impl TailFilter {
 impl EventReader {
     /// The next piece of the stream, and the reader for the one after.
     async fn next(mut self) -> Option<(Bytes, Self)> {
+        // One deadline for all that the filter drops: a quiet filter on a busy relay needs its keep-alive too.
+        let keep_alive = Instant::now() + KEEP_ALIVE;
         loop {
-            let piece = match tokio::time::timeout(KEEP_ALIVE, self.watch.next()).await {
+            let piece = match tokio::time::timeout_at(keep_alive, self.watch.next()).await {
                 Err(_) => ": keep-alive\n\n".to_owned(),
                 Ok(None) => return None,
                 Ok(Some(WatchItem::Lagged(missed))) => {
@@ -134,6 +137,46 @@ impl http_body::Body for EventStream {
                 self.0 = None;
                 None
             }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::tail::{PushActivity, Tail};
+
+    #[tokio::test(start_paused = true)]
+    async fn a_filter_that_drops_everything_keeps_the_connection_alive() {
+        let tail = Tail::default();
+        let query = TailQuery { account: Some("other".to_owned()), ..TailQuery::default() };
+        let reader = EventReader { filter: query.into_filter(), watch: tail.watch().unwrap() };
+        let busy = async {
+            for _ in 0..9 {
+                tokio::time::sleep(KEEP_ALIVE / 3).await;
+                tail.publish(push);
+            }
+        };
+        let started = Instant::now();
+        let piece = tokio::select! {
+            next = reader.next() => next.unwrap().0,
+            () = busy => panic!("no keep-alive"),
+        };
+        assert!(piece.starts_with(b":"), "{piece:?}");
+        assert_eq!(started.elapsed(), KEEP_ALIVE);
+    }
+
+    fn push() -> Activity {
+        Activity::Push(PushActivity {
+            at: UnixMillis(0),
+            event: None,
+            account: "shop".into(),
+            kind: "text",
+            result: "accepted",
+            duration_ms: 1.0,
+            openid: None,
+            stamp: None,
         })
     }
 }
