@@ -11,7 +11,7 @@ use super::Cli;
 /// `wxrelay completions`
 #[derive(clap::Args)]
 pub struct Args {
-    /// The shell
+    /// Print the script for this shell, such as bash
     shell: Shell,
 }
 

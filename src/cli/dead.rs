@@ -28,10 +28,10 @@ pub struct Args {
 enum Action {
     /// List dead letters, newest first
     Ls {
-        /// Only those of one target
+        /// List those of one target, such as crm
         #[arg(long)]
         target: Option<String>,
-        /// Only those of events older than this one: the last of the previous page
+        /// List those of events older than this one, the last of the previous page: evt_...
         #[arg(long)]
         before: Option<EventId>,
         /// List up to this many
@@ -40,16 +40,16 @@ enum Action {
     },
     /// Deliver dead letters again, with a fresh retry schedule
     Retry {
-        /// Only those of one target [default: every target's]
+        /// Retry those of this target, such as crm [default: every target's]
         target: Option<String>,
-        /// Only these events
+        /// Retry those of these events: evt_... [default: all]
         ids: Vec<EventId>,
     },
     /// Cancel a target's dead letters for good
     Drop {
-        /// The target
+        /// Name the target, such as crm
         target: String,
-        /// Only these events
+        /// Cancel those of these events: evt_... [default: all]
         ids: Vec<EventId>,
     },
 }

@@ -9,25 +9,25 @@ use crate::queue::{DeliveryState, EventFilter};
 
 #[derive(clap::Args)]
 pub(super) struct FilterArgs {
-    /// Only those of one account
+    /// Select the events of one account, such as shop
     #[arg(long)]
     account: Option<String>,
-    /// Only those of one event name or message type, as in SCAN or text
+    /// Select one event name or message type, such as SCAN or text
     #[arg(long)]
     event: Option<String>,
-    /// Only those of one OpenID
+    /// Select the events of one user, by OpenID
     #[arg(long)]
     from: Option<String>,
-    /// Only those for one target
+    /// Select the events for one target, such as crm
     #[arg(long)]
     target: Option<String>,
-    /// Only those with a delivery in this state: pending, delivered, dead, expired or cancelled
+    /// Select events with a delivery in this state: pending, delivered, dead, expired or cancelled
     #[arg(long, value_parser = state)]
     state: Option<DeliveryState>,
-    /// Only those received since: a time of RFC 3339, or an age as in 2h
+    /// Select events received since a time, such as 2026-11-20T08:00:00Z, or an age, such as 2h
     #[arg(long, value_parser = moment)]
     since: Option<UnixMillis>,
-    /// Only those received before
+    /// Select events received before a time or an age, as in --since
     #[arg(long, value_parser = moment)]
     until: Option<UnixMillis>,
 }

@@ -18,7 +18,7 @@ use crate::queue::{EventFilter, Inspect};
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Print JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -31,7 +31,7 @@ enum Action {
     Ls(Ls),
     /// Show one event with every attempt
     Show {
-        /// evt_...
+        /// Name the event: evt_...
         id: EventId,
         /// Also show the decrypted text, the reply and the answers of targets
         #[arg(long)]
@@ -52,7 +52,7 @@ enum Action {
 struct Ls {
     #[command(flatten)]
     filter: FilterArgs,
-    /// Only events older than this one: the last of the previous page
+    /// List events older than this one, the last of the previous page: evt_...
     #[arg(long, visible_alias = "cursor")]
     before: Option<EventId>,
     /// List up to this many

@@ -20,10 +20,10 @@ use crate::queue::{DeliveryState, EventFilter, Inspect, Sweep, SweepAction, Swee
 /// `wxrelay events forget`
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// The user
+    /// Name the user by OpenID
     #[arg(long, value_name = "ID", value_parser = openid)]
     openid: String,
-    /// Only events of this account [default: every account]
+    /// Delete only events of this account, such as shop [default: every account]
     #[arg(long)]
     account: Option<String>,
     /// Do not ask for confirmation

@@ -60,7 +60,7 @@ pub struct Args {
     /// Add a target for this identity provider
     #[arg(long, value_enum)]
     provider: Option<ProviderChoice>,
-    /// Set the connection's identifier (Authing, GenAuth)
+    /// Set the connection's identifier, such as my-connection (Authing, GenAuth)
     #[arg(long, value_name = "ID", value_parser = word, required_if_eq_any([("provider", "authing"), ("provider", "genauth")]))]
     identifier: Option<String>,
     /// Set the user pool's ID (Authing, GenAuth)

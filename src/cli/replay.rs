@@ -21,18 +21,18 @@ const COUNT: &str = "replayed";
 /// `wxrelay events replay`
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Only these events
+    /// Replay these events: evt_...
     #[arg(conflicts_with_all = ["account", "event", "from", "since", "until", "all", "after"])]
     ids: Vec<EventId>,
     #[command(flatten)]
     filter: FilterArgs,
-    /// Deliver to this target, also new events for it [default: every target that had the event]
+    /// Deliver to this target, such as crm, also events that it never had [default: every target that had the event]
     #[arg(long)]
     to: Option<String>,
     /// Replay every event
     #[arg(long)]
     all: bool,
-    /// Continue after this event, where an earlier replay stopped
+    /// Continue after this event, where an earlier replay stopped: evt_...
     #[arg(long, value_name = "ID")]
     after: Option<EventId>,
 }

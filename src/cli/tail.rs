@@ -26,16 +26,16 @@ const MAX_LINE: usize = 64 << 10;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Only activity of one account
+    /// Follow one account, such as shop
     #[arg(long)]
     account: Option<String>,
-    /// Only pushes of one kind and their attempts, as in SCAN or text
+    /// Follow pushes of one kind and their attempts, such as SCAN or text
     #[arg(long)]
     event: Option<String>,
-    /// Only activity of one OpenID, in clear or as the log shows it
+    /// Follow one user, by OpenID in clear or as the log shows it
     #[arg(long)]
     from: Option<String>,
-    /// Only attempts at one target, no pushes
+    /// Follow attempts at one target, such as crm; no pushes
     #[arg(long)]
     target: Option<String>,
 }

@@ -19,7 +19,7 @@ use crate::queue::{Inspect, Sweep, SweepAction};
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Print JSON, one object a line
+    /// Print JSON, one object per line
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -32,24 +32,24 @@ enum Action {
     Ls,
     /// Pause a target until it is resumed, also over restarts; its deliveries stay pending
     Pause {
-        /// The target
+        /// Name the target, such as crm
         target: String,
     },
     /// Resume a target
     Resume {
-        /// The target
+        /// Name the target, such as crm
         target: String,
     },
     /// Cancel the pending deliveries of a target
     Drop {
-        /// The target
+        /// Name the target, such as crm
         target: String,
     },
     /// Move the pending deliveries of a target to another target
     Redirect {
-        /// The target
+        /// Name the target, such as crm
         target: String,
-        /// The target that gets them
+        /// Name the target that gets them, such as crm
         #[arg(long, value_name = "TARGET")]
         to: String,
     },

@@ -44,7 +44,7 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// A line of the alarm, or all of it: `[OpenID=..][Stamp=..][Event=..]` [default: what comes on stdin]
+    /// Search for the event of this alarm, a line or all of it: `[OpenID=..][Stamp=..][Event=..]` [default: stdin]
     alarm: Vec<String>,
 }
 

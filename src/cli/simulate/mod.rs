@@ -67,7 +67,7 @@ enum SimulateCommand {
     Verify,
     /// Send a text message
     Text {
-        /// The user's text
+        /// Send this text
         #[arg(default_value = "hello")]
         text: String,
     },
@@ -79,7 +79,7 @@ enum SimulateCommand {
     },
     /// Scan a parametric QR code as a follower
     Scan {
-        /// Set the scene of the QR code
+        /// Scan the code with this scene, such as login_7
         #[arg(long, default_value = "login_7")]
         scene: String,
     },
@@ -87,19 +87,19 @@ enum SimulateCommand {
     Unsubscribe,
     /// Tap a menu button
     Click {
-        /// The button's key
+        /// Tap the button with this key, such as V1001
         #[arg(value_name = "KEY", default_value = "menu_1")]
         button: String,
     },
     /// Tap a menu link
     View {
-        /// The link's URL
+        /// Tap the link with this URL, such as https://example.com/
         #[arg(default_value = "https://example.com/")]
         url: String,
     },
     /// Send the clear text from a file, XML or JSON
     Raw {
-        /// The file, or `-` for stdin
+        /// Read this file, or stdin with `-`
         file: PathBuf,
     },
     /// Send many pushes, and print a summary
