@@ -204,12 +204,10 @@ fn id_or_null<S: Serializer>(value: &Option<EventId>, serializer: S) -> Result<S
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::trace::Trace;
-
-    fn push() -> Activity {
-        Activity::Push(PushActivity {
+impl Activity {
+    /// A push to the account `shop`.
+    pub(crate) fn sample_push() -> Self {
+        Self::Push(PushActivity {
             at: UnixMillis(0),
             event: None,
             account: "shop".into(),
@@ -220,12 +218,18 @@ mod tests {
             stamp: None,
         })
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::trace::Trace;
 
     #[tokio::test]
     async fn a_slow_watcher_learns_how_much_it_missed_and_blocks_nobody() {
         let tail = Tail::default();
         let mut watch = tail.watch().unwrap();
-        (0..MAX_LAG + 3).for_each(|_| tail.publish(push));
+        (0..MAX_LAG + 3).for_each(|_| tail.publish(Activity::sample_push));
         tail.close();
         assert!(matches!(watch.next().await, Some(WatchItem::Lagged(3))));
         for _ in 0..MAX_LAG {
@@ -242,7 +246,16 @@ mod tests {
         let span = |context| {
             let (started, ended) = (UnixNanos(1), UnixNanos(2));
             let (kind, event) = (TracedKind::Push, EventId(1));
-            Span { kind, context, event, started, ended, status: Some(200), failure: None, activity: push() }
+            Span {
+                kind,
+                context,
+                event,
+                started,
+                ended,
+                status: Some(200),
+                failure: None,
+                activity: Activity::sample_push(),
+            }
         };
         (0..MAX_SPANS + 3).for_each(|_| tail.trace(|| recorded, span));
         tail.trace(|| SpanContext { recorded: false, ..recorded }, |_| panic!("nobody wants it recorded"));

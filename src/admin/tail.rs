@@ -144,8 +144,7 @@ impl http_body::Body for EventStream {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::UnixMillis;
-    use crate::tail::{PushActivity, Tail};
+    use crate::tail::Tail;
 
     #[tokio::test(start_paused = true)]
     async fn a_filter_that_drops_everything_keeps_the_connection_alive() {
@@ -155,7 +154,7 @@ mod tests {
         let busy = async {
             for _ in 0..9 {
                 tokio::time::sleep(KEEP_ALIVE / 3).await;
-                tail.publish(push);
+                tail.publish(Activity::sample_push);
             }
         };
         let started = Instant::now();
@@ -165,18 +164,5 @@ mod tests {
         };
         assert!(piece.starts_with(b":"), "{piece:?}");
         assert_eq!(started.elapsed(), KEEP_ALIVE);
-    }
-
-    fn push() -> Activity {
-        Activity::Push(PushActivity {
-            at: UnixMillis(0),
-            event: None,
-            account: "shop".into(),
-            kind: "text",
-            result: "accepted",
-            duration_ms: 1.0,
-            openid: None,
-            stamp: None,
-        })
     }
 }

@@ -36,7 +36,7 @@ pub struct Account {
 }
 
 impl Account {
-    /// Whether a push with a timestamp so many seconds from our clock is fresh.
+    /// Whether a push is fresh whose timestamp differs from our clock by this many seconds.
     pub(super) fn allows_skew(&self, seconds: i64) -> bool {
         self.max_skew.is_none_or(|max| seconds.unsigned_abs() <= max.as_secs())
     }

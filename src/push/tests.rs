@@ -46,7 +46,7 @@ impl PipelineFixture {
         Self { pipeline, metrics, _folder: folder }
     }
 
-    /// Posts a push with this token and a timestamp so many seconds from now.
+    /// Posts a push with this token and a timestamp that differs from now by this many seconds.
     async fn push(&self, token: &str, skew: i64) -> StatusCode {
         let clear = "<xml><ToUserName>gh</ToUserName><FromUserName>o1</FromUserName></xml>";
         let salt = Salt::new(UnixMillis::now().seconds() + skew, [7; 24]);
