@@ -85,7 +85,7 @@ fn every_key_of_a_route_is_in_the_reference() {
 
 #[test]
 fn every_metric_is_in_the_reference() {
-    let source = read("src/metrics.rs");
+    let source = read("src/metrics/mod.rs");
     let source = source.split("#[cfg(test)]").next().unwrap_or_default();
     let named: BTreeSet<_> = source.split('"').filter(|text| text.starts_with("wxrelay_")).collect();
     assert!(named.len() > 25, "only {named:?}");
@@ -95,7 +95,7 @@ fn every_metric_is_in_the_reference() {
         let listed: BTreeSet<_> = rows.iter().filter_map(|cells| code(&cells[0])).collect();
         let listed: BTreeSet<_> = listed.iter().map(String::as_str).collect();
         let apart: Vec<_> = named.symmetric_difference(&listed).collect();
-        assert!(apart.is_empty(), "{page}: in the page or in src/metrics.rs only: {apart:?}");
+        assert!(apart.is_empty(), "{page}: in the page or in src/metrics/mod.rs only: {apart:?}");
     }
 }
 
@@ -143,7 +143,7 @@ fn every_alert_is_in_the_reference_with_its_severity() {
 
 #[test]
 fn every_metric_and_alert_that_a_page_names_exists() {
-    let (metrics, alerts, mut looked_at) = (read("src/metrics.rs"), read("deploy/prometheus/alerts.yml"), 0);
+    let (metrics, alerts, mut looked_at) = (read("src/metrics/mod.rs"), read("deploy/prometheus/alerts.yml"), 0);
     for page in pages() {
         let text = read(&page);
         for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_') {

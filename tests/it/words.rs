@@ -227,7 +227,7 @@ fn sources() -> Vec<Text> {
             let kind = match context {
                 Context::Log => Kind::Log,
                 Context::Error => Kind::Error,
-                Context::Other if name == "src/metrics.rs" => Kind::MetricHelp,
+                Context::Other if name == "src/metrics/mod.rs" => Kind::MetricHelp,
                 Context::Other if in_commands => Kind::Help,
                 Context::Other => Kind::Literal,
             };
