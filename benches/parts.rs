@@ -171,6 +171,7 @@ fn enqueue(bencher: Bencher<'_, '_>, concurrency: usize) {
         path: folder.path().join("queue"),
         retention: Duration::from_hours(24),
         dedup_window: Duration::from_mins(2),
+        replay_window: Duration::from_mins(20),
         max_size: 1 << 32,
         encryption_keys: EncryptionKeys::default(),
     };

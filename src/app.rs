@@ -212,6 +212,7 @@ impl App {
         for key in config::needs_restart(&self.config(), &config) {
             tracing::warn!(key, "configuration change needs a restart");
         }
+        self.queue.set_replay_window(config.queue.replay_window);
         self.dispatcher.apply(policies);
         self.pipeline.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
         *self.config.lock() = Arc::new(config);

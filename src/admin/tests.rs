@@ -53,6 +53,7 @@ impl Relay {
             path: folder.path().to_owned(),
             retention,
             dedup_window: retention,
+            replay_window: retention,
             max_size: 1 << 30,
             encryption_keys: EncryptionKeys::default(),
         };

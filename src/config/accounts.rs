@@ -180,6 +180,12 @@ fn reply_window(reader: &KeyReader<'_>, file: &file::AccountSection, budget: Dur
     Some(ReplyWindow { length, failures, period })
 }
 
+/// How long a push is recognised at least, whatever is deleted: a copy of it is accepted while its timestamp is within
+/// `max_skew` of the clock, on either side.
+pub(super) fn replay_window(accounts: &[Account], dedup_window: Duration) -> Duration {
+    accounts.iter().filter_map(|account| Some(account.max_skew? * 2)).fold(dedup_window, Duration::max)
+}
+
 /// The longest deduplication window of all accounts. The store deletes finished events after `retention`, so no window
 /// can be longer.
 pub(super) fn dedup_window(

@@ -114,7 +114,37 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
     let known = KnownTargets { names: file.targets.keys().map(String::as_str).collect(), targets: &targets };
     let accounts = accounts::accounts(&reader.at("accounts"), &file.accounts, &known);
     check_references(&reader.at("targets"), &accounts, &targets);
+    queue.replay_window = accounts::replay_window(&accounts, queue.dedup_window);
+    check_windows(reader, &accounts, &queue);
     Some(Config { server, admin: admin?, queue, log, telemetry, accounts, targets, warnings: Vec::new(), sha256 })
+}
+
+/// Warns of settings that contradict each other about how long a push is recognised.
+fn check_windows(reader: &KeyReader<'_>, accounts: &[Account], queue: &queue::Settings) {
+    let words = |span| humantime::format_duration(span);
+    let (retention, kept) = (queue.retention, queue.retention.max(queue.dedup_window));
+    if retention < queue.dedup_window {
+        reader.at("queue").at("retention").warn(format_args!(
+            "shorter than dedup_window ({}), for which finished events are kept all the same",
+            words(queue.dedup_window)
+        ));
+    }
+    for account in accounts {
+        let reader = reader.at("accounts").at(&account.name);
+        match account.max_skew {
+            None => reader.at("max_skew").warn(format_args!(
+                "off, so a captured push that is sent again after {} is another event",
+                words(kept)
+            )),
+            Some(skew) if kept < skew * 2 => reader.at("max_skew").warn(format_args!(
+                "a push is accepted for {} (twice max_skew), but its event may be deleted after {} (queue.retention): \
+                 one sent again is recognised, but does not get the first reply",
+                words(skew * 2),
+                words(kept)
+            )),
+            Some(_) => {}
+        }
+    }
 }
 
 /// Checks that need accounts and targets together.

@@ -6,8 +6,8 @@
 use super::Config;
 use crate::{admin, otlp, queue, server, telemetry};
 
-/// The keys of the compared sections that a reload applies. It also replaces all `accounts` and `targets`.
-const RELOADED: [&str; 2] = ["log.level", "log.openid"];
+/// The keys of the compared sections that a reload applies; `replay_window` follows from `accounts.*.max_skew`. It also replaces all `accounts` and `targets`.
+const RELOADED: [&str; 3] = ["log.level", "log.openid", "queue.replay_window"];
 
 /// Each field's key, and whether it differs.
 macro_rules! compare {
@@ -30,7 +30,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     compared.extend(compare!("admin", admin::Settings { listen, token }, admin, new.admin));
     compared.extend(compare!(
         "queue",
-        queue::Settings { path, retention, dedup_window, max_size, encryption_keys },
+        queue::Settings { path, retention, dedup_window, replay_window, max_size, encryption_keys },
         queue,
         new.queue
     ));

@@ -124,6 +124,7 @@ pub(super) fn queue(reader: &KeyReader<'_>, file: &file::QueueSection) -> queue:
             .read("retention", &file.retention, value::some_duration)
             .unwrap_or(Duration::from_hours(7 * 24)),
         dedup_window: Duration::ZERO,
+        replay_window: Duration::ZERO,
         max_size: reader.read("max_size", &file.max_size, value::max_size).unwrap_or(10 << 30),
         encryption_keys: EncryptionKeys::new(reader.parse_secrets(
             "encryption_keys",

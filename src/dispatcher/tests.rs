@@ -17,8 +17,14 @@ const HOUR: Duration = Duration::from_secs(3600);
 
 fn queue(path: &std::path::Path) -> Queue {
     let (retention, encryption_keys) = (1000 * HOUR, EncryptionKeys::default());
-    let settings =
-        Settings { path: path.to_owned(), retention, dedup_window: HOUR, max_size: u64::MAX, encryption_keys };
+    let settings = Settings {
+        path: path.to_owned(),
+        retention,
+        dedup_window: HOUR,
+        replay_window: HOUR,
+        max_size: u64::MAX,
+        encryption_keys,
+    };
     let faults = Faults { stall: Box::new(|| Duration::ZERO), fails: Box::new(|| false) };
     Queue::simulated(&settings, drop, faults).unwrap()
 }

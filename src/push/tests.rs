@@ -24,6 +24,7 @@ impl PipelineFixture {
             path: folder.path().to_owned(),
             retention: HOUR,
             dedup_window: HOUR,
+            replay_window: HOUR,
             max_size: u64::MAX,
             encryption_keys: EncryptionKeys::default(),
         };

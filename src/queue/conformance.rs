@@ -97,6 +97,7 @@ fn settings(path: &Path) -> Settings {
         // The events here are of a fixed day; none is to be old.
         retention: DAY * 365_000,
         dedup_window: DAY,
+        replay_window: DAY,
         max_size: 1 << 40,
         encryption_keys: EncryptionKeys::default(),
     }

@@ -25,7 +25,10 @@ fn fingerprint(fill: u8) -> Fingerprint {
 fn open(folder: &Path, fills: &[u8]) -> Result<Queue, Error> {
     let path = folder.to_owned();
     let encryption_keys = keys(fills);
-    Queue::open(&Settings { path, retention: FAR, dedup_window: FAR, max_size: 1 << 40, encryption_keys }, drop)
+    Queue::open(
+        &Settings { path, retention: FAR, dedup_window: FAR, replay_window: FAR, max_size: 1 << 40, encryption_keys },
+        drop,
+    )
 }
 
 fn inspect(folder: &Path, fills: &[u8]) -> Inspect {

@@ -177,6 +177,13 @@ impl Queue {
         }
     }
 
+    /// Sets how long a push is recognised at least, even when its event is deleted; see [`Settings::replay_window`].
+    pub fn set_replay_window(&self, window: Duration) {
+        match self {
+            Self::Embedded(engine) => engine.set_replay_window(window),
+        }
+    }
+
     /// Closes a target's inbox: its receivers end once they are empty. The target's deliveries stay pending.
     pub fn unsubscribe(&self, target: &str) {
         match self {
@@ -458,6 +465,8 @@ pub struct Settings {
     pub retention: Duration,
     /// How long a push's retries are recognised, also when finished events must be deleted early.
     pub dedup_window: Duration,
+    /// How long a push is recognised at least, even when its event is deleted: as long as a copy of it is accepted.
+    pub replay_window: Duration,
     /// The most bytes that the store may take: at this size new events are refused. Finished events are deleted from a
     /// little below it on.
     pub max_size: u64,

@@ -37,7 +37,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (path, day) = (folder.path().to_owned(), Duration::from_secs(86_400));
         let encryption_keys = EncryptionKeys::default();
-        let settings = Settings { path, retention: day, dedup_window: day, max_size: 1 << 30, encryption_keys };
+        let settings = Settings {
+            path,
+            retention: day,
+            dedup_window: day,
+            replay_window: day,
+            max_size: 1 << 30,
+            encryption_keys,
+        };
         let queue = Queue::open(&settings, drop).unwrap();
         assert_eq!(queue.obstacle(), None);
         assert!(queue.ping().await.is_ok());

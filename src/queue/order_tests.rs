@@ -85,7 +85,14 @@ impl OrderFixture {
 fn open(folder: &tempfile::TempDir) -> (Queue, Arc<str>) {
     let path = folder.path().to_owned();
     let encryption_keys = EncryptionKeys::default();
-    let settings = Settings { path, retention: DAY * 365_000, dedup_window: DAY, max_size: 1 << 40, encryption_keys };
+    let settings = Settings {
+        path,
+        retention: DAY * 365_000,
+        dedup_window: DAY,
+        replay_window: DAY,
+        max_size: 1 << 40,
+        encryption_keys,
+    };
     let (queue, target) = (Queue::open(&settings, drop).unwrap(), Arc::from("crm"));
     queue.keep_order(&target, DeliveryOrder::PerUser);
     (queue, target)

@@ -78,6 +78,7 @@ impl Driver {
             path,
             retention: if short { Duration::from_secs(300) } else { YEARS },
             dedup_window: Duration::from_secs(if short { 60 } else { 86_400 }),
+            replay_window: Duration::from_secs(if short { 60 } else { 86_400 }),
             max_size: if rng.chance(10) { 120_000 } else { 1 << 40 },
             // The seed decides, without a draw from the generator; the random bytes of the encryption change nothing
             // else.

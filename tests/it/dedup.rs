@@ -1,7 +1,10 @@
 //! Deduplication: WeChat's retries store no second event and get the answer of the first try.
 
+use std::path::Path;
+use std::time::Duration;
+
 use crate::support::http::{Answer, Connection, exchange};
-use crate::support::relay::Relay;
+use crate::support::relay::{Relay, Setup};
 use crate::support::soon;
 use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{Mode, PATH, WeChat, event, text, text_reply};
@@ -174,4 +177,88 @@ async fn twins_that_come_at_the_same_time_make_one_event() {
     }
     assert_eq!(relay.audited("delivered", 1).await["events"], 1);
     assert_eq!(crm.deliveries().len(), 1);
+}
+
+#[tokio::test]
+async fn a_push_sent_again_after_retention_deleted_its_event_makes_no_second_event() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let mut relay = Setup::new(wechat.account() + &crm.config("crm", "")).queue("retention = \"3m\"").start().await;
+    let push = wechat.push(&text("o1", "once"));
+    assert_eq!(push.send(&relay.push).await.text(), "success");
+    relay.audited("delivered", 1).await;
+    relay.stop().await;
+    make_events_older(&relay.store(), Duration::from_secs(300));
+    relay.restart().await;
+    relay.audited("events", 0).await;
+    for _ in 0..2 {
+        assert_eq!(push.send(&relay.push).await.text(), "success");
+        relay.kill().await;
+        relay.restart().await;
+    }
+    let audit = relay.audit().await;
+    assert_eq!((&audit["events"], &audit["drift"]), (&0.into(), &0.into()), "{audit}");
+    assert_eq!(crm.deliveries().len(), 1);
+    // Eleven minutes more, and no copy of the push is accepted any longer: the key goes too.
+    let keys = || count_rows(&relay.store(), "known");
+    assert_eq!(keys(), 1);
+    relay.stop().await;
+    make_events_older(&relay.store(), Duration::from_secs(1200));
+    relay.restart().await;
+    crate::support::eventually("the key is deleted", async || (count_rows(&relay.store(), "known") == 0).then_some(()))
+        .await;
+    assert_eq!(count_rows(&relay.store(), "retired_key"), 0);
+}
+
+#[tokio::test]
+async fn a_push_sent_again_after_a_full_store_deleted_its_event_makes_no_second_event() {
+    let (wechat, crm) = (WeChat::new(Mode::Plaintext), Target::start().await);
+    let mut relay = Setup::new(wechat.account() + &crm.config("crm", "")).queue("max_size = \"16MiB\"").start().await;
+    let large = "x".repeat(900_000);
+    let push = wechat.push(&text("o1", &format!("first {large}")));
+    assert_eq!(push.send(&relay.push).await.text(), "success");
+    let mut stored = 1;
+    while wechat.push(&text("o1", &format!("{stored} {large}"))).send(&relay.push).await.status == 200 {
+        stored += 1;
+    }
+    relay.audited("delivered", stored).await;
+    relay.stop().await;
+    make_events_older(&relay.store(), Duration::from_secs(300));
+    relay.restart().await;
+    let fewer = async || Some(relay.audit().await).filter(|audit| audit["events"].as_u64() < Some(stored));
+    crate::support::eventually("the oldest events are deleted", fewer).await;
+    assert_eq!(push.send(&relay.push).await.text(), "success");
+    let audit = relay.audit().await;
+    assert!(audit["events"].as_u64() < Some(stored), "{audit}");
+    assert_eq!(crm.deliveries().len() as u64, stored, "the first one was not delivered again");
+}
+
+#[tokio::test]
+async fn a_push_sent_again_after_its_user_was_forgotten_makes_no_second_event() {
+    let (mut relay, wechat, crm) = relay(REPLY_BY_CRM).await;
+    crm.then(Reaction::Answer(Reply::xml(text_reply("oGone", "the reply"))));
+    let push = wechat.push(&text("oGone", "once"));
+    assert!(wechat.open_reply(push.send(&relay.push).await.text()).contains("the reply"));
+    relay.audited("delivered", 1).await;
+    relay.stop().await;
+    assert_eq!(relay.run(&["events", "forget", "--openid", "oGone", "--yes"]).await.stdout, "forgot 1 events\n");
+    relay.restart().await;
+    assert_eq!(push.send(&relay.push).await.text(), "success", "the reply is forgotten too");
+    assert_eq!(relay.audit().await["events"], 0);
+    assert_eq!(crm.deliveries().len(), 1);
+}
+
+/// Changes the store of a relay that is stopped, as if its events had come so much earlier.
+fn make_events_older(store: &Path, by: Duration) {
+    let by = by.as_millis() << 20;
+    let store = rusqlite::Connection::open(store.join("wxrelay.db")).expect("the store");
+    let tables =
+        [("event", "id"), ("delivery", "event"), ("attempt", "event"), ("known", "event"), ("retired_key", "event")];
+    for (table, column) in tables {
+        store.execute(&format!("UPDATE {table} SET {column} = {column} - {by}"), []).expect("the rows can be changed");
+    }
+}
+
+fn count_rows(store: &Path, table: &str) -> i64 {
+    let store = rusqlite::Connection::open(store.join("wxrelay.db")).expect("the store");
+    store.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).expect("a count")
 }

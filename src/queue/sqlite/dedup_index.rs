@@ -6,19 +6,46 @@
 //! key is still as durable as its event: it is a column of the event's row, and keys that are in no run yet are read
 //! from there when the store is opened.
 //!
-//! Invariant: every stored event up to `until` is in the table, every later one in memory. Changes belong to the
-//! writer's open transaction: [`DedupIndex::commit`] or [`DedupIndex::roll_back`] follows each.
+//! A key outlives its event: a captured push could be repeated for as long as its timestamp is accepted, and would be
+//! another event if the first one were deleted by then. Within the replay window, `remove` leaves the key in `known` and
+//! lists it in `retired_key`, by the event's id and so by time; [`DedupIndex::delete_retired`] deletes it when the
+//! window is over.
+//!
+//! Invariant: every stored event up to `until` is in the table, every later one in memory; the keys of deleted events
+//! are in the table. Changes belong to the writer's open transaction: [`DedupIndex::commit`] or
+//! [`DedupIndex::roll_back`] follows each.
 
 use std::collections::HashMap;
 use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::clock::UnixMillis;
 use crate::event::{ContentKey, EventId};
 
 /// How many keys make a run: enough to spread the pages that it writes over many events, few enough for a run to be
 /// written in a millisecond or two, as pushes wait meanwhile.
 const RUN: usize = 1024;
+
+/// How long the keys of deleted events are kept. A reload may change it, so all handles share it; cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ReplayWindow(Arc<AtomicU64>);
+
+impl ReplayWindow {
+    pub(super) fn set(&self, window: Duration) {
+        // A number of its own: no other memory is published with it.
+        self.0.store(u64::try_from(window.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// The first event whose key is still needed at `now`, should a copy of its push come.
+    pub(super) fn start(&self, now: UnixMillis) -> EventId {
+        let window = i64::try_from(self.0.load(Ordering::Relaxed)).unwrap_or(i64::MAX);
+        EventId::first_at(UnixMillis(now.0.saturating_sub(window)))
+    }
+}
 
 /// The keys that are in no run yet, and what the open transaction changes in them.
 #[derive(Debug)]
@@ -29,6 +56,7 @@ pub(super) struct DedupIndex {
     undo: Vec<(ContentKey, Option<EventId>)>,
     /// Up to which event the open transaction has written a run.
     run: Option<EventId>,
+    pub(super) replay_window: ReplayWindow,
 }
 
 impl DedupIndex {
@@ -39,10 +67,11 @@ impl DedupIndex {
         // A damaged row does not prevent the start: it has no key to be found by.
         let recent = find.query_map([until], |row| Ok((row.get(0).map(ContentKey), row.get(1)?)))?;
         let recent = recent.filter_map(|row| row.map(|(key, event)| Some((key.ok()?, event))).transpose());
-        Ok(Self { until, recent: recent.collect::<rusqlite::Result<_>>()?, undo: Vec::new(), run: None })
+        let (recent, replay_window) = (recent.collect::<rusqlite::Result<_>>()?, ReplayWindow::default());
+        Ok(Self { until, recent, undo: Vec::new(), run: None, replay_window })
     }
 
-    /// The event of that content key.
+    /// The event of that content key; it may be deleted already.
     pub(super) fn find(&self, connection: &Connection, key: ContentKey) -> rusqlite::Result<Option<EventId>> {
         if let Some(event) = self.recent.get(&key) {
             return Ok(Some(*event));
@@ -64,15 +93,53 @@ impl DedupIndex {
         Ok(())
     }
 
-    /// Removes the key of an event that is deleted in the open transaction.
-    pub(super) fn remove(&mut self, connection: &Connection, key: ContentKey, event: EventId) -> rusqlite::Result<()> {
-        if event <= self.until {
+    /// Removes the key of an event that is deleted in the open transaction; within the replay window, retires it.
+    pub(super) fn remove(
+        &mut self,
+        connection: &Connection,
+        key: ContentKey,
+        event: EventId,
+        now: UnixMillis,
+    ) -> rusqlite::Result<()> {
+        if event >= self.replay_window.start(now) {
+            if event > self.until
+                && let Some(event) = self.recent.remove(&key)
+            {
+                self.undo.push((key, Some(event)));
+            }
+            let mut insert = connection.prepare_cached("INSERT OR REPLACE INTO known VALUES (?1, ?2)")?;
+            insert.execute(params![key.0, event])?;
+            let mut retire = connection.prepare_cached("INSERT OR REPLACE INTO retired_key VALUES (?1, ?2)")?;
+            retire.execute(params![event, key.0])?;
+        } else if event <= self.until {
             let mut delete = connection.prepare_cached("DELETE FROM known WHERE content_key = ?1 AND event = ?2")?;
             delete.execute(params![key.0, event])?;
         } else if let Some(event) = self.recent.remove(&key) {
             self.undo.push((key, Some(event)));
         }
         Ok(())
+    }
+
+    /// Deletes up to `most` retired keys that are out of the replay window; returns how many.
+    pub(super) fn delete_retired(
+        &mut self,
+        connection: &Connection,
+        now: UnixMillis,
+        most: usize,
+    ) -> rusqlite::Result<usize> {
+        let mut find =
+            connection.prepare_cached("SELECT event, content_key FROM retired_key WHERE event < ?1 LIMIT ?2")?;
+        let most = most.cast_signed() as i64;
+        let rows =
+            find.query_map(params![self.replay_window.start(now), most], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let keys: Vec<(EventId, Vec<u8>)> = rows.collect::<rusqlite::Result<_>>()?;
+        let mut delete = connection.prepare_cached("DELETE FROM known WHERE content_key = ?1 AND event = ?2")?;
+        let mut unlist = connection.prepare_cached("DELETE FROM retired_key WHERE event = ?1")?;
+        for (event, key) in &keys {
+            delete.execute(params![key, event])?;
+            unlist.execute([event])?;
+        }
+        Ok(keys.len())
     }
 
     /// Writes a run, if there are keys enough for one.
@@ -117,6 +184,8 @@ impl DedupIndex {
 mod tests {
     use super::super::store::Store;
     use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
 
     fn key(number: u64) -> ContentKey {
         // Keys in an order unlike that of the events.
@@ -174,12 +243,44 @@ mod tests {
         store(&mut open, 1..=RUN as u64).unwrap();
         store(&mut open, RUN as u64 + 1..=last).unwrap();
         open.transact(|store| {
-            store.remove(EventId(3))?;
-            store.remove(EventId(last)).map(drop)
+            store.remove(EventId(3), NOW)?;
+            store.remove(EventId(last), NOW).map(drop)
         })
         .unwrap();
         assert_eq!(unknown(&open, 1..=last), [3, last]);
         assert_eq!(in_runs(&open), RUN - 1);
+    }
+
+    #[test]
+    fn the_key_of_a_deleted_event_is_known_until_the_replay_window_is_over() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut open = Store::open(folder.path()).unwrap();
+        let window = Duration::from_secs(60);
+        open.dedup.replay_window.set(window);
+        let first = EventId::first_at(NOW).0;
+        let events = first..=first + RUN as u64 + 10;
+        store(&mut open, first..first + RUN as u64).unwrap();
+        store(&mut open, first + RUN as u64..=*events.end()).unwrap();
+        // One whose key is in a run, and one whose key is in memory.
+        let deleted = [first, *events.end()].map(EventId);
+        open.transact(|store| deleted.iter().try_for_each(|event| store.remove(*event, NOW).map(drop))).unwrap();
+        assert_eq!(unknown(&open, events.clone()), [0; 0]);
+        drop(open);
+        let mut open = Store::open(folder.path()).unwrap();
+        open.dedup.replay_window.set(window);
+        assert_eq!(unknown(&open, events.clone()), [0; 0], "after a restart");
+        let mut delete = |after: Duration| {
+            let mut count = 0;
+            open.transact(|store| {
+                count = store.dedup.delete_retired(&store.connection, NOW.after(after), 10)?;
+                Ok(())
+            })
+            .unwrap();
+            (count, unknown(&open, events.clone()).len())
+        };
+        assert_eq!(delete(window), (0, 0));
+        assert_eq!(delete(window + Duration::from_millis(1)), (2, 2));
+        assert_eq!(delete(window * 2), (0, 2), "the keys of stored events stay");
     }
 
     #[test]
@@ -188,9 +289,9 @@ mod tests {
         let mut open = Store::open(folder.path()).unwrap();
         store(&mut open, 1..RUN as u64).unwrap();
         let failed = open.transact(|store| {
-            store.remove(EventId(1))?;
+            store.remove(EventId(1), NOW)?;
             store.dedup.insert(&store.connection, key(9999), EventId(9999))?;
-            store.dedup.remove(&store.connection, key(9999), EventId(9999))?;
+            store.dedup.remove(&store.connection, key(9999), EventId(9999), NOW)?;
             store.dedup.insert(&store.connection, key(8888), EventId(8888))?;
             store.connection.execute_batch("not sql")
         });

@@ -118,7 +118,8 @@ impl Inspect {
             }
         }
         let known = snapshot.query_row(
-            "SELECT (SELECT count(*) FROM known) + (SELECT count(*) FROM event WHERE id > until.event) FROM known_until until",
+            "SELECT (SELECT count(*) FROM known) - (SELECT count(*) FROM retired_key) \
+                    + (SELECT count(*) FROM event WHERE id > until.event) FROM known_until until",
             [],
             |row| count(row, 0),
         )?;

@@ -43,6 +43,7 @@ use tokio::sync::oneshot;
 use self::build_options::SqliteBuild;
 use self::capacity::{Capacity, ObstacleWatch};
 use self::command::{Waiter, WriterCommand};
+use self::dedup_index::ReplayWindow;
 use self::inboxes::Inboxes;
 use self::inspect::{Inspect, OldestPending};
 use self::key_ring::EventSealer;
@@ -81,6 +82,7 @@ pub struct Sqlite {
     sealer: Option<EventSealer>,
     last_id: Arc<AtomicU64>,
     obstacle: ObstacleWatch,
+    replay_window: ReplayWindow,
     folder: Arc<PathBuf>,
     /// How often dead letters were revived: a revived one may be older than the oldest pending delivery in `oldest`.
     revivals: Arc<AtomicU64>,
@@ -126,6 +128,8 @@ impl Sqlite {
         };
         let sealer = store.keys.sealer(&settings.encryption_keys);
         store.keep_log_below(reserve.size());
+        let replay_window = store.dedup.replay_window.clone();
+        replay_window.set(settings.replay_window);
         let last_id = store.last_id()?;
         let inboxes = Arc::new(Inboxes::default());
         let (commands, receiver) = channel::channel(WAITING_COMMANDS);
@@ -152,6 +156,7 @@ impl Sqlite {
             sealer,
             last_id: Arc::new(AtomicU64::new(last_id.0)),
             obstacle,
+            replay_window,
             folder: Arc::new(settings.path.clone()),
             revivals,
             oldest: Arc::default(),
@@ -192,6 +197,10 @@ impl Sqlite {
 
     pub(super) fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
         self.inboxes.keep_order(target, order);
+    }
+
+    pub(super) fn set_replay_window(&self, window: Duration) {
+        self.replay_window.set(window);
     }
 
     pub(super) fn unsubscribe(&self, target: &str) {

@@ -9,6 +9,7 @@ use std::time::Duration;
 use rusqlite::OptionalExtension;
 
 use super::store::Store;
+use crate::clock::UnixMillis;
 use crate::event::{ContentKey, EventId};
 use crate::queue::DeliveryState;
 
@@ -27,8 +28,9 @@ pub(super) enum WipeProgress {
 }
 
 impl Store {
-    /// Deletes an event with its deliveries and attempts, whatever their states; false if it does not exist.
-    pub(super) fn remove(&mut self, event: EventId) -> rusqlite::Result<bool> {
+    /// Deletes an event with its deliveries and attempts, whatever their states; false if it does not exist. Its content
+    /// key outlives it until the replay window is over.
+    pub(super) fn remove(&mut self, event: EventId, now: UnixMillis) -> rusqlite::Result<bool> {
         let mut delete =
             self.connection.prepare_cached("DELETE FROM event WHERE id = ?1 RETURNING targets, content_key")?;
         let deleted =
@@ -37,7 +39,7 @@ impl Store {
         let Some((accepted, key)) = deleted else { return Ok(false) };
         // A damaged row has no key to be found by.
         if let Ok(key) = key {
-            self.dedup.remove(&self.connection, key, event)?;
+            self.dedup.remove(&self.connection, key, event, now)?;
         }
         let mut deliveries =
             self.connection.prepare_cached("DELETE FROM delivery WHERE event = ?1 RETURNING target, state")?;
@@ -132,14 +134,14 @@ mod tests {
             let mut store = store(folder.path());
             store.checkpoint().unwrap();
             assert!(is_in_the_file(folder.path()));
-            let remove = |store: &mut Store| store.remove(EVENT).map(|gone| assert!(gone));
+            let remove = |store: &mut Store| store.remove(EVENT, UnixMillis(0)).map(|gone| assert!(gone));
             store.transact(|store| if is_asked { store.with_erased_pages(remove) } else { remove(store) }).unwrap();
             store.checkpoint().unwrap();
             assert!(store.pragma("freelist_count").unwrap() > 3);
             assert_eq!(is_in_the_file(folder.path()), !is_asked);
             while store.shrink(0, VACUUM).unwrap() {}
             assert!(store.empty_log().unwrap() && !is_in_the_file(folder.path()), "nor in pages that were free before");
-            assert!(!store.remove(EVENT).unwrap(), "gone already");
+            assert!(!store.remove(EVENT, UnixMillis(0)).unwrap(), "gone already");
         }
     }
 

@@ -3,6 +3,7 @@
 //! An event is finished when none of its deliveries is pending or dead: a dead letter waits for an operator. It is
 //! deleted when it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk
 //! is full; never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted here.
+//! Content keys outlive their events (`dedup_index.rs`): those whose replay window is over are deleted in the same pass.
 //!
 //! It works in steps that adapt to [`STEP_TARGET`], so that a push hardly waits for one. The pauses between them are so
 //! long that all steps together take a twentieth of a busy writer's time, a tenth under pressure, and a quarter while
@@ -122,13 +123,16 @@ impl Retention {
         let at_once = store.limit_step(DELETE_LIMIT);
         let finished: Vec<EventId> =
             seen.iter().filter(|(_, finished)| *finished).map(|(id, _)| *id).take(at_once).collect();
-        let deleted = delete(store, &finished, enough)?;
+        let deleted = delete(store, &finished, enough, now)?;
         self.deleted += deleted;
         let is_cut_short = deleted == at_once || deleted < finished.len();
         if is_cut_short || seen.len() == self.size {
             // Continues behind the last one deleted, or behind all that were read.
             let last = if is_cut_short { finished[..deleted].last() } else { seen.last().map(|(id, _)| id) };
             self.cursor = last.copied().unwrap_or(self.cursor);
+            return Ok(NextStep::Continue);
+        }
+        if delete_retired_keys(store, now, at_once)? == at_once {
             return Ok(NextStep::Continue);
         }
         self.cursor = EventId(0);
@@ -184,18 +188,35 @@ fn list_events(store: &Store, after: EventId, before: EventId, most: usize) -> r
 }
 
 /// Deletes these events in order, until the store holds no more than `enough` bytes; returns how many.
-fn delete(store: &mut Store, events: &[EventId], enough: u64) -> rusqlite::Result<usize> {
+fn delete(store: &mut Store, events: &[EventId], enough: u64, now: UnixMillis) -> rusqlite::Result<usize> {
     if events.is_empty() {
         return Ok(0);
     }
     let mut deleted: usize = 0;
     store.transact(|store| {
         for event in events {
-            deleted += usize::from(store.remove(*event)?);
+            deleted += usize::from(store.remove(*event, now)?);
             if store.used_bytes()? <= enough {
                 break;
             }
         }
+        Ok(())
+    })?;
+    Ok(deleted)
+}
+
+/// Deletes up to `most` content keys whose replay window is over; returns how many.
+fn delete_retired_keys(store: &mut Store, now: UnixMillis, most: usize) -> rusqlite::Result<usize> {
+    // A transaction takes a commit, and there is seldom something to do.
+    let mut find = store.connection.prepare_cached("SELECT min(event) FROM retired_key")?;
+    let oldest: Option<EventId> = find.query_row([], |row| row.get(0))?;
+    drop(find);
+    if oldest.is_none_or(|oldest| oldest >= store.dedup.replay_window.start(now)) {
+        return Ok(0);
+    }
+    let mut deleted = 0;
+    store.transact(|store| {
+        deleted = store.dedup.delete_retired(&store.connection, now, most)?;
         Ok(())
     })?;
     Ok(deleted)
@@ -242,7 +263,14 @@ mod tests {
 
     fn retention(retention: Duration) -> Retention {
         let (dedup_window, max_size, encryption_keys) = (Duration::from_secs(120), u64::MAX, EncryptionKeys::default());
-        Retention::new(&Settings { path: "unused".into(), retention, dedup_window, max_size, encryption_keys })
+        Retention::new(&Settings {
+            path: "unused".into(),
+            retention,
+            dedup_window,
+            replay_window: dedup_window,
+            max_size,
+            encryption_keys,
+        })
     }
 
     /// Makes steps to the end of a pass that finds nothing to do. There is pressure while more than `limit` is used.

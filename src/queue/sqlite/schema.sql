@@ -1,10 +1,12 @@
--- The stored form of the embedded engine, version 4 (`PRAGMA user_version`). `migrations/` leads from older ones to it.
+-- The stored form of the embedded engine, version 5 (`PRAGMA user_version`). `migrations/` leads from older ones to it.
 --
 -- event.id        43 bits of milliseconds, 20 bits of sequence; evt_ and 16 hex digits for people.
 -- event.mode      the account's mode: 0 plaintext, 1 compatible, 2 secure.
 -- event.clear     the clear text; NULL where it equals `body`.
 -- known.event     the event of that `content_key`, for the events up to `known_until.event`: the later ones are few, and
 --                 in memory (dedup_index.rs). Makes a second push of a text a duplicate.
+-- retired_key     the content keys of deleted events that are still in `known`, because a copy of their push would still be
+--                 accepted: deleted from both once the replay window is over.
 -- event.targets   how many deliveries were stored with it: what the audit counts against.
 -- event.reply     the clear passive reply it was answered with; a repeated push gets it again.
 -- event.key       the number of the key that its `query`, `body`, `clear` and `reply` and the `answer` of its attempts
@@ -57,6 +59,11 @@ CREATE TABLE known_until (
 );
 
 INSERT INTO known_until VALUES (0);
+
+CREATE TABLE retired_key (
+  event       INTEGER PRIMARY KEY,
+  content_key BLOB    NOT NULL
+);
 
 CREATE TABLE key (
   no          INTEGER PRIMARY KEY,

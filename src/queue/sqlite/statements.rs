@@ -150,18 +150,15 @@ impl Store {
         Ok(())
     }
 
-    /// The event of that content key, if it is stored, with its reply.
+    /// The event of that content key, if it is or was stored, with its reply; a deleted event's reply is gone.
     pub(super) fn find_duplicate(&self, key: ContentKey) -> rusqlite::Result<Option<Enqueued>> {
         let Some(id) = self.dedup.find(&self.connection, key)? else { return Ok(None) };
         let mut find = self.connection.prepare_cached("SELECT reply, key FROM event WHERE id = ?1")?;
-        find.query_row([id], |row| {
-            let reply = match row.get(1)? {
-                None => row.get(0)?,
-                Some(number) => self.open_reply(id, number, row.get(0)?),
-            };
-            Ok(Enqueued::Duplicate { id, reply })
-        })
-        .optional()
+        let reply = find.query_row([id], |row| match row.get(1)? {
+            None => row.get(0),
+            Some(number) => Ok(self.open_reply(id, number, row.get(0)?)),
+        });
+        Ok(Some(Enqueued::Duplicate { id, reply: reply.optional()?.flatten() }))
     }
 
     /// A reply that cannot be decrypted counts as none, so that WeChat's retry is answered all the same.

@@ -46,7 +46,7 @@ const PAGE: u64 = 4096;
 
 /// The database, as its one writer sees it.
 ///
-/// Its methods by file, each group with the tables it changes. [`DedupIndex`] (`known`, `known_until`) and [`KeyRing`]
+/// Its methods by file, each group with the tables it changes. [`DedupIndex`] (`known`, `known_until`, `retired_key`) and [`KeyRing`]
 /// (`key`) own their SQL and are called from these:
 ///
 /// | file | methods |

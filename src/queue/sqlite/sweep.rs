@@ -172,7 +172,8 @@ impl<F: Fn(&str) -> bool> SweepRun<'_, F> {
             for row in self.rows(slice::from_ref(event), None, None)? {
                 self.cancel(row)?;
             }
-            let gone = self.store.with_erased_pages(|store| store.remove(*event))?;
+            let now = self.now;
+            let gone = self.store.with_erased_pages(|store| store.remove(*event, now))?;
             self.done.changed = counted + u64::from(gone);
         }
         Ok(())

@@ -18,6 +18,7 @@ fn writer(folder: &std::path::Path) -> Writer {
         path: folder.to_owned(),
         retention: Duration::MAX,
         dedup_window: Duration::MAX,
+        replay_window: Duration::MAX,
         max_size: u64::MAX,
         encryption_keys: EncryptionKeys::default(),
     };
