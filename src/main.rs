@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use wxrelay::cli::{BadConfig, Cli, remedy};
+use wxrelay::cli::{BadConfig, Cli, exit_code, remedy};
 
 /// mimalloc, as much of a push's memory is freed by another thread: a ninth less processor time per push than with the
 /// simple version, glibc's allocator, for 80 KB of binary.
@@ -35,7 +35,7 @@ fn main() -> ExitCode {
                 if let Some(remedy) = remedy(&error) {
                     eprintln!("fix: {remedy}");
                 }
-                ExitCode::FAILURE
+                exit_code(&error).into()
             }
         },
     }

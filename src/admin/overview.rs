@@ -47,12 +47,15 @@ pub struct ConfiguredTarget {
 }
 
 /// The queue in [`Status`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueTotals {
     pub events: u64,
     pub bytes: u64,
     #[serde(flatten)]
     pub counts: Counts,
+    /// The folders of damaged stores that were moved aside and not salvaged yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
 }
 
 impl QueueTotals {
@@ -68,7 +71,7 @@ impl QueueTotals {
                 cancelled: sum.cancelled + cancelled,
             }
         });
-        Self { events: stats.events, bytes: stats.bytes, counts }
+        Self { events: stats.events, bytes: stats.bytes, counts, damaged: stats.damaged.clone() }
     }
 }
 

@@ -81,6 +81,7 @@ impl StatsCache {
         }
         self.metrics.queue_bytes.set(i64::try_from(stats.bytes).unwrap_or(i64::MAX));
         self.metrics.unaccounted.set(i64::try_from(stats.unaccounted).unwrap_or(i64::MAX));
+        self.metrics.store_damaged.set(i64::try_from(stats.damaged.len()).unwrap_or(i64::MAX));
         self.metrics.set_backlogs(stats.targets.iter().map(|target| {
             let oldest = target.oldest_pending.map_or(Duration::ZERO, |received| now.since(received));
             (&*target.target, Backlog { pending: target.counts.pending, oldest, dead: target.counts.dead })

@@ -23,6 +23,18 @@ pub fn remedy(error: &anyhow::Error) -> Option<&str> {
     own.or_else(|| error.chain().find_map(remedy_of))
 }
 
+/// The exit code of an error: 74 (`EX_IOERR` of sysexits.h) if the store was damaged, else 1.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    let is_damaged = |cause: &(dyn std::error::Error + 'static)| {
+        let store = match cause.downcast_ref::<app::StartError>() {
+            Some(app::StartError::Queue(error)) => Some(error),
+            _ => cause.downcast_ref::<queue::Error>(),
+        };
+        store.is_some_and(queue::Error::is_damage)
+    };
+    if error.chain().any(is_damaged) { queue::EXIT_IO } else { 1 }
+}
+
 fn remedy_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     // Transparent: the chain has the variants' sources, not the errors that they hold.
     let start = cause.downcast_ref::<app::StartError>();

@@ -41,7 +41,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-pub use self::fixable::{FixableError, remedy};
+pub use self::fixable::{FixableError, exit_code, remedy};
 use crate::config::{self, Config, ConfigError};
 
 /// All errors of the configuration, one per line.

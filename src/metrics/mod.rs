@@ -66,6 +66,8 @@ pub struct Metrics {
     pub queue_max_bytes: IntGauge,
     pub disk_free_bytes: IntGauge,
     pub unaccounted: IntGauge,
+    /// Damaged stores that were moved aside and not salvaged yet.
+    pub store_damaged: IntGauge,
     /// The last verified push's timestamp minus this machine's clock, in seconds.
     pub clock_skew: Gauge,
     pub log_lines_lost: IntCounter,
@@ -235,6 +237,10 @@ impl Metrics {
             unaccounted: registered(
                 at,
                 IntGauge::new("wxrelay_unaccounted_deliveries", "Deliveries in no known state; more than 0 is a bug."),
+            ),
+            store_damaged: registered(
+                at,
+                IntGauge::new("wxrelay_store_damaged", "Damaged stores that were moved aside and not salvaged yet."),
             ),
             clock_skew: registered(
                 at,

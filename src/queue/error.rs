@@ -7,6 +7,7 @@ use rusqlite::ErrorCode;
 use rusqlite::ffi;
 
 use super::encryption::Fingerprint;
+use super::sqlite::damage::quarantine::DamageReason;
 
 /// Why a call of the queue failed. Its text says what failed and where; [`Error::remedy`] says how to fix it.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,14 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// There was a log without its database. It is in a folder of its own now.
+    #[error("store without its database ({}), moved to {}", reason.word(), path.display())]
+    MovedAside {
+        /// The folder that holds it now.
+        path: PathBuf,
+        /// What was found.
+        reason: DamageReason,
+    },
     /// A file or folder of the store could not be used.
     #[error("{}: {source}", path.display())]
     Io {
@@ -122,8 +131,21 @@ impl Error {
                 "put that key back into queue.encryption_keys, behind the first one, until `wxrelay doctor` shows that \
                  no event needs it"
             }
+            Self::MovedAside { .. } => {
+                "check queue.path; the next start makes a new store, and `wxrelay store salvage` reads back what can be \
+                 read of the damaged one"
+            }
             Self::Closed | Self::Io { .. } | Self::Engine(_) => return None,
         })
+    }
+
+    /// Whether the store is damaged: the process ends with [`super::EXIT_IO`], and its next start continues.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::MovedAside { .. } => true,
+            Self::Engine(error) => is_lost(error),
+            _ => false,
+        }
     }
 
     /// The error for a file or folder of the store; a full disk and a read-only filesystem have variants of their own.

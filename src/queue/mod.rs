@@ -56,12 +56,16 @@ pub use self::obstacle::Obstacle;
 pub(crate) use self::sqlite::Faults;
 pub use self::sqlite::Sqlite;
 pub use self::sqlite::build_options::SqliteBuild;
+pub use self::sqlite::damage::quarantine::{DamageReason, DamagedStore, MoveRecord, list_damaged};
 pub use self::sqlite::deep::{Flaw, OpenDelivery, StoredEvent};
 pub use self::sqlite::inspect::Inspect;
 pub use self::sqlite::key_ring::EncryptionStatus;
 pub use self::sqlite::survey::{LockHolder, SCHEMA, Survey, survey};
 pub use self::sweep::{Sweep, SweepAction, SweepProgress};
 pub use self::view::{Audit, DeadLetter, EventDetail, EventFilter, EventSummary, Stats};
+
+/// The exit code of a process whose store failed or is damaged: `EX_IOERR` of sysexits.h.
+pub const EXIT_IO: u8 = 74;
 
 /// The durable queue; cheap to clone.
 #[derive(Clone, Debug)]

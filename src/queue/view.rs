@@ -52,6 +52,9 @@ pub struct Stats {
     pub bytes: u64,
     /// Every target that ever had a delivery, by name.
     pub targets: Vec<TargetStats>,
+    /// The folders of damaged stores that were moved aside and not salvaged yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<String>,
 }
 
 /// A summary of one target.

@@ -7,7 +7,7 @@ use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{WeChat, event, text};
 
 /// Every metric of the contract that exists without TLS.
-const METRICS: [&str; 19] = [
+const METRICS: [&str; 20] = [
     "wxrelay_pushes_total",
     "wxrelay_push_duration_seconds",
     "wxrelay_duplicates_total",
@@ -21,6 +21,7 @@ const METRICS: [&str; 19] = [
     "wxrelay_target_paused",
     "wxrelay_replies_total",
     "wxrelay_unaccounted_deliveries",
+    "wxrelay_store_damaged",
     "wxrelay_commit_duration_seconds",
     "wxrelay_queue_bytes",
     "wxrelay_ready",

@@ -55,6 +55,7 @@ mod secrecy;
 mod secret_files;
 mod socket_activation;
 mod statuses;
+mod store_damage;
 mod support;
 mod systemd;
 mod tail;

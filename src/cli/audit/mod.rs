@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use self::deep::DeepAudit;
 use super::ConfigArgs;
-use crate::queue::{Audit, Inspect};
+use crate::queue::{Audit, DamagedStore, Inspect, list_damaged};
 
 /// `wxrelay audit`
 #[derive(clap::Args)]
@@ -32,21 +32,32 @@ struct AuditReport<'a> {
     ledger: Option<&'a Audit>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deep: Option<&'a DeepAudit>,
+    /// The folders of damaged stores that were moved aside and not salvaged yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    damaged: Vec<&'a str>,
 }
 
-/// Prints the ledger; exit code 1 if one delivery is unaccounted for, or one event cannot be opened, parsed or delivered.
+/// Prints the ledger; exit code 1 if one delivery is unaccounted for, one event cannot be opened, parsed or delivered,
+/// or a damaged store was moved aside and not salvaged yet.
 pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
+    let damaged = list_damaged(&config.queue.path)?;
+    // On standard error, where they stand also if there is nothing to count.
+    for DamagedStore { path, record, .. } in &damaged {
+        let reason = record.as_ref().map_or("unknown reason", |record| record.reason.word());
+        eprintln!("damaged store moved aside: {} ({reason})\n  -> {}", path.display(), DamagedStore::REMEDY);
+    }
     let store = Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys);
     let deep = args.deep.then(|| deep::audit_events(&store, &config)).transpose()?;
     let ledger = store.audit();
     // Findings are printed even if the damage prevents counting.
     if deep.is_some() || ledger.is_ok() {
-        let report = AuditReport { ledger: ledger.as_ref().ok(), deep: deep.as_ref() };
+        let damaged = damaged.iter().map(|store| &*store.name).collect();
+        let report = AuditReport { ledger: ledger.as_ref().ok(), deep: deep.as_ref(), damaged };
         let text = if args.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
         io::stdout().write_all(text.as_bytes())?;
     }
-    let clean = ledger?.is_clean() && deep.is_none_or(|deep| deep.is_clean());
+    let clean = ledger?.is_clean() && deep.is_none_or(|deep| deep.is_clean()) && damaged.is_empty();
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -17,7 +17,9 @@ use tokio::time::Instant;
 use super::report::{CheckResult, CheckResults, DoctorCheck};
 use super::run_detached;
 use crate::config::Config;
-use crate::queue::{EncryptionKey, Error, Fingerprint, Inspect, LockHolder, SCHEMA, Settings, SqliteBuild, survey};
+use crate::queue::{
+    DamagedStore, EncryptionKey, Error, Fingerprint, Inspect, LockHolder, SCHEMA, Settings, SqliteBuild, survey,
+};
 use crate::server::Options;
 
 /// How long to wait for the disk.
@@ -189,6 +191,10 @@ fn contents(path: &Path) -> CheckResult {
         Ok(stats) if stats.unaccounted > 0 => check.failed(
             format!("{} deliveries are unaccounted for", stats.unaccounted),
             "keep the store and report what `wxrelay audit` says",
+        ),
+        Ok(stats) if !stats.damaged.is_empty() => check.failed(
+            format!("damaged stores were moved aside: {}", stats.damaged.join(", ")),
+            DamagedStore::REMEDY,
         ),
         Ok(stats) => check.ok(format!("schema {SCHEMA}, {} events, {by}", stats.events)),
         Err(Error::Missing { .. }) => check.ok("none yet: the relay creates it at its first start"),

@@ -36,7 +36,7 @@ pub(super) fn is_missing(database: &Path) -> Result<bool, Error> {
 }
 
 /// Creates the empty file of a new database, for its owner alone, and removes files that SQLite would take for parts of
-/// it.
+/// it. None of them holds an event: the log of a database that was lost is moved aside before (`damage/`).
 pub(super) fn begin_new(folder: &Path) -> Result<(), Error> {
     for name in [NEW, DATABASE] {
         for end in ["-wal", "-shm", "-journal"] {

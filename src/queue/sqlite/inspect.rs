@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 
+use super::damage::quarantine::list_damaged;
 use super::key_ring::{self, EncryptionStatus, KeyRing};
 use super::{files, schema};
 use crate::event::EventId;
@@ -87,7 +88,8 @@ impl Inspect {
         });
         let targets: Vec<TargetStats> = targets.collect::<rusqlite::Result<_>>()?;
         let unaccounted = targets.iter().map(|target| target.counts.total()).sum::<u64>().abs_diff(accepted);
-        Ok(Stats { events, unaccounted, bytes: files::size(&self.folder), targets })
+        let damaged = list_damaged(&self.folder)?.into_iter().map(|store| store.name).collect();
+        Ok(Stats { events, unaccounted, bytes: files::size(&self.folder), targets, damaged })
     }
 
     /// Counts the whole ledger again. Reads every row, but no bodies.

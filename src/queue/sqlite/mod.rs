@@ -8,6 +8,7 @@ pub(super) mod build_options;
 mod capacity;
 mod channel;
 mod command;
+pub(super) mod damage;
 mod dedup_index;
 pub(super) mod deep;
 mod files;
@@ -119,6 +120,7 @@ impl Sqlite {
         on_commit: Box<dyn Fn(Duration) + Send>,
     ) -> Result<(Self, Writer, channel::CommandReceiver), Error> {
         let lock = files::claim(&settings.path)?;
+        damage::prepare(&settings.path)?;
         let mut reserve = find_reserve(&settings.path);
         let open = || Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path);
         let mut store = match open() {

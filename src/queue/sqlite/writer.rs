@@ -35,7 +35,7 @@ use crate::event::EventId;
 use crate::queue::error::{is_busy, is_lost};
 use crate::queue::lease_table::LeaseTable;
 use crate::queue::{
-    AttemptRecord, DeliveryState, Disposition, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement,
+    AttemptRecord, DeliveryState, Disposition, EXIT_IO, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement,
 };
 use crate::telemetry;
 
@@ -51,8 +51,6 @@ const MAX_PUSH_WAIT: Duration = Duration::from_millis(1);
 const PUSH_BATCH_ENOUGH: usize = 32;
 /// How long a lease that was dropped unsettled remains outstanding at most, while the writer is idle.
 const TICK: Duration = Duration::from_secs(1);
-/// `EX_IOERR` of sysexits.h.
-const EXIT_IO: i32 = 74;
 
 /// The writer's thread and all it owns.
 pub(super) struct Writer {
@@ -398,7 +396,7 @@ fn stop_if_lost(error: &rusqlite::Error) {
     if is_lost(error) {
         tracing::error!(%error, "disk failed or store damaged; exiting before anything else is answered");
         telemetry::flush();
-        process::exit(EXIT_IO);
+        process::exit(EXIT_IO.into());
     }
 }
 
