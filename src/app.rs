@@ -70,6 +70,11 @@ impl App {
         let started = UnixMillis::now();
         let metrics = Metrics::new();
         let (exporter, tail) = Exporter::start(&config.telemetry, &metrics).map_err(StartError::Collector)?;
+        match queue::check_owner(&config.queue.path) {
+            Err(error) if config.strict => return Err(error.into()),
+            Err(error) => tracing::warn!(%error, remedy = error.remedy(), "store owned by another user"),
+            Ok(()) => {}
+        }
         let queue = Queue::open(&config.queue, {
             let commits = metrics.commit_duration.clone();
             move |took| commits.observe(took.as_secs_f64())

@@ -89,6 +89,12 @@ pub enum Problem {
     /// A file with a secret that group or others may read or change.
     #[error("{} holds a secret that group or others may read or change (mode {mode:04o})", path.display())]
     Exposed { path: PathBuf, mode: u32 },
+    /// The store's folder, which group or others may read or change.
+    #[error("the store {} may be read or changed by group or others (mode {mode:04o})", path.display())]
+    ExposedStore { path: PathBuf, mode: u32 },
+    /// The store's folder, which another user may change.
+    #[error("the store {} belongs to user {owner}", path.display())]
+    ForeignStore { path: PathBuf, owner: u32 },
     #[error("{0}{reason}", reason = Reason(.0))]
     Pattern(#[source] PatternError),
     #[error("WeChat would not accept this reply: {0}")]
@@ -148,6 +154,10 @@ impl Problem {
             Self::Environment(_) => Remedy::Action("set it, or give the value by `file` or `credential`".into()),
             Self::Unreadable { .. } => expected("a file that this user may read"),
             Self::Exposed { path, .. } => Remedy::Action(format!("chmod 600 {}", path.display()).into()),
+            Self::ExposedStore { path, .. } => Remedy::Action(format!("chmod 700 {}", path.display()).into()),
+            Self::ForeignStore { path, .. } => Remedy::Action(
+                format!("run the relay as that user, or chown -R {} to the relay's user", path.display()).into(),
+            ),
             Self::Syntax(_) | Self::Pattern(_) | Self::Reply(_) => return None,
         })
     }

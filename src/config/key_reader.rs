@@ -9,8 +9,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::{self, Metadata};
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+
+use rustix::process::geteuid;
 
 use super::error::{Advised, ConfigError, Problem};
 use super::file::{Scalar, SecretLocation, SecretSource, SecretSources};
@@ -37,8 +39,8 @@ pub(super) struct LoadContext<'a> {
     damaged: Vec<KeyPath>,
     errors: RefCell<Vec<ConfigError>>,
     warnings: RefCell<Vec<String>>,
-    /// Files with secrets that group or others can access, each with the key that names it, and its mode.
-    exposed: RefCell<BTreeMap<PathBuf, (KeyPath, u32)>>,
+    /// Files with secrets, and a store, that other users can access, each with the key that names it.
+    exposed: RefCell<BTreeMap<PathBuf, (KeyPath, Problem)>>,
 }
 
 /// A key, and access to what is below it.
@@ -67,11 +69,10 @@ impl<'a> LoadContext<'a> {
         KeyReader { context: self, key: KeyPath::default() }
     }
 
-    /// All errors and warnings. With `strict`, a file with a secret that others can access is an error.
+    /// All errors and warnings. With `strict`, a file with a secret or a store that others can access is an error.
     pub(super) fn finish(self, strict: bool) -> (Vec<ConfigError>, Vec<String>) {
         let (mut errors, mut warnings) = (self.errors.into_inner(), self.warnings.into_inner());
-        for (path, (key, mode)) in self.exposed.into_inner() {
-            let problem = Problem::Exposed { path, mode };
+        for (key, problem) in self.exposed.into_inner().into_values() {
             match strict {
                 true => errors.push(self.layers.error(&key, problem)),
                 false => warnings.push(format!("{key}: {}", Advised(&problem))),
@@ -180,8 +181,26 @@ impl KeyReader<'_> {
     fn check_permissions(&self, path: &Path, metadata: &Metadata) {
         let mode = metadata.permissions().mode() & 0o7777;
         if metadata.is_file() && mode & GROUP_AND_OTHERS != 0 {
-            self.context.exposed.borrow_mut().entry(path.to_owned()).or_insert_with(|| (self.key.clone(), mode));
+            self.expose(path, Problem::Exposed { path: path.to_owned(), mode });
         }
+    }
+
+    /// Records the folder of a store, if it exists and others may read or change it, or own it.
+    ///
+    /// Root's commands read the store of the service's user, so an owner is checked for other users only; a relay that
+    /// runs as root checks it at the start.
+    pub(super) fn check_store(&self, path: &Path) {
+        let Ok(metadata) = fs::metadata(path) else { return };
+        let (mode, owner, user) = (metadata.permissions().mode() & 0o7777, metadata.uid(), geteuid());
+        if mode & GROUP_AND_OTHERS != 0 {
+            self.expose(path, Problem::ExposedStore { path: path.to_owned(), mode });
+        } else if !user.is_root() && ![0, user.as_raw()].contains(&owner) {
+            self.expose(path, Problem::ForeignStore { path: path.to_owned(), owner });
+        }
+    }
+
+    fn expose(&self, path: &Path, problem: Problem) {
+        self.context.exposed.borrow_mut().entry(path.to_owned()).or_insert_with(|| (self.key.clone(), problem));
     }
 
     /// A path relative to the file's folder.

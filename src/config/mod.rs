@@ -60,6 +60,8 @@ pub struct Config {
     pub targets: Vec<TargetSettings>,
     /// What is allowed but is probably a mistake.
     pub warnings: Vec<String>,
+    /// Whether the relay refuses to start where other users can access secrets or the store.
+    pub strict: bool,
     /// SHA-256 of the file and of its overrides by environment and command line, in hex.
     pub sha256: String,
 }
@@ -98,7 +100,7 @@ pub fn load(
     let (mut errors, warnings) = context.finish(strict);
     errors.sort_by(|one, other| one.key.cmp(&other.key));
     match config {
-        Some(config) if errors.is_empty() => Ok(Config { warnings, ..config }),
+        Some(config) if errors.is_empty() => Ok(Config { warnings, strict, ..config }),
         _ => Err(errors),
     }
 }
@@ -116,7 +118,18 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
     check_references(&reader.at("targets"), &accounts, &targets);
     queue.replay_window = accounts::replay_window(&accounts, queue.dedup_window);
     check_windows(reader, &accounts, &queue);
-    Some(Config { server, admin: admin?, queue, log, telemetry, accounts, targets, warnings: Vec::new(), sha256 })
+    Some(Config {
+        server,
+        admin: admin?,
+        queue,
+        log,
+        telemetry,
+        accounts,
+        targets,
+        warnings: Vec::new(),
+        strict: false,
+        sha256,
+    })
 }
 
 /// Warns of settings that contradict each other about how long a push is recognised.

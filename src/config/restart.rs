@@ -19,7 +19,8 @@ macro_rules! compare {
 
 /// The keys that differ and need a restart.
 pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { server, admin, queue, log, telemetry, accounts: _, targets: _, warnings: _, sha256: _ } = old;
+    let Config { server, admin, queue, log, telemetry, accounts: _, targets: _, warnings: _, strict: _, sha256: _ } =
+        old;
     let mut compared = Vec::new();
     compared.extend(compare!(
         "server",

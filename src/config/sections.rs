@@ -41,7 +41,7 @@ pub(super) fn server(reader: &KeyReader<'_>, file: &file::ServerSection, store: 
     }
 }
 
-/// `server.strict`: whether it is an error if others can access a file with a secret.
+/// `server.strict`: whether it is an error if others can access a file with a secret, or the store.
 pub(super) fn strict(reader: &KeyReader<'_>, file: &file::ServerSection) -> bool {
     reader.read("strict", &file.strict, value::boolean).unwrap_or(false)
 }
@@ -118,8 +118,10 @@ fn check_bearer(reader: &KeyReader<'_>, token: &str) {
 pub(super) fn queue(reader: &KeyReader<'_>, file: &file::QueueSection) -> queue::Settings {
     let engine = |text: &str| if text == "embedded" { Ok(()) } else { Err("\"embedded\"") };
     reader.read("type", &file.engine, engine);
+    let path = reader.path("path", &file.path).unwrap_or_else(|| "/var/lib/wxrelay".into());
+    reader.at("path").check_store(&path);
     queue::Settings {
-        path: reader.path("path", &file.path).unwrap_or_else(|| "/var/lib/wxrelay".into()),
+        path,
         retention: reader
             .read("retention", &file.retention, value::some_duration)
             .unwrap_or(Duration::from_hours(7 * 24)),

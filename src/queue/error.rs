@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::ErrorCode;
 use rusqlite::ffi;
+use rustix::io::Errno;
 
 use super::encryption::Fingerprint;
 use super::sqlite::damage::quarantine::DamageReason;
@@ -48,6 +49,20 @@ pub enum Error {
     Missing {
         /// The folder that should hold it.
         path: PathBuf,
+    },
+    /// A file of the store is a link, or no file. A link could lead the relay's writes to any file of its user.
+    #[error("{} is a symbolic link or no regular file", path.display())]
+    NotAFile {
+        /// The link.
+        path: PathBuf,
+    },
+    /// The store belongs to another user, who could replace its files.
+    #[error("{} belongs to user {owner}, and the relay runs as root", path.display())]
+    ForeignOwner {
+        /// The folder of the store.
+        path: PathBuf,
+        /// The user's number.
+        owner: u32,
     },
     /// The file belongs to another program.
     #[error("{} is not a wxrelay store", path.display())]
@@ -124,6 +139,11 @@ impl Error {
             Self::NetworkFilesystem { .. } => "set queue.path to a local disk",
             Self::ReadOnly { .. } => "remount it for writing, or set queue.path to another disk",
             Self::Missing { .. } => "check queue.path, or start the relay once, which makes the store",
+            Self::NotAFile { .. } => {
+                "put the file itself there, or remove the link; to keep the store on another disk, set queue.path to a \
+                 folder there"
+            }
+            Self::ForeignOwner { .. } => "run the relay as that user, or chown -R the folder to the relay's user",
             Self::Foreign { .. } | Self::Pragma { .. } => "set queue.path to a folder of its own",
             Self::Schema { .. } => "run the newer release again",
             Self::Outdated { .. } => "start the relay once, which migrates the store",
@@ -153,6 +173,8 @@ impl Error {
         match source.kind() {
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Self::Full,
             ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path: path.to_owned() },
+            // What `O_NOFOLLOW` makes of a link.
+            _ if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Self::NotAFile { path: path.to_owned() },
             _ => Self::Io { path: path.to_owned(), source },
         }
     }

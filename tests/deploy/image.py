@@ -65,7 +65,7 @@ class Image:
         target = Path(f"{self.root}{place}")
         target.parent.mkdir(parents=True, exist_ok=True)
         if built[source] is None:
-            target.mkdir()
+            target.mkdir(mode=0o700)
         else:
             shutil.copy(built[source], target)
 

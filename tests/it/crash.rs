@@ -1,6 +1,7 @@
 //! Stored before answered: an answered push survives `kill -9`.
 
 use std::collections::HashSet;
+use std::fs;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,9 +11,9 @@ use tokio::task::JoinSet;
 
 use crate::support::http::try_exchange;
 use crate::support::relay::Relay;
-use crate::support::soon;
 use crate::support::target::{Delivery, Reaction, Reply, Target};
 use crate::support::wechat::{PATH, WeChat, element, text};
+use crate::support::{eventually, soon};
 
 const PUSHES: usize = 200;
 const SENDERS: usize = 8;
@@ -66,6 +67,26 @@ async fn a_second_relay_on_the_same_store_is_refused() {
     let second = relay.run(&["serve"]).await;
     assert!(second.code.is_some_and(|code| code != 0), "{second:?}");
     assert_eq!(relay.accept(&wechat, &text("o1", "hello")).await.status, 200, "the first relay still works");
+}
+
+#[tokio::test]
+async fn a_removed_lock_file_lets_no_second_relay_start_and_is_made_again() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let relay = Relay::start(wechat.account() + &crm.config("crm", "")).await;
+    let lock = relay.store().join("wxrelay.lock");
+    fs::remove_file(&lock).expect("it is there");
+    let second = relay.run(&["serve"]).await;
+    assert!(second.code.is_some_and(|code| code != 0) && second.stderr.contains("is in use by process"), "{second:?}");
+    let id = format!("{}\n", relay.id());
+    eventually("the lock file names the relay", async || {
+        fs::read_to_string(&lock).ok().filter(|text| *text == id).map(drop)
+    })
+    .await;
+    fs::write(relay.store().join("other"), "").expect("a file can be made");
+    fs::rename(relay.store().join("other"), &lock).expect("the lock file can be replaced");
+    let second = relay.run(&["serve"]).await;
+    assert!(second.code.is_some_and(|code| code != 0), "{second:?}");
+    relay.accept(&wechat, &text("o1", "hello")).await;
 }
 
 /// Pushes all texts from several senders, kills the relay when half are answered, and returns those answered 200.

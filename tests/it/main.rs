@@ -56,6 +56,7 @@ mod secret_files;
 mod socket_activation;
 mod statuses;
 mod store_damage;
+mod store_folder;
 mod support;
 mod systemd;
 mod tail;

@@ -1,29 +1,29 @@
-//! The store's folder: its permissions, its lock, and the filesystems that it must not be on.
-//!
-//! The lock is a file of ours and not SQLite's own exclusive mode, so that operators can read the store while the relay
-//! runs. The system releases it with the process, even a killed one.
+//! The store's folder: its permissions, its files, and the filesystems that it must not be on.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process;
 
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::lock::StoreLock;
 use crate::queue::Error;
 
 /// The database in the store's folder.
 pub(super) const DATABASE: &str = "wxrelay.db";
 /// The database while it is created.
 pub(super) const NEW: &str = "wxrelay.db.new";
-pub(super) const LOCK: &str = "wxrelay.lock";
 
 /// Creates the folder if it is missing, for its owner alone, and takes the lock.
 ///
-/// The store belongs to this process until the returned file is dropped.
-pub(super) fn claim(folder: &Path) -> Result<File, Error> {
+/// The store belongs to this process until the returned lock is dropped.
+pub(super) fn claim(folder: &Path) -> Result<StoreLock, Error> {
     make(folder)?;
     refuse_network_filesystem(folder)?;
-    lock(folder)
+    refuse_links(folder)?;
+    StoreLock::take(folder)
 }
 
 /// Whether there is no database, or nothing in it.
@@ -89,27 +89,55 @@ pub(super) fn flush(path: &Path) -> Result<(), Error> {
     flushed.map_err(|source| Error::io(path, source))
 }
 
-fn lock(folder: &Path) -> Result<File, Error> {
-    let path = folder.join(LOCK);
-    let io = |source| Error::io(&path, source);
-    let options = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let mut file = options.map_err(io)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let pid = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            return Err(Error::Locked { path: folder.to_owned(), pid });
+/// A file, whatever its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+impl FileId {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    /// The file that has this name now.
+    pub(super) fn at(path: &Path) -> io::Result<Self> {
+        Ok(Self::of(&fs::symlink_metadata(path)?))
+    }
+}
+
+/// Opens a file of the store for reading and writing, and if `create`, makes it where it is missing.
+///
+/// Only what the relay writes for itself is opened: not through a symbolic link, and not under one of several names. A
+/// file with another name is replaced by a new one, or not opened.
+pub(super) fn open_own(path: &Path, create: bool) -> io::Result<File> {
+    // `NONBLOCK`, or a pipe would block.
+    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed();
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(flags);
+    let file = options.clone().create(create).truncate(false).open(path)?;
+    let metadata = file.metadata()?;
+    match metadata.is_file() {
+        true if metadata.nlink() <= 1 => Ok(file),
+        true if create => fs::remove_file(path).and_then(|()| options.create_new(true).open(path)),
+        _ => Err(Errno::LOOP.into()),
+    }
+}
+
+/// Refuses links and special files among the files of the store.
+///
+/// SQLite opens its log and its index without following links, but not the database.
+pub(super) fn refuse_links(folder: &Path) -> Result<(), Error> {
+    let io = |source| Error::io(folder, source);
+    for entry in fs::read_dir(folder).map_err(io)? {
+        let entry = entry.map_err(io)?;
+        let is_ours = entry.file_name().as_encoded_bytes().starts_with(b"wxrelay.");
+        if is_ours && !entry.file_type().map_err(io)?.is_file() {
+            return Err(Error::NotAFile { path: entry.path() });
         }
-        Err(TryLockError::Error(source)) => return Err(io(source)),
     }
-    file.set_len(0).and_then(|()| file.rewind()).map_err(io)?;
-    match writeln!(file, "{}", process::id()) {
-        // The lock works without the process id.
-        Err(error) if error.kind() == io::ErrorKind::StorageFull => {}
-        written => written.map_err(io)?,
-    }
-    Ok(file)
+    Ok(())
 }
 
 /// The bytes that the database and its log take on disk.
@@ -175,7 +203,7 @@ mod tests {
         put_in_place(&folder).unwrap();
         assert_eq!(mode(&folder), 0o700);
         assert_eq!(mode(&folder.join(DATABASE)), 0o600);
-        assert_eq!(mode(&folder.join(LOCK)), 0o600);
+        assert_eq!(mode(&folder.join("wxrelay.lock")), 0o600);
     }
 
     #[test]
@@ -193,10 +221,32 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let lock = claim(folder.path()).unwrap();
         let refused = claim(folder.path()).unwrap_err();
-        assert!(refused.to_string().contains(&process::id().to_string()), "{refused}");
+        assert!(refused.to_string().contains(&std::process::id().to_string()), "{refused}");
         assert!(refused.remedy().unwrap().contains("queue.path"));
         drop(lock);
         claim(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn no_file_is_opened_through_a_link_or_under_a_second_name() {
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (path, victim) = (folder.path().join("wxrelay.lock"), other.path().join("victim"));
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        assert!(matches!(refuse_links(folder.path()), Err(Error::NotAFile { path: link }) if link == path));
+        for create in [false, true] {
+            let error = Error::io(&path, open_own(&path, create).unwrap_err());
+            assert!(matches!(error, Error::NotAFile { .. }), "{error}");
+        }
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RUSR).unwrap();
+        assert!(refuse_links(folder.path()).is_err() && open_own(&path, true).is_err());
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&victim, &path).unwrap();
+        assert!(open_own(&path, false).is_err());
+        open_own(&path, true).unwrap().set_len(0).unwrap();
+        assert_eq!(fs::read(&victim).unwrap(), b"precious");
+        assert_eq!(fs::read(&path).unwrap(), b"");
     }
 
     #[cfg(target_os = "linux")]

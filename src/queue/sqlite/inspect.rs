@@ -4,6 +4,7 @@
 //! Each answer is one snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
@@ -35,8 +36,10 @@ impl Inspect {
     /// If there is none, or it is not one that this release can read.
     pub fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(files::DATABASE);
-        if !path.exists() {
-            return Err(Error::Missing { path: folder.to_owned() });
+        match fs::symlink_metadata(&path) {
+            Err(_) => return Err(Error::Missing { path: folder.to_owned() }),
+            Ok(metadata) if !metadata.is_file() => return Err(Error::NotAFile { path }),
+            Ok(_) => {}
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&path, flags)?;

@@ -15,6 +15,7 @@ mod files;
 mod inboxes;
 pub(super) mod inspect;
 pub(super) mod key_ring;
+mod lock;
 mod removal;
 mod reserve_file;
 mod retention;
@@ -40,6 +41,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use self::build_options::SqliteBuild;
 use self::capacity::{Capacity, ObstacleWatch};
@@ -48,6 +50,7 @@ use self::dedup_index::ReplayWindow;
 use self::inboxes::Inboxes;
 use self::inspect::{Inspect, OldestPending};
 use self::key_ring::EventSealer;
+pub use self::lock::check_owner;
 use self::removal::WipeProgress;
 use self::reserve_file::ReserveFile;
 use self::retention::Retention;
@@ -151,6 +154,7 @@ impl Sqlite {
             callers: Handle::current(),
             on_commit,
             lock,
+            checked: Instant::now(),
         };
         let sqlite = Self {
             commands,

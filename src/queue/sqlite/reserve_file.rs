@@ -7,14 +7,16 @@
 //!
 //! The file outlives the process, also a killed one. It is never read nor flushed.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, ErrorKind, Seek, Write};
 use std::mem;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
+
+use super::files::open_own;
 
 const FILE_NAME: &str = "wxrelay.ballast";
 /// The largest size in bytes: space for hundreds of thousands of settlements.
@@ -37,7 +39,7 @@ impl ReserveFile {
     /// The file that an earlier process left in the folder, or one that occupies nothing yet.
     pub(super) fn find(folder: &Path) -> Self {
         let path = folder.join(FILE_NAME);
-        let file = OpenOptions::new().write(true).open(&path).ok();
+        let file = open_own(&path, false).ok();
         let found = file.as_ref().and_then(|file| file.metadata().ok());
         let (length, occupied) = found.map_or((0, 0), |found| (found.len(), found.blocks().saturating_mul(512)));
         let (free, total) = rustix::fs::statvfs(folder).map_or((0, 0), |disk| {
@@ -62,11 +64,7 @@ impl ReserveFile {
     pub(super) fn allocate(&mut self) -> io::Result<()> {
         let file = match &self.file {
             Some(file) => file,
-            None => {
-                let opened =
-                    OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&self.path)?;
-                self.file.insert(opened)
-            }
+            None => self.file.insert(open_own(&self.path, true)?),
         };
         let beside = if mem::take(&mut self.is_allocated) { 0 } else { self.size / 4 };
         let allocated = allocate_blocks(file, self.size + beside).and_then(|()| file.set_len(self.size));

@@ -15,7 +15,7 @@
 //! end of the last page of a text that takes several. SQLite clears it, unless that page once headed a part of the free
 //! list.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::unix::fs::FileExt;
@@ -86,7 +86,7 @@ impl Scrub {
         let file = match &self.file {
             Some(file) => file,
             None => {
-                let opened = OpenOptions::new().read(true).write(true).open(&self.database);
+                let opened = files::open_own(&self.database, false);
                 self.file.insert(ManuallyDrop::new(opened.map_err(as_sqlite_error(ffi::SQLITE_CANTOPEN))?))
             }
         };

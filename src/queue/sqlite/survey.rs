@@ -1,13 +1,11 @@
 //! Inspecting a store's folder from outside, without making or changing anything there.
 //!
-//! It is safe while a relay runs. To learn whether the lock is held, it shares the lock for a moment, on a file opened
+//! It is safe while a relay runs. To learn whether the lock is held, it shares the lock for a moment, on what is opened
 //! for reading: a relay that starts in that very moment fails because the store is in use.
 
-use std::fs::{File, TryLockError};
-use std::io::Read;
 use std::path::Path;
 
-use super::{files, schema};
+use super::{files, lock, schema};
 use crate::queue::Error;
 
 /// The schema that this release writes.
@@ -31,19 +29,8 @@ pub struct LockHolder {
 
 /// Inspects a folder that exists.
 pub fn survey(folder: &Path) -> Survey {
-    Survey { filesystem: files::refuse_network_filesystem(folder), holder: find_holder(folder) }
-}
-
-fn find_holder(folder: &Path) -> Option<LockHolder> {
-    let mut lock = File::open(folder.join(files::LOCK)).ok()?;
-    match lock.try_lock_shared() {
-        Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let pid = lock.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
-            Some(LockHolder { pid })
-        }
-        Ok(()) | Err(TryLockError::Error(_)) => None,
-    }
+    let holder = lock::find_holder(folder).map(|pid| LockHolder { pid });
+    Survey { filesystem: files::refuse_network_filesystem(folder), holder }
 }
 
 #[cfg(test)]

@@ -10,7 +10,6 @@
 //!   settlement.
 //! - After a failed flush nothing is answered any more; the process ends.
 
-use std::fs::File;
 use std::mem;
 use std::process;
 use std::slice;
@@ -25,6 +24,7 @@ use super::capacity::Capacity;
 use super::channel::CommandReceiver;
 use super::command::WriterCommand;
 use super::inboxes::Inboxes;
+use super::lock::StoreLock;
 use super::removal::WipeProgress;
 use super::retention::Retention;
 use super::scrub::Scrub;
@@ -66,8 +66,10 @@ pub(super) struct Writer {
     pub(super) callers: Handle,
     /// Called with the duration of each commit.
     pub(super) on_commit: Box<dyn Fn(Duration) + Send>,
-    /// Holds the store's lock until the store is closed.
-    pub(super) lock: File,
+    /// Held until the store is closed.
+    pub(super) lock: StoreLock,
+    /// When the store's files were last looked for.
+    pub(super) checked: Instant,
 }
 
 impl Writer {
@@ -109,6 +111,10 @@ impl Writer {
             self.keep_log_small();
             if self.capacity.probe_due().is_some_and(|due| due <= Instant::now()) {
                 self.probe();
+            }
+            if self.checked.elapsed() >= TICK {
+                self.checked = Instant::now();
+                self.lock.restore_file();
             }
         }
         self.inboxes.close_all();

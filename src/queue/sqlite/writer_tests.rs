@@ -32,7 +32,8 @@ fn writer(folder: &std::path::Path) -> Writer {
         revivals: Arc::default(),
         callers: Handle::current(),
         on_commit: Box::new(drop),
-        lock: File::open(folder).unwrap(),
+        lock: StoreLock::take(folder).unwrap(),
+        checked: Instant::now(),
     }
 }
 
