@@ -50,6 +50,7 @@ mod replies;
 mod reply_choice;
 mod reply_window;
 mod retries;
+mod rotten_events;
 mod routing;
 mod secrecy;
 mod secret_files;

@@ -196,8 +196,8 @@ pub(crate) fn multiply(folder: &Path, count: u64) {
         "BEGIN;
          CREATE TEMP TABLE n AS WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < {count} - 1)
            SELECT n FROM n;
-         INSERT INTO event SELECT id + n, randomblob(24), targets, mode, received_at, account, app_id, msg_type, event,
-           event_key, from_user, traceparent, reply, query, body, clear, key FROM event, n;
+         INSERT INTO event SELECT id + n, content_key, targets, mode, received_at, account, app_id, msg_type, event,
+           event_key, from_user, traceparent, reply, query, body, clear, key, NULL, NULL FROM event, n;
          INSERT INTO delivery SELECT event + n, target, state, attempts, failures, due, ended_at, user FROM delivery, n;
          UPDATE tally SET count = count * {count};
          COMMIT;"

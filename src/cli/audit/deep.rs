@@ -198,7 +198,12 @@ impl EventChecker {
                     FindingKind::Unreadable
                 }
                 Flaw::Text => FindingKind::Text,
-                Flaw::Column(_) | Flaw::ContentKey | Flaw::Unknown | Flaw::Deliveries { .. } => FindingKind::Row,
+                Flaw::Column(_)
+                | Flaw::ContentKey
+                | Flaw::Checksum
+                | Flaw::Missing
+                | Flaw::Unknown
+                | Flaw::Deliveries { .. } => FindingKind::Row,
             };
             deep.find(kind, Some(read.id), None, flaw);
         }

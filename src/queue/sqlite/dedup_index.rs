@@ -198,7 +198,7 @@ mod tests {
         store.transact(|store| {
             for number in numbers {
                 let insert = "INSERT INTO event VALUES \
-                              (?1, ?2, 0, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL, NULL)";
+                              (?1, ?2, 0, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL, NULL, NULL, NULL)";
                 store.connection.prepare_cached(insert)?.execute(params![EventId(number), key(number).0])?;
                 store.dedup.insert(&store.connection, key(number), EventId(number))?;
             }

@@ -7,10 +7,11 @@
 use rusqlite::types::Value;
 use rusqlite::{Row, Transaction, params};
 
+use super::checksum;
 use super::inspect::Inspect;
 use super::key_ring::KeyRing;
-use super::statements::read_event;
-use crate::event::{ContentKey, Event, EventId};
+use super::statements::{key_of, read_event};
+use crate::event::{Event, EventId};
 use crate::queue::encryption::{DecryptError, SealContext};
 use crate::queue::{DeliveryState, Error};
 
@@ -59,6 +60,12 @@ pub enum Flaw {
     /// The content key is not that of the text, so that WeChat's retry would be a second event.
     #[error("its content key is not that of the stored text")]
     ContentKey,
+    /// What was stored and is delivered is not what is read back.
+    #[error("its row differs from its checksum")]
+    Checksum,
+    /// A delivery is there and its event is not.
+    #[error("its row is gone")]
+    Missing,
     /// The dedup index does not lead to it, so that WeChat's retry would be a second event.
     #[error("its content key is not in the dedup index, or leads to another event")]
     Unknown,
@@ -109,7 +116,7 @@ impl Inspect {
         let keys = self.key_ring(&snapshot)?;
         let mut find = snapshot.prepare_cached(
             "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key, \
-                    content_key, targets, msg_type, event, event_key, from_user, reply \
+                    content_key, checksum, targets, msg_type, event, event_key, from_user, reply \
                FROM event WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
         )?;
         let mut last = after;
@@ -192,14 +199,17 @@ fn judge(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<(Option<Event>, Vec<
             flaws.push(Flaw::Column(name));
         }
     }
-    if row.get::<_, Vec<u8>>("content_key")? != ContentKey::of(&event.app_id, message, &event.clear).0 {
+    if row.get::<_, Vec<u8>>("content_key")? != key_of(&event).0 {
         flaws.push(Flaw::ContentKey);
+    }
+    if !checksum::is_intact(row)? {
+        flaws.push(Flaw::Checksum);
     }
     Ok((Some(event), flaws))
 }
 
 /// The index of the first column that was read out of the text.
-const COLUMNS_OF_TEXT: usize = 12;
+const COLUMNS_OF_TEXT: usize = 13;
 
 /// Why the reply to an encrypted event, or a target's answer, cannot be decrypted.
 fn rest(

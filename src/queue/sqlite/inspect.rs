@@ -446,7 +446,7 @@ mod tests {
             for event in events.clone().map(nth) {
                 match from {
                     None => {
-                        let event_row = "INSERT INTO event VALUES (?1, randomblob(9), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL, NULL)";
+                        let event_row = "INSERT INTO event VALUES (?1, randomblob(9), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', '', NULL, NULL, NULL, NULL)";
                         store.connection.execute(event_row, [event])?;
                         let row = "INSERT INTO delivery VALUES (?1, ?2, ?3, 0, 0, 0, NULL, NULL)";
                         store.connection.execute(row, params![event, target, to])?;

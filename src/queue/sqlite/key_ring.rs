@@ -172,6 +172,21 @@ impl SealedColumns {
     pub(super) fn values(&self) -> [&dyn ToSql; 5] {
         [&self.reply, &self.query, &self.body, &self.clear, &self.key]
     }
+
+    /// The columns `query`, `body` and `clear`.
+    pub(super) fn payload(&self) -> [Option<&[u8]>; 3] {
+        [Some(&self.query), Some(&self.body), self.clear.as_deref()]
+    }
+
+    /// The encrypted reply.
+    pub(super) fn reply(&self) -> Option<&[u8]> {
+        self.reply.as_deref()
+    }
+
+    /// The number of the key.
+    pub(super) fn key(&self) -> i64 {
+        self.key
+    }
 }
 
 /// Whether and how the events of the store are encrypted.

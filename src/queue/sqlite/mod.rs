@@ -7,6 +7,7 @@
 pub(super) mod build_options;
 mod capacity;
 mod channel;
+mod checksum;
 mod command;
 pub(super) mod damage;
 mod dedup_index;

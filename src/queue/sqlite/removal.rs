@@ -114,7 +114,7 @@ mod tests {
         let fill = store.transact(|store| {
             store.count_events(1, 0);
             store.connection.execute(
-                "INSERT INTO event VALUES (?1, randomblob(24), 0, 0, 0, '', '', '', '', '', '', NULL, NULL, '', ?2, NULL, NULL)",
+                "INSERT INTO event VALUES (?1, randomblob(24), 0, 0, 0, '', '', '', '', '', '', NULL, NULL, '', ?2, NULL, NULL, NULL, NULL)",
                 (EVENT, body),
             )?;
             Ok(())

@@ -252,7 +252,7 @@ mod tests {
     fn insert(store: &Store, id: EventId, target: i64, state: DeliveryState) -> rusqlite::Result<usize> {
         store.connection.execute(
             "INSERT INTO event VALUES \
-               (?1, randomblob(24), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', zeroblob(3000), NULL, NULL)",
+               (?1, randomblob(24), 1, 0, 0, '', '', '', '', '', '', NULL, NULL, '', zeroblob(3000), NULL, NULL, NULL, NULL)",
             [id],
         )?;
         let delivery = "INSERT INTO delivery VALUES (?1, ?2, ?3, 1, 0, 0, 0, NULL)";

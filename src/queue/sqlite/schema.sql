@@ -12,6 +12,8 @@
 -- event.key       the number of the key that its `query`, `body`, `clear` and `reply` and the `answer` of its attempts
 --                 are encrypted with, each then as a BLOB (queue/encryption.rs); NULL: all of them are in the clear. The
 --                 other columns are never encrypted: events are found by them.
+-- event.checksum  a CRC-32 of what is delivered of the row, compared before each delivery (checksum.rs); of the reply,
+--                 `reply_checksum`. NULL in rows of earlier schemas.
 -- key.fingerprint the first 8 bytes of SHA-256 over `wxrelay queue.encryption_keys` and the key.
 -- delivery.state  0 pending, 1 delivered, 2 dead, 3 expired, 4 cancelled.
 -- delivery.failures  failed attempts since the retry schedule last started; `attempts` counts them all.
@@ -46,7 +48,9 @@ CREATE TABLE event (
   query       TEXT    NOT NULL,
   body        BLOB    NOT NULL,
   clear       BLOB,
-  key         INTEGER
+  key         INTEGER,
+  checksum    INTEGER,
+  reply_checksum INTEGER
 );
 
 CREATE TABLE known (

@@ -237,7 +237,7 @@ mod tests {
         let mut store = Store::open(folder.path()).unwrap();
         let fill = "WITH RECURSIVE n(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 600) \
                     INSERT INTO event SELECT n, randomblob(24), 0, 0, 0, '', '', '', '', '', hex(randomblob(14)), NULL, \
-                      NULL, '', randomblob(abs(random()) % 5000), NULL, NULL FROM n; \
+                      NULL, '', randomblob(abs(random()) % 5000), NULL, NULL, NULL, NULL FROM n; \
                     UPDATE event SET reply = hex(randomblob(300)) WHERE id % 3 = 0; \
                     DELETE FROM event WHERE id % 2 = 0;";
         store.connection.execute_batch(fill).unwrap();

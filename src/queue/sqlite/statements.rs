@@ -6,10 +6,11 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use rusqlite::types::{Null, ToSql};
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::types::{Null, ToSql, ValueRef};
+use rusqlite::{OptionalExtension, Row, ffi, params};
 use sha2::{Digest, Sha256};
 
+use super::checksum;
 use super::key_ring::{KeyRing, OpenedPayload, SealedColumns};
 use super::store::Store;
 use crate::clock::UnixMillis;
@@ -123,10 +124,15 @@ impl Store {
         let (body, clear) = (&*event.body, (event.clear != event.body).then_some(&*event.clear));
         let in_clear: [&dyn ToSql; 5] = [&new.reply, &event.query, &body, &clear, &Null];
         let [reply, query, body, clear, key] = sealed.map_or(in_clear, SealedColumns::values);
+        let stored_reply = match sealed {
+            None => new.reply.as_deref().map(str::as_bytes),
+            Some(sealed) => sealed.reply(),
+        };
         let mut insert = self.connection.prepare_cached(
             "INSERT INTO event (id, content_key, targets, mode, received_at, account, app_id, msg_type, event, \
-                                event_key, from_user, traceparent, reply, query, body, clear, key) \
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17)",
+                                event_key, from_user, traceparent, reply, query, body, clear, key, checksum, \
+                                reply_checksum) \
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19)",
         )?;
         insert.execute(params![
             event.id,
@@ -146,6 +152,8 @@ impl Store {
             body,
             clear,
             key,
+            checksum::of_event(new, sealed),
+            stored_reply.map(|reply| checksum::of_reply(event.id, reply)),
         ])?;
         Ok(())
     }
@@ -153,12 +161,25 @@ impl Store {
     /// The event of that content key, if it is or was stored, with its reply; a deleted event's reply is gone.
     pub(super) fn find_duplicate(&self, key: ContentKey) -> rusqlite::Result<Option<Enqueued>> {
         let Some(id) = self.dedup.find(&self.connection, key)? else { return Ok(None) };
-        let mut find = self.connection.prepare_cached("SELECT reply, key FROM event WHERE id = ?1")?;
-        let reply = find.query_row([id], |row| match row.get(1)? {
-            None => row.get(0),
-            Some(number) => Ok(self.open_reply(id, number, row.get(0)?)),
+        let mut find = self
+            .connection
+            .prepare_cached("SELECT reply, key, reply_checksum, content_key FROM event WHERE id = ?1")?;
+        let found = find.query_row([id], |row| {
+            // An entry of the index that leads elsewhere would give the user another one's reply.
+            if row.get_ref(3)?.as_bytes_or_null()? != Some(&key.0[..]) {
+                return Ok(None);
+            }
+            let reply = match row.get(1)? {
+                _ if !is_reply_intact(id, row.get_ref(0)?, row.get_ref(2)?) => None,
+                None => row.get(0)?,
+                Some(number) => self.open_reply(id, number, row.get(0)?),
+            };
+            Ok(Some(reply))
         });
-        Ok(Some(Enqueued::Duplicate { id, reply: reply.optional()?.flatten() }))
+        Ok(match found.optional()? {
+            None => Some(Enqueued::Duplicate { id, reply: None }),
+            Some(found) => found.map(|reply| Enqueued::Duplicate { id, reply }),
+        })
     }
 
     /// A reply that cannot be decrypted counts as none, so that WeChat's retry is answered all the same.
@@ -231,10 +252,13 @@ impl Store {
 
     /// Stores the clear reply that an event was answered with.
     pub(super) fn record_reply(&self, event: EventId, reply: &str) -> rusqlite::Result<()> {
-        let mut update = self.connection.prepare_cached("UPDATE event SET reply = ?2 WHERE id = ?1")?;
-        match self.keys.seal_like_event(&self.connection, event, SealContext::Reply(event), reply.as_bytes())? {
-            Cow::Borrowed(_) => update.execute(params![event, reply])?,
-            Cow::Owned(sealed) => update.execute(params![event, sealed])?,
+        let mut update =
+            self.connection.prepare_cached("UPDATE event SET reply = ?2, reply_checksum = ?3 WHERE id = ?1")?;
+        let stored = self.keys.seal_like_event(&self.connection, event, SealContext::Reply(event), reply.as_bytes())?;
+        let checksum = checksum::of_reply(event, &stored);
+        match stored {
+            Cow::Borrowed(_) => update.execute(params![event, reply, checksum])?,
+            Cow::Owned(sealed) => update.execute(params![event, sealed, checksum])?,
         };
         Ok(())
     }
@@ -273,15 +297,22 @@ impl Store {
         // Two statements, not a join: SQLite plans a join on a parameter again for each value, which takes longer than
         // the rest of a lease.
         let mut read = self.connection.prepare_cached(
-            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key FROM event WHERE id = ?1",
+            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key, content_key, checksum \
+               FROM event WHERE id = ?1",
         )?;
-        let event = read.query_row([id], |row| read_event(row, &self.keys))?;
+        let event = match read.query_row([id], |row| Ok(read_verified(row, &self.keys))) {
+            Ok(read) => flaw_of_row(read)?,
+            Err(rusqlite::Error::QueryReturnedNoRows) => Err(Flaw::Missing),
+            Err(error) => return Err(error),
+        };
         let mut count = self
             .connection
             .prepare_cached("SELECT attempts, failures FROM delivery WHERE event = ?1 AND target = ?2")?;
-        count.query_row(params![id, target], |row| {
-            Ok(LoadedEvent { event, attempts: row.get(0)?, failures: row.get(1)? })
-        })
+        let counts = count.query_row(params![id, target], |row| Ok((row.get(0)?, row.get(1)?))).optional()?;
+        // Only an index of the table has led here: what it says is not to be believed.
+        let (attempts, failures) = counts.ok_or_else(|| damaged("an index leads to a delivery that is not there"))?;
+        let count = |stored: i64| u32::try_from(stored).unwrap_or(0);
+        Ok(LoadedEvent { event, attempts: count(attempts), failures: count(failures) })
     }
 }
 
@@ -291,6 +322,48 @@ pub(super) fn user_number(openid: &str) -> i64 {
     let mut number = [0; 8];
     number.copy_from_slice(&hash[..8]);
     i64::from_be_bytes(number)
+}
+
+/// Whether a stored reply is what was written. One that is not counts as none, so that WeChat's retry is answered all the
+/// same.
+fn is_reply_intact(event: EventId, reply: ValueRef<'_>, checksum: ValueRef<'_>) -> bool {
+    let (ValueRef::Text(reply) | ValueRef::Blob(reply), ValueRef::Integer(stored)) = (reply, checksum) else {
+        return true;
+    };
+    let is_intact = checksum::of_reply(event, reply) == stored;
+    if !is_intact {
+        tracing::error!(%event, "stored reply damaged; not sent");
+    }
+    is_intact
+}
+
+/// The failure by which a damaged file is known.
+fn damaged(what: &str) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(what.to_owned()))
+}
+
+/// A column of another type than it was written with is a flaw of that one event, and no failure of the store.
+fn flaw_of_row(read: rusqlite::Result<Result<Event, Flaw>>) -> rusqlite::Result<Result<Event, Flaw>> {
+    match read {
+        Err(error) if error.sqlite_error().is_none() => Ok(Err(Flaw::Unreadable(error.to_string()))),
+        read => read,
+    }
+}
+
+/// As [`read_event`]; what is not what was received is an error.
+fn read_verified(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<Result<Event, Flaw>> {
+    let event = match read_event(row, keys)? {
+        Ok(_) if !checksum::is_intact(row)? => return Ok(Err(Flaw::Checksum)),
+        Ok(event) => event,
+        Err(flaw) => return Ok(Err(flaw)),
+    };
+    let is_keyed = row.get_ref("content_key")?.as_bytes_or_null()? == Some(&key_of(&event).0[..]);
+    Ok(if is_keyed { Ok(event) } else { Err(Flaw::ContentKey) })
+}
+
+/// The content key of a stored event's text.
+pub(super) fn key_of(event: &Event) -> ContentKey {
+    ContentKey::of(&event.app_id, &event.message, &event.clear)
 }
 
 /// The event in the first ten columns that [`Store::load_event`] reads, or why it is unreadable.

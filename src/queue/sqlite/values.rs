@@ -47,14 +47,18 @@ impl FromSql for DeliveryState {
 
 const MODES: [Mode; 3] = [Mode::Plaintext, Mode::Compatible, Mode::Secure];
 
+/// The number of a mode in the store.
+pub(super) fn mode_number(mode: Mode) -> i64 {
+    match mode {
+        Mode::Plaintext => 0,
+        Mode::Compatible => 1,
+        Mode::Secure => 2,
+    }
+}
+
 impl ToSql for Mode {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        let number: i64 = match self {
-            Self::Plaintext => 0,
-            Self::Compatible => 1,
-            Self::Secure => 2,
-        };
-        Ok(number.into())
+        Ok(mode_number(*self).into())
     }
 }
 

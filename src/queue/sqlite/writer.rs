@@ -379,11 +379,14 @@ fn apply(
     Ok(())
 }
 
-/// A stored text that cannot be decrypted or parsed any more must not stop its target: the delivery becomes a dead
-/// letter.
+/// A stored event that cannot be decrypted or parsed any more, or is not what was received, must not stop its target,
+/// and is not delivered: the delivery becomes a dead letter.
 fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, flaw: &Flaw) -> Settlement {
     tracing::error!(%event, %target, %flaw, "stored event unreadable; its delivery is dead");
-    let error = Some("the stored event cannot be read".to_owned());
+    let error = Some(match flaw {
+        Flaw::Checksum | Flaw::ContentKey => "damaged: the stored event is not what was received".to_owned(),
+        _ => "the stored event cannot be read".to_owned(),
+    });
     let attempt = AttemptRecord { number, at, duration: Duration::ZERO, status: None, error, answer: None };
     Settlement {
         event,
