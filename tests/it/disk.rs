@@ -157,6 +157,38 @@ async fn max_size_is_held_the_same_way() {
 }
 
 #[tokio::test]
+async fn a_log_that_a_reader_holds_counts_against_max_size_and_the_reader_is_named() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let setup = Setup::new(wechat.account() + &crm.config("crm", "")).queue("max_size = \"16MiB\"");
+    let mut relay = setup.start().await;
+    relay.accept(&wechat, &text("o1", "before")).await;
+    let size = |name: &str| fs::metadata(relay.store().join(name)).expect("it is there").len();
+    let shell = Connection::open(relay.store().join("wxrelay.db")).expect("the store can be opened");
+    let reading = shell.unchecked_transaction().expect("a transaction begins");
+    let count: i64 = reading.query_row("SELECT count(*) FROM event", [], |row| row.get(0)).expect("it is read");
+    assert_eq!(count, 1);
+
+    let (stored, _) = push_until_refused(&relay, &wechat, 300_000).await;
+    assert_eq!(readiness(&relay).await, (503, "queue-full".to_owned()));
+    let log = size("wxrelay.db-wal");
+    assert!((8 << 20..28 << 20).contains(&log), "{log} bytes after {stored} pushes");
+    let named = |line: &serde_json::Value| {
+        line["level"] == "WARN" && line["message"].as_str().is_some_and(|text| text.contains("a reader keeps it"))
+    };
+    let line = relay.log("the warning that names the reader", named).await;
+    let reader = format!("{} (", std::process::id());
+    assert!(line["readers"].as_str().is_some_and(|readers| readers.contains(&reader)), "{line}");
+    assert!(line["seconds"].as_u64().is_some_and(|seconds| seconds >= 10), "{line}");
+
+    drop(reading);
+    is_ready(&relay).await;
+    eventually("the log is emptied", async || (size("wxrelay.db-wal") < log / 4).then_some(())).await;
+    relay.accept(&wechat, &text("o1", "after")).await;
+    relay.audited("delivered", stored + 2).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
 async fn a_read_only_disk_is_named_at_the_start() {
     let Some(disk) = SmallDisk::mount() else { return };
     let (wechat, crm) = (WeChat::secure(), Target::start().await);

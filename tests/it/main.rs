@@ -35,6 +35,7 @@ mod formats;
 mod hostile_targets;
 mod http;
 mod isolation;
+mod lost_files;
 mod migration;
 mod online;
 mod opening;

@@ -4,7 +4,8 @@
 //!   events are refused without a write; finished events are deleted early. This ends when the reserve file can be
 //!   allocated again.
 //! - The store cannot be written: each write is still tried.
-//! - The store holds `max_size`: new events are refused. Finished ones are deleted from a little below it on.
+//! - The store holds `max_size`: new events are refused. Finished ones are deleted from a little below it on. A log that
+//!   a reader keeps from being written back counts too; but no event is deleted for it, as that makes it longer.
 //!
 //! A probe, which is a real write and a checkpoint, ends the first two, so that they end without a push.
 
@@ -18,8 +19,8 @@ use tokio::time::Instant;
 
 use super::reserve_file::ReserveFile;
 use super::store::Store;
-use crate::queue::Obstacle;
 use crate::queue::error::{is_full, is_write_failure};
+use crate::queue::{Error, Obstacle};
 
 /// The pause between two probes: the first, and the longest, as it doubles.
 const FIRST_PROBE_PAUSE: Duration = Duration::from_millis(100);
@@ -107,10 +108,11 @@ impl Capacity {
     pub(super) fn measure(&mut self, store: &Store) -> rusqlite::Result<()> {
         self.used = store.used_bytes()?;
         self.measured_at = Some(Instant::now());
-        self.is_over = is_over(self.is_over, self.used, self.max_size);
+        let occupied = self.used.saturating_add(store.held_bytes());
+        self.is_over = is_over(self.is_over, occupied, self.max_size);
         self.publish(None);
         let refused = self.is_over || self.is_in_trouble(Obstacle::DiskFull);
-        self.remaining = if refused { 0 } else { self.max_size.saturating_sub(self.used) };
+        self.remaining = if refused { 0 } else { self.max_size.saturating_sub(occupied) };
         Ok(())
     }
 
@@ -142,6 +144,15 @@ impl Capacity {
             }
             false
         }
+    }
+
+    /// Releases the reserve file for something that must be written now. Returns true if that released space.
+    pub(super) fn release_reserve(&mut self) -> bool {
+        let has_released = self.reserve.release();
+        if has_released {
+            self.enter_trouble(Obstacle::DiskFull, &Error::Full);
+        }
+        has_released
     }
 
     /// When to probe next, if there is need to.

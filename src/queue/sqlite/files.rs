@@ -57,7 +57,7 @@ pub(super) fn put_in_place(folder: &Path) -> Result<(), Error> {
     flush(folder)
 }
 
-fn remove(path: &Path) -> Result<(), Error> {
+pub(super) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::io(path, error)),
         _ => Ok(()),
@@ -66,13 +66,18 @@ fn remove(path: &Path) -> Result<(), Error> {
 
 /// The write-ahead log of a database.
 pub(super) fn log_of(database: &Path) -> PathBuf {
-    let mut log = database.as_os_str().to_owned();
-    log.push("-wal");
-    log.into()
+    beside(database, "-wal")
+}
+
+/// The file of a database whose name has this end.
+pub(super) fn beside(database: &Path, end: &str) -> PathBuf {
+    let mut name = database.as_os_str().to_owned();
+    name.push(end);
+    name.into()
 }
 
 /// The flush of a file does not reach the entries of new folders above it, so those are flushed here.
-fn make(folder: &Path) -> Result<(), Error> {
+pub(super) fn make(folder: &Path) -> Result<(), Error> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|source| Error::io(folder, source))?;

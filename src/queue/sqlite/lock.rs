@@ -4,8 +4,9 @@
 //! The file is locked too, as earlier versions know only its lock. Neither is SQLite's own exclusive mode, so that
 //! operators can read the store while the relay runs. The system releases both with the process, even a killed one.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -22,8 +23,7 @@ const FILE_NAME: &str = "wxrelay.lock";
 /// A store that belongs to this process until this is dropped.
 #[derive(Debug)]
 pub(super) struct StoreLock {
-    /// `None` on a filesystem that locks no folders.
-    _folder: Option<File>,
+    folder: File,
     file: File,
     path: PathBuf,
     throttle: LogThrottle,
@@ -38,19 +38,30 @@ impl StoreLock {
         let path = folder.join(FILE_NAME);
         let locked = || Error::Locked { path: folder.to_owned(), pid: read_pid(&path) };
         let directory = open_folder(folder).map_err(|source| Error::io(folder, source))?;
-        let directory = match directory.try_lock() {
-            Ok(()) => Some(directory),
+        match directory.try_lock() {
+            Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(locked()),
+            // A filesystem that locks no folders.
             Err(TryLockError::Error(error)) => {
                 tracing::warn!(path = %folder.display(), %error, "store folder cannot be locked; its lock file must stay");
-                None
             }
-        };
+        }
         let file = match lock_file(&path) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(locked()),
             taken => taken.map_err(|source| Error::io(&path, source))?,
         };
-        Ok(Self { _folder: directory, file, path, throttle: LogThrottle::default() })
+        Ok(Self { folder: directory, file, path, throttle: LogThrottle::default() })
+    }
+
+    /// Whether the folder of that name is the one that is locked.
+    pub(super) fn is_of(&self, folder: &Path) -> bool {
+        let is_same = |ours: &Metadata| fs::metadata(folder).is_ok_and(|found| FileId::of(&found) == FileId::of(ours));
+        self.folder.metadata().is_ok_and(|ours| is_same(&ours))
+    }
+
+    /// The name that the folder has now, as far as the system tells.
+    pub(super) fn present_path(&self) -> Option<PathBuf> {
+        fs::read_link(format!("/proc/self/fd/{}", self.folder.as_raw_fd())).ok()
     }
 
     /// Makes the lock file again if it was removed or replaced: it names this process to others.

@@ -12,11 +12,13 @@ mod command;
 pub(super) mod damage;
 mod dedup_index;
 pub(super) mod deep;
+mod file_watch;
 mod files;
 mod inboxes;
 pub(super) mod inspect;
 pub(super) mod key_ring;
 mod lock;
+mod log_watch;
 mod removal;
 mod reserve_file;
 mod retention;
@@ -29,14 +31,16 @@ mod statements;
 mod store;
 pub(super) mod survey;
 mod sweep;
+mod upkeep;
 mod values;
+mod write_back;
 mod writer;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -52,6 +56,7 @@ use self::inboxes::Inboxes;
 use self::inspect::{Inspect, OldestPending};
 use self::key_ring::EventSealer;
 pub use self::lock::check_owner;
+use self::log_watch::LogWatch;
 use self::removal::WipeProgress;
 use self::reserve_file::ReserveFile;
 use self::retention::Retention;
@@ -60,6 +65,7 @@ use self::selection::SweepCandidates;
 #[cfg(test)]
 pub(crate) use self::simulated::Faults;
 use self::store::Store;
+use self::upkeep::OpenOptions;
 use self::writer::Writer;
 use super::lease_table::LeaseTable;
 use super::view::Stats;
@@ -93,6 +99,8 @@ pub struct Sqlite {
     revivals: Arc<AtomicU64>,
     /// The oldest pending deliveries that the last statistics found, and the value of `revivals` at that time.
     oldest: Arc<Mutex<(u64, OldestPending)>>,
+    /// Whether the writer copies the store, and answers nothing meanwhile.
+    is_writing_back: Arc<AtomicBool>,
     tuning: Tuning,
 }
 
@@ -124,6 +132,7 @@ impl Sqlite {
         on_commit: Box<dyn Fn(Duration) + Send>,
     ) -> Result<(Self, Writer, channel::CommandReceiver), Error> {
         let lock = files::claim(&settings.path)?;
+        write_back::finish(&settings.path)?;
         damage::prepare(&settings.path)?;
         let mut reserve = find_reserve(&settings.path);
         let open = || Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path);
@@ -133,7 +142,8 @@ impl Sqlite {
             opened => opened?,
         };
         let sealer = store.keys.sealer(&settings.encryption_keys);
-        store.keep_log_below(reserve.size());
+        let reserve_size = reserve.size();
+        store.keep_log_below(reserve_size);
         let replay_window = store.dedup.replay_window.clone();
         replay_window.set(settings.replay_window);
         let last_id = store.last_id()?;
@@ -143,6 +153,13 @@ impl Sqlite {
         let mut capacity = Capacity::new(reserve, settings.max_size, Arc::clone(&obstacle));
         capacity.measure(&store)?;
         let retention = Retention::new(settings);
+        let is_writing_back = Arc::<AtomicBool>::default();
+        let open_options = OpenOptions {
+            folder: settings.path.clone(),
+            encryption_keys: settings.encryption_keys.clone(),
+            scrub_pages: tuning.scrub_pages,
+            free: reserve_size,
+        };
         let (leases, revivals) = (LeaseTable::default(), Arc::<AtomicU64>::default());
         let writer = Writer {
             store,
@@ -155,6 +172,9 @@ impl Sqlite {
             callers: Handle::current(),
             on_commit,
             lock,
+            log: LogWatch::new(&settings.path),
+            open_options,
+            is_writing_back: Arc::clone(&is_writing_back),
             checked: Instant::now(),
         };
         let sqlite = Self {
@@ -167,6 +187,7 @@ impl Sqlite {
             folder: Arc::new(settings.path.clone()),
             revivals,
             oldest: Arc::default(),
+            is_writing_back,
             tuning: *tuning,
         };
         Ok((sqlite, writer, receiver))
@@ -183,6 +204,10 @@ impl Sqlite {
     }
 
     pub(super) async fn ping(&self) -> Result<(), Error> {
+        // A supervisor that ended the process now would end the store.
+        if self.is_writing_back.load(Ordering::Relaxed) {
+            return Ok(());
+        }
         self.execute(WriterCommand::Ping).await
     }
 

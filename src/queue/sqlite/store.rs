@@ -3,6 +3,7 @@
 //! Every setting that a promise depends on is read back, because SQLite silently ignores a setting that it cannot
 //! apply. All writes go through [`Store::transact`], which keeps the running ledger (`tally`) in step with the rows.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::dedup_index::DedupIndex;
+use super::file_watch::{FileFault, FileWatch, LostFile};
 use super::key_ring::KeyRing;
 use super::{files, schema};
 use crate::event::EventId;
@@ -43,6 +45,8 @@ const PRAGMAS: [(&str, &str, &str); 10] = [
 /// Pages in the log that make a checkpoint due: few enough for a small log and a short checkpoint.
 const CHECKPOINT_PAGES: i32 = 1000;
 const PAGE: u64 = 4096;
+/// A page in the log, with its header.
+const FRAME: u64 = PAGE + 24;
 
 /// The database, as its one writer sees it.
 ///
@@ -51,14 +55,20 @@ const PAGE: u64 = 4096;
 ///
 /// | file | methods |
 /// |---|---|
-/// | here | opening and closing: `open`, `with_keys`, `close`; the log: `checkpoint`, `is_checkpoint_due`, `keep_log_below`, `touch`; `transact`, and the tally within it: `count`, `count_events`; target numbers: `number`, `known_number`; measures: `last_id`, `used_bytes`, `pragma` |
+/// | here | opening and closing: `open`, `with_keys`, `close`; the log: `checkpoint`, `write_log_back`, `is_checkpoint_due`, `keep_log_below`, `touch`, `log_bytes`, `held_bytes`; `check_files`; `transact`, and the tally within it: `count`, `count_events`; target numbers: `number`, `known_number`; measures: `last_id`, `used_bytes`, `pragma` |
 /// | `statements.rs` | events and deliveries: `enqueue`, `find_duplicate`, `settle`, `record_reply`, `annotate`, `pause`; order: `first_pending`, `release_next`, `set_due`; reading for leases: `list_due`, `load_event` |
 /// | `sweep.rs` | an operator's step over many deliveries: `sweep` |
 /// | `removal.rs` | deleting an event: `remove`, `with_erased_pages`; shrinking the files: `empty_log`, `shrink`, `limit_step` |
 pub(super) struct Store {
     pub(super) connection: Connection,
-    /// The pages that the log held after the last commit.
+    /// The pages that the log held after the last commit, or 0 after a checkpoint.
     log_pages: Arc<AtomicI32>,
+    /// The same, but not changed by a checkpoint.
+    log_frames: Arc<AtomicI32>,
+    /// Whether nothing kept the log from starting again when it was last written back.
+    is_log_free: Cell<bool>,
+    /// The files that the connection has open.
+    pub(super) files: FileWatch,
     /// The pages in the log that make a checkpoint due, and about the most that one of our transactions may write.
     pub(super) log_limit: i32,
     /// The keys that events are encrypted with.
@@ -111,15 +121,18 @@ impl Store {
         if !log.exists() {
             return Err(Error::Pragma { pragma: "journal_mode", wanted: "WAL", found: "no log".to_owned() });
         }
-        let log_pages = Arc::new(AtomicI32::new(0));
-        let seen = Arc::clone(&log_pages);
+        let files = FileWatch::new(path)?;
+        let (log_pages, log_frames) = (Arc::<AtomicI32>::default(), Arc::<AtomicI32>::default());
+        let seen = [Arc::clone(&log_pages), Arc::clone(&log_frames)];
         connection.wal_hook(Some(move |_: &mut Wal, pages| {
-            seen.store(pages, Ordering::Relaxed);
+            seen.iter().for_each(|seen| seen.store(pages, Ordering::Relaxed));
             Ok(())
         }))?;
         let dedup = DedupIndex::load(&connection)?;
         let (keys, numbers, changes) = (KeyRing::default(), HashMap::new(), HashMap::new());
-        let store = Self { connection, log_pages, log_limit: CHECKPOINT_PAGES, keys, dedup, numbers, changes };
+        let (log_limit, is_log_free) = (CHECKPOINT_PAGES, Cell::new(true));
+        let store =
+            Self { connection, log_pages, log_frames, is_log_free, files, log_limit, keys, dedup, numbers, changes };
         // The log of a killed process may never have been flushed, and callers rely on its contents from now on.
         match store.checkpoint() {
             Err(error) if is_full(&error) => files::flush(&log)?,
@@ -150,8 +163,56 @@ impl Store {
 
     /// Writes the log back into the database, as far as readers allow it.
     pub(super) fn checkpoint(&self) -> rusqlite::Result<()> {
+        self.run_checkpoint().map(drop)
+    }
+
+    /// Returns the pages that the log holds, and how many of them are in the database now.
+    fn run_checkpoint(&self) -> rusqlite::Result<(i32, i32)> {
         self.log_pages.store(0, Ordering::Relaxed);
-        self.connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?.query_row([], |_| Ok(()))
+        let mut checkpoint = self.connection.prepare_cached("PRAGMA wal_checkpoint(PASSIVE)")?;
+        let done = checkpoint.query_row([], |row| Ok((row.get(1)?, row.get(2)?)));
+        self.files.note_checkpoint();
+        done
+    }
+
+    /// As [`Store::checkpoint`]; false if a reader keeps the log from starting again at its beginning.
+    ///
+    /// Readers that take turns never stop a checkpoint, but the log starts again only in a moment without any: so a log
+    /// that is long though it is written back is emptied as soon as that is possible.
+    pub(super) fn write_log_back(&self) -> rusqlite::Result<bool> {
+        let (pages, done) = self.run_checkpoint()?;
+        let is_free = done >= pages && (pages < self.log_allowance() || self.empty_log()?);
+        self.is_log_free.set(is_free);
+        Ok(is_free)
+    }
+
+    /// The bytes of the log.
+    pub(super) fn log_bytes(&self) -> u64 {
+        u64::from(self.log_frames.load(Ordering::Relaxed).cast_unsigned()) * FRAME
+    }
+
+    /// The bytes by which the log is longer than usual, because a reader keeps it from being written back.
+    pub(super) fn held_bytes(&self) -> u64 {
+        let usual = u64::from(self.log_allowance().cast_unsigned()) * FRAME;
+        if self.is_log_free.get() { 0 } else { self.log_bytes().saturating_sub(usual) }
+    }
+
+    /// The pages that the log may have while it is written back in time.
+    fn log_allowance(&self) -> i32 {
+        self.log_limit.saturating_mul(2)
+    }
+
+    /// Whether the names of the store's files still lead to those that are open, with all that was committed.
+    pub(super) fn check_files(&self) -> Result<(), LostFile> {
+        let frames = || u64::from(self.log_frames.load(Ordering::Relaxed).cast_unsigned());
+        let Err(lost) = self.files.check(frames()) else { return Ok(()) };
+        if lost.fault == FileFault::Truncated && self.files.is_log(&lost.path) {
+            // SQLite empties its log in this way too, also from another program: its index tells how long it should be.
+            if let Ok((pages, _)) = self.run_checkpoint() {
+                self.log_frames.store(pages.max(0), Ordering::Relaxed);
+            }
+        }
+        self.files.check(frames())
     }
 
     /// Runs the work in one transaction; when it returns `Ok`, all of it is on stable storage.

@@ -14,7 +14,7 @@ use std::mem;
 use std::process;
 use std::slice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -25,11 +25,13 @@ use super::channel::CommandReceiver;
 use super::command::WriterCommand;
 use super::inboxes::Inboxes;
 use super::lock::StoreLock;
+use super::log_watch::LogWatch;
 use super::removal::WipeProgress;
 use super::retention::Retention;
 use super::scrub::Scrub;
 use super::statements::DueDelivery;
 use super::store::Store;
+use super::upkeep::OpenOptions;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::error::{is_busy, is_lost};
@@ -50,7 +52,7 @@ const BATCH_TRIGGER: usize = 8;
 const MAX_PUSH_WAIT: Duration = Duration::from_millis(1);
 const PUSH_BATCH_ENOUGH: usize = 32;
 /// How long a lease that was dropped unsettled remains outstanding at most, while the writer is idle.
-const TICK: Duration = Duration::from_secs(1);
+pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// The writer's thread and all it owns.
 pub(super) struct Writer {
@@ -68,6 +70,11 @@ pub(super) struct Writer {
     pub(super) on_commit: Box<dyn Fn(Duration) + Send>,
     /// Held until the store is closed.
     pub(super) lock: StoreLock,
+    /// Whether readers let the log be written back.
+    pub(super) log: LogWatch,
+    pub(super) open_options: OpenOptions,
+    /// Whether the writer is busy with writing the store back, which takes long for a large one.
+    pub(super) is_writing_back: Arc<AtomicBool>,
     /// When the store's files were last looked for.
     pub(super) checked: Instant,
 }
@@ -112,10 +119,7 @@ impl Writer {
             if self.capacity.probe_due().is_some_and(|due| due <= Instant::now()) {
                 self.probe();
             }
-            if self.checked.elapsed() >= TICK {
-                self.checked = Instant::now();
-                self.lock.restore_file();
-            }
+            self.look_around();
         }
         self.inboxes.close_all();
         if let Err(error) = self.store.close() {
@@ -131,7 +135,8 @@ impl Writer {
     /// Waits for work, but not for long, as there may be housekeeping to do; false at the end.
     async fn fill_batch(&mut self, batch: &mut Vec<WriterCommand>, commands: &mut CommandReceiver) -> bool {
         let tick = Instant::now() + TICK;
-        let end = self.retention.due(self.capacity.pressure()).min(self.capacity.probe_due().unwrap_or(tick)).min(tick);
+        let due = [self.capacity.probe_due(), self.log.retry_at()].into_iter().flatten();
+        let end = due.fold(tick, Instant::min).min(self.retention.due(self.capacity.pressure()));
         match timeout_at(end, commands.recv_batch(batch, BATCH)).await {
             Err(_) => return true,
             Ok(0) => return false,
@@ -178,6 +183,8 @@ impl Writer {
     }
 
     fn transact(&mut self, commands: &mut [WriterCommand]) -> rusqlite::Result<()> {
+        // Before too: the log's next frames would hide that it was truncated.
+        self.keep_files();
         let start = Instant::now();
         let inboxes = &self.inboxes;
         let done = self.capacity.remaining(&self.store).and_then(|mut remaining| {
@@ -189,7 +196,10 @@ impl Writer {
             Ok(())
         });
         match &done {
-            Ok(()) => (self.on_commit)(start.elapsed()),
+            Ok(()) => {
+                (self.on_commit)(start.elapsed());
+                self.keep_files();
+            }
             Err(error) => stop_if_lost(error),
         }
         done
@@ -299,21 +309,6 @@ impl Writer {
         Ok(leases)
     }
 
-    /// After the answers: what was committed is durable in the log, and no caller need wait for its way into the
-    /// database.
-    fn keep_log_small(&mut self) {
-        // While the store fails, the probe does it.
-        if !self.store.is_checkpoint_due() || self.capacity.is_failing() {
-            return;
-        }
-        while let Err(error) = self.store.checkpoint() {
-            stop_if_lost(&error);
-            if !self.capacity.note_failure(&error) {
-                break;
-            }
-        }
-    }
-
     fn delete_old(&mut self) {
         let pressure = self.capacity.pressure();
         let done = self.retention.step(&mut self.store, UnixMillis::now(), pressure);
@@ -401,7 +396,7 @@ fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, fl
 /// After a failed fsync the kernel may have marked the lost pages clean, so that a second one succeeds without them
 /// (ext4, XFS, Btrfs): only reading the file again shows what is there, and that is what a restart does. No waiting
 /// caller is answered, so WeChat pushes again.
-fn stop_if_lost(error: &rusqlite::Error) {
+pub(super) fn stop_if_lost(error: &rusqlite::Error) {
     if is_lost(error) {
         tracing::error!(%error, "disk failed or store damaged; exiting before anything else is answered");
         telemetry::flush();

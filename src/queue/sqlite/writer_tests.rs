@@ -33,6 +33,14 @@ fn writer(folder: &std::path::Path) -> Writer {
         callers: Handle::current(),
         on_commit: Box::new(drop),
         lock: StoreLock::take(folder).unwrap(),
+        log: LogWatch::new(folder),
+        open_options: OpenOptions {
+            folder: folder.to_owned(),
+            encryption_keys: EncryptionKeys::default(),
+            scrub_pages: Tuning::default().scrub_pages,
+            free: u64::MAX,
+        },
+        is_writing_back: Arc::default(),
         checked: Instant::now(),
     }
 }
