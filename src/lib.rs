@@ -10,7 +10,7 @@
 //! | 3 | [`otlp`] | spans to a collector |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
 //! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`trace`] | pure: protocol, event, routing, schedule, trace |
-//! | 0 | [`secret`], [`bounded_file`], [`clock`], [`metrics`], [`telemetry`], [`tuning`] | foundation |
+//! | 0 | [`secret`], [`escape`], [`bounded_file`], [`certificate`], [`clock`], [`metrics`], [`telemetry`], [`tuning`] | foundation |
 //!
 //! To learn the structure, read [`push`], then [`dispatcher`], then [`app`].
 
@@ -18,11 +18,13 @@ pub mod admin;
 pub mod app;
 pub mod backoff;
 pub mod bounded_file;
+pub mod certificate;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod deliver;
 pub mod dispatcher;
+pub mod escape;
 pub mod event;
 pub mod metrics;
 pub mod otlp;

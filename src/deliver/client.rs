@@ -30,6 +30,7 @@ use tower::{BoxError, Service, ServiceExt as _};
 
 use super::ANSWER_CAP;
 use super::resolver::Resolver;
+use super::trust::{self, FileVerifier};
 use crate::bounded_file;
 
 /// What is sent: whole, with a Content-Length.
@@ -48,7 +49,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// How an https target is verified, and the certificate that we show it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsOptions {
-    /// A PEM file of the certificate authorities to trust instead of the system's.
+    /// A PEM file of the certificates to trust instead of the system's: of authorities, or of servers themselves.
     pub ca: Option<PathBuf>,
     /// PEM files of our own certificate and key.
     pub client: Option<(PathBuf, PathBuf)>,
@@ -120,10 +121,24 @@ fn causes(what: &str, mut cause: Option<&(dyn std::error::Error + 'static)>) -> 
     let mut text = what.to_owned();
     while let Some(inner) = cause {
         text.push_str(": ");
-        text.push_str(&inner.to_string());
+        text.push_str(&plain(inner));
         cause = inner.source();
     }
     text
+}
+
+/// The text of one cause. An error of TLS is inside errors of I/O, which show the same text and hide its type.
+fn plain(cause: &(dyn std::error::Error + 'static)) -> String {
+    let mut inner = cause;
+    loop {
+        if let Some(text) = inner.downcast_ref::<rustls::Error>().and_then(trust::plain_text) {
+            return text;
+        }
+        match inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(inside) => inner = inside,
+            None => return cause.to_string(),
+        }
+    }
 }
 
 /// Makes the connections to one target. One type for both variants, since the pool's code is compiled for each type.
@@ -244,11 +259,12 @@ fn client_config(options: &TlsOptions, trust: &SystemRoots) -> Result<ClientConf
     let builder = match &options.ca {
         None => builder.dangerous().with_custom_certificate_verifier(trust.verifier(&provider)?),
         Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
-                roots.add(certificate)?;
+            let trusted = certificates(path)?;
+            if trusted.is_empty() {
+                return Err(ClientError::Pem { path: path.clone(), source: pem::Error::NoItemsFound });
             }
-            builder.with_root_certificates(roots)
+            let verifier = FileVerifier::new(trusted, &provider)?;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
         }
     };
     match &options.client {

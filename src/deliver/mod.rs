@@ -15,6 +15,7 @@ mod probe;
 mod resolver;
 #[cfg(test)]
 pub(crate) mod scripted;
+mod trust;
 mod webhook;
 
 use std::collections::HashMap;

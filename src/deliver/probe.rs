@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::client::{AnswerBody, BodyEnd, ConnectError, Connector, ExchangeError, RequestBody, SystemRoots, read};
 use super::{AGENT, ClientError, Upstream, with_query};
 use crate::clock::UnixMillis;
+use crate::escape;
 use crate::wechat::Salt;
 
 /// As long as WeChat waits for an answer.
@@ -253,9 +254,7 @@ pub fn judge_verification(
         return Err(VerificationFailure::RequestEchoed);
     }
     if !bare.contains(echostr) {
-        return Err(VerificationFailure::OtherBody(
-            bare.chars().filter(|sign| !sign.is_control()).take(BODY_EXCERPT).collect(),
-        ));
+        return Err(VerificationFailure::OtherBody(escape::line(bare).chars().take(BODY_EXCERPT).collect()));
     }
     Err(VerificationFailure::Wrapped(match bare.trim_matches(['"', '\'']) {
         _ if text.starts_with('\u{feff}') => EchostrWrapping::ByteOrderMark,
@@ -315,7 +314,7 @@ mod tests {
         }
         assert!(matches!(failure(200, None, " \n"), VerificationFailure::EmptyBody));
         let VerificationFailure::OtherBody(text) = failure(200, None, "Invalid\u{7} signature") else { panic!() };
-        assert_eq!(text, "Invalid signature");
+        assert_eq!(text, "Invalid\\u0007 signature");
         assert!(matches!(failure(200, Some(("content-encoding", "gzip")), ECHO), VerificationFailure::Compressed));
     }
 

@@ -4,7 +4,7 @@
 //! - `socket.rs`: [`bind`], the listening sockets
 //! - `mod.rs`: [`serve`], one accept loop per socket and one task per connection
 //! - `stack.rs`: [`stack::around`], the layers that any public service needs
-//! - `tls.rs`: [`tls::Acceptor`], the certificates that are served; `certificate.rs`: their validity;
+//! - `tls.rs`: [`tls::Acceptor`], the certificates that are served;
 //!   `challenge.rs`: the answers to an ACME authority's validation
 //! - `certificate_watch.rs`: reloads renewed certificates, warns before they expire; `acme/`: orders and renews them
 //! - `connection_slots.rs`: the limit on connections, and which are evicted
@@ -19,7 +19,6 @@
 //! client that hangs up cancels it: a service must spawn work that has to finish.
 
 pub mod acme;
-mod certificate;
 pub mod certificate_watch;
 mod challenge;
 mod connection_slots;
@@ -57,10 +56,10 @@ use tower::util::ServiceExt;
 use tower::{BoxError, Service};
 use tower_http::body::UnsyncBoxBody;
 
-pub use certificate::Validity;
+pub use crate::certificate::Validity;
 pub use peer::Peer;
 pub use settings::{AcmeSettings, Certificate, Listen, Options, Settings, TlsFiles};
-pub use socket::{BindError, Bound, bind};
+pub use socket::{BindError, Bound, bind, check};
 
 use connection_slots::{ConnectionSlot, ConnectionSlots};
 use proxied::ProxyHeaderError;

@@ -14,6 +14,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
+use crate::escape;
+
 /// The initial capacity for a line, in bytes; most lines fit.
 const USUAL_SIZE: usize = 512;
 
@@ -34,8 +36,10 @@ where
         line.bytes.extend_from_slice(event.metadata().level().as_str().as_bytes());
         line.bytes.push(b'"');
         event.record(&mut line);
-        line.bytes.extend_from_slice(b"}\n");
-        writer.write_str(std::str::from_utf8(&line.bytes).map_err(|_| fmt::Error)?)
+        line.bytes.push(b'}');
+        // JSON leaves U+007F to U+009F and what reorders text as they are.
+        writer.write_str(&escape::line(std::str::from_utf8(&line.bytes).map_err(|_| fmt::Error)?))?;
+        writer.write_char('\n')
     }
 }
 

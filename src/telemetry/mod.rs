@@ -8,13 +8,17 @@ mod line;
 mod log_writer;
 
 use std::borrow::Cow;
+use std::fmt::Debug;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
+use tracing::field::Field;
+use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
+use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
@@ -22,6 +26,8 @@ use tracing_subscriber::{Layer, Registry, fmt, reload};
 pub use log_writer::{flush, take_dropped};
 
 use log_writer::LogWriter;
+
+use crate::escape;
 
 /// The period of a [`LogThrottle`].
 const THROTTLE_PERIOD: Duration = Duration::from_secs(10);
@@ -115,9 +121,7 @@ pub fn filter(level: &str) -> Result<Targets, Error> {
 /// An OpenID as logs show it: in clear, or as the first 12 hex digits of its SHA-256.
 pub fn openid(shown: OpenIds, openid: &str) -> Cow<'_, str> {
     match shown {
-        // JSON leaves U+0080 to U+009F as they are, and some of them are control codes for terminals.
-        OpenIds::Clear if openid.contains(char::is_control) => Cow::Owned(openid.replace(char::is_control, "\u{fffd}")),
-        OpenIds::Clear => Cow::Borrowed(openid),
+        OpenIds::Clear => escape::line(openid),
         OpenIds::Hash => {
             let digit = |nibble: u8| char::from_digit(nibble.into(), 16).unwrap_or_default();
             let shown = &Sha256::digest(openid)[..6];
@@ -175,8 +179,18 @@ where
 {
     match format {
         LogFormat::Json => fmt::layer().event_format(line::JsonFormat).with_writer(writer).boxed(),
-        LogFormat::Text => fmt::layer().with_ansi(ansi).with_writer(writer).boxed(),
+        LogFormat::Text => fmt::layer().fmt_fields(text_fields()).with_ansi(ansi).with_writer(writer).boxed(),
     }
+}
+
+/// The fields of a line for people: `message name=value ..`, with the texts of others escaped.
+fn text_fields() -> impl for<'w> fmt::FormatFields<'w> + Send + Sync + 'static {
+    let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
+        let value = format!("{value:?}");
+        let value = escape::line(&value);
+        if field.name() == "message" { write!(writer, "{value}") } else { write!(writer, "{field}={value}") }
+    };
+    fmt::format::debug_fn(field).delimited(" ")
 }
 
 #[cfg(test)]
@@ -231,7 +245,7 @@ mod tests {
     #[test]
     fn an_openid_is_hashed_unless_asked_otherwise() {
         assert_eq!(openid(OpenIds::Clear, "abc"), "abc");
-        assert_eq!(openid(OpenIds::Clear, "a\u{9b}2J\nb"), "a\u{fffd}2J\u{fffd}b");
+        assert_eq!(openid(OpenIds::Clear, "a\u{9b}2J\nb"), "a\\u009b2J\\nb");
         // SHA-256 of "abc" from FIPS 180-2, appendix B.1.
         assert_eq!(openid(OpenIds::Hash, "abc"), "ba7816bf8f01");
     }

@@ -14,13 +14,13 @@ const LAYERS: [(u8, &[&str]); 6] = [
     (3, &["server", "admin", "push", "dispatcher", "otlp"]),
     (2, &["queue", "deliver", "tail"]),
     (1, &["wechat", "route", "backoff", "event", "trace"]),
-    (0, &["secret", "bounded_file", "clock", "metrics", "telemetry", "tuning"]),
+    (0, &["secret", "escape", "bounded_file", "certificate", "clock", "metrics", "telemetry", "tuning"]),
 ];
 
 /// Whether a module may name another one of its own layer: not in layers 3, 2 and 0, but `admin` uses the type of a
-/// listen address of `server`.
+/// listen address of `server`, and `telemetry` escapes what it writes.
 fn same_layer(layer: u8, module: &str, other: &str) -> bool {
-    matches!(layer, 5 | 4 | 1) || (module, other) == ("admin", "server")
+    matches!(layer, 5 | 4 | 1) || [("admin", "server"), ("telemetry", "escape")].contains(&(module, other))
 }
 
 #[test]
@@ -228,4 +228,23 @@ pub(crate) fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A terminal obeys control characters in the texts of others, so one file escapes what every command prints.
+#[test]
+fn commands_print_through_one_file() {
+    let exempt = ["src/cli/output.rs", "src/cli/top/terminal.rs"];
+    let mut checked = 0;
+    for source in sources("src").into_iter().filter(|source| source.path.starts_with("src/cli")) {
+        if exempt.iter().any(|path| source.path == Path::new(path)) {
+            continue;
+        }
+        checked += 1;
+        let (code, _tests) = source.text.split_once("#[cfg(test)]\nmod tests").unwrap_or((&source.text, ""));
+        for macro_or_stream in ["io::stdout", "io::stderr", "println!", "print!(", "use std::io::{stdout", "dbg!"] {
+            let found = code.lines().find(|line| line.contains(macro_or_stream));
+            assert_eq!(found, None, "{}: print with cli::output", source.path.display());
+        }
+    }
+    assert!(checked > 30, "only {checked} files of commands");
 }

@@ -62,6 +62,41 @@ async fn an_https_target_of_an_unknown_authority_gets_nothing() {
 }
 
 #[tokio::test]
+async fn a_handlers_own_certificate_is_trusted_as_openssl_makes_it() {
+    let wechat = WeChat::secure();
+    let own = Certificate::authority(&["localhost"], 4096);
+    let crm = Target::secured(own.acceptor()).await;
+    let trusted = format!("ca = \"{}\"", own.cert());
+    let relay = Relay::start(wechat.account() + &crm.config("crm", &trusted)).await;
+    relay.accept(&wechat, &text("o1", "hello")).await;
+    assert_eq!(crm.delivery(0).await.json()["message"]["Content"], "hello");
+}
+
+#[tokio::test]
+async fn a_certificate_that_names_itself_an_authority_is_trusted_only_if_it_is_the_named_one() {
+    let wechat = WeChat::secure();
+    let own = || Certificate::authority(&["localhost"], 4096);
+    let shown = own();
+    let other = own();
+    let (expired, misnamed) =
+        (Certificate::authority(&["localhost"], 2001), Certificate::authority(&["other.test"], 4096));
+    for (shown, trusted, reason) in [
+        (&shown, &other, "marked as an authority's"),
+        (&expired, &expired, "certificate expired"),
+        (&misnamed, &misnamed, "not valid for name \"localhost\""),
+    ] {
+        let crm = Target::secured(shown.acceptor()).await;
+        let settings = format!("ca = \"{}\"\nretry = []", trusted.cert());
+        let relay = Relay::start(wechat.account() + &crm.config("crm", &settings)).await;
+        relay.accept(&wechat, &text("o1", "hello")).await;
+        relay.audited("dead", 1).await;
+        assert!(crm.deliveries().is_empty());
+        let letters = relay.run(&["dead", "ls"]).await.stdout;
+        assert!(letters.contains(reason) && !letters.contains("Other("), "{letters}");
+    }
+}
+
+#[tokio::test]
 async fn http_2_is_spoken_only_where_it_is_asked_for() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     for (server, spoken) in [("http2 = true", true), ("", false)] {
@@ -128,14 +163,27 @@ impl Certificate {
         files
     }
 
+    /// A certificate that is marked as an authority's, as `openssl req -x509` makes it.
+    fn authority(names: &[&str], end: i32) -> Self {
+        let files = Self(tempfile::tempdir().expect("a temporary folder"));
+        files.write_as(names, end, rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained));
+        files
+    }
+
     pub(crate) fn renew(&self) {
         self.write(&["localhost"], 4096);
     }
 
     pub(crate) fn write(&self, names: &[&str], end: i32) {
+        self.write_as(names, end, rcgen::IsCa::NoCa);
+    }
+
+    fn write_as(&self, names: &[&str], end: i32, is_ca: rcgen::IsCa) {
         let names: Vec<_> = names.iter().map(|&name| name.to_owned()).collect();
         let mut params = rcgen::CertificateParams::new(names).expect("sound names");
+        params.not_before = rcgen::date_time_ymd(2000, 1, 1);
         params.not_after = rcgen::date_time_ymd(end, 1, 1);
+        params.is_ca = is_ca;
         let key = rcgen::KeyPair::generate().expect("a key");
         let made = params.self_signed(&key).expect("a certificate");
         fs::write(self.cert(), made.pem()).expect("it can be written");

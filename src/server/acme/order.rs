@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 use super::client::Client;
 use super::state::{self, SaveError};
 use crate::deliver::ClientError;
+use crate::escape;
 use crate::server::challenge::{ChallengeError, Challenges};
 use crate::server::{AcmeSettings, tls};
 
@@ -160,5 +161,5 @@ async fn refusal(order: &mut Order) -> Option<Error> {
 fn error_text(problem: &Problem) -> String {
     let text = problem.to_string();
     let text = text.trim_start_matches("API error: ");
-    text.chars().filter(|sign| !sign.is_control()).take(MAX_ERROR_TEXT).collect()
+    escape::line(text).chars().take(MAX_ERROR_TEXT).collect()
 }
