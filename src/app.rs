@@ -43,6 +43,49 @@ pub enum StartError {
     Tls(#[from] tls::Error),
 }
 
+impl StartError {
+    /// Whether a unit that grants more could start: with a port under 1024.
+    pub fn depends_on_user(&self) -> bool {
+        matches!(self, Self::Bind(server::BindError::Denied { .. }))
+    }
+
+    /// Whether only a change of the configuration, or of what it names, fixes it: a restart does not.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Queue(error) => error.is_configuration(),
+            Self::Target { .. } | Self::Collector(_) => true,
+            Self::Bind(error) => error.is_configuration(),
+            Self::Tls(error) => error.is_configuration(),
+        }
+    }
+}
+
+/// What a start makes of a configuration before it opens or binds anything.
+struct Prepared {
+    policies: Vec<Policy>,
+    tls: Option<tls::Acceptor>,
+}
+
+/// Loads the files that a configuration names: certificates, keys and authorities.
+fn prepare(config: &Config) -> Result<Prepared, StartError> {
+    let certificates = &config.server.tls;
+    let load = || tls::Acceptor::load(certificates, config.server.http2);
+    let tls = (!certificates.is_empty()).then(load).transpose()?;
+    Ok(Prepared { policies: policies(config)?, tls })
+}
+
+/// Every error that would keep the relay from starting with this configuration, found without starting it: nothing is
+/// opened, bound or changed.
+pub fn check(config: &Config) -> Vec<StartError> {
+    let mut errors = Vec::new();
+    errors.extend(Exporter::check(&config.telemetry).map_err(StartError::Collector).err());
+    errors.extend(prepare(config).err());
+    errors.extend(Queue::check(&config.queue).map_err(StartError::Queue).err());
+    let listeners = config.server.listen.iter().chain([&config.admin.listen]);
+    errors.extend(listeners.filter_map(|listen| server::check(listen).err()).map(StartError::Bind));
+    errors
+}
+
 /// A running relay.
 pub struct App {
     pipeline: Arc<Pipeline>,
@@ -68,6 +111,7 @@ impl App {
     /// Starts all parts; on return pushes are accepted.
     pub async fn start(config: Config) -> Result<Arc<Self>, StartError> {
         let started = UnixMillis::now();
+        let Prepared { policies, tls } = prepare(&config)?;
         let metrics = Metrics::new();
         let (exporter, tail) = Exporter::start(&config.telemetry, &metrics).map_err(StartError::Collector)?;
         match queue::check_owner(&config.queue.path) {
@@ -82,13 +126,9 @@ impl App {
         metrics.queue_max_bytes.set(i64::try_from(config.queue.max_size).unwrap_or(i64::MAX));
         let paused = queue.paused().await?;
         let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), tail.clone(), paused));
-        let policies = policies(&config)?;
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
         let pipeline = Pipeline::new(accounts, queue.clone(), metrics.clone(), tail.clone(), config.server.max_body);
 
-        let certificates = &config.server.tls;
-        let load = || tls::Acceptor::load(certificates, config.server.http2);
-        let tls = (!certificates.is_empty()).then(load).transpose()?;
         let mut push_listeners = Vec::new();
         for listen in &config.server.listen {
             push_listeners.extend(server::bind(listen).await?);

@@ -50,14 +50,23 @@ pub fn read(path: &Path) -> io::Result<(Zeroizing<Vec<u8>>, Metadata)> {
     }
 }
 
-/// Reads a text file and its metadata.
+/// Reads a text file and its metadata. The byte order mark that some editors write first is left out.
 ///
 /// # Errors
 /// As for [`read()`]; [`io::ErrorKind::InvalidData`] if it is not UTF-8.
 pub fn read_text(path: &Path) -> io::Result<(Zeroizing<String>, Metadata)> {
     let (bytes, metadata) = read(path)?;
-    let text = str::from_utf8(&bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
+    let text = decode(&bytes).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
     Ok((Zeroizing::new(text.to_owned()), metadata))
+}
+
+fn decode(bytes: &[u8]) -> Result<&str, &'static str> {
+    // Text of ASCII in UTF-16 would be UTF-8 with zeros in it.
+    if bytes.starts_with(b"\xff\xfe") || bytes.starts_with(b"\xfe\xff") || bytes.contains(&0) {
+        return Err("it is not UTF-8 but probably UTF-16; save it as UTF-8");
+    }
+    let text = str::from_utf8(bytes).map_err(|_| "it is not UTF-8")?;
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 /// Reads the certificates in a PEM file, in its order.

@@ -98,6 +98,9 @@ fn account(
     check_name(reader, name);
     let expected = "the path of the server URL, such as \"/wechat/events\"";
     let path = reader.require("path", &file.path, expected, value::account_path);
+    if let Some(path) = &path {
+        warn_of_placeholder(&reader.at("path"), path);
+    }
     let credentials = credentials(reader, file);
     let max_skew = reader.read("max_skew", &file.max_skew, value::skew).unwrap_or(Some(Duration::from_secs(600)));
     let reply_budget = reader.read("reply_budget", &file.reply_budget, value::reply_budget);
@@ -115,6 +118,21 @@ fn account(
         allow_from,
         routes,
     })
+}
+
+fn is_usual_app_id(app_id: &str) -> bool {
+    let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    app_id.strip_prefix("wx").is_some_and(|rest| rest.len() == 16 && rest.bytes().all(digit))
+}
+
+/// A path is compared as it is, so a placeholder in it matches no push.
+fn warn_of_placeholder(reader: &KeyReader<'_>, path: &str) {
+    if path.contains('$') || path.contains('*') || path.contains(['{', '<']) {
+        reader.warn(format_args!(
+            "`{path}` is compared as it is: `*` and placeholders such as `$APPID$` stand for nothing else; give each \
+             account a path of its own"
+        ));
+    }
 }
 
 fn credentials(reader: &KeyReader<'_>, file: &file::AccountSection) -> Option<Credentials> {
@@ -140,6 +158,12 @@ fn credentials(reader: &KeyReader<'_>, file: &file::AccountSection) -> Option<Cr
             reader.at("encoding_aes_key").report(Problem::Missing(expected));
         }
         Some(Mode::Compatible | Mode::Secure) | None => {}
+    }
+    if let Some(given) = app_id.as_deref().filter(|given| !is_usual_app_id(given)) {
+        reader.at("app_id").warn(format_args!(
+            "`{given}` is not `wx` and 16 hex digits, as the AppIDs of official accounts are; a push of another AppID is \
+             refused"
+        ));
     }
     if app_id.as_deref() == Some(PLACEHOLDER) {
         reader.at("app_id").warn(format_args!("the placeholder of `wxrelay init`: replace it by your AppID"));

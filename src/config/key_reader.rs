@@ -18,6 +18,7 @@ use super::error::{Advised, ConfigError, Problem};
 use super::file::{Scalar, SecretLocation, SecretSource, SecretSources};
 use super::layers::{Environment, KeyPath, Layers};
 use crate::bounded_file;
+use crate::escape;
 use crate::secret::Secret;
 
 /// The variable that systemd sets for services with `LoadCredential=`.
@@ -133,7 +134,7 @@ impl KeyReader<'_> {
 
     /// Parses the text of this key.
     pub(super) fn parse<T>(&self, text: &str, parse: impl FnOnce(&str) -> Result<T, &'static str>) -> Option<T> {
-        let shown = || text.chars().filter(|sign| !sign.is_control()).take(MAX_SHOWN).collect();
+        let shown = || escape::line(text).chars().take(MAX_SHOWN).collect();
         parse(text).map_err(|expected| self.report(Problem::Value { found: shown(), expected })).ok()
     }
 
@@ -287,8 +288,9 @@ impl KeyReader<'_> {
     }
 
     fn variable(&self, name: &str) -> Result<Secret, Problem> {
-        let text = self.context.env.get(name).filter(|text| !text.is_empty());
-        text.map(|text| Secret::new(text.as_str())).ok_or_else(|| Problem::Environment(name.to_owned()))
+        // A line of an environment file may end in a blank or a carriage return.
+        let text = self.context.env.get(name).map(|text| text.trim()).filter(|text| !text.is_empty());
+        text.map(Secret::new).ok_or_else(|| Problem::Environment(name.to_owned()))
     }
 
     fn credential(&self, name: &str) -> Result<Secret, Problem> {
@@ -302,8 +304,8 @@ impl KeyReader<'_> {
     }
 }
 
-/// A file's text, without the line end that editors and `echo` add, and its metadata.
+/// A file's text, without the blanks and line ends around it that editors and `echo` add, and its metadata.
 fn read(path: &Path) -> io::Result<(Secret, Metadata)> {
     let (text, metadata) = bounded_file::read_text(path)?;
-    Ok((Secret::new(text.trim_end_matches(['\r', '\n'])), metadata))
+    Ok((Secret::new(text.trim()), metadata))
 }

@@ -69,15 +69,22 @@ impl Layers {
         env: &Environment,
         overrides: &[(&str, &str)],
     ) -> Result<Self, ConfigError> {
+        let text = read_file(file)?;
+        let lower = parse_file(file, &text)?;
+        Ok(Self::merge(file, &text, lower, env, overrides))
+    }
+
+    /// The same for the table `table` alone, which is found even if the rest of the file is not TOML.
+    pub(super) fn read_table(file: Option<&Path>, table: &str, env: &Environment) -> Result<Self, ConfigError> {
+        let text = read_file(file)?;
+        let lower = parse_file(file, &text)
+            .or_else(|error| parse_file(file, &Zeroizing::new(lines_of(table, &text))).map_err(|_| error))?;
+        Ok(Self::merge(file, &text, lower, env, &[]))
+    }
+
+    fn merge(file: Option<&Path>, text: &str, mut lower: Dict, env: &Environment, overrides: &[(&str, &str)]) -> Self {
         let mut hash = Sha256::new();
-        let mut lower = Dict::new();
-        if let Some(path) = file {
-            let fault = |problem| ConfigError { key: path.display().to_string(), problem, origin: None };
-            let (text, _) = bounded_file::read_text(path).map_err(|error| fault(Problem::File(error)))?;
-            hash.update(text.as_bytes());
-            let parsed = Toml::from_str(&text);
-            lower = parsed.map_err(|error| fault(Problem::Syntax(toml_message(&error.to_string()))))?;
-        }
+        hash.update(text.as_bytes());
         let env = env.iter().filter_map(|(name, text)| Some((name.strip_prefix(PREFIX)?, text.as_str())));
         let env: Vec<_> = env.map(|(name, text)| (name.to_lowercase().replace("__", "."), text)).collect();
         for (key, text) in env.iter().map(|(key, text)| (key.as_str(), *text)).chain(overrides.iter().copied()) {
@@ -100,7 +107,7 @@ impl Layers {
         let figment = Figment::from(Layer(file, lower)).merge(Layer(variable, env)).merge(Layer(argument, overrides));
         let tree = figment.find_value("").unwrap_or_else(|_| Value::Dict(Tag::Default, Dict::new()));
         let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        Ok(Self { figment, tree, source, sha256 })
+        Self { figment, tree, source, sha256 }
     }
 
     /// Parses the tree without the keys that cannot be read.
@@ -154,6 +161,35 @@ impl Layers {
             _ => None,
         })
     }
+}
+
+/// The text of the file; empty without one.
+fn read_file(file: Option<&Path>) -> Result<Zeroizing<String>, ConfigError> {
+    let Some(path) = file else { return Ok(Zeroizing::default()) };
+    let fault = |error| ConfigError { key: path.display().to_string(), problem: Problem::File(error), origin: None };
+    bounded_file::read_text(path).map(|(text, _)| text).map_err(fault)
+}
+
+fn parse_file(file: Option<&Path>, text: &str) -> Result<Dict, ConfigError> {
+    Toml::from_str(text).map_err(|error| {
+        let problem = Problem::Syntax(toml_message(&error.to_string()));
+        ConfigError { key: file.unwrap_or(Path::new("")).display().to_string(), problem, origin: None }
+    })
+}
+
+/// The lines of a table, by its header or as dotted keys at the head of the file.
+fn lines_of(table: &str, text: &str) -> String {
+    let mut section = String::new();
+    let is_of = |line: &&str| {
+        let line = line.trim();
+        if line.starts_with('[') {
+            let header = line.split('#').next().unwrap_or_default();
+            section = header.trim_matches(|sign: char| sign == '[' || sign == ']' || sign.is_whitespace()).to_owned();
+        }
+        let key = if section.is_empty() { line } else { &section };
+        key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', ' ', '=']))
+    };
+    text.lines().filter(is_of).collect::<Vec<_>>().join("\n")
 }
 
 /// A table with the name of its source.

@@ -7,12 +7,15 @@
 //! [`environment`].
 
 mod accounts;
+mod admin_access;
 mod certificates;
+mod conditions;
 mod error;
 mod file;
 mod fixed_reply;
 mod key_reader;
 mod layers;
+mod own_url;
 mod provider;
 mod restart;
 mod routes;
@@ -25,6 +28,7 @@ mod value_shapes;
 use std::path::{Path, PathBuf};
 
 pub use accounts::PLACEHOLDER;
+pub use admin_access::{AdminAccess, admin_access};
 pub use error::{ConfigError, Problem, Remedy};
 pub use restart::needs_restart;
 
@@ -116,6 +120,7 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
     let known = KnownTargets { names: file.targets.keys().map(String::as_str).collect(), targets: &targets };
     let accounts = accounts::accounts(&reader.at("accounts"), &file.accounts, &known);
     check_references(&reader.at("targets"), &accounts, &targets);
+    own_url::check(&reader.at("targets"), &server.listen, &accounts, &targets);
     queue.replay_window = accounts::replay_window(&accounts, queue.dedup_window);
     check_windows(reader, &accounts, &queue);
     Some(Config {

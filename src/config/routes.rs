@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use super::accounts::KnownTargets;
+use super::conditions;
 use super::error::{Problem, nearest};
-use super::file::{self, List, ReplierSection};
+use super::file::{self, ReplierSection};
 use super::fixed_reply;
 use super::key_reader::KeyReader;
 use super::value;
 use crate::deliver::Role;
-use crate::route::{Match, Pattern, Patterns, ReplyRule, Route, Table, When};
+use crate::route::{ReplyRule, Route, Table, When};
 
 /// The routing table of an account: the configured routes, or the Mode 2 default.
 pub(super) fn table(reader: &KeyReader<'_>, file: &[file::RouteSection], known: &KnownTargets<'_>) -> Table {
@@ -39,7 +40,7 @@ fn route(reader: &KeyReader<'_>, file: &file::RouteSection, known: &KnownTargets
 
 fn when(reader: &KeyReader<'_>, file: &file::RouteSection) -> Option<When> {
     match (&file.r#match, &file.otherwise) {
-        (Some(patterns), None) => Some(When::Match(patterns_of(&reader.at("match"), patterns))),
+        (Some(patterns), None) => Some(When::Match(conditions::read(&reader.at("match"), patterns))),
         (None, Some(_)) => reader.read("otherwise", &file.otherwise, value::yes).map(|()| When::Otherwise),
         (Some(_), Some(_)) => {
             reader.report(Problem::expected("`match` and `otherwise` exclude each other", "only one of them"));
@@ -50,35 +51,6 @@ fn when(reader: &KeyReader<'_>, file: &file::RouteSection) -> Option<When> {
             None
         }
     }
-}
-
-fn patterns_of(reader: &KeyReader<'_>, file: &file::MatchSection) -> Match {
-    // WeChat's own spelling of these varies in case.
-    let (blind, exact) = (true, false);
-    let read = |name: &str, list: &Option<List>, case_blind| patterns(&reader.at(name), list.as_ref()?, case_blind);
-    let given = [&file.msg_type, &file.event, &file.event_key, &file.scene, &file.content, &file.from];
-    if given.iter().all(|list| list.is_none()) {
-        reader.report(Problem::Missing("at least one of msg_type, event, event_key, scene, content, from"));
-    }
-    Match {
-        msg_type: read("msg_type", &file.msg_type, blind),
-        event: read("event", &file.event, blind),
-        event_key: read("event_key", &file.event_key, exact),
-        scene: read("scene", &file.scene, exact),
-        content: read("content", &file.content, exact),
-        from: read("from", &file.from, exact),
-    }
-}
-
-fn patterns(reader: &KeyReader<'_>, list: &List, case_blind: bool) -> Option<Patterns> {
-    if list.0.is_empty() {
-        reader.report(Problem::Missing("at least one pattern"));
-    }
-    let pattern = |(index, text): (usize, &String)| {
-        let at = if list.0.len() == 1 { reader.clone() } else { reader.nth(index) };
-        Pattern::parse(text, case_blind).map_err(|error| at.report(Problem::Pattern(error))).ok()
-    };
-    Some(Patterns(list.0.iter().enumerate().filter_map(pattern).collect()))
 }
 
 fn targets(reader: &KeyReader<'_>, file: &file::RouteSection, known: &KnownTargets<'_>) -> Vec<Arc<str>> {

@@ -1,6 +1,6 @@
 //! `[server]`, `[admin]`, `[queue]`, `[log]` and `[telemetry]`: settings of the relay as a whole.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
@@ -55,10 +55,21 @@ fn listen_list(reader: &KeyReader<'_>, texts: &[String]) -> Vec<Listen> {
         let Some(address) = listen(&reader.nth(index), text) else { continue };
         if addresses.contains(&address) {
             reader.nth(index).report(Problem::expected("the same address as above", "each once"));
+        } else if addresses.iter().any(|above| overlap(above, &address)) {
+            reader
+                .nth(index)
+                .report(Problem::action("an address above has this port on all addresses", "remove one of them"));
         }
         addresses.push(address);
     }
     addresses
+}
+
+/// Whether the system refuses the second of two addresses: the port of one, on all addresses, is the port of the other.
+fn overlap(one: &Listen, other: &Listen) -> bool {
+    let (Listen::Tcp(one), Listen::Tcp(other)) = (one, other) else { return false };
+    let covers = |any: &SocketAddr, one: &SocketAddr| any.ip().is_unspecified() && (any.is_ipv6() || one.is_ipv4());
+    one.port() != 0 && one.port() == other.port() && one != other && (covers(one, other) || covers(other, one))
 }
 
 fn listen(reader: &KeyReader<'_>, text: &str) -> Option<Listen> {
@@ -77,15 +88,19 @@ pub(super) fn networks(reader: &KeyReader<'_>, texts: &[String]) -> Vec<IpNet> {
     texts.iter().enumerate().filter_map(|(index, text)| reader.nth(index).parse(text, network)).collect()
 }
 
+/// `admin.listen`
+pub(super) fn admin_listen(reader: &KeyReader<'_>, file: &file::AdminSection) -> Option<Listen> {
+    listen(&reader.at("listen"), file.listen.as_ref().map_or("127.0.0.1:9180", |text| &text.0))
+}
+
 /// `[admin]`
 pub(super) fn admin(
     reader: &KeyReader<'_>,
     file: &file::AdminSection,
     server: &server::Settings,
 ) -> Option<admin::Settings> {
-    let default = "127.0.0.1:9180".to_owned();
     let at = reader.at("listen");
-    let listen = listen(&at, file.listen.as_ref().map_or(&default, |text| &text.0));
+    let listen = admin_listen(reader, file);
     let token = reader.secret("token", &file.token);
     if let Some(token) = &token {
         check_bearer(&reader.at("token"), token.expose());
@@ -102,6 +117,8 @@ pub(super) fn admin(
     let fixed = !matches!(&listen, Listen::Tcp(address) if address.port() == 0);
     if fixed && server.listen.contains(&listen) {
         at.report(Problem::expected("the same address as server.listen", "a different one"));
+    } else if server.listen.iter().any(|push| overlap(push, &listen)) {
+        at.report(Problem::expected("the same port as server.listen, on all addresses", "a different port"));
     }
     Some(admin::Settings { listen, token })
 }

@@ -68,6 +68,15 @@ pub struct Exporter {
 }
 
 impl Exporter {
+    /// Checks that the export can start.
+    ///
+    /// # Errors
+    /// As for [`Exporter::start`].
+    pub fn check(settings: &Settings) -> Result<(), ClientError> {
+        let Some(url) = settings.url.clone() else { return Ok(()) };
+        PostClient::new(url, settings.headers.clone(), TIMEOUT).map(drop)
+    }
+
     /// Starts the export, if the settings have a collector, and returns the tail that it gets its spans from.
     ///
     /// # Errors

@@ -168,6 +168,27 @@ impl Error {
         }
     }
 
+    /// Whether only a change of the configuration, or of what it names, fixes it: a restart does not.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::NetworkFilesystem { .. }
+            | Self::ReadOnly { .. }
+            | Self::Foreign { .. }
+            | Self::Schema { .. }
+            | Self::KeyMissing { .. } => true,
+            Self::Io { source, .. } => {
+                matches!(
+                    source.kind(),
+                    ErrorKind::NotADirectory
+                        | ErrorKind::AlreadyExists
+                        | ErrorKind::PermissionDenied
+                        | ErrorKind::InvalidFilename
+                )
+            }
+            _ => false,
+        }
+    }
+
     /// The error for a file or folder of the store; a full disk and a read-only filesystem have variants of their own.
     pub(super) fn io(path: &Path, source: io::Error) -> Self {
         match source.kind() {

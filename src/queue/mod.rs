@@ -87,6 +87,14 @@ impl Queue {
         Self::open_tuned(settings, &Tuning::default(), on_commit)
     }
 
+    /// Checks that the store can be opened, without opening or changing it; a running relay may have it open.
+    ///
+    /// # Errors
+    /// The errors of [`Queue::open`] that a restart does not fix.
+    pub fn check(settings: &Settings) -> Result<(), Error> {
+        sqlite::startable::check(settings)
+    }
+
     /// As [`Queue::open`], with other sizes than the shipped ones.
     ///
     /// # Errors

@@ -112,6 +112,9 @@ impl KeyIndex {
     fn matching(&self, field: &str) -> RouteSet {
         let mut held = self.unconstrained.clone();
         if field.is_empty() {
+            // No glob or regular expression matches it.
+            let empty = [self.exact.get(""), self.case_blind.get("")];
+            empty.into_iter().flatten().for_each(|routes| held.union(routes));
             return held;
         }
         let exact = self.exact.get(field);

@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 mod index;
+mod satisfiable;
 
 use std::fmt;
 use std::path::Path;
@@ -145,7 +146,8 @@ impl When {
 
 /// Patterns for the fields of a message. All given ones must match.
 ///
-/// A field that is missing or empty matches no pattern, not even `*`.
+/// Fields are compared without the white space around them. A field that is missing or empty matches the empty pattern
+/// and no other, not even `*`.
 #[derive(Clone, Debug, Default)]
 pub struct Match {
     /// `MsgType`, case-blind.
@@ -185,15 +187,10 @@ impl Match {
 type Fields<'m> = [&'m str; 6];
 
 fn fields(message: &Message) -> Fields<'_> {
-    let event = if message.msg_type().eq_ignore_ascii_case("event") { message.event() } else { "" };
-    [
-        message.msg_type(),
-        event,
-        message.event_key(),
-        message.scene().unwrap_or_default(),
-        message.content(),
-        message.from_user(),
-    ]
+    let msg_type = message.msg_type().trim();
+    let event = if msg_type.eq_ignore_ascii_case("event") { message.event() } else { "" };
+    [msg_type, event, message.event_key(), message.scene().unwrap_or_default(), message.content(), message.from_user()]
+        .map(str::trim)
 }
 
 /// One or more patterns, any of which is enough.
@@ -202,7 +199,7 @@ pub struct Patterns(pub Vec<Pattern>);
 
 impl Patterns {
     fn hold(&self, field: &str) -> bool {
-        !field.is_empty() && self.0.iter().any(|pattern| pattern.holds(field))
+        self.0.iter().any(|pattern| pattern.holds(field))
     }
 }
 
@@ -215,7 +212,7 @@ impl fmt::Display for Patterns {
     }
 }
 
-/// An exact text, a glob with `*`, or `re:` and a regular expression.
+/// An exact text, a glob with `*`, or `re:` and a regular expression. An empty text matches a missing field.
 #[derive(Clone, Debug)]
 pub struct Pattern {
     text: String,
@@ -232,9 +229,9 @@ enum Matcher {
 /// Why a text is not a pattern.
 #[derive(Debug, thiserror::Error)]
 pub enum PatternError {
-    /// It is empty.
-    #[error("a pattern is an exact text, a glob with `*`, or `re:` and a regular expression, and not empty")]
-    Empty,
+    /// The regular expression matches no text, or the empty one alone.
+    #[error("this regular expression can never match: {0}")]
+    Never(&'static str),
     /// The text after `re:` is not a valid regular expression.
     #[error("what follows `re:` is not a valid regular expression")]
     Regex(#[source] regex::Error),
@@ -246,13 +243,14 @@ pub enum PatternError {
 impl Pattern {
     /// Compiles a pattern. `case_blind` is for the fields in which WeChat's own spelling varies.
     pub fn parse(text: &str, case_blind: bool) -> Result<Self, PatternError> {
+        let text = text.trim();
         let matcher = if let Some(expression) = text.strip_prefix("re:") {
             let regex = RegexBuilder::new(expression).case_insensitive(case_blind).build();
-            Matcher::Regex { regex: regex.map_err(PatternError::Regex)?, case_blind }
+            let regex = regex.map_err(PatternError::Regex)?;
+            satisfiable::check(expression).map_err(PatternError::Never)?;
+            Matcher::Regex { regex, case_blind }
         } else if text.contains('*') {
             Matcher::Glob(glob(text, case_blind).map_err(PatternError::Glob)?)
-        } else if text.is_empty() {
-            return Err(PatternError::Empty);
         } else {
             return Ok(Self::exact(text, case_blind));
         };
@@ -263,7 +261,21 @@ impl Pattern {
         Self { text: text.to_owned(), matcher: Matcher::Exact { case_blind } }
     }
 
-    fn holds(&self, field: &str) -> bool {
+    /// The text, if the pattern matches no other.
+    pub fn exact_text(&self) -> Option<&str> {
+        matches!(self.matcher, Matcher::Exact { .. }).then_some(self.text.as_str())
+    }
+
+    /// Whether it matches a field that is missing or empty.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    /// Whether it matches a field, which has no white space around it.
+    pub fn holds(&self, field: &str) -> bool {
+        if field.is_empty() {
+            return self.is_empty();
+        }
         match &self.matcher {
             Matcher::Exact { case_blind: true } => self.text.eq_ignore_ascii_case(field),
             Matcher::Exact { case_blind: false } => self.text == field,
@@ -288,7 +300,7 @@ fn glob(text: &str, case_blind: bool) -> Result<GlobMatcher, globset::Error> {
 /// As it was written.
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(if self.is_empty() { "\"\"" } else { &self.text })
     }
 }
 

@@ -15,6 +15,8 @@ use super::settings::Listen;
 
 /// The most connections that the system queues until they are accepted.
 const BACKLOG: u32 = 4096;
+/// Ports below it need a permission.
+const PRIVILEGED: u16 = 1024;
 /// The `FileDescriptorName=` of a systemd socket without TLS, for port 80 beside 443.
 const PLAIN_NAME: &str = "http";
 
@@ -99,6 +101,55 @@ impl BindError {
             Self::Taken => "configure \"systemd\" for one listener only",
             Self::Unfit { .. } => "use ListenStream= in the .socket unit",
             Self::Other { .. } => "check that this machine has this address",
+        }
+    }
+}
+
+impl BindError {
+    /// Whether only a change of the configuration, or of what it names, fixes it: a restart does not.
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::InUse { .. } => false,
+            Self::Denied { .. } | Self::NoSocket { .. } | Self::NothingPassed | Self::Taken | Self::Unfit { .. } => {
+                true
+            }
+            Self::Other { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::AddrNotAvailable
+                    | io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::ReadOnlyFilesystem
+                    | io::ErrorKind::InvalidInput
+                    | io::ErrorKind::InvalidFilename
+            ),
+        }
+    }
+}
+
+/// Checks that an entry of `listen` can be bound, without taking it from a relay that runs. What systemd would pass is
+/// not known.
+pub fn check(listen: &Listen) -> Result<(), BindError> {
+    let failed = |error| bind_error(listen.to_string(), error);
+    match listen {
+        Listen::Systemd => Ok(()),
+        Listen::Tcp(address) => {
+            // The port itself may be the running relay's, and only low ones need a permission.
+            let port = if address.port() < PRIVILEGED { address.port() } else { 0 };
+            match std::net::TcpListener::bind((address.ip(), port)) {
+                Err(error) if error.kind() != io::ErrorKind::AddrInUse => Err(failed(error)),
+                Ok(_) | Err(_) => Ok(()),
+            }
+        }
+        Listen::Unix(path) => {
+            if std::fs::symlink_metadata(path).is_ok_and(|file| !file.file_type().is_socket()) {
+                return Err(BindError::NoSocket { path: path.clone() });
+            }
+            std::os::unix::net::SocketAddr::from_pathname(path).map_err(failed)?;
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if !std::fs::metadata(folder).map_err(failed)?.is_dir() {
+                return Err(failed(io::ErrorKind::NotADirectory.into()));
+            }
+            rustix::fs::access(folder, rustix::fs::Access::WRITE_OK).map_err(|errno| failed(errno.into()))
         }
     }
 }

@@ -89,6 +89,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether only a change of the configuration, or of what it names, fixes it: a restart does not.
+    pub fn is_configuration(&self) -> bool {
+        !matches!(self, Self::Setup(_))
+    }
+
     /// How to fix it.
     pub fn remedy(&self) -> &'static str {
         match self {

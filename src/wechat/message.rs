@@ -138,10 +138,11 @@ impl Message {
     /// removed from either. Other follows (`last_trade_no_...` after a payment) have a key but no scene.
     pub fn scene(&self) -> Option<&str> {
         const PREFIX: &str = "qrscene_";
+        let key = self.event_key().trim();
         let scene = if self.is_event("subscribe") {
-            self.event_key().strip_prefix(PREFIX)
+            key.strip_prefix(PREFIX)
         } else if self.is_event("SCAN") {
-            Some(self.event_key().strip_prefix(PREFIX).unwrap_or(self.event_key()))
+            Some(key.strip_prefix(PREFIX).unwrap_or(key))
         } else {
             None
         };
@@ -150,7 +151,7 @@ impl Message {
 
     /// Whether it is that event; case does not matter, as WeChat's own pages disagree about it.
     pub fn is_event(&self, name: &str) -> bool {
-        self.msg_type().eq_ignore_ascii_case("event") && self.event().eq_ignore_ascii_case(name)
+        self.msg_type().trim().eq_ignore_ascii_case("event") && self.event().trim().eq_ignore_ascii_case(name)
     }
 
     /// A label from a closed list, for metrics: the message type, for events the event's name in lower case.
@@ -170,6 +171,22 @@ impl Message {
             Some(known) => known,
             None => "other",
         }
+    }
+
+    /// What a name is known as, in lower case or not: a message type, an event, both or neither.
+    pub fn known_as(name: &str) -> (bool, bool) {
+        let is_in = |list: &[&str]| list.iter().any(|known| known.eq_ignore_ascii_case(name));
+        (is_in(MESSAGES) || name.eq_ignore_ascii_case("event"), is_in(EVENTS))
+    }
+
+    /// The known names of events, in lower case.
+    pub fn event_names() -> &'static [&'static str] {
+        EVENTS
+    }
+
+    /// The known message types, without `event`.
+    pub fn message_types() -> &'static [&'static str] {
+        MESSAGES
     }
 
     fn field(&self, name: &str) -> &str {

@@ -50,6 +50,39 @@ async fn an_event_goes_once_to_every_target_that_any_matching_route_names() {
 }
 
 #[tokio::test]
+async fn a_follow_without_a_scene_has_a_route_of_its_own() {
+    let (relay, wechat, [search, qr, keyless]) = relay(
+        "[[accounts.shop.routes]]\nmatch = { event = \"subscribe\", scene = \"\" }\nto = [\"a\"]\n\
+         [[accounts.shop.routes]]\nmatch = { event = \"subscribe\", scene = \"*\" }\nto = [\"b\"]\n\
+         [[accounts.shop.routes]]\nmatch = { event = \"subscribe\", event_key = \" \" }\nto = [\"c\"]\n",
+    )
+    .await;
+    let empty = event("o1", "subscribe", "x").replace("<![CDATA[x]]>", "<![CDATA[ ]]>");
+    for clear in [event("o1", "subscribe", ""), empty, event("o1", "subscribe", "qrscene_login_7")] {
+        relay.accept(&wechat, &clear).await;
+    }
+    search.wait_for(2).await;
+    keyless.wait_for(2).await;
+    assert_eq!(qr.delivery(0).await.json()["scene"], "login_7");
+    assert_eq!(relay.audited("delivered", 5).await["deliveries"], 5);
+}
+
+#[tokio::test]
+async fn white_space_around_a_value_does_not_count() {
+    let (relay, wechat, [a, b, c]) = relay(
+        "[[accounts.shop.routes]]\nmatch = { event = \" CLICK \", event_key = \"menu \" }\nto = [\"a\"]\n\
+         [[accounts.shop.routes]]\nmatch = { content = 're:^\\d+$' }\nto = [\"b\"]\n\
+         [[accounts.shop.routes]]\notherwise = true\nto = [\"c\"]\n",
+    )
+    .await;
+    relay.accept(&wechat, &event("o1", "CLICK", " menu\n")).await;
+    relay.accept(&wechat, &text("o1", " 12\u{3000}")).await;
+    a.delivery(0).await;
+    assert_eq!(b.delivery(0).await.json()["message"]["Content"], " 12\u{3000}", "as the user sent it");
+    assert!(c.deliveries().is_empty());
+}
+
+#[tokio::test]
 async fn the_scene_of_a_follow_is_that_of_the_scan() {
     let (relay, wechat, [a, ..]) = relay(
         "[[accounts.shop.routes]]\nmatch = { scene = \"login_7\" }\nto = [\"a\"]\n\

@@ -49,6 +49,32 @@ async fn a_secret_file_that_others_may_read_is_warned_of_with_the_chmod_to_do() 
 }
 
 #[tokio::test]
+async fn a_secret_file_may_have_a_byte_order_mark_and_blanks_around_its_secret() {
+    let files = Files::new("");
+    let texts = [
+        ("token", "\u{feff}pamtest \r\n\r\n"),
+        ("aes-key", "\u{feff} KEY\t\n"),
+        ("signing-secret", "\u{feff}SECRET  "),
+    ];
+    for (name, text) in texts {
+        let secret = fs::read_to_string(files.path(name)).expect("it was written");
+        let text = text.replace("KEY", secret.trim()).replace("SECRET", secret.trim());
+        fs::write(files.path(name), text).expect("it can be changed");
+    }
+    let config = fs::read_to_string(files.path("config.toml")).expect("it was written");
+    fs::write(files.path("config.toml"), format!("\u{feff}{config}")).expect("it can be changed");
+    let printed = files.check().await;
+    assert_eq!((printed.code, printed.stderr.as_str()), (Some(0), ""), "{printed:?}");
+    for mark in [&b"\xff\xfe"[..], b""] {
+        let utf_16: Vec<u8> = "pamtest\n".encode_utf16().flat_map(u16::to_le_bytes).collect();
+        fs::write(files.path("token"), [mark, &utf_16].concat()).expect("it can be changed");
+        let printed = files.check().await;
+        assert_eq!(printed.code, Some(78), "{printed:?}");
+        assert!(printed.stderr.contains("it is not UTF-8 but probably UTF-16; save it as UTF-8"), "{printed:?}");
+    }
+}
+
+#[tokio::test]
 async fn with_strict_such_a_file_is_an_error() {
     let files = Files::new("strict = true\n");
     assert_eq!((files.check().await.code, files.check().await.stderr), (Some(0), String::new()));

@@ -58,6 +58,19 @@ impl KeyRing {
         Ok(Self(named.map(|(number, print)| (number, configured.find(print).cloned().ok_or(print))).collect()))
     }
 
+    /// Checks that every key that an event needs is configured.
+    ///
+    /// # Errors
+    /// [`Error::KeyMissing`] if one is not.
+    pub(super) fn check(connection: &Connection, configured: &EncryptionKeys, path: &Path) -> Result<(), Error> {
+        for (number, print) in named_keys(connection)? {
+            if configured.find(print).is_none() && is_in_use(connection, number)? {
+                return Err(Error::KeyMissing { path: path.to_owned(), key: print });
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the configured keys those of the store: the first gets a number, and a key that is no longer configured is
     /// removed.
     ///

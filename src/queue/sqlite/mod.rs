@@ -27,6 +27,7 @@ mod scrub;
 mod selection;
 #[cfg(test)]
 mod simulated;
+pub(super) mod startable;
 mod statements;
 mod store;
 pub(super) mod survey;
