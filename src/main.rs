@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use wxrelay::cli::{BadConfig, Cli, exit_code, remedy};
+use wxrelay::cli::{Cli, exit_code, print_error};
 
 /// mimalloc, as much of a push's memory is freed by another thread: a ninth less processor time per push than with the
 /// simple version, glibc's allocator, for 80 KB of binary.
@@ -25,19 +25,10 @@ fn main() -> ExitCode {
         Ok(code) => code,
         // `wxrelay ... | head` closes the pipe early, which is no error.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => match error.downcast_ref::<BadConfig>() {
-            Some(errors) => {
-                eprintln!("{errors}");
-                BadConfig::EXIT_CODE.into()
-            }
-            None => {
-                eprintln!("wxrelay: {error:#}");
-                if let Some(remedy) = remedy(&error) {
-                    eprintln!("fix: {remedy}");
-                }
-                exit_code(&error).into()
-            }
-        },
+        Err(error) => {
+            print_error(&error);
+            exit_code(&error).into()
+        }
     }
 }
 

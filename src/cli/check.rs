@@ -1,17 +1,20 @@
 //! `wxrelay check`: every error of a configuration, or the routing table that it makes; with `--online` also whether
 //! every target is reachable.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::ConfigArgs;
 use super::online::{self, ProbeResult};
+use super::output;
+use super::{BadConfig, ConfigArgs, remedy};
+use crate::app;
 use crate::config::Config;
 use crate::config::routing_table::{AccountEntry, ReplySource, RouteEntry, RoutingTable, TargetEntry};
 use crate::deliver::Role;
+use crate::escape;
 use crate::push::ReplyWindow;
 use crate::wechat::ReplyBody;
 
@@ -33,11 +36,14 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let config = args.config.load()?;
     for warning in &config.warnings {
-        writeln!(io::stderr(), "warning: {warning}")?;
+        output::stderr().write_line(&format!("warning: {warning}"))?;
+    }
+    if report_start_errors(&config)? {
+        return Ok(BadConfig::EXIT_CODE.into());
     }
     let table = RoutingTable::of(&config);
     if !args.json {
-        write!(io::stdout(), "{}", text(&table))?;
+        write!(output::stdout(), "{}", text(&table))?;
     }
     let probes = if args.online { online::probe_targets(&config).await } else { Vec::new() };
     if args.json {
@@ -45,15 +51,30 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         if args.online {
             printed["online"] = probes.iter().map(ProbeResult::to_json).collect();
         }
-        writeln!(io::stdout(), "{printed:#}")?;
+        writeln!(output::stdout(), "{printed:#}")?;
     } else if !probes.is_empty() {
-        writeln!(io::stdout(), "\nonline")?;
+        writeln!(output::stdout(), "\nonline")?;
         for probe in &probes {
-            writeln!(io::stdout(), "  {probe}")?;
+            output::stdout().write_line(&format!("  {probe}"))?;
         }
     }
     let well = probes.iter().all(|probe| probe.result.is_ok());
     Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Prints what would keep the relay from starting, one error per line; whether there is any.
+fn report_start_errors(config: &Config) -> anyhow::Result<bool> {
+    let mut found = false;
+    for error in app::check(config) {
+        // Depends on the user and the unit of the service more than on the configuration.
+        let is_warning = error.depends_on_user();
+        let error = anyhow::Error::from(error);
+        let remedy = remedy(&error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+        let label = if is_warning { "warning: " } else { "" };
+        output::stderr().write_line(&format!("{label}{error:#}{remedy}"))?;
+        found |= !is_warning;
+    }
+    Ok(found)
 }
 
 /// Accounts with their routes, then targets, as aligned text.
@@ -113,7 +134,7 @@ fn push_block(text: &mut String, title: &str, facts: &[(&str, String)]) {
     let gap = if text.is_empty() { "" } else { "\n" };
     *text += &format!("{gap}{title}\n");
     for (name, fact) in facts {
-        *text += &format!("  {name:<9}{fact}\n");
+        *text += &format!("  {name:<9}{}\n", escape::line(fact));
     }
 }
 
@@ -127,7 +148,7 @@ fn push_routes(text: &mut String, routes: &[RouteEntry]) {
         if !sources.is_empty() {
             line += &format!("  reply {}", reply(sources));
         }
-        *text += &format!("{}\n", line.trim_end());
+        *text += &format!("{}\n", escape::line(line.trim_end()));
     }
 }
 

@@ -1,12 +1,13 @@
 //! `wxrelay completions`: completion scripts for shells.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
 use clap_complete::Shell;
 
 use super::Cli;
+use super::output;
 
 /// `wxrelay completions`
 #[derive(clap::Args)]
@@ -23,6 +24,6 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // Buffered, since clap_complete panics if stdout is closed early.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "wxrelay", &mut script);
-    io::stdout().lock().write_all(&script)?;
+    output::exact_stdout().write_all(&script)?;
     Ok(ExitCode::SUCCESS)
 }

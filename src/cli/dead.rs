@@ -1,22 +1,22 @@
 //! `wxrelay dead`: dead letters, target by target.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use super::ConfigArgs;
+use super::access::{Access, RelayArgs};
 use super::description::excerpt;
+use super::output;
 use super::store::{self, SweepRequest};
-use crate::config::Config;
 use crate::event::EventId;
-use crate::queue::{Inspect, Sweep, SweepAction};
+use crate::queue::{Sweep, SweepAction};
 
 /// `wxrelay dead`
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    config: ConfigArgs,
+    relay: RelayArgs,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -56,43 +56,42 @@ enum Action {
 
 /// Lists from the store; changes through the relay while it runs, else in the store.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
+    let access = args.relay.access().await?;
     let (target, ids, action, done) = match args.action {
         Action::Ls { target, before, limit } => {
-            return list(&config, target.as_deref(), before, limit, args.json);
+            return list(&access, target.as_deref(), before, limit, args.json).await;
         }
         Action::Retry { target, ids } => (target, ids, SweepAction::Replay, "retried"),
         Action::Drop { target, ids } => (Some(target), ids, SweepAction::Drop, "dropped"),
     };
-    let targets = targets(&config, target)?;
+    let targets = targets(&access, target).await?;
     for target in targets {
-        let changed = change(&config, &target, &ids, action.clone()).await?;
+        let changed = change(&access, &target, &ids, action.clone()).await?;
         if args.json {
-            writeln!(io::stdout(), "{}", serde_json::json!({ "target": target, done: changed }))?;
+            writeln!(output::stdout(), "{}", serde_json::json!({ "target": target, done: changed }))?;
         } else {
-            writeln!(io::stdout(), "{done} {changed} dead letters of {target}")?;
+            writeln!(output::stdout(), "{done} {changed} dead letters of {target}")?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The named target, or all in the store.
-fn targets(config: &Config, named: Option<String>) -> anyhow::Result<Vec<String>> {
-    let Some(named) = named else { return store::stored_targets(config) };
-    store::expect_known(config, &named)?;
+/// The named target, or all.
+async fn targets(access: &Access, named: Option<String>) -> anyhow::Result<Vec<String>> {
+    let Some(named) = named else { return store::known_targets(access).await };
+    store::expect_known(access, &named).await?;
     Ok(vec![named])
 }
 
-fn list(
-    config: &Config,
+async fn list(
+    access: &Access,
     target: Option<&str>,
     before: Option<EventId>,
     limit: usize,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
-    let mut out = io::stdout().lock();
-    let store = Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys);
-    let found = store.dead(target, limit, before)?;
+    let mut out = output::stdout();
+    let found = access.dead(target, limit, before).await?;
     for letter in &found {
         if json {
             writeln!(out, "{}", serde_json::to_string(letter)?)?;
@@ -103,15 +102,16 @@ fn list(
         let (at, id, target) = (letter.received_at, letter.id, &letter.target);
         let sealed = letter.sealed.as_ref().map(|why| format!("  [answer left out: {why}]"));
         let answer = letter.answer.as_deref().map(excerpt).or(sealed).unwrap_or_default();
-        writeln!(out, "{at}  {id}  {target:16} {name:20} {} attempts  {error}{answer}", letter.attempts)?;
+        let attempts = letter.attempts;
+        out.write_line(&format!("{at}  {id}  {target:16} {name:20} {attempts} attempts  {error}{answer}"))?;
     }
     if found.is_empty() && !json {
-        writeln!(io::stderr(), "no dead letters")?;
+        writeln!(output::stderr(), "no dead letters")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn change(config: &Config, target: &str, ids: &[EventId], action: SweepAction) -> anyhow::Result<u64> {
+async fn change(access: &Access, target: &str, ids: &[EventId], action: SweepAction) -> anyhow::Result<u64> {
     let (path, count) = match action {
         SweepAction::Replay => ("retry-dead", "revived"),
         SweepAction::Drop | SweepAction::ReplayTo(_) | SweepAction::Redirect(_) | SweepAction::Forget => {
@@ -122,5 +122,5 @@ async fn change(config: &Config, target: &str, ids: &[EventId], action: SweepAct
     let body = Some(listed).filter(|_| !ids.is_empty());
     let events = Some(ids.to_vec()).filter(|ids| !ids.is_empty());
     let request = SweepRequest { path: format!("/api/targets/{target}/{path}"), body, count };
-    store::sweep(config, Sweep::dead(target, events, action), request).await
+    store::sweep(access, Sweep::dead(target, events, action), request).await
 }

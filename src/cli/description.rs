@@ -1,37 +1,68 @@
 //! One event as text for people: the message, each delivery, every attempt.
 
+use crate::escape;
 use crate::queue::view::{AttemptDetail, DeliveryDetail, EventDetail};
 
-/// An event in full; `with_text` also the decrypted text, the reply, and the answers of targets.
-pub(super) fn description(detail: &EventDetail, with_text: bool) -> String {
+/// The width of a label, before the margin of a text's further lines.
+const MARGIN: &str = "          ";
+
+/// How the decrypted text, the reply and the answers of targets are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EventTexts {
+    LeftOut,
+    /// For people: each line behind a margin.
+    Escaped,
+    /// For programs: as they are.
+    Exact,
+}
+
+impl EventTexts {
+    /// A text after `label`; its further lines have the margin.
+    fn written(self, label: &str, margin: &str, text: &str) -> String {
+        match self {
+            Self::LeftOut => String::new(),
+            Self::Escaped => format!("{label}{}\n", escape::block(text, &format!("{margin}| "))),
+            Self::Exact => format!("{label}{text}\n"),
+        }
+    }
+}
+
+/// An event in full.
+pub(super) fn description(detail: &EventDetail, texts: EventTexts) -> String {
     let EventDetail { id, received_at, account, app_id, mode, msg_type, event, event_key, from, .. } = detail;
-    let mut out = format!(
-        "{id}\n  received  {received_at}\n  account   {account} ({app_id}, {mode})\n  message   {msg_type} {event} \
-         {event_key}\n  from      {from}\n"
-    );
+    let mut out = String::new();
+    let mut push_line = |line: &str| {
+        out += &escape::line(line);
+        out.push('\n');
+    };
+    push_line(&id.to_string());
+    push_line(&format!("  received  {received_at}"));
+    push_line(&format!("  account   {account} ({app_id}, {mode})"));
+    push_line(&format!("  message   {msg_type} {event} {event_key}"));
+    push_line(&format!("  from      {from}"));
     for delivery in &detail.deliveries {
         let DeliveryDetail { target, state, due, ended_at, attempts } = delivery;
-        out += &format!("  {target:9} {}", state.name());
+        out += &escape::line(&format!("  {target:9} {}", state.name()));
         out += &ended_at.map(|at| format!(" at {at}")).unwrap_or_default();
         out += &due.map(|due| format!(", next attempt {due}")).unwrap_or_default();
         out.push('\n');
         for attempt in attempts {
             out += &attempt_line(attempt);
-            if let Some(answer) = attempt.answer.as_ref().filter(|_| with_text) {
-                out += &format!("      {}\n", answer.replace('\n', "\n      "));
+            if let Some(answer) = &attempt.answer {
+                out += &match texts {
+                    EventTexts::Exact => format!("      {}\n", answer.replace('\n', "\n      ")),
+                    texts => texts.written("      ", "      ", answer),
+                };
             }
         }
     }
     if let Some(why) = &detail.sealed {
-        out += &format!("  sealed    {why}\n");
+        out += &format!("  sealed    {}\n", escape::line(why));
     }
-    if let Some(reply) = detail.reply.as_ref().filter(|_| with_text) {
-        out += &format!("  reply     {reply}\n");
+    if let Some(reply) = &detail.reply {
+        out += &texts.written("  reply     ", MARGIN, reply);
     }
-    if with_text {
-        out += &format!("  text      {}\n", detail.text);
-    }
-    out
+    out + &texts.written("  text      ", MARGIN, &detail.text)
 }
 
 fn attempt_line(attempt: &AttemptDetail) -> String {
@@ -41,13 +72,15 @@ fn attempt_line(attempt: &AttemptDetail) -> String {
     let used = if success && answer.is_some() { "reply used" } else { "" };
     let error = error.as_deref().unwrap_or(used);
     let answer = answer.as_deref().filter(|_| !success).map(excerpt).unwrap_or_default();
-    format!("    attempt {number}  {at}  {duration_ms:.1} ms  {status}  {error}{answer}\n")
+    let line = format!("    attempt {number}  {at}  {duration_ms:.1} ms  {status}  {error}{answer}");
+    escape::line(&line).into_owned() + "\n"
 }
 
 /// The beginning of a target's answer, on one line whatever is in it.
 pub(super) fn excerpt(answer: &str) -> String {
     const SHOWN: usize = 80;
-    let mut shown: String = answer.chars().take(SHOWN).flat_map(char::escape_debug).collect();
+    let start: String = answer.chars().take(SHOWN).collect();
+    let mut shown = escape::line(&start).into_owned();
     if answer.chars().nth(SHOWN).is_some() {
         shown += "..";
     }

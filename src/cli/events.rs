@@ -6,18 +6,20 @@ use std::process::ExitCode;
 use anyhow::bail;
 use clap::Subcommand;
 
-use super::description::description;
+use super::access::{Access, RelayArgs};
+use super::description::{EventTexts, description};
 use super::event_filter::FilterArgs;
-use super::{ConfigArgs, forget, replay, tail};
+use super::output;
+use super::{forget, replay, tail};
 use crate::event::EventId;
-use crate::queue::view::EventSummary;
-use crate::queue::{EventFilter, Inspect};
+use crate::queue::EventFilter;
+use crate::queue::view::{EventDetail, EventSummary};
 
 /// `wxrelay events`
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    config: ConfigArgs,
+    relay: RelayArgs,
     /// Print JSON, one object per line
     #[arg(long, global = true)]
     json: bool,
@@ -63,40 +65,35 @@ struct Ls {
 /// Reads the store, so it works with and without a running relay; replays and forgets through the relay while it runs;
 /// `tail` needs a running relay.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
-    let keys = &config.queue.encryption_keys;
-    let store = || Inspect::open(&config.queue.path).map(|store| store.with_keys(keys));
+    if let Action::Tail(tail) = &args.action {
+        return tail::run(&args.relay.api()?, tail, args.json).await;
+    }
+    let access = args.relay.access().await?;
     match args.action {
-        Action::Ls(ls) => list(&store()?, ls, args.json),
-        Action::Show { id, text } => show(&store()?, id, text, args.json),
-        Action::Tail(tail) => tail::run(&config, &tail, args.json).await,
-        Action::Replay(replay) => {
-            drop(store()?);
-            replay::run(&config, replay, args.json).await
-        }
-        Action::Forget(forget) => {
-            drop(store()?);
-            forget::run(&config, forget, args.json).await
-        }
+        Action::Ls(ls) => list(&access, ls, args.json).await,
+        Action::Show { id, text } => show(&access, id, text, args.json).await,
+        Action::Tail(_) => Ok(ExitCode::SUCCESS),
+        Action::Replay(replay) => replay::run(&access, replay, args.json).await,
+        Action::Forget(forget) => forget::run(&access, forget, args.json).await,
     }
 }
 
-fn list(store: &Inspect, ls: Ls, json: bool) -> anyhow::Result<ExitCode> {
+async fn list(access: &Access, ls: Ls, json: bool) -> anyhow::Result<ExitCode> {
     let Ls { filter, before, limit } = ls;
-    let found = store.events(&EventFilter { before, limit, ..filter.filter() })?;
-    let mut out = io::stdout().lock();
+    let found = access.events(&EventFilter { before, limit, ..filter.filter() }).await?;
+    let mut out = output::stdout();
     for event in &found {
         if json {
             writeln!(out, "{}", serde_json::to_string(event)?)?;
         } else {
-            writeln!(out, "{}", line(event))?;
+            out.write_line(&line(event))?;
         }
     }
     if found.is_empty() && !json {
-        writeln!(io::stderr(), "no such event")?;
+        writeln!(output::stderr(), "no such event")?;
     }
     if let Some(last) = found.last().filter(|_| found.len() == limit && !json) {
-        writeln!(io::stderr(), "there may be more: add --before {}", last.id)?;
+        writeln!(output::stderr(), "there may be more: add --before {}", last.id)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -108,14 +105,23 @@ fn line(event: &EventSummary) -> String {
     format!("{}  {}  {:12} {:20} {:24} {deliveries}", event.received_at, event.id, event.account, name, event.event_key)
 }
 
-fn show(store: &Inspect, id: EventId, text: bool, json: bool) -> anyhow::Result<ExitCode> {
-    let Some(event) = store.event(id)? else {
+async fn show(access: &Access, id: EventId, text: bool, json: bool) -> anyhow::Result<ExitCode> {
+    let Some(event) = access.event(id).await? else {
         bail!("{id} is not in the store; it may be older than queue.retention");
     };
     if json {
-        writeln!(io::stdout(), "{}", serde_json::to_string(&event)?)?;
+        writeln!(output::stdout(), "{}", serde_json::to_string(&event)?)?;
     } else {
-        write!(io::stdout(), "{}", description(&event, text))?;
+        print_description(&event, text)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Prints an event for people; with its texts as they are where a program reads them.
+fn print_description(event: &EventDetail, with_texts: bool) -> io::Result<()> {
+    if with_texts && !output::is_terminal() {
+        return output::exact_stdout().write_all(description(event, EventTexts::Exact).as_bytes());
+    }
+    let texts = if with_texts { EventTexts::Escaped } else { EventTexts::LeftOut };
+    output::stdout().write_all(description(event, texts).as_bytes())
 }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::BadConfig;
 use crate::server::{BindError, tls};
 use crate::{app, queue};
 
@@ -23,7 +24,8 @@ pub fn remedy(error: &anyhow::Error) -> Option<&str> {
     own.or_else(|| error.chain().find_map(remedy_of))
 }
 
-/// The exit code of an error: 74 (`EX_IOERR` of sysexits.h) if the store was damaged, else 1.
+/// The exit code of an error: 78 (`EX_CONFIG` of sysexits.h) if only a change of the configuration fixes it, 74
+/// (`EX_IOERR`) if the store was damaged, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let is_damaged = |cause: &(dyn std::error::Error + 'static)| {
         let store = match cause.downcast_ref::<app::StartError>() {
@@ -32,7 +34,15 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
         };
         store.is_some_and(queue::Error::is_damage)
     };
-    if error.chain().any(is_damaged) { queue::EXIT_IO } else { 1 }
+    let of_start = error.chain().find_map(|cause| cause.downcast_ref::<app::StartError>());
+    let is_configuration = of_start.is_some_and(app::StartError::is_configuration);
+    if is_configuration || error.downcast_ref::<BadConfig>().is_some() {
+        BadConfig::EXIT_CODE
+    } else if error.chain().any(is_damaged) {
+        queue::EXIT_IO
+    } else {
+        1
+    }
 }
 
 fn remedy_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {

@@ -10,12 +10,14 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use serde_json::json;
 
+use super::access::Access;
 use super::api::Api;
+use super::output;
 use super::steps::{self, Executor, StepsResult};
 use crate::clock::UnixMillis;
-use crate::config::Config;
+use crate::escape;
 use crate::event::EventId;
-use crate::queue::{DeliveryState, EventFilter, Inspect, Sweep, SweepAction, SweepProgress};
+use crate::queue::{DeliveryState, EventFilter, Sweep, SweepAction, SweepProgress};
 
 /// `wxrelay events forget`
 #[derive(clap::Args)]
@@ -32,23 +34,22 @@ pub(super) struct Args {
 }
 
 /// Asks, forgets, and prints how many events were deleted.
-pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let Args { openid, account, yes } = args;
     if !yes && !io::stdin().is_terminal() {
         bail!("no terminal for the confirmation: add --yes to forget without it");
     }
-    let store = Inspect::open(&config.queue.path)?;
     // Excludes events that are received from now on.
-    let filter = EventFilter { from: Some(openid), account, until: Some(store.end()?), ..EventFilter::default() };
+    let until = Some(access.end()?);
+    let filter = EventFilter { from: Some(openid), account, until, ..EventFilter::default() };
     let sweep = Arc::new(Sweep { filter, events: None, action: SweepAction::Forget });
-    let count = store.count(&sweep, None)?;
-    if !yes && count > 0 && !confirm(&store, &sweep, count)? {
-        writeln!(io::stderr(), "nothing is forgotten")?;
+    let count = access.count(&sweep, None)?;
+    if !yes && count != Some(0) && !confirm(access, &sweep, count)? {
+        writeln!(output::stderr(), "nothing is forgotten")?;
         return Ok(ExitCode::FAILURE);
     }
-    drop(store);
     // Even if there is nothing to delete: an earlier run may have been stopped before the wipe.
-    let executor = Executor::of(config)?;
+    let executor = Executor::of(access)?;
     let done = steps::run(None, &steps::progress_bar(count, "events"), async |after| match &executor {
         Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
         Executor::Relay(api) => page(api, &sweep, after).await,
@@ -68,32 +69,33 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     if next.is_none() {
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(io::stderr(), "stopped; run it again to continue")?;
+    writeln!(output::stderr(), "stopped; run it again to continue")?;
     Ok(ExitCode::FAILURE)
 }
 
 fn print_result(forgotten: u64, json: bool) -> io::Result<()> {
     match (json, forgotten) {
-        (true, _) => writeln!(io::stdout(), "{}", json!({ "forgotten": forgotten })),
-        (false, 0) => writeln!(io::stderr(), "no event of this user"),
+        (true, _) => writeln!(output::stdout(), "{}", json!({ "forgotten": forgotten })),
+        (false, 0) => writeln!(output::stderr(), "no event of this user"),
         (false, _) => {
-            writeln!(io::stdout(), "forgot {forgotten} events")?;
-            writeln!(io::stderr(), "not changed: backups, logs, and the data of handlers")
+            writeln!(output::stdout(), "forgot {forgotten} events")?;
+            writeln!(output::stderr(), "not changed: backups, logs, and the data of handlers")
         }
     }
 }
 
 /// Asks for confirmation on the terminal.
-fn confirm(store: &Inspect, sweep: &Sweep, count: u64) -> anyhow::Result<bool> {
+fn confirm(access: &Access, sweep: &Sweep, count: Option<u64>) -> anyhow::Result<bool> {
     let filter = EventFilter { state: Some(DeliveryState::Pending), ..sweep.filter.clone() };
-    let pending = store.count(&Sweep { filter, ..sweep.clone() }, None)?;
+    let pending = access.count(&Sweep { filter, ..sweep.clone() }, None)?.unwrap_or(0);
+    let count = count.map_or_else(|| "all".to_owned(), |count| count.to_string());
     let shown: String = sweep.filter.from.iter().flat_map(|openid| openid.chars()).take(4).collect();
     let waiting = match pending {
         0 => String::new(),
         pending => format!(", {pending} of them with deliveries still pending"),
     };
-    let mut out = io::stderr();
-    write!(out, "forget {count} events of {}...{waiting}? [y/N] ", shown.escape_debug())?;
+    let mut out = output::stderr();
+    write!(out, "forget {count} events of {}...{waiting}? [y/N] ", escape::line(&shown))?;
     out.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer).context("the answer cannot be read")?;
@@ -101,7 +103,7 @@ fn confirm(store: &Inspect, sweep: &Sweep, count: u64) -> anyhow::Result<bool> {
 }
 
 /// A page of steps, made by the relay.
-async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
+async fn page(api: &Api, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
     let EventFilter { from, account, until, .. } = &sweep.filter;
     let body = json!({
         "openid": from,

@@ -1,27 +1,25 @@
 //! `wxrelay healthcheck`: readiness for containers, whose image has no curl.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use http::Method;
 
-use super::ConfigArgs;
-use super::api::Api;
+use super::access::RelayArgs;
+use super::output;
 
 /// `wxrelay healthcheck`
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    config: ConfigArgs,
+    relay: RelayArgs,
 }
 
 /// Exit code 0 when the relay is ready.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
-    let (status, answer) = Api::of(&config)?.call(Method::GET, "/readyz", None).await?;
+    let (status, answer) = args.relay.api()?.call(Method::GET, "/readyz", None).await?;
     if status.is_success() {
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(io::stderr(), "not ready: {answer}")?;
+    output::stderr().write_line(&format!("not ready: {answer}"))?;
     Ok(ExitCode::FAILURE)
 }

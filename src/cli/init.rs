@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 use std::fs::{DirBuilder, OpenOptions};
-use std::io::{self, IsTerminal, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -16,6 +16,7 @@ use anyhow::{Context, ensure};
 use super::console_paths::{APP_ID, ConsolePage, DEVELOPER_KEYS, SERVER_SETTINGS};
 use super::fixable::fixable;
 use super::keygen;
+use super::output;
 use super::simulate::{ServerUrl, secret};
 use crate::config::PLACEHOLDER;
 use crate::secret::Secret;
@@ -105,8 +106,8 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         files.push(("encoding_aes_key", format!("{}\n", key.expose())));
     }
     write(&dir, &files)?;
-    let mut out = io::stdout().lock();
-    let show = out.is_terminal();
+    let mut out = output::stdout();
+    let show = output::is_terminal();
     let shown = |secret: &Secret, file: &str| match show {
         true => secret.expose().to_owned(),
         false => format!("the content of {}", dir.join(file).display()),

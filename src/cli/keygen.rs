@@ -1,12 +1,13 @@
 //! `wxrelay keygen`: generates secrets.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::json;
 
+use super::output;
 use crate::secret::Secret;
 use crate::wechat::envelope;
 
@@ -22,7 +23,7 @@ pub struct Args {
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (token, key, secret, store_key) = (token()?, encoding_aes_key()?, webhook_secret()?, encryption_key()?);
     let (token, key, secret, store_key) = (token.expose(), key.expose(), secret.expose(), store_key.expose());
-    let mut out = io::stdout().lock();
+    let mut out = output::stdout();
     if args.json {
         let keys = json!({ "token": token, "encoding_aes_key": key, "secret": secret, "encryption_key": store_key });
         writeln!(out, "{keys}")?;

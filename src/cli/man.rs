@@ -1,7 +1,7 @@
 //! `wxrelay man`: manual pages, generated from the same texts as `--help`.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -11,6 +11,7 @@ use clap_mangen::Man;
 
 use super::Cli;
 use super::fixable::fixable;
+use super::output;
 
 /// `wxrelay man`
 #[derive(clap::Args)]
@@ -29,7 +30,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => {
             let mut page = Vec::new();
             Man::new(Cli::command()).render(&mut page)?;
-            io::stdout().lock().write_all(&page)?;
+            output::exact_stdout().write_all(&page)?;
         }
         Some(dir) => {
             let written = fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));

@@ -2,6 +2,7 @@
 //!
 //! What a command prints for people or scripts goes to stdout; progress and errors go to stderr.
 
+mod access;
 mod alarm;
 mod api;
 pub mod audit;
@@ -22,6 +23,7 @@ pub mod init;
 pub mod keygen;
 pub mod man;
 pub mod online;
+mod output;
 mod replay;
 mod samples;
 pub mod serve;
@@ -42,6 +44,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub use self::fixable::{FixableError, exit_code, remedy};
+pub use self::output::print_error;
 use crate::config::{self, Config, ConfigError};
 
 /// All errors of the configuration, one per line.
@@ -135,9 +138,13 @@ pub struct ConfigArgs {
 impl ConfigArgs {
     /// Loads the configuration.
     pub fn load(&self) -> Result<Config, BadConfig> {
+        config::load(self.file().as_deref(), config::environment(), &[]).map_err(BadConfig)
+    }
+
+    /// The file to read, if there is one.
+    fn file(&self) -> Option<PathBuf> {
         let named = std::env::var("WXRELAY_CONFIG").ok();
-        let file = config::locate(self.config.as_deref(), named.as_deref());
-        config::load(file.as_deref(), config::environment(), &[]).map_err(BadConfig)
+        config::locate(self.config.as_deref(), named.as_deref())
     }
 }
 

@@ -1,19 +1,20 @@
 //! `wxrelay events replay`: delivers events again.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
+use super::access::Access;
 use super::api::Api;
 use super::event_filter::FilterArgs;
+use super::output;
 use super::steps::{self, Executor, StepsResult};
 use crate::clock::UnixMillis;
-use crate::config::Config;
 use crate::event::EventId;
-use crate::queue::{Inspect, Sweep, SweepAction, SweepProgress};
+use crate::queue::{Sweep, SweepAction, SweepProgress};
 
 /// The key of the number of replayed deliveries in the API's responses.
 const COUNT: &str = "replayed";
@@ -38,30 +39,31 @@ pub(super) struct Args {
 }
 
 /// Counts, then replays step by step; if it is stopped, prints how to continue.
-pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Result<ExitCode> {
     let Args { ids, filter, to, all, after } = args;
     let mut filter = filter.filter();
     if ids.is_empty() && !all && filter.is_all() {
         bail!("which events? Give an id, a filter (--target, --state, --since, ..), or --all");
     }
     if let Some(target) = &filter.target {
-        super::store::expect_known(config, target)?;
+        super::store::expect_known(access, target).await?;
     }
     if let Some(to) = &to {
-        super::store::expect_configured(config, to)?;
+        super::store::expect_configured(access, to).await?;
     }
-    let store = Inspect::open(&config.queue.path)?;
     for id in &ids {
-        store.event(*id)?.with_context(|| format!("{id} is not in the store; it may be older than queue.retention"))?;
+        access
+            .event(*id)
+            .await?
+            .with_context(|| format!("{id} is not in the store; it may be older than queue.retention"))?;
     }
     // Excludes events that are received from now on, and those that this replay causes.
     filter.until = Some(filter.until.unwrap_or_else(UnixMillis::now)).filter(|_| ids.is_empty());
     let until = filter.until;
     let action = to.map_or(SweepAction::Replay, |to| SweepAction::ReplayTo(to.into()));
     let sweep = Arc::new(Sweep { filter, events: Some(ids).filter(|ids| !ids.is_empty()), action });
-    let bar = steps::progress_bar(store.count(&sweep, after)?, "deliveries");
-    drop(store);
-    let executor = Executor::of(config)?;
+    let bar = steps::progress_bar(access.count(&sweep, after)?, "deliveries");
+    let executor = Executor::of(access)?;
     let StepsResult { changed: replayed, next, failed } = steps::run(after, &bar, async |after| match &executor {
         Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
         Executor::Relay(api) => page(api, &sweep, after).await,
@@ -78,19 +80,19 @@ pub(super) async fn run(config: &Config, args: Args, json: bool) -> anyhow::Resu
     }
     if json {
         let next = next.map(|id| id.to_string());
-        writeln!(io::stdout(), "{}", json!({ "replayed": replayed, "next": next }))?;
+        writeln!(output::stdout(), "{}", json!({ "replayed": replayed, "next": next }))?;
     } else {
-        writeln!(io::stdout(), "replayed {replayed} deliveries")?;
+        writeln!(output::stdout(), "replayed {replayed} deliveries")?;
     }
     if next.is_none() {
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(io::stderr(), "stopped; {}", how_to_continue())?;
+    writeln!(output::stderr(), "stopped; {}", how_to_continue())?;
     Ok(ExitCode::FAILURE)
 }
 
 /// Replays a page, or one of the named events.
-async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
+async fn page(api: &Api, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
     match &sweep.events {
         None => steps::parse_step(&api.post("/api/events/replay", Some(&filter(sweep, after))).await?, COUNT),
         Some(events) => one(api, sweep, events, after).await,
@@ -98,12 +100,7 @@ async fn page(api: &Api<'_>, sweep: &Sweep, after: Option<EventId>) -> anyhow::R
 }
 
 /// Replays the next of the named events.
-async fn one(
-    api: &Api<'_>,
-    sweep: &Sweep,
-    events: &[EventId],
-    after: Option<EventId>,
-) -> anyhow::Result<SweepProgress> {
+async fn one(api: &Api, sweep: &Sweep, events: &[EventId], after: Option<EventId>) -> anyhow::Result<SweepProgress> {
     let mut rest: Vec<_> = events.iter().copied().filter(|event| Some(*event) > after).collect();
     rest.sort_unstable();
     rest.dedup();

@@ -7,22 +7,26 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
+use super::access::Access;
 use super::api::Api;
 use super::store;
-use crate::config::Config;
 use crate::event::EventId;
 use crate::queue::{Queue, SweepProgress};
 
 /// Where the steps run.
-pub(super) enum Executor<'c> {
+pub(super) enum Executor {
     /// In this process: no relay runs.
     Local(Queue),
     /// In the relay that has the store open, one page of steps per request.
-    Relay(Api<'c>),
+    Relay(Api),
 }
 
-impl<'c> Executor<'c> {
-    pub(super) fn of(config: &'c Config) -> anyhow::Result<Self> {
+impl Executor {
+    pub(super) fn of(access: &Access) -> anyhow::Result<Self> {
+        let config = match access {
+            Access::Store(config) => config,
+            Access::Relay(api) => return Ok(Self::Relay(api.clone())),
+        };
         Ok(match store::open(config)? {
             Some(queue) => Self::Local(queue),
             None => Self::Relay(Api::of(config)?),
@@ -87,7 +91,8 @@ pub(super) fn parse_step(answer: &Value, count: &str) -> anyhow::Result<SweepPro
 }
 
 /// A progress bar, which is shown on a terminal only.
-pub(super) fn progress_bar(total: u64, what: &str) -> ProgressBar {
+pub(super) fn progress_bar(total: Option<u64>, what: &str) -> ProgressBar {
+    let Some(total) = total else { return ProgressBar::new_spinner() };
     let bar = ProgressBar::new(total);
     match ProgressStyle::with_template(&format!("{{bar:40}} {{pos}}/{{len}} {what}, {{eta}} left")) {
         Ok(style) => bar.with_style(style),

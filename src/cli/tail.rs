@@ -3,11 +3,11 @@
 //! A relay that cannot be reached at the start is an error. If it stops later, for a restart, the command reports that
 //! on stderr and retries every second, until the relay is back or Ctrl-C. Activity missed meanwhile is in `events ls`.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, ensure};
 use http::{Response, StatusCode};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -15,7 +15,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
 use super::api::Api;
-use crate::config::Config;
+use super::output;
 
 /// Longer than the 15 s after which the relay sends at least a comment.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
@@ -40,14 +40,14 @@ pub(super) struct Args {
     target: Option<String>,
 }
 
-pub(super) async fn run(config: &Config, args: &Args, json: bool) -> anyhow::Result<ExitCode> {
-    let (api, path) = (Api::of(config)?, args.path());
-    let mut answer = accepted(api.open(&path).await?).await?;
+pub(super) async fn run(api: &Api, args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+    let path = args.path();
+    let mut answer = accepted(api, api.open(&path).await?).await?;
     loop {
         let why = follow(answer, json).await?;
-        writeln!(io::stderr(), "-- {why}; retrying every second until it is back, Ctrl-C ends")?;
-        answer = reconnect(&api, &path).await?;
-        writeln!(io::stderr(), "-- connected again; missed activity is in `wxrelay events ls`")?;
+        writeln!(output::stderr(), "-- {why}; retrying every second until it is back, Ctrl-C ends")?;
+        answer = reconnect(api, &path).await?;
+        writeln!(output::stderr(), "-- connected again; missed activity is in `wxrelay events ls`")?;
     }
 }
 
@@ -62,18 +62,18 @@ impl Args {
 }
 
 /// Retries until a relay answers.
-async fn reconnect(api: &Api<'_>, path: &str) -> anyhow::Result<Response<Incoming>> {
+async fn reconnect(api: &Api, path: &str) -> anyhow::Result<Response<Incoming>> {
     loop {
         tokio::time::sleep(RECONNECT_WAIT).await;
         match api.open(path).await {
             Ok(answer) if answer.status() == StatusCode::SERVICE_UNAVAILABLE => {}
-            Ok(answer) => return accepted(answer).await,
+            Ok(answer) => return accepted(api, answer).await,
             Err(_) => {}
         }
     }
 }
 
-async fn accepted(answer: Response<Incoming>) -> anyhow::Result<Response<Incoming>> {
+async fn accepted(api: &Api, answer: Response<Incoming>) -> anyhow::Result<Response<Incoming>> {
     let status = answer.status();
     if status.is_success() {
         return Ok(answer);
@@ -81,7 +81,7 @@ async fn accepted(answer: Response<Incoming>) -> anyhow::Result<Response<Incomin
     let mut body = answer.into_body();
     let said = body.frame().await.and_then(Result::ok).and_then(|frame| frame.into_data().ok()).unwrap_or_default();
     let said: Value = serde_json::from_slice(&said).unwrap_or_default();
-    bail!("the relay answered {status}: {}", said["error"].as_str().unwrap_or("no reason given"))
+    Err(api.refusal(status, said["error"].as_str().unwrap_or("no reason given")))
 }
 
 /// Prints the stream; returns why it ended.
@@ -105,13 +105,13 @@ async fn follow(answer: Response<Incoming>, json: bool) -> anyhow::Result<&'stat
 }
 
 fn print(data: &[u8], json: bool) -> anyhow::Result<()> {
-    let mut out = io::stdout().lock();
+    let mut out = output::stdout();
     if json {
         out.write_all(data)?;
         writeln!(out)?;
     } else {
         let activity: Value = serde_json::from_slice(data).context("the relay sent no JSON")?;
-        writeln!(out, "{}", line(&activity))?;
+        out.write_line(&line(&activity))?;
     }
     Ok(out.flush()?)
 }

@@ -1,24 +1,24 @@
 //! `wxrelay targets`: the deliveries of each target, configured or not, and actions on them.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::ensure;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::ConfigArgs;
-use super::api::Api;
+use super::access::{Access, RelayArgs};
+use super::output;
+use super::steps::Executor;
 use super::store::{self, SweepRequest};
 use crate::admin::TargetOverview;
-use crate::config::Config;
-use crate::queue::{Inspect, Sweep, SweepAction};
+use crate::queue::{Sweep, SweepAction};
 
 /// `wxrelay targets`
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    config: ConfigArgs,
+    relay: RelayArgs,
     /// Print JSON, one object per line
     #[arg(long, global = true)]
     json: bool,
@@ -57,60 +57,58 @@ enum Action {
 
 /// Lists from the store; changes through the relay while it runs, else in the store.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
+    let access = args.relay.access().await?;
     let (sweep, request, target, done) = match args.action {
-        Action::Ls => return list(&config, args.json),
-        Action::Pause { target } => return pause(&config, &target, true, args.json).await,
-        Action::Resume { target } => return pause(&config, &target, false, args.json).await,
+        Action::Ls => return list(&access, args.json).await,
+        Action::Pause { target } => return pause(&access, &target, true, args.json).await,
+        Action::Resume { target } => return pause(&access, &target, false, args.json).await,
         Action::Drop { target } => {
             let path = format!("/api/targets/{target}/drop-pending");
             let request = SweepRequest { path, body: None, count: "cancelled" };
             (Sweep::pending(&target, SweepAction::Drop), request, target, "dropped")
         }
         Action::Redirect { target, to } => {
-            store::expect_configured(&config, &to)?;
+            store::expect_configured(&access, &to).await?;
             ensure!(to != target, "the deliveries of `{target}` cannot be redirected to itself");
             let path = format!("/api/targets/{target}/redirect");
             let request = SweepRequest { path, body: Some(json!({ "to": to })), count: "redirected" };
             (Sweep::pending(&target, SweepAction::Redirect(to.into())), request, target, "redirected")
         }
     };
-    store::expect_known(&config, &target)?;
-    let changed = store::sweep(&config, sweep, request).await?;
+    store::expect_known(&access, &target).await?;
+    let changed = store::sweep(&access, sweep, request).await?;
     if args.json {
-        writeln!(io::stdout(), "{}", json!({ "target": target, done: changed }))?;
+        writeln!(output::stdout(), "{}", json!({ "target": target, done: changed }))?;
     } else {
-        writeln!(io::stdout(), "{done} {changed} pending deliveries of {target}")?;
+        writeln!(output::stdout(), "{done} {changed} pending deliveries of {target}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn pause(config: &Config, target: &str, paused: bool, json: bool) -> anyhow::Result<ExitCode> {
-    store::expect_known(config, target)?;
-    match store::open(config)? {
-        Some(queue) => {
+async fn pause(access: &Access, target: &str, paused: bool, json: bool) -> anyhow::Result<ExitCode> {
+    store::expect_known(access, target).await?;
+    match Executor::of(access)? {
+        Executor::Local(queue) => {
             let stored = queue.pause(target.into(), paused).await;
             queue.close().await;
             stored?;
         }
-        None => {
+        Executor::Relay(api) => {
             let action = if paused { "pause" } else { "resume" };
-            Api::of(config)?.post(&format!("/api/targets/{target}/{action}"), None).await?;
+            api.post(&format!("/api/targets/{target}/{action}"), None).await?;
         }
     }
     if json {
-        writeln!(io::stdout(), "{}", json!({ "target": target, "paused": paused }))?;
+        writeln!(output::stdout(), "{}", json!({ "target": target, "paused": paused }))?;
     } else {
-        writeln!(io::stdout(), "{} {target}", if paused { "paused" } else { "resumed" })?;
+        writeln!(output::stdout(), "{} {target}", if paused { "paused" } else { "resumed" })?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
-    let store = Inspect::open(&config.queue.path)?;
-    let configured = config.targets.iter().map(|settings| &*settings.target.name);
-    let targets = TargetOverview::merge(configured, &store.stats()?.targets, &store.paused()?);
-    let mut out = io::stdout().lock();
+async fn list(access: &Access, json: bool) -> anyhow::Result<ExitCode> {
+    let targets = access.targets().await?;
+    let mut out = output::stdout();
     if json {
         for target in &targets {
             writeln!(out, "{}", serde_json::to_string(target)?)?;

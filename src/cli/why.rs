@@ -9,14 +9,17 @@ use std::time::Duration;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
+use super::access::RelayArgs;
 use super::alarm::Alarm;
 use super::api::Api;
 use super::console_paths::ALARMS;
-use super::description::description;
-use super::{ConfigArgs, samples};
+use super::description::{EventTexts, description};
+use super::output;
+use super::samples;
 use crate::admin::{EventPage, Status};
 use crate::clock::UnixMillis;
 use crate::config::Config;
+use crate::escape;
 use crate::queue::view::EventDetail;
 use crate::wechat::Message;
 
@@ -40,7 +43,7 @@ const ACCEPTED: [&str; 3] = ["accepted", "duplicate", "verified"];
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    config: ConfigArgs,
+    relay: RelayArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -51,11 +54,10 @@ pub struct Args {
 /// Exits with 0 if an event was found, 1 if the relay cannot be reached, 2 if the text names neither a user nor a time,
 /// and 3 if nothing was found.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
     let alarm = Alarm::parse(&text(args.alarm)?);
     if !alarm.names_a_push() {
         writeln!(
-            io::stderr(),
+            output::stderr(),
             "wxrelay: no `OpenID=..` and no `Stamp=..` in this\n\
              fix: paste the alarm's line, in quotes: wxrelay why '[OpenID=..][Stamp=..][Event=..]'\n\
              WeChat's alarms: {} (old console: {})",
@@ -64,19 +66,19 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         )?;
         return Ok(NO_ALARM.into());
     }
-    let relay = Relay { api: Api::of(&config)?, config: &config };
+    let relay = Relay { api: args.relay.api()?, config: args.relay.config()? };
     let found = relay.find(&alarm).await?;
     let reason = if found.is_empty() { Some(relay.reason(&alarm).await?) } else { None };
     if args.json {
-        writeln!(io::stdout(), "{}", to_json(&alarm, &found, reason.as_ref()))?;
+        writeln!(output::stdout(), "{}", to_json(&alarm, &found, reason.as_ref()))?;
     } else if let Some(reason) = &reason {
-        write!(io::stdout(), "{}", reason.text(&alarm, &config))?;
+        write!(output::stdout(), "{}", reason.text(&alarm))?;
     } else {
         for event in &found {
-            write!(io::stdout(), "{}", description(event, false))?;
+            write!(output::stdout(), "{}", description(event, EventTexts::LeftOut))?;
         }
         writeln!(
-            io::stdout(),
+            output::stdout(),
             "What WeChat was answered, and how fast: the lines of the relay's log with this event id and \"push\"."
         )?;
     }
@@ -93,16 +95,18 @@ fn text(given: Vec<String>) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// The running relay, and its configuration.
-struct Relay<'c> {
-    api: Api<'c>,
-    config: &'c Config,
+/// The running relay.
+struct Relay {
+    api: Api,
+    /// Its configuration, if it can be read here.
+    config: Option<Config>,
 }
 
-impl Relay<'_> {
+impl Relay {
     /// The events that the alarm is or may be about, the nearest to its stamp first.
     async fn find(&self, alarm: &Alarm) -> anyhow::Result<Vec<EventDetail>> {
-        let EventPage { events: mut candidates, .. } = self.api.get(&self.query(alarm)).await?;
+        let status: Status = self.api.get("/api/status").await?;
+        let EventPage { events: mut candidates, .. } = self.api.get(&self.query(alarm, &status)).await?;
         if let Some(stamp) = alarm.stamp {
             candidates.sort_by_key(|event| distance(event.received_at, stamp));
         }
@@ -124,7 +128,7 @@ impl Relay<'_> {
         Ok(found)
     }
 
-    fn query(&self, alarm: &Alarm) -> String {
+    fn query(&self, alarm: &Alarm, status: &Status) -> String {
         let mut filters = vec![("limit", "500".to_owned())];
         if let Some(openid) = &alarm.openid {
             filters.push(("from", openid.clone()));
@@ -135,7 +139,7 @@ impl Relay<'_> {
             filters.push(("since", UnixMillis(stamp.0.saturating_sub(around)).to_string()));
             filters.push(("until", UnixMillis(stamp.0.saturating_add(around)).to_string()));
         }
-        if let Some(account) = alarm.app_id.as_ref().and_then(|app_id| self.account(app_id)) {
+        if let Some(account) = alarm.app_id.as_ref().and_then(|app_id| self.account(app_id, status)) {
             filters.push(("account", account));
         }
         let encoded = |(key, value): (&str, String)| format!("{key}={}", utf8_percent_encode(&value, NON_ALPHANUMERIC));
@@ -143,9 +147,9 @@ impl Relay<'_> {
     }
 
     /// The account with that AppID, if only one has it.
-    fn account(&self, app_id: &str) -> Option<String> {
-        let mut with = self.config.accounts.iter().filter(|account| *account.credentials.app_id == *app_id);
-        with.next().filter(|_| with.next().is_none()).map(|account| account.name.to_string())
+    fn account(&self, app_id: &str, status: &Status) -> Option<String> {
+        let mut with = status.accounts.iter().filter(|account| account.app_id == app_id);
+        with.next().filter(|_| with.next().is_none()).map(|account| account.name.clone())
     }
 
     async fn reason(&self, alarm: &Alarm) -> anyhow::Result<Reason> {
@@ -164,17 +168,17 @@ impl Relay<'_> {
                 None => refused.push(Refused { account, result, count: sample.value }),
             }
         }
-        let oldest = UnixMillis::now().0 - i64::try_from(self.config.queue.retention.as_millis()).unwrap_or(i64::MAX);
-        let gone = alarm.stamp.is_some_and(|stamp| stamp.0 < oldest);
-        let foreign =
-            alarm.app_id.as_ref().filter(|id| self.config.accounts.iter().all(|a| *a.credentials.app_id != ***id));
+        let retention = self.config.as_ref().map(|config| config.queue.retention);
+        let now = UnixMillis::now();
+        let gone = alarm.stamp.zip(retention).is_some_and(|(stamp, retention)| now.since(stamp) > retention);
+        let foreign = alarm.app_id.as_ref().filter(|id| status.accounts.iter().all(|account| account.app_id != **id));
         let word = match (foreign, gone, refused.is_empty()) {
             (Some(_), ..) => "other_account",
             (None, true, _) => "no_longer_kept",
             (None, false, false) => "refused_or_never_arrived",
             (None, false, true) => "never_arrived",
         };
-        Ok(Reason { word, refused, counted_since: status.started_at })
+        Ok(Reason { word, refused, counted_since: status.started_at, retention })
     }
 }
 
@@ -184,6 +188,7 @@ struct Reason {
     refused: Vec<Refused>,
     /// The start of the relay, since which refused pushes are counted.
     counted_since: UnixMillis,
+    retention: Option<Duration>,
 }
 
 /// `wxrelay_pushes_total` of one account and one result.
@@ -194,12 +199,13 @@ struct Refused {
 }
 
 impl Reason {
-    fn text(&self, alarm: &Alarm, config: &Config) -> String {
+    fn text(&self, alarm: &Alarm) -> String {
         let Alarm { openid, stamp, event: _, app_id } = alarm;
+        let [openid, app_id] = [openid, app_id].map(|text| text.as_deref().map(escape::line));
         let mut out = "no event found".to_owned();
         out += &openid.as_ref().map(|openid| format!(" of {openid}")).unwrap_or_default();
         out += &stamp.map(|stamp| format!(" around {stamp}")).unwrap_or_default();
-        let retention = humantime::format_duration(config.queue.retention);
+        let retention = humantime::format_duration(self.retention.unwrap_or_default());
         out += &match self.word {
             "other_account" => format!(
                 ".\nThe alarm is about AppID {}, which is none of this relay's accounts.\n",

@@ -76,6 +76,7 @@ pub(crate) struct Screen {
     ours: File,
     theirs: File,
     shown: Arc<Mutex<Vec<u8>>>,
+    reader: thread::JoinHandle<()>,
 }
 
 impl Screen {
@@ -90,13 +91,28 @@ impl Screen {
         tcsetwinsize(&theirs, size).expect("it takes a size");
         let (ours, shown) = (File::from(ours), Arc::<Mutex<Vec<u8>>>::default());
         let (mut reader, kept) = (ours.try_clone().expect("a second handle"), shown.clone());
-        thread::spawn(move || {
+        let reader = thread::spawn(move || {
             let mut bytes = [0; 4096];
             while let Ok(length @ 1..) = reader.read(&mut bytes) {
                 kept.lock().expect("no test panics with it").extend_from_slice(&bytes[..length]);
             }
         });
-        Self { ours, theirs, shown }
+        Self { ours, theirs, shown, reader }
+    }
+
+    /// Runs a command to its end, with this terminal as its stdout; returns what was shown, and its stderr.
+    pub(crate) async fn run_to_end(self, mut command: Command) -> (String, String) {
+        let theirs = Stdio::from(self.theirs.try_clone().expect("a second handle"));
+        let child = command.stdout(theirs).stderr(Stdio::piped()).spawn().expect("the binary starts");
+        // Holds a handle of the terminal.
+        drop(command);
+        let ended = tokio::task::spawn_blocking(move || child.wait_with_output());
+        let output = soon("the command ends", ended).await.expect("no panic").expect("it can be waited for");
+        let Self { ours: _ours, theirs, shown, reader } = self;
+        drop(theirs);
+        soon("all of its output is read", tokio::task::spawn_blocking(|| reader.join())).await.ok();
+        let shown = String::from_utf8_lossy(&shown.lock().expect("no reader panics")).into_owned();
+        (shown, String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     pub(crate) fn run(&self, mut command: Command) -> std::process::Child {
@@ -104,7 +120,7 @@ impl Screen {
         command.stdin(theirs()).stdout(theirs()).stderr(theirs()).spawn().expect("the binary starts")
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.shown.lock().expect("no reader panics")).into_owned()
     }
 

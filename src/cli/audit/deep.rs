@@ -16,6 +16,7 @@ use serde::{Serialize, Serializer};
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::deliver::{Format, SystemRoots, Upstream};
+use crate::escape;
 use crate::event::{Event, EventId};
 use crate::queue::{DecryptError, Error, Flaw, Inspect, OpenDelivery, StoredEvent};
 use crate::wechat::{Credentials, Mode, OpenError, Query};
@@ -287,7 +288,8 @@ impl fmt::Display for DeepAudit {
         for AuditFinding { event, target, kind, reason, remedy } in findings {
             let event = event.map_or_else(|| "the store".to_owned(), |id| id.to_string());
             let target = target.as_ref().map(|target| format!(" for {target}")).unwrap_or_default();
-            writeln!(f, "{}: {event}{target}: {reason}\n  {remedy}", kind.name())?;
+            let finding = format!("{}: {event}{target}: {reason}", kind.name());
+            writeln!(f, "{}\n  {remedy}", escape::line(&finding))?;
         }
         let left = found.values().sum::<u64>() - findings.len() as u64;
         if left > 0 {

@@ -3,13 +3,14 @@
 mod deep;
 
 use std::fmt;
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
 use self::deep::DeepAudit;
 use super::ConfigArgs;
+use super::output;
 use crate::queue::{Audit, DamagedStore, Inspect, list_damaged};
 
 /// `wxrelay audit`
@@ -55,7 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let damaged = damaged.iter().map(|store| &*store.name).collect();
         let report = AuditReport { ledger: ledger.as_ref().ok(), deep: deep.as_ref(), damaged };
         let text = if args.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
-        io::stdout().write_all(text.as_bytes())?;
+        output::stdout().write_all(text.as_bytes())?;
     }
     let clean = ledger?.is_clean() && deep.is_none_or(|deep| deep.is_clean()) && damaged.is_empty();
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })

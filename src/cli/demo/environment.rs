@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use http::HeaderName;
 use tokio::time::{sleep, timeout};
 
 use crate::app::App;
 use crate::cli::keygen;
+use crate::cli::output;
 use crate::cli::simulate::{MessageAddresses, MessageIds, PushAnswer, PushKind, RetryTiming, ServerUrl, WechatClient};
 use crate::cli::sink::{self, ReceivedDelivery, Sink};
 use crate::config;
@@ -24,6 +26,8 @@ use crate::wechat::Credentials;
 pub(super) const USER: &str = "oDemoUser_000000000000000001";
 const ACCOUNT: &str = "gh_demo00000000";
 const APP_ID: &str = "wx0123456789abcdef";
+/// The header by which the stand-ins know the demo's relay.
+const MARKER: &str = "demo-marker";
 /// The longest wait for a delivery or a settled store.
 const WAIT_LIMIT: Duration = Duration::from_secs(20);
 
@@ -44,13 +48,22 @@ impl DemoEnvironment {
     pub(super) async fn start() -> anyhow::Result<Self> {
         let folder = TempFolder::new()?;
         let (token, key) = (keygen::token()?, keygen::encoding_aes_key()?);
-        let login = sink::start(sink::Options::default()).await?;
+        // Whoever else sends a request to a stand-in, such as a curious reader, is no part of the demo.
+        let marker = keygen::token()?;
+        let options = sink::Options {
+            marker: Some((HeaderName::from_static(MARKER), marker.expose().parse()?)),
+            ..sink::Options::default()
+        };
+        let login = sink::start(options.clone()).await?;
         let reply = Some("crm says: your order is on its way".to_owned());
-        let crm = sink::start(sink::Options { reply, ..sink::Options::default() }).await?;
-        let stats = sink::start(sink::Options::default()).await?;
+        let crm = sink::start(sink::Options { reply, ..options.clone() }).await?;
+        let stats = sink::start(options).await?;
         let file = folder.path().join("config.toml");
-        let config_text = config_text(&token, &key, [&login, &crm, &stats], folder.path());
-        File::options().write(true).create_new(true).mode(0o600).open(&file)?.write_all(config_text.as_bytes())?;
+        let text = |push: &str, admin: &str| {
+            config_text([&token, &key, &marker], [&login, &crm, &stats], folder.path(), [push, admin])
+        };
+        let any_port = text("127.0.0.1:0", "127.0.0.1:0");
+        File::options().write(true).create_new(true).mode(0o600).open(&file)?.write_all(any_port.as_bytes())?;
         let config = config::load(Some(&file), [], &[]).map_err(|errors| {
             let errors: Vec<_> = errors.iter().map(ToString::to_string).collect();
             anyhow::anyhow!("the demo's own configuration: {}", errors.join("; "))
@@ -60,6 +73,8 @@ impl DemoEnvironment {
         // A demo has no reloads: with the receiver dropped, a request for one fails.
         drop(app.take_reloads());
         let address = app.push_addresses().first().context("a listener")?;
+        // For commands in another terminal.
+        fs::write(&file, text(address, app.admin_address()))?;
         let url = format!("http://{address}/wechat/events").parse()?;
         Ok(Self { app, wechat, login, crm, stats, url, folder, token, key })
     }
@@ -113,15 +128,20 @@ pub(super) async fn next_delivery(sink: &mut Sink) -> anyhow::Result<ReceivedDel
     }
 }
 
-fn config_text(token: &Secret, key: &Secret, [login, crm, stats]: [&Sink; 3], folder: &Path) -> String {
-    let (token, key, data) = (token.expose(), key.expose(), folder.join("data"));
+fn config_text(
+    secrets: [&Secret; 3],
+    [login, crm, stats]: [&Sink; 3],
+    folder: &Path,
+    [push, admin]: [&str; 2],
+) -> String {
+    let ([token, key, marker], data) = (secrets.map(Secret::expose), folder.join("data"));
     let (login, crm, stats) = (login.address, crm.address, stats.address);
     format!(
         r#"[server]
-listen = ["127.0.0.1:0"]
+listen = ["{push}"]
 
 [admin]
-listen = "127.0.0.1:0"
+listen = "{admin}"
 
 [queue]
 path = {data:?}
@@ -138,14 +158,17 @@ provider = "authing"
 base_url = "http://{login}"
 identifier = "demo"
 user_pool_id = "0123456789abcdef01234567"
+headers = {{ {MARKER} = "{marker}" }}
 
 [targets.crm]
 url = "http://{crm}/wechat"
 format = "json"
+headers = {{ {MARKER} = "{marker}" }}
 
 [targets.stats]
 url = "http://{stats}/events"
 format = "json"
+headers = {{ {MARKER} = "{marker}" }}
 
 [[accounts.demo.routes]]
 match = {{ event = "subscribe" }}
@@ -187,7 +210,7 @@ impl TempFolder {
 impl Drop for TempFolder {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_dir_all(&self.0) {
-            eprintln!("{} cannot be removed: {error}", self.0.display());
+            writeln!(output::stderr(), "{} cannot be removed: {error}", self.0.display()).ok();
         }
     }
 }

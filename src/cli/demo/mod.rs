@@ -4,7 +4,7 @@
 
 mod environment;
 
-use std::io::{self, IsTerminal as _, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
@@ -13,8 +13,10 @@ use tokio::time::Instant;
 
 use super::audit;
 use super::console_paths::TEST_ACCOUNT;
+use super::output;
 use super::simulate::{AnswerVerdict, PushAnswer, PushKind};
 use super::sink::ReceivedDelivery;
+use crate::escape;
 use crate::secret::Secret;
 use crate::wechat::Credentials;
 
@@ -30,7 +32,7 @@ pub struct Args {
 
 /// Runs the steps; then keeps running, unless `--once`.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut run = DemoRun { environment: DemoEnvironment::start().await?, step: 0, color: io::stdout().is_terminal() };
+    let mut run = DemoRun { environment: DemoEnvironment::start().await?, step: 0, color: output::is_terminal() };
     let result = run.run_steps().await;
     if result.is_ok() && !args.once {
         run.keep_running().await?;
@@ -206,25 +208,33 @@ impl DemoRun {
 
     fn start_step(&mut self, what: &str) -> anyhow::Result<()> {
         self.step += 1;
-        let (bold, plain) = if self.color { ("\x1b[1m", "\x1b[0m") } else { ("", "") };
-        self.print(&format!("\n{bold}{}. {what}{plain}", self.step))
+        self.print_styled("\n", "\x1b[1m", &format!("{}. {what}", self.step), "")
     }
 
     fn print_result(&self, what: &str) -> anyhow::Result<()> {
-        let (green, plain) = if self.color { ("\x1b[32m", "\x1b[0m") } else { ("", "") };
-        self.print(&format!("   {green}✓{plain} {what}"))
+        self.print_styled("   ", "\x1b[32m", "✓", &format!(" {what}"))
     }
 
     fn print_delivery(&self, target: &str, delivery: &ReceivedDelivery) -> anyhow::Result<()> {
-        let id = delivery.event_id().context("no event id")?;
-        let attempt = delivery.attempt().context("no attempt number")?;
+        let id = delivery.event_id().unwrap_or("-");
+        let attempt = delivery.attempt().map_or_else(|| "-".to_owned(), |attempt| attempt.to_string());
         let ReceivedDelivery { kind, status, body, .. } = delivery;
         let what = format!("{target:5} got {id} ({kind}, {} bytes), attempt {attempt} -> {status}", body.len());
         if *status == 200 { self.print_result(&what) } else { self.print(&format!("   ✗ {what}")) }
     }
 
+    fn print_styled(&self, before: &'static str, style: &'static str, text: &str, after: &str) -> anyhow::Result<()> {
+        let (style, plain) = if self.color { (style, "\x1b[0m") } else { ("", "") };
+        let mut out = output::stdout();
+        out.write_own(before)?;
+        out.write_own(style)?;
+        out.write_all(escape::line(text).as_bytes())?;
+        out.write_own(plain)?;
+        Ok(out.write_line(after)?)
+    }
+
     fn print(&self, text: &str) -> anyhow::Result<()> {
-        Ok(writeln!(io::stdout(), "{text}")?)
+        Ok(writeln!(output::stdout(), "{text}")?)
     }
 }
 

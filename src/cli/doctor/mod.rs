@@ -24,7 +24,7 @@ mod public;
 mod report;
 mod targets;
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -40,6 +40,7 @@ use self::public::{PublicUrl, UrlArg};
 use self::report::{CheckResult, CheckResults, DoctorCheck, DoctorReport};
 use super::ConfigArgs;
 use super::console_paths::SERVER_SETTINGS;
+use super::output;
 use crate::config::Config;
 
 /// WeChat's timeout.
@@ -74,7 +75,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Ok(urls) => urls,
         Err(unassigned) => {
             let unassigned: public::UrlArgError = unassigned;
-            writeln!(io::stderr(), "{unassigned}")?;
+            writeln!(output::stderr(), "{unassigned}")?;
             return Ok(WRONG_ARGUMENTS.into());
         }
     };
@@ -85,9 +86,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     progress.finish_and_clear();
     let report = DoctorReport(&lines);
     if args.json {
-        writeln!(io::stdout(), "{:#}", report.to_json())?;
+        writeln!(output::stdout(), "{:#}", report.to_json())?;
     } else {
-        write!(io::stdout(), "{report}")?;
+        write!(output::stdout(), "{report}")?;
     }
     Ok(if report.is_well() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

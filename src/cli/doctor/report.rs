@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::cli::simulate::Http10Error;
 use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
+use crate::escape;
 
 /// The outcome of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,9 +182,10 @@ impl fmt::Display for DoctorReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let width = self.0.iter().map(|line| line.check.title().chars().count()).max().unwrap_or(0);
         for line in self.0 {
-            writeln!(f, "{:<7}  {:<width$}  {}", line.verdict.name(), line.check.title(), line.text)?;
+            let (title, text) = (line.check.title(), &line.text);
+            writeln!(f, "{}", escape::line(&format!("{:<7}  {title:<width$}  {text}", line.verdict.name())))?;
             if let Some(remedy) = &line.remedy {
-                writeln!(f, "         {:width$}  -> {remedy}", "")?;
+                writeln!(f, "         {:width$}  -> {}", "", escape::line(remedy))?;
             }
         }
         match (self.count(CheckStatus::Failed), self.count(CheckStatus::Warning)) {

@@ -31,6 +31,7 @@ pub use self::url::{ServerUrl, ServerUrlError};
 pub use self::verdict::{AnswerError, AnswerVerdict, USER_SEES};
 pub(super) use self::{account::CredentialArgs, account::secret, client::salt};
 use super::fixable::fixable;
+use super::output;
 use crate::wechat::Message;
 
 /// `wxrelay simulate`
@@ -142,9 +143,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         ok &= answer.verdict.is_ok();
         if args.json {
-            writeln!(io::stdout(), "{}", report::line(url, name, openid, &answer))?;
+            writeln!(output::stdout(), "{}", report::line(url, name, openid, &answer))?;
         } else {
-            writeln!(io::stdout(), "{}", report::text(url, name, client.tries(), &answer))?;
+            writeln!(output::stdout(), "{}", report::text(url, name, client.tries(), &answer))?;
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

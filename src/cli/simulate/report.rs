@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::client::PushAnswer;
 use super::url::ServerUrl;
 use super::verdict::{AnswerVerdict, USER_SEES};
+use crate::escape;
 
 /// The most characters of an illegal body that are shown.
 const MAX_SHOWN: usize = 200;
@@ -36,7 +37,8 @@ pub(super) fn line(url: &ServerUrl, kind: &str, openid: &str, answer: &PushAnswe
 /// The lines for people.
 pub(super) fn text(url: &ServerUrl, kind: &str, of_tries: u32, answer: &PushAnswer) -> String {
     let status = answer.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-    let mut text = format!("{kind} -> {url}\n  {status} in {} ms", answer.took.as_millis());
+    let url = url.to_string();
+    let mut text = format!("{kind} -> {}\n  {status} in {} ms", escape::line(&url), answer.took.as_millis());
     if answer.tries > 1 {
         text += &format!(", try {} of {of_tries}", answer.tries);
     }
@@ -45,14 +47,11 @@ pub(super) fn text(url: &ServerUrl, kind: &str, of_tries: u32, answer: &PushAnsw
         AnswerVerdict::Verified => text += "ok: the URL is verified",
         AnswerVerdict::Received => text += "ok: received, no reply",
         AnswerVerdict::Replied(reply) => {
-            text += "ok: the user is shown this reply";
-            reply.lines().for_each(|line| {
-                text += "\n    ";
-                text += line;
-            });
+            text += "ok: the user is shown this reply\n    ";
+            text += &escape::block(reply, "    ");
         }
         AnswerVerdict::Fault(error) => {
-            text += &format!("FAULT: {error}");
+            text += &format!("FAULT: {}", escape::line(&error.to_string()));
             if let Some(remedy) = error.remedy() {
                 text += &format!("\n  -> {remedy}");
             }
@@ -61,7 +60,8 @@ pub(super) fn text(url: &ServerUrl, kind: &str, of_tries: u32, answer: &PushAnsw
             }
             if !answer.body.is_empty() {
                 let body = String::from_utf8_lossy(&answer.body);
-                text += &format!("\n  the body: {:?}", body.chars().take(MAX_SHOWN).collect::<String>());
+                let start: String = body.chars().take(MAX_SHOWN).collect();
+                text += &format!("\n  the body: \"{}\"", escape::line(&start));
             }
         }
     }

@@ -17,6 +17,7 @@ use super::kind::{MessageAddresses, MessageIds, PushKind};
 use super::report;
 use super::url::ServerUrl;
 use super::verdict::{AnswerError, AnswerVerdict};
+use crate::cli::output;
 
 /// `wxrelay simulate storm`
 #[derive(Clone, clap::Args)]
@@ -89,7 +90,7 @@ pub(super) async fn run(
                 let answer = answer?;
                 tally.add(&answer);
                 if json {
-                    writeln!(io::stdout(), "{}", report::line(&url, kind.name(), &openid, &answer))?;
+                    writeln!(output::stdout(), "{}", report::line(&url, kind.name(), &openid, &answer))?;
                 }
             }
             () = sleep_until(due), if room && sent < count => {
@@ -97,15 +98,15 @@ pub(super) async fn run(
                 under_way.spawn(one(Arc::clone(&client), url, account.to_owned(), args.mix.kind(sent), sent % args.users));
                 sent += 1;
             }
-            _ = progress.tick() => eprintln!("{}", tally.progress(sent, count, start.elapsed())),
+            _ = progress.tick() => writeln!(output::stderr(), "{}", tally.progress(sent, count, start.elapsed()))?,
             _ = &mut stop, if sent < count => {
-                eprintln!("stopped; waiting for the {} pushes under way", under_way.len());
+                writeln!(output::stderr(), "stopped; waiting for the {} pushes under way", under_way.len())?;
                 count = sent;
             }
         }
     }
     let summary = tally.summary(start.elapsed());
-    let mut out = io::stdout().lock();
+    let mut out = output::stdout();
     if json {
         writeln!(out, "{}", json!({ "summary": summary }))?;
     } else {

@@ -11,7 +11,7 @@ mod server_tests;
 mod webhook;
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -25,6 +25,7 @@ pub use self::delivery::{ReceivedDelivery, SignatureCheck};
 pub use self::server::{Options, Sink, start};
 pub use self::webhook::{WebhookKey, WebhookSecretError};
 use super::fixable::fixable;
+use super::output;
 use super::simulate::CredentialArgs;
 
 /// `wxrelay sink`
@@ -73,9 +74,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         stall: args.stall,
         secrets: args.secret,
         credentials: args.given.credentials()?,
+        marker: None,
     })
     .await?;
-    writeln!(io::stdout(), "listening on http://{}", sink.address)?;
+    writeln!(output::stdout(), "listening on http://{}", sink.address)?;
     loop {
         let delivery = tokio::select! {
             Some(delivery) = sink.received.recv() => delivery,
@@ -86,9 +88,9 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             writeln!(file, "{}", delivery.to_json()).context("--record")?;
         }
         if args.json {
-            writeln!(io::stdout(), "{}", delivery.to_json())?;
+            writeln!(output::stdout(), "{}", delivery.to_json())?;
         } else {
-            writeln!(io::stdout(), "{delivery}")?;
+            output::stdout().write_line(&delivery.to_string())?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use tokio::sync::mpsc;
@@ -53,6 +53,8 @@ pub struct Options {
     /// The credentials that decrypt pushes in WeChat's own form. With them, a push that cannot be verified or decrypted
     /// is answered 403.
     pub credentials: Option<Credentials>,
+    /// A header that only the relay sends. With it, every other request is answered 404 and not received.
+    pub marker: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Default for Options {
@@ -65,6 +67,7 @@ impl Default for Options {
             stall: Duration::ZERO,
             secrets: Vec::new(),
             credentials: None,
+            marker: None,
         }
     }
 }
@@ -128,6 +131,12 @@ pub async fn start(options: Options) -> anyhow::Result<Sink> {
 
 async fn handle(state: &SinkState, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
+    if let Some((name, value)) = &state.options.marker
+        && head.headers.get(name) != Some(value)
+    {
+        let text = "This stand-in takes deliveries of its relay alone.\n".to_owned();
+        return response(StatusCode::NOT_FOUND, Some(("text/plain", text)));
+    }
     #[expect(clippy::disallowed_methods, reason = "bounded by Limited")]
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
         return response(StatusCode::PAYLOAD_TOO_LARGE, None);

@@ -6,7 +6,6 @@
 mod frame;
 mod terminal;
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -14,8 +13,9 @@ use anyhow::bail;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
-use super::ConfigArgs;
+use super::access::RelayArgs;
 use super::api::Api;
+use super::output;
 use crate::admin::TargetList;
 use frame::{Snapshot, frame};
 use terminal::Terminal;
@@ -29,7 +29,7 @@ const WIDTH: usize = 80;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    config: ConfigArgs,
+    relay: RelayArgs,
     /// Print one frame as plain text, with the rates of one second, and exit
     #[arg(long)]
     once: bool,
@@ -37,14 +37,13 @@ pub struct Args {
 
 /// Shows frames until `q` or Ctrl-C.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
-    let api = Api::of(&config)?;
+    let api = args.relay.api()?;
     if args.once {
         let before = snapshot(&api).await?;
         tokio::time::sleep(REFRESH).await;
         let now = snapshot(&api).await?;
         for line in frame(&now, Some(&before), WIDTH, usize::MAX) {
-            writeln!(io::stdout(), "{line}")?;
+            output::stdout().write_line(&line)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -57,7 +56,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(api: &Api<'_>, terminal: &mut Terminal) -> anyhow::Result<()> {
+async fn show(api: &Api, terminal: &mut Terminal) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -93,7 +92,7 @@ async fn show(api: &Api<'_>, terminal: &mut Terminal) -> anyhow::Result<()> {
 }
 
 /// Gets all that a frame shows.
-async fn snapshot(api: &Api<'_>) -> anyhow::Result<Snapshot> {
+async fn snapshot(api: &Api) -> anyhow::Result<Snapshot> {
     let status = api.get("/api/status").await?;
     let TargetList { targets } = api.get("/api/targets").await?;
     let metrics = api.get("/metrics").await?;

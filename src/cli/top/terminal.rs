@@ -9,6 +9,8 @@ use std::thread;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 
+use crate::escape;
+
 /// The size to assume if the terminal does not report its own.
 const DEFAULT_SIZE: (usize, usize) = (80, 24);
 
@@ -62,7 +64,7 @@ impl Terminal {
         let mut screen = "\x1b[H".to_owned();
         for (number, line) in lines.iter().take(height).enumerate() {
             // The last column stays free: a terminal delays the wrap there, and `\x1b[K` would clear it.
-            let shown: String = line.chars().filter(|c| !c.is_control()).take(width.saturating_sub(1)).collect();
+            let shown: String = escape::line(line).chars().take(width.saturating_sub(1)).collect();
             let next = if number == 0 { "" } else { "\r\n" };
             // Writing to a String cannot fail.
             write!(screen, "{next}{shown}\x1b[K").ok();

@@ -17,7 +17,7 @@ use tokio::time;
 use super::{TIMEOUT, soon};
 
 /// Exit code and output of a finished command.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
