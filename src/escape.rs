@@ -142,7 +142,8 @@ mod tests {
     fn a_writer_keeps_our_lines_and_a_document_of_json_its_meaning() {
         let mut written = EscapingWriter(Vec::new());
         let document = serde_json::json!({ "key": "\u{9b}2J\u{202e}\n\u{e0041}\x1b" });
-        write!(written, "{document:#}\n{}", "\u{1b}[2J").unwrap();
+        let clear_screen = "\u{1b}[2J";
+        write!(written, "{document:#}\n{clear_screen}").unwrap();
         written.write_all(b"\xffz\x9b").unwrap();
         let text = String::from_utf8(written.0).unwrap();
         let (json, rest) = text.split_at(text.rfind('}').unwrap() + 1);

@@ -21,7 +21,7 @@ pub(super) fn check(reader: &KeyReader<'_>, listen: &[Listen], accounts: &[Accou
         let Some(account) = accounts.iter().find(|account| account.path == path) else { continue };
         let routes = account.routes.routes();
         let reader = reader.at(&target.name).at("url");
-        if routes.iter().any(|route| route.to.iter().any(|name| *name == target.name)) {
+        if routes.iter().any(|route| route.to.contains(&target.name)) {
             reader.report(Problem::action(
                 "this is the relay's own address, with the path of an account whose events go to this target",
                 "name the handler's address",

@@ -70,7 +70,7 @@ fn edge(part: &Hir, at: Edge) -> Option<Sign> {
         },
         HirKind::Alternation(branches) => {
             let edges: Vec<_> = branches.iter().map(|branch| edge(branch, at)).collect();
-            let other = edges.iter().any(|edge| *edge == Some(Sign::Other));
+            let other = edges.contains(&Some(Sign::Other));
             if other {
                 sign(false)
             } else if edges.contains(&None) {

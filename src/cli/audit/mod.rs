@@ -46,7 +46,9 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     // On standard error, where they stand also if there is nothing to count.
     for DamagedStore { path, record, .. } in &damaged {
         let reason = record.as_ref().map_or("unknown reason", |record| record.reason.word());
-        eprintln!("damaged store moved aside: {} ({reason})\n  -> {}", path.display(), DamagedStore::REMEDY);
+        let found = format!("damaged store moved aside: {} ({reason})", path.display());
+        output::stderr().write_line(&found)?;
+        output::stderr().write_line(&format!("  -> {}", DamagedStore::REMEDY))?;
     }
     let store = Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys);
     let deep = args.deep.then(|| deep::audit_events(&store, &config)).transpose()?;
