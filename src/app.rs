@@ -11,7 +11,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
@@ -84,6 +84,21 @@ pub fn check(config: &Config) -> Vec<StartError> {
     let listeners = config.server.listen.iter().chain([&config.admin.listen]);
     errors.extend(listeners.filter_map(|listen| server::check(listen).err()).map(StartError::Bind));
     errors
+}
+
+/// How long a stop may take beyond `server.drain`, to close what does not end by itself.
+pub const STOP_GRACE: Duration = Duration::from_millis(600);
+
+/// The store was not closed by the end of a stop.
+#[derive(Debug, thiserror::Error)]
+#[error("the store was not closed in time")]
+pub struct StoreNotClosed;
+
+impl StoreNotClosed {
+    /// How to fix it.
+    pub fn remedy(&self) -> &'static str {
+        "check the disk, which does not complete a flush; the next start continues from the write-ahead log"
+    }
 }
 
 /// A running relay.
@@ -328,8 +343,19 @@ impl App {
         format!("{state}; {events} events, {} pending, {} dead", counts.pending, counts.dead)
     }
 
+    /// The time that a stop may take, [`STOP_GRACE`] not counted.
+    pub fn drain(&self) -> Duration {
+        self.drain
+    }
+
     /// Stops the parts in order: no answered push is lost, and nothing is cancelled before `server.drain` is over.
-    pub async fn stop(&self) {
+    ///
+    /// Returns at most [`STOP_GRACE`] after that, whatever hangs.
+    ///
+    /// # Errors
+    /// If the store could not be closed in time, as on a disk that does not complete a flush. What was answered is on
+    /// disk all the same.
+    pub async fn stop(&self) -> Result<(), StoreNotClosed> {
         self.ready.set_unready("draining");
         tracing::info!("draining");
         let deadline = Instant::now() + self.drain;
@@ -338,14 +364,14 @@ impl App {
         let servers = std::mem::take(&mut *self.servers.lock());
         let mut servers = servers.into_iter();
         if let Some(pushes) = servers.next() {
-            // A server task ends by itself within `drain`; a panic in it is already logged.
-            pushes.await.ok();
+            // It ends by itself within `drain`; a panic in it is already logged.
+            timeout_at(deadline + STOP_GRACE / 3, pushes).await.ok();
         }
         let settled = async {
             self.pipeline.drain().await;
             self.dispatcher.drain().await;
         };
-        if tokio::time::timeout_at(deadline, settled).await.is_err() {
+        if timeout_at(deadline, settled).await.is_err() {
             tracing::warn!("drain timed out, running attempts cancelled; their deliveries stay pending");
         }
         self.tail.close();
@@ -355,10 +381,11 @@ impl App {
         }
         self.stop_admin.cancel();
         for server in servers {
-            server.await.ok();
+            timeout_at(deadline + STOP_GRACE / 2, server).await.ok();
         }
-        self.queue.clone().close().await;
+        timeout_at(deadline + STOP_GRACE, self.queue.clone().close()).await.map_err(|_| StoreNotClosed)?;
         tracing::info!("stopped");
+        Ok(())
     }
 }
 
@@ -414,6 +441,6 @@ mod tests {
             tokio::time::timeout(Duration::from_secs(20), missed).await.is_ok(),
             "the stopped lane is not reported"
         );
-        app.stop().await;
+        app.stop().await.unwrap();
     }
 }

@@ -2,17 +2,23 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
-use wxrelay::cli::{Cli, exit_code, print_error};
+use wxrelay::cli::{Cli, early_signals, exit_code, print_error};
 
 /// mimalloc, as much of a push's memory is freed by another thread: a ninth less processor time per push than with the
 /// simple version, glibc's allocator, for 80 KB of binary.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
 
+/// How long the end of the process waits for threads that block, such as one that resolves a name.
+const THREAD_GRACE: Duration = Duration::from_millis(50);
+
 fn main() -> ExitCode {
+    // First, as a signal ends the process until it is caught.
+    early_signals::catch();
     let cli = Cli::parse();
     // The default hook prints the panic's message, which may quote a push.
     std::panic::set_hook(Box::new(|panic| {
@@ -33,7 +39,12 @@ fn main() -> ExitCode {
 }
 
 fn start(cli: Cli) -> anyhow::Result<ExitCode> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(cli.run())
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(cli.run());
+    // Dropping the runtime would wait for every blocking call: the system's resolver may take half a minute, and a
+    // disk that stands still takes for ever.
+    runtime.shutdown_timeout(THREAD_GRACE);
+    code
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

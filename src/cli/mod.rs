@@ -13,6 +13,7 @@ pub mod dead;
 pub mod demo;
 mod description;
 pub mod doctor;
+pub mod early_signals;
 mod event_filter;
 pub mod events;
 mod fixable;

@@ -85,13 +85,13 @@ impl LogWriter {
         mem::take(&mut self.0.pending().uncounted)
     }
 
-    /// Waits until all pending lines are written, up to [`FLUSH_TIMEOUT`].
-    fn flush(&self) {
+    /// Waits until all pending lines are written, up to `limit`.
+    fn flush(&self, limit: Duration) {
         let mut pending = self.0.pending();
         pending.is_flushing = true;
         self.0.more.notify_one();
         let is_unfinished = |pending: &mut PendingLines| pending.is_writing || !pending.bytes.is_empty();
-        self.0.written.wait_while_for(&mut pending, is_unfinished, FLUSH_TIMEOUT);
+        self.0.written.wait_while_for(&mut pending, is_unfinished, limit);
         pending.is_flushing = false;
     }
 }
@@ -127,7 +127,12 @@ impl LogBuffer {
 
 /// Waits until this process's lines are written, up to a second.
 pub fn flush() {
-    STDERR.get().into_iter().for_each(LogWriter::flush);
+    flush_within(FLUSH_TIMEOUT);
+}
+
+/// Waits until this process's lines are written, up to `limit`, or a second if that is less.
+pub fn flush_within(limit: Duration) {
+    STDERR.get().into_iter().for_each(|writer| writer.flush(limit.min(FLUSH_TIMEOUT)));
 }
 
 /// How many lines of this process's log were dropped since the last call.
@@ -203,7 +208,7 @@ mod tests {
         drop(block);
         let lines: Vec<String> = (0..1000).map(|number| format!("line {number}\n")).collect();
         lines.iter().for_each(|line| writer.push(line.as_bytes()));
-        writer.flush();
+        writer.flush(FLUSH_TIMEOUT);
         assert_eq!(*written.lock(), lines.concat());
     }
 
@@ -218,7 +223,7 @@ mod tests {
         assert_eq!(writer.0.pending().bytes.len(), CAPACITY);
         assert_eq!((writer.take_dropped(), writer.take_dropped()), (7, 0));
         drop(block);
-        writer.flush();
+        writer.flush(FLUSH_TIMEOUT);
         assert_eq!(written.lock().len(), CAPACITY + 1024);
         assert_eq!(writer.0.pending().dropped, 0, "reported");
     }

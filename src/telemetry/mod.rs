@@ -23,7 +23,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
-pub use log_writer::{flush, take_dropped};
+pub use log_writer::{flush, flush_within, take_dropped};
 
 use log_writer::LogWriter;
 
@@ -78,7 +78,7 @@ pub enum Error {
     Gone(#[source] reload::Error),
 }
 
-/// The running logs; dropping it flushes them.
+/// The running logs.
 #[derive(Debug)]
 pub struct Handle(reload::Handle<Targets, Registry>);
 
@@ -95,12 +95,6 @@ impl Handle {
     /// Changes the level; on an error the old one stays.
     pub fn set_level(&self, level: &str) -> Result<(), Error> {
         self.0.reload(filter(level)?).map_err(Error::Gone)
-    }
-}
-
-impl Drop for Handle {
-    fn drop(&mut self) {
-        flush();
     }
 }
 

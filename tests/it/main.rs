@@ -59,6 +59,7 @@ mod secret_files;
 mod socket_activation;
 mod start_errors;
 mod statuses;
+mod stop;
 mod store_damage;
 mod store_folder;
 mod support;

@@ -37,7 +37,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if result.is_ok() && !args.once {
         run.keep_running().await?;
     }
-    run.environment.app.stop().await;
+    run.environment.app.stop().await?;
     result.map(|()| ExitCode::SUCCESS)
 }
 

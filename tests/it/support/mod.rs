@@ -6,6 +6,7 @@
 
 pub(crate) mod authority;
 pub(crate) mod command;
+pub(crate) mod hang;
 pub(crate) mod http;
 pub(crate) mod pages;
 pub(crate) mod pebble;

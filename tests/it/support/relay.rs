@@ -145,6 +145,11 @@ impl Relay {
         self.running().signal(signal);
     }
 
+    /// Starts it again after [`Relay::stop`] or [`Relay::kill`], without waiting for anything.
+    pub(crate) fn launch(&self) -> Running {
+        launch(&self.config, &self.setup.env)
+    }
+
     /// Waits until it exits by itself or after a signal; returns the exit code.
     pub(crate) async fn end(&mut self) -> Option<i32> {
         self.running.take().expect("the relay runs").end().await
@@ -294,11 +299,15 @@ impl Relay {
     }
 }
 
-/// Starts `wxrelay serve` and waits for its addresses and for `ready`.
-async fn serve(config: &Path, env: &[(&'static str, String)]) -> (Running, String, String) {
+fn launch(config: &Path, env: &[(&'static str, String)]) -> Running {
     let mut command = wxrelay(["serve", "-c"]);
     command.arg(config).envs(env.iter().cloned());
-    let running = Running::spawn(command);
+    Running::spawn(command)
+}
+
+/// Starts `wxrelay serve` and waits for its addresses and for `ready`.
+async fn serve(config: &Path, env: &[(&'static str, String)]) -> (Running, String, String) {
+    let running = launch(config, env);
     let address = |listener: &'static str| {
         move |line: &str| {
             let line: Value = serde_json::from_str(line).ok()?;
