@@ -101,6 +101,10 @@ impl StoreNotClosed {
     }
 }
 
+/// The most connections of the admin listener: more than it admits requests (`admin/admission.rs`), so that some are
+/// always idle and make way.
+const ADMIN_CONNECTIONS: usize = 256;
+
 /// A running relay.
 pub struct App {
     pipeline: Arc<Pipeline>,
@@ -117,6 +121,8 @@ pub struct App {
     stop_pushes: CancellationToken,
     stop_admin: CancellationToken,
     servers: Mutex<Vec<JoinHandle<()>>>,
+    /// Reloads renewed certificates; `None` without TLS.
+    certificates: Mutex<Option<JoinHandle<()>>>,
     reloads: Mutex<Option<mpsc::Receiver<admin::Reload>>>,
     push_addresses: Vec<String>,
     admin_address: String,
@@ -168,6 +174,7 @@ impl App {
             stop_pushes: CancellationToken::new(),
             stop_admin: CancellationToken::new(),
             servers: Mutex::default(),
+            certificates: Mutex::default(),
             reloads: Mutex::new(Some(reloads)),
             config: Mutex::new(Arc::new(config)),
             push_addresses,
@@ -229,7 +236,7 @@ impl App {
             admin_listeners,
             None,
             tower::service_fn(move |request| admin.clone().call(request)),
-            server::Options { http2: false, proxy_protocol: false, ..options },
+            server::Options { http2: false, proxy_protocol: false, max_connections: ADMIN_CONNECTIONS, ..options },
             self.stop_admin.clone(),
             Duration::from_secs(1),
         );
@@ -238,7 +245,8 @@ impl App {
         servers.push(tokio::spawn(admin_server));
         if let Some(acceptor) = self.tls.clone() {
             acme::spawn_renewals(&acceptor, &self.metrics, &self.stop_pushes);
-            tokio::spawn(certificate_watch::watch(acceptor, self.metrics.clone(), self.stop_pushes.clone()));
+            let watch = certificate_watch::watch(acceptor, self.metrics.clone(), self.stop_pushes.clone());
+            *self.certificates.lock() = Some(tokio::spawn(watch));
         }
     }
 
@@ -320,18 +328,44 @@ impl App {
         }
     }
 
-    /// Returns when every part that pushes and deliveries need has answered; never returns while one hangs.
+    /// Returns when every part that pushes and deliveries need has answered; never returns while the store hangs.
     ///
     /// # Errors
-    /// The name of a part that has stopped by itself.
+    /// The name of a part that has ended by itself or makes no progress.
     pub async fn pulse(&self) -> Result<(), &'static str> {
-        if self.servers.lock().iter().any(JoinHandle::is_finished) {
-            return Err("listeners");
-        }
-        if !self.dispatcher.is_whole() {
-            return Err("dispatcher");
+        if let Some(part) = self.ended_part().or_else(|| self.ready.stuck()) {
+            return Err(part);
         }
         self.queue.ping().await.map_err(|_| "store")
+    }
+
+    /// A part that has ended by itself, if one has: only a bug does that. Waits for nothing.
+    pub fn ended_part(&self) -> Option<&'static str> {
+        if self.servers.lock().iter().any(JoinHandle::is_finished) {
+            return Some("listeners");
+        }
+        if self.certificates.lock().as_ref().is_some_and(JoinHandle::is_finished) {
+            return Some("certificates");
+        }
+        if !self.dispatcher.is_whole() {
+            return Some("dispatcher");
+        }
+        (self.queue.obstacle() == Some(queue::Obstacle::Closed)).then_some("store")
+    }
+
+    /// The queue.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
+    /// The deliveries.
+    pub fn dispatcher(&self) -> &Dispatcher {
+        &self.dispatcher
+    }
+
+    /// Whether pushes are accepted.
+    pub fn ready(&self) -> &admin::Ready {
+        &self.ready
     }
 
     /// The relay's state on one line, for systemd's status.
@@ -415,32 +449,55 @@ mod tests {
 
     /// Only a bug ends a lane's task; the test ends it by shutting down the runtime that it runs on.
     #[tokio::test]
-    async fn the_pulse_reports_a_lane_that_has_stopped_by_itself() {
+    async fn a_lane_that_has_ended_by_itself_is_reported() {
         let folder = tempfile::tempdir().unwrap();
-        let load = |targets: &str| {
-            let path = folder.path().join("config.toml");
-            let text = "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[queue]\npath = \"store\"\n\
-                        [accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n";
-            std::fs::write(&path, format!("{text}{targets}")).unwrap();
-            crate::config::load(Some(&path), [], &[]).unwrap()
-        };
-        let app = App::start(load("")).await.unwrap();
+        let app = App::start(config(folder.path(), "")).await.unwrap();
         let other = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         {
             let _spawned_there = other.enter();
-            app.reload(load("[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n")).unwrap();
+            app.reload(config(folder.path(), "[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n")).unwrap();
         }
         assert_eq!(app.pulse().await, Ok(()));
         other.shutdown_background();
-        let missed = async {
-            while app.pulse().await != Err("dispatcher") {
-                tokio::task::yield_now().await;
-            }
-        };
-        assert!(
-            tokio::time::timeout(Duration::from_secs(20), missed).await.is_ok(),
-            "the stopped lane is not reported"
-        );
+        let ended = tokio::time::timeout(Duration::from_secs(20), crate::health::watch(&app)).await;
+        assert_eq!(ended, Ok("dispatcher"));
+        assert_eq!(app.pulse().await, Err("dispatcher"));
         app.stop().await.unwrap();
+    }
+
+    /// The runtime that the lane's task runs on is never polled.
+    #[tokio::test]
+    async fn a_lane_that_makes_no_progress_is_stuck() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = App::start(config(folder.path(), "")).await.unwrap();
+        let idle = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        {
+            let _spawned_there = idle.enter();
+            app.reload(config(folder.path(), "[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n")).unwrap();
+        }
+        assert_eq!(app.dispatcher.stuck_lanes(Duration::ZERO), [], "asked for the first time");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(app.dispatcher.stuck_lanes(Duration::ZERO), ["crm".into()]);
+        app.ready.set_stuck(Some("dispatcher-stalled"));
+        assert_eq!((app.pulse().await, app.ready.obstacle()), (Err("dispatcher-stalled"), Some("dispatcher-stalled")));
+        idle.shutdown_background();
+        app.stop().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_has_ended_is_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = App::start(config(folder.path(), "")).await.unwrap();
+        app.queue.clone().close().await;
+        let ended = tokio::time::timeout(Duration::from_secs(20), crate::health::watch(&app)).await;
+        assert_eq!(ended, Ok("store"));
+    }
+
+    fn config(folder: &std::path::Path, targets: &str) -> Config {
+        let path = folder.join("config.toml");
+        let text = "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[queue]\npath = \"store\"\n\
+                    [accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n";
+        std::fs::write(&path, format!("{text}{targets}")).unwrap();
+        crate::config::load(Some(&path), [], &[]).unwrap()
     }
 }

@@ -5,7 +5,7 @@
 //! | layer | modules | |
 //! |---|---|---|
 //! | 5 | [`cli`] | one file per command |
-//! | 4 | [`app`], [`config`] | the wiring, and the configuration |
+//! | 4 | [`app`], [`config`], [`health`] | the wiring, the configuration, and the watch over running parts |
 //! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; the push pipeline; delivery |
 //! | 3 | [`otlp`] | spans to a collector |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
@@ -26,6 +26,7 @@ pub mod deliver;
 pub mod dispatcher;
 pub mod escape;
 pub mod event;
+pub mod health;
 pub mod metrics;
 pub mod otlp;
 pub mod push;

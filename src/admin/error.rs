@@ -55,6 +55,14 @@ pub(super) enum Error {
     NoReload,
     #[error("the body: expected {0}")]
     BadBody(&'static str),
+    #[error("the body did not come in time; send it with the head")]
+    LateBody,
+    #[error("the body: expected at most {} MiB", .0 >> 20)]
+    LargeBody(usize),
+    #[error("the relay is busy with other requests to the API; try again")]
+    Busy,
+    #[error("not done within {} s; what was done is stored, send it again; see the relay's log", .0.as_secs())]
+    Late(Duration),
     #[error("{0}")]
     Json(#[source] serde_json::Error),
     #[error("send the OpenID in the body: queries end up in logs")]
@@ -98,11 +106,15 @@ impl Error {
             | Self::NoFilter
             | Self::ToItself
             | Self::NotConfigured => StatusCode::BAD_REQUEST,
+            Self::LateBody => StatusCode::REQUEST_TIMEOUT,
+            Self::LargeBody(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Reload(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Store(_)
             | Self::NotWiped(_)
             | Self::NoStats
             | Self::Stopped
+            | Self::Busy
+            | Self::Late(_)
             | Self::NoReload
             | Self::TooManyWatchers(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,

@@ -1,6 +1,7 @@
 //! Wrong admin tokens, counted by source.
 //!
-//! More than [`ALLOWED`] within [`PERIOD`] from one source are logged, and answered late, with limited concurrency.
+//! More than [`ALLOWED`] within [`PERIOD`] from one source are logged, and answered late while few are delayed: a delayed
+//! request holds its connection, so it must not be cheap to hold them all.
 //! Invariants: a request with the right token is never counted or delayed, so an attacker behind the same address
 //! cannot lock an operator out; the table is bounded. The token's length defeats guessing; this keeps guesses cheap.
 
@@ -19,7 +20,7 @@ const ALLOWED: u32 = 10;
 const PERIOD: Duration = Duration::from_secs(60);
 /// The delay of further failures.
 const DELAY: Duration = Duration::from_secs(1);
-/// The most concurrent delays; further requests queue.
+/// The most concurrent delays; further requests are answered at once.
 const MAX_DELAYED: usize = 64;
 /// The most sources that are counted separately.
 const MAX_SOURCES: usize = 1024;
@@ -53,10 +54,9 @@ impl TokenFailures {
                 "too many wrong admin tokens within a minute"
             );
         }
-        // The semaphore is never closed.
-        let permit = self.delayed.acquire().await;
-        sleep(DELAY).await;
-        drop(permit);
+        if let Ok(_permit) = self.delayed.try_acquire() {
+            sleep(DELAY).await;
+        }
         Some(remaining)
     }
 

@@ -10,27 +10,42 @@ use super::Context;
 
 /// Whether pushes are accepted, shared between the app, which sets it, and `/readyz`. Initially `starting`.
 #[derive(Clone, Debug)]
-pub struct Ready(Arc<watch::Sender<Option<&'static str>>>);
+pub struct Ready {
+    phase: Arc<watch::Sender<Option<&'static str>>>,
+    /// A part of the relay that makes no progress, in one word.
+    stuck: Arc<watch::Sender<Option<&'static str>>>,
+}
 
 impl Default for Ready {
     fn default() -> Self {
-        Self(Arc::new(watch::Sender::new(Some("starting"))))
+        Self { phase: Arc::new(watch::Sender::new(Some("starting"))), stuck: Arc::default() }
     }
 }
 
 impl Ready {
     pub fn set_ready(&self) {
-        self.0.send_replace(None);
+        self.phase.send_replace(None);
     }
 
     /// Sets why pushes are not accepted, in one word, such as `draining`.
     pub fn set_unready(&self, reason: &'static str) {
-        self.0.send_replace(Some(reason));
+        self.phase.send_replace(Some(reason));
+    }
+
+    /// Sets which part makes no progress, such as `dispatcher-stalled`; `None` if all do.
+    pub fn set_stuck(&self, part: Option<&'static str>) {
+        self.stuck.send_replace(part);
     }
 
     /// Why pushes are not accepted; `None` if they are.
     pub fn obstacle(&self) -> Option<&'static str> {
-        *self.0.borrow()
+        let phase = *self.phase.borrow();
+        phase.or_else(|| *self.stuck.borrow())
+    }
+
+    /// Which part makes no progress.
+    pub fn stuck(&self) -> Option<&'static str> {
+        *self.stuck.borrow()
     }
 }
 
@@ -38,8 +53,8 @@ pub(super) async fn livez() -> &'static str {
     "ok"
 }
 
-/// The reason is one word, as unauthenticated clients can read it: `starting`, `draining`, or a word of
-/// [`crate::queue::Obstacle`].
+/// The reason is one word, as unauthenticated clients can read it: `starting`, `draining`,
+/// `dispatcher-stalled`, or a word of [`crate::queue::Obstacle`].
 pub(super) async fn readyz(State(context): State<Context>) -> (StatusCode, &'static str) {
     match context.obstacle().await {
         None => (StatusCode::OK, "ready"),

@@ -12,6 +12,7 @@ pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse 
     // all the same: they are needed most then.
     let is_ready = context.obstacle().await.is_none();
     context.state.metrics.ready.set(is_ready.into());
+    context.state.metrics.commit_wait.set(context.state.queue.oldest_wait().as_secs_f64());
     context.stats.get().await.ok();
     context.state.metrics.log_lines_lost.inc_by(telemetry::take_dropped());
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], context.state.metrics.render())

@@ -22,10 +22,12 @@
 //! | `POST /api/reload` | reload.rs | reloads the configuration |
 //! | `GET /api/openapi.json` | openapi.rs | describes the API as an OpenAPI 3.1 document |
 //!
-//! Invariants: everything except health passes the guard (`guard.rs`, `failures.rs`); every failure is answered
+//! Invariants: everything except health passes the guard (`guard.rs`, `failures.rs`) and then admission
+//! (`admission.rs`), so that nobody waits for a client that sends or reads nothing; every failure is answered
 //! `{"error":".."}` (`error.rs`); no response may be read by another origin (no CORS). This module has access to the
 //! queue and to what the app passes in [`State`]; it knows neither pushes nor the dispatcher.
 
+mod admission;
 mod audit;
 mod error;
 mod events;
@@ -46,6 +48,7 @@ mod targets;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::{HeaderValue, header};
@@ -54,8 +57,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
-use tokio::sync::mpsc;
-use tower::limit::GlobalConcurrencyLimitLayer;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::clock::UnixMillis;
@@ -70,6 +73,7 @@ pub use health::Ready;
 pub use overview::{AccountOverview, ConfiguredTarget, EventPage, QueueTotals, Status, TargetList, TargetOverview};
 pub use reload::Reload;
 
+use admission::Admission;
 use error::Error;
 use stats_cache::StatsCache;
 
@@ -109,37 +113,59 @@ pub struct State {
 
 /// The steps of one page of a sweep: some thousand deliveries.
 const STEPS: usize = 10;
-/// The most concurrent requests to the API, as they read the disk that pushes are written to. Further ones wait.
-const CONCURRENCY: usize = 8;
+/// The most concurrent requests to the API, as they read the disk that pushes are written to, and how many wait.
+const API_SLOTS: usize = 8;
+const API_WAITING: usize = 32;
+/// The same for `/metrics`, which shares none of them: it is needed most when the API is busy.
+const METRICS_SLOTS: usize = 4;
+const METRICS_WAITING: usize = 16;
+/// The deadline of a request.
+const DEADLINE: Duration = Duration::from_secs(30);
+/// The deadline of an operator action on many deliveries. As long as the commands wait, since a million takes minutes.
+const ACTION_DEADLINE: Duration = Duration::from_secs(600);
+/// The deadline of each of its steps: it may take long, but not stand still.
+const STEP_DEADLINE: Duration = Duration::from_secs(30);
 
 /// The admin listener's service, for [`crate::server::serve`].
 pub fn service(state: State, settings: &Settings) -> Router {
-    let context =
-        Context { stats: StatsCache::new(state.queue.clone(), state.store.clone(), state.metrics.clone()), state };
+    let context = Context {
+        stats: StatsCache::new(state.queue.clone(), state.store.clone(), state.metrics.clone()),
+        readers: Arc::new(Semaphore::new(API_SLOTS)),
+        state,
+    };
     let guard = guard::AccessControl::new(settings.token.clone());
-    let guarded = Router::new()
-        .route("/metrics", get(metrics::scrape))
+    let api = Admission::new(API_SLOTS, API_WAITING, DEADLINE);
+    let requests = Router::new()
         .route("/api/status", get(status::status))
         .route("/api/audit", get(audit::audit))
         .route("/api/events", get(events::list))
         .route("/api/events/{id}", get(events::show))
-        .route("/api/events/replay", post(replay::page))
-        .route("/api/events/{id}/replay", post(replay::one))
-        .route("/api/events/forget", post(forget::page))
         .route("/api/tail", get(tail::tail))
         .route("/api/targets", get(targets::list))
         .route("/api/targets/{name}/pause", post(targets::pause))
         .route("/api/targets/{name}/resume", post(targets::resume))
+        .route("/api/reload", post(reload::reload))
+        .route("/api/openapi.json", get(openapi::openapi))
+        .route_layer(middleware::from_fn_with_state(api.clone(), admission::admit));
+    let actions = Router::new()
+        .route("/api/events/replay", post(replay::page))
+        .route("/api/events/{id}/replay", post(replay::one))
+        .route("/api/events/forget", post(forget::page))
         .route("/api/targets/{name}/retry-dead", post(targets::retry_dead))
         .route("/api/targets/{name}/drop-dead", post(targets::drop_dead))
         .route("/api/targets/{name}/drop-pending", post(targets::drop_pending))
         .route("/api/targets/{name}/redirect", post(targets::redirect))
-        .route("/api/reload", post(reload::reload))
-        .route("/api/openapi.json", get(openapi::openapi))
+        .route_layer(middleware::from_fn_with_state(api.with_deadline(ACTION_DEADLINE), admission::admit));
+    let scrapes = Admission::new(METRICS_SLOTS, METRICS_WAITING, DEADLINE);
+    let metrics = Router::new()
+        .route("/metrics", get(metrics::scrape))
+        .route_layer(middleware::from_fn_with_state(scrapes, admission::admit_unread));
+    let guarded = requests
+        .merge(actions)
+        .merge(metrics)
         .fallback(async || Error::NoSuchPath)
         .method_not_allowed_fallback(async || Error::Method)
-        // Within the guard, so that unauthenticated clients cannot use up the limit.
-        .layer(GlobalConcurrencyLimitLayer::new(CONCURRENCY))
+        // Around admission, so that unauthenticated clients cannot use up its slots.
         .layer(middleware::from_fn_with_state(guard, guard::check));
     // Health stays outside the guard: probes have no token, and learn one word.
     Router::new()
@@ -156,6 +182,8 @@ pub fn service(state: State, settings: &Settings) -> Router {
 struct Context {
     state: State,
     stats: StatsCache,
+    /// Held by each read of the store until its thread has ended, which on a disk that hangs outlives the request.
+    readers: Arc<Semaphore>,
 }
 
 impl Context {
@@ -173,10 +201,10 @@ impl Context {
         let (sweep, now) = (Arc::new(sweep), UnixMillis::now());
         let mut page = SweepProgress { changed: 0, next: None };
         for _ in 0..STEPS {
-            let step = self.state.queue.sweep(&sweep, after, now).await;
+            let step = self.sweep_step(&sweep, after, now).await;
             // Also after a failure: the steps before it are committed.
             self.stats.invalidate().await;
-            let SweepProgress { changed, next } = step.map_err(Error::Store)?;
+            let SweepProgress { changed, next } = step?;
             page = SweepProgress { changed: page.changed + changed, next };
             after = next;
             if next.is_none() {
@@ -186,6 +214,29 @@ impl Context {
         Ok(page)
     }
 
+    /// Runs a whole sweep.
+    async fn sweep_all(&self, sweep: Sweep) -> Result<u64, Error> {
+        let (sweep, now, mut total, mut after) = (Arc::new(sweep), UnixMillis::now(), 0, None);
+        loop {
+            let SweepProgress { changed, next } = self.sweep_step(&sweep, after, now).await?;
+            total += changed;
+            after = next;
+            if next.is_none() {
+                return Ok(total);
+            }
+        }
+    }
+
+    async fn sweep_step(
+        &self,
+        sweep: &Arc<Sweep>,
+        after: Option<EventId>,
+        now: UnixMillis,
+    ) -> Result<SweepProgress, Error> {
+        let step = timeout(STEP_DEADLINE, self.state.queue.sweep(sweep, after, now)).await;
+        step.map_err(|_| Error::Late(STEP_DEADLINE))?.map_err(Error::Store)
+    }
+
     /// Reads the store, on a thread that may block.
     async fn inspect<T, F>(&self, look: F) -> Result<T, Error>
     where
@@ -193,7 +244,12 @@ impl Context {
         F: FnOnce(&Inspect) -> Result<T, queue::Error> + Send + 'static,
     {
         let (store, keys) = (self.state.store.clone(), self.state.encryption_keys.clone());
-        let looking = tokio::task::spawn_blocking(move || look(&Inspect::open(&store)?.with_keys(&keys)));
+        // The semaphore is never closed.
+        let permit = self.readers.clone().acquire_owned().await.map_err(|_| Error::Internal)?;
+        let looking = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            look(&Inspect::open(&store)?.with_keys(&keys))
+        });
         looking.await.map_err(|_| Error::Internal)?.map_err(Error::Store)
     }
 }

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use super::Error;
 use crate::clock::UnixMillis;
 use crate::metrics::{Backlog, Metrics};
 use crate::queue::{Queue, Stats};
+use crate::telemetry::LogThrottle;
 
 /// How long statistics are served from the cache.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -24,7 +26,15 @@ pub(super) struct StatsCache {
     /// The store's folder, for the free space of its disk.
     store: Arc<PathBuf>,
     metrics: Arc<Metrics>,
-    last: Arc<Mutex<Option<CachedStats>>>,
+    warnings: Arc<LogThrottle>,
+    cache: Arc<Mutex<Cache>>,
+}
+
+#[derive(Default)]
+struct Cache {
+    last: Option<CachedStats>,
+    /// The refresh in progress. One at a time, as each may block a thread for as long as the disk hangs.
+    running: Option<JoinHandle<Option<Arc<Stats>>>>,
 }
 
 /// The last refresh. A failure is cached too, so that waiting requests do not wait for another timeout.
@@ -35,36 +45,53 @@ struct CachedStats {
 
 impl StatsCache {
     pub(super) fn new(queue: Queue, store: PathBuf, metrics: Arc<Metrics>) -> Self {
-        Self { queue, store: Arc::new(store), metrics, last: Arc::default() }
+        Self { queue, store: Arc::new(store), metrics, warnings: Arc::default(), cache: Arc::default() }
     }
 
     /// The queue's statistics, not older than a second.
     pub(super) async fn get(&self) -> Result<Arc<Stats>, Error> {
         // Held during the refresh, so that concurrent requests wait for the same result.
-        let mut last = self.last.lock().await;
-        if let Some(cached) = last.as_ref().filter(|cached| cached.at.elapsed() < MAX_AGE) {
+        let mut cache = self.cache.lock().await;
+        if let Some(cached) = cache.last.as_ref().filter(|cached| cached.at.elapsed() < MAX_AGE) {
             return cached.stats.clone().ok_or(Error::NoStats);
         }
-        let stats = self.refresh().await;
-        *last = Some(CachedStats { at: Instant::now(), stats: stats.clone() });
+        let running = cache.running.get_or_insert_with(|| tokio::spawn(self.clone().refresh()));
+        let stats = match timeout(TIMEOUT, running).await {
+            Ok(refreshed) => {
+                cache.running = None;
+                refreshed.ok().flatten()
+            }
+            Err(_) => {
+                if let Some(suppressed) = self.warnings.allow() {
+                    tracing::warn!(held_back = suppressed, "queue statistics timed out");
+                }
+                None
+            }
+        };
+        cache.last = Some(CachedStats { at: Instant::now(), stats: stats.clone() });
         stats.ok_or(Error::NoStats)
     }
 
-    async fn refresh(&self) -> Option<Arc<Stats>> {
-        match timeout(TIMEOUT, async { (self.disk_free().await, self.queue.stats().await) }).await {
-            Ok((free, Ok(stats))) => {
+    async fn refresh(self) -> Option<Arc<Stats>> {
+        let free = self.disk_free().await;
+        match self.queue.stats().await {
+            Ok(stats) => {
                 self.publish(&stats, free);
-                return Some(Arc::new(stats));
+                Some(Arc::new(stats))
             }
-            Ok((_, Err(error))) => tracing::warn!(%error, remedy = error.remedy(), "queue statistics failed"),
-            Err(_) => tracing::warn!("queue statistics timed out"),
+            Err(error) => {
+                if let Some(suppressed) = self.warnings.allow() {
+                    let remedy = error.remedy();
+                    tracing::warn!(%error, remedy, held_back = suppressed, "queue statistics failed");
+                }
+                None
+            }
         }
-        None
     }
 
     /// Makes the next request refresh, after a change by the API.
     pub(super) async fn invalidate(&self) {
-        *self.last.lock().await = None;
+        *self.cache.lock().await = Cache::default();
     }
 
     /// The free bytes of the store's disk for this user. Runs on a blocking thread, as the disk may hang.

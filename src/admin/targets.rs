@@ -10,7 +10,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{Context, Error, TargetList, TargetOverview, object};
-use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{Inspect, Sweep, SweepAction};
 
@@ -80,10 +79,10 @@ async fn selection(context: &Context, name: Name, body: &[u8]) -> Result<(String
 /// Runs a whole sweep; logs and returns how many deliveries changed.
 async fn sweep_all(context: &Context, sweep: Sweep, fate: &'static str) -> Result<Json<Value>, Error> {
     let target = sweep.filter.target.clone();
-    let count = context.state.queue.sweep_all(sweep, UnixMillis::now()).await;
+    let count = context.sweep_all(sweep).await;
     // Also after a failure: the steps before it are committed.
     context.stats.invalidate().await;
-    let count = count.map_err(Error::Store)?;
+    let count = count?;
     tracing::info!(target, fate, count, "deliveries changed by an operator");
     Ok(Json(json!({ fate: count })))
 }

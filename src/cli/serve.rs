@@ -20,6 +20,7 @@ use super::{ConfigArgs, early_signals};
 use crate::admin::Reload;
 use crate::app::App;
 use crate::config::Config;
+use crate::health;
 use crate::secret::seal_process;
 use crate::telemetry;
 
@@ -68,7 +69,13 @@ async fn serve(args: Args, log_limit: &mut Duration) -> anyhow::Result<ExitCode>
     let reporter = service::SystemdReporter::start(&app);
     let reloads =
         tokio::spawn(Reloader { app: app.clone(), args: args.config, logs: logs.into() }.run(hangup, requests));
-    stop.received().await;
+    let ended = tokio::select! {
+        () = stop.received() => None,
+        part = health::watch(&app) => Some(part),
+    };
+    if let Some(part) = ended {
+        tracing::error!(part, remedy = "report it with the error before this line", "component ended, exiting");
+    }
     let end = Instant::now() + app.drain() + LOG_GRACE;
     end_process_after(app.drain() + PROCESS_GRACE);
     reloads.abort();
@@ -76,11 +83,14 @@ async fn serve(args: Args, log_limit: &mut Duration) -> anyhow::Result<ExitCode>
     notify(&[sd_notify::NotifyState::Stopping, sd_notify::NotifyState::Status("draining")]);
     let stopped = app.stop().await;
     *log_limit = end.saturating_duration_since(Instant::now());
-    if let Err(error) = stopped {
+    if let Err(error) = &stopped {
         tracing::error!(%error, remedy = error.remedy(), "stop incomplete, exiting");
-        return Ok(EXIT_IO.into());
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(match (ended, stopped) {
+        (Some(_), _) => EXIT_INTERNAL.into(),
+        (None, Err(_)) => EXIT_IO.into(),
+        (None, Ok(())) => ExitCode::SUCCESS,
+    })
 }
 
 /// Reads the configuration, on a thread that may block: a file may be on a disk that hangs.
@@ -131,6 +141,7 @@ impl StopSignals {
 /// Ends the process after `limit`, if a stop has not ended it by then: the last resort, on a thread that needs nothing
 /// of the runtime.
 fn end_process_after(limit: Duration) {
+    #[expect(clippy::disallowed_methods, reason = "a thread of its own, which blocks no task")]
     let wait_and_end = move || {
         std::thread::sleep(limit);
         tracing::error!("stop timed out, exiting");

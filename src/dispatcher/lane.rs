@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::Policy;
 use super::attempt::{AttemptContext, AttemptEnd, UnsettledAttempt};
 use super::breaker::Breaker;
+use super::heartbeat::Heartbeat;
 use crate::clock::UnixMillis;
 use crate::deliver::Role;
 use crate::queue::{Error, Inbox, Lease, Leases};
@@ -36,6 +37,7 @@ pub(super) async fn run(
     name: Arc<str>,
     inbox: Inbox,
     policy: watch::Receiver<Arc<Policy>>,
+    heartbeat: Arc<Heartbeat>,
     stop: CancellationToken,
     tuning: Tuning,
 ) {
@@ -50,6 +52,7 @@ pub(super) async fn run(
         policy,
         context: Arc::new(context),
         breaker,
+        heartbeat,
         stop,
         tuning,
         ready: VecDeque::new(),
@@ -70,6 +73,7 @@ struct LaneTask {
     policy: watch::Receiver<Arc<Policy>>,
     context: Arc<AttemptContext>,
     breaker: Breaker,
+    heartbeat: Arc<Heartbeat>,
     stop: CancellationToken,
     tuning: Tuning,
     /// Leased, waiting for a slot.
@@ -94,6 +98,7 @@ struct EndedAttempt {
 impl LaneTask {
     /// Starts attempts in free slots, then waits for the next thing to happen. False when it is time to stop.
     async fn step(&mut self) -> bool {
+        self.heartbeat.beat();
         let concurrency = self.policy.borrow().concurrency;
         self.start_attempts(concurrency);
         let has_slot = self.has_slot(concurrency);
@@ -111,6 +116,7 @@ impl LaneTask {
         tokio::select! {
             biased;
             () = self.stop.cancelled() => return false,
+            () = self.heartbeat.asked() => {}
             Some(lease) = self.inbox.awaited.recv(), if takes_awaited => self.start_awaited(lease),
             Some(ended) = self.awaited.join_next() => self.handle_ended(ended.ok()),
             Some(ended) = self.attempts.join_next() => self.handle_ended(ended.ok()),

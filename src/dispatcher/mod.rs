@@ -6,6 +6,7 @@
 
 mod attempt;
 mod breaker;
+mod heartbeat;
 mod lane;
 mod offer;
 #[cfg(test)]
@@ -32,6 +33,7 @@ use crate::telemetry::OpenIds;
 use crate::tuning::Tuning;
 
 use attempt::AttemptContext;
+use heartbeat::Heartbeat;
 
 /// One `[targets.NAME]` of the configuration.
 #[derive(Clone, Debug)]
@@ -104,6 +106,7 @@ struct Lane {
     policy: watch::Sender<Arc<Policy>>,
     /// Ends the task; `None` while the target is paused.
     stop: Option<CancellationToken>,
+    heartbeat: Arc<Heartbeat>,
 }
 
 impl Dispatcher {
@@ -145,7 +148,8 @@ impl Dispatcher {
             match lanes.get(&name) {
                 Some(lane) => drop(lane.policy.send_replace(Arc::new(policy))),
                 None => {
-                    let mut lane = Lane { policy: watch::Sender::new(Arc::new(policy)), stop: None };
+                    let policy = watch::Sender::new(Arc::new(policy));
+                    let mut lane = Lane { policy, stop: None, heartbeat: Arc::default() };
                     let paused = self.is_paused(&name);
                     self.metrics.target(&name).paused.set(paused.into());
                     if paused {
@@ -205,7 +209,10 @@ impl Dispatcher {
         let inbox = self.queue.subscribe(name.clone(), self.tuning.inbox_leases);
         let watched = lane.policy.subscribe();
         let context = AttemptContext::new(self.queue.clone(), metrics, self.tail.clone(), stop.clone());
-        self.tasks.spawn(lane::run(context, name.clone(), inbox, watched, stop.clone(), self.tuning));
+        // A fresh one: the previous task may still settle its attempts.
+        lane.heartbeat = Arc::default();
+        let heartbeat = lane.heartbeat.clone();
+        self.tasks.spawn(lane::run(context, name.clone(), inbox, watched, heartbeat, stop.clone(), self.tuning));
         lane.stop = Some(stop);
     }
 
@@ -224,6 +231,13 @@ impl Dispatcher {
     pub fn is_whole(&self) -> bool {
         // The task holds the receiver of its policy until its end.
         self.lanes().values().all(|lane| lane.stop.is_none() || lane.policy.receiver_count() > 0)
+    }
+
+    /// The targets whose task has not come around its loop for longer than `limit`, since this was first asked.
+    pub fn stuck_lanes(&self, limit: Duration) -> Vec<Arc<str>> {
+        let lanes = self.lanes();
+        let running = lanes.iter().filter(|(_, lane)| lane.stop.is_some());
+        running.filter(|(_, lane)| lane.heartbeat.check() > limit).map(|(name, _)| name.clone()).collect()
     }
 
     /// Stops leasing and waits until the attempts in progress are settled; pending deliveries stay pending.

@@ -62,6 +62,8 @@ pub struct Metrics {
     backlogged: Mutex<BTreeSet<String>>,
     pub commit_duration: Histogram,
     pub ready: IntGauge,
+    /// How long the oldest change has been waiting for its commit, in seconds.
+    pub commit_wait: Gauge,
     pub queue_bytes: IntGauge,
     pub queue_max_bytes: IntGauge,
     pub disk_free_bytes: IntGauge,
@@ -225,6 +227,13 @@ impl Metrics {
                 ),
             ),
             ready: registered(at, IntGauge::new("wxrelay_ready", "1 while pushes are accepted, as on /readyz.")),
+            commit_wait: registered(
+                at,
+                Gauge::new(
+                    "wxrelay_commit_wait_seconds",
+                    "How long the oldest change has been waiting for its commit.",
+                ),
+            ),
             queue_bytes: registered(at, IntGauge::new("wxrelay_queue_bytes", "Size of the store on disk.")),
             queue_max_bytes: registered(
                 at,

@@ -251,6 +251,13 @@ impl Queue {
         }
     }
 
+    /// How long the oldest change has been waiting for its commit; zero if none waits. Does not wait for the writer.
+    pub fn oldest_wait(&self) -> Duration {
+        match self {
+            Self::Embedded(engine) => engine.oldest_wait(),
+        }
+    }
+
     /// Commits the waiting commands, closes all inboxes, and releases the store; returns when another process may open
     /// it.
     ///

@@ -9,6 +9,8 @@ pub enum Obstacle {
     SizeLimit,
     /// The store cannot be written: a failing or read-only disk, another program's lock.
     Failing,
+    /// The oldest change has been waiting for its commit for more than 2 s: the disk completes no flush.
+    Stalled,
     /// The queue was closed, or its writer is gone.
     Closed,
 }
@@ -20,6 +22,7 @@ impl Obstacle {
             Self::DiskFull => "disk-full",
             Self::SizeLimit => "queue-full",
             Self::Failing => "store-failing",
+            Self::Stalled => "store-stalled",
             Self::Closed => "store-closed",
         }
     }

@@ -8,7 +8,7 @@
 //!   `challenge.rs`: the answers to an ACME authority's validation
 //! - `certificate_watch.rs`: reloads renewed certificates, warns before they expire; `acme/`: orders and renews them
 //! - `connection_slots.rs`: the limit on connections, and which are evicted
-//! - `transport.rs`: the byte stream of a connection
+//! - `transport.rs`: the byte stream of a connection; `write_timeout.rs`: the limit for a client that does not read
 //! - `peer.rs`: [`Peer`], the client of a request; `proxied.rs`: the client that a PROXY header names
 //!
 //! Imports go one way: `acme` uses `certificate_watch`, both use `tls`, and `tls` uses `challenge`.
@@ -29,6 +29,7 @@ mod socket;
 pub mod stack;
 pub mod tls;
 mod transport;
+mod write_timeout;
 
 use std::fmt::Display;
 use std::io;
@@ -66,6 +67,7 @@ use proxied::ProxyHeaderError;
 use socket::Stream;
 use stack::BoxedResponse;
 use transport::Transport;
+use write_timeout::WriteTimeout;
 
 use crate::telemetry::LogThrottle;
 
@@ -167,7 +169,7 @@ impl Server {
     async fn serve_connection(self, stream: Stream, slot: Arc<ConnectionSlot>, shutdown: CancellationToken) {
         let Self { handler, tls, options, refusals, .. } = self;
         let Some((transport, peer)) = handshake(stream, tls.as_ref(), &options, &refusals, &slot).await else { return };
-        let io = TokioIo::new(transport);
+        let io = TokioIo::new(WriteTimeout::new(transport, options.write_timeout));
         let first_request = Arc::new(Notify::new());
         let trusted_proxies = options.trusted_proxies.clone();
         let service = Connected { handler, peer, slot, first_request: first_request.clone(), trusted_proxies };

@@ -71,6 +71,8 @@ pub struct Options {
     /// The timeout for the headers of a further request. Longer than a reverse proxy keeps its idle connections (nginx:
     /// 60 s), so that the proxy closes them and no push is sent on a connection that the relay is closing.
     pub idle_timeout: Duration,
+    /// How long a client may read nothing of an answer that waits for it.
+    pub write_timeout: Duration,
     /// The most open connections. At the limit, idle ones are evicted for new ones.
     pub max_connections: usize,
     /// The proxies whose `X-Forwarded-For` and PROXY header are trusted.
@@ -93,6 +95,7 @@ impl Default for Options {
             handshake_timeout: Duration::from_secs(3),
             header_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(30),
             max_connections: 4096,
             trusted_proxies: Arc::new([]),
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// allows.
 const LAYERS: [(u8, &[&str]); 6] = [
     (5, &["main", "cli"]),
-    (4, &["app", "config", "simulation"]),
+    (4, &["app", "config", "health", "simulation"]),
     (3, &["server", "admin", "push", "dispatcher", "otlp"]),
     (2, &["queue", "deliver", "tail"]),
     (1, &["wechat", "route", "backoff", "event", "trace"]),

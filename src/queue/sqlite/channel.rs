@@ -11,18 +11,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, timeout_at};
 
 use super::command::WriterCommand;
+use super::wait_clock::WaitClock;
 use crate::queue::Error;
 
 /// A channel for `capacity` commands; a sender waits while it is full.
 pub(super) fn channel(capacity: usize) -> (CommandSender, CommandReceiver) {
     let (commands, receiver) = mpsc::channel(capacity);
     let (threshold, urgent_ends) = (AtomicUsize::new(AWAKE), AtomicBool::new(false));
-    let signal = Arc::new(WakeSignal { threshold, urgent_ends, wake: Notify::new() });
+    let signal = Arc::new(WakeSignal { threshold, urgent_ends, wake: Notify::new(), clock: WaitClock::new() });
     (CommandSender { commands, signal: Arc::clone(&signal) }, CommandReceiver { commands: receiver, signal })
 }
 
@@ -46,6 +48,7 @@ struct WakeSignal {
     /// Whether a single urgent command ends the sleep too.
     urgent_ends: AtomicBool,
     wake: Notify,
+    clock: WaitClock,
 }
 
 const AWAKE: usize = usize::MAX;
@@ -54,9 +57,15 @@ impl CommandSender {
     /// Hands a command over; waits while the channel is full.
     pub(super) async fn send(&self, command: WriterCommand) -> Result<(), Error> {
         let is_deferrable = command.is_deferrable();
+        self.signal.clock.note_sent();
         self.commands.send(command).await.map_err(|_| Error::Closed)?;
         self.wake_receiver(is_deferrable);
         Ok(())
+    }
+
+    /// How long the oldest command has been waiting for the writer; zero if none waits.
+    pub(super) fn oldest_wait(&self) -> Duration {
+        self.signal.clock.oldest_wait()
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -117,6 +126,16 @@ impl CommandReceiver {
             }
         }
         signal.threshold.store(AWAKE, Ordering::Relaxed);
+    }
+
+    /// Notes that the commands received so far are being executed.
+    pub(super) fn begin_batch(&self) {
+        self.signal.clock.note_taken();
+    }
+
+    /// Notes that the commands of the batch are answered.
+    pub(super) fn finish_batch(&self) {
+        self.signal.clock.note_finished();
     }
 
     /// Accepts no more commands; those in the channel can still be received.

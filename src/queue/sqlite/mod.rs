@@ -34,6 +34,7 @@ pub(super) mod survey;
 mod sweep;
 mod upkeep;
 mod values;
+mod wait_clock;
 mod write_back;
 mod writer;
 
@@ -84,6 +85,10 @@ const WIPE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Commands that may wait for the writer; callers beyond that wait to send theirs.
 const WAITING_COMMANDS: usize = 1024;
+
+/// After this wait for the writer the store counts as stalled: long before a push is late, and longer than any commit of
+/// a disk that works.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
 
 /// A handle to the embedded engine; cheap to clone.
 #[derive(Clone)]
@@ -306,7 +311,16 @@ impl Sqlite {
     }
 
     pub(super) fn obstacle(&self) -> Option<Obstacle> {
-        if self.commands.is_closed() { Some(Obstacle::Closed) } else { *self.obstacle.borrow() }
+        if self.commands.is_closed() {
+            return Some(Obstacle::Closed);
+        }
+        // What the writer knows says more: while another program holds a lock, commands wait too.
+        let known = *self.obstacle.borrow();
+        known.or_else(|| (self.oldest_wait() > STALLED_AFTER).then_some(Obstacle::Stalled))
+    }
+
+    pub(super) fn oldest_wait(&self) -> Duration {
+        self.commands.oldest_wait()
     }
 
     pub(super) async fn close(self) {

@@ -48,6 +48,7 @@ async fn stall(
 ) {
     let mut batch = Vec::new();
     while asked.recv_batch(&mut batch, WAITING_COMMANDS).await > 0 {
+        asked.begin_batch();
         let wait = late();
         if !wait.is_zero() {
             tokio::time::sleep(wait).await;
@@ -57,5 +58,6 @@ async fn stall(
                 return;
             }
         }
+        asked.finish_batch();
     }
 }

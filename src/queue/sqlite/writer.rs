@@ -87,6 +87,7 @@ impl Writer {
         let mut batch = Vec::with_capacity(BATCH);
         let mut closers = Vec::new();
         while self.fill_batch(&mut batch, &mut commands).await {
+            commands.begin_batch();
             if !batch.is_empty() {
                 self.retention.note_activity();
             }
@@ -112,6 +113,7 @@ impl Writer {
                     | WriterCommand::Sweep { .. } => {}
                 }
             }
+            commands.finish_batch();
             if self.retention.due(self.capacity.pressure()) <= Instant::now() {
                 self.delete_old();
             }
