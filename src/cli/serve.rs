@@ -20,9 +20,8 @@ use super::{ConfigArgs, early_signals};
 use crate::admin::Reload;
 use crate::app::App;
 use crate::config::Config;
-use crate::health;
 use crate::secret::seal_process;
-use crate::telemetry;
+use crate::{health, queue, telemetry};
 
 /// `wxrelay serve`
 #[derive(clap::Args)]
@@ -31,8 +30,6 @@ pub struct Args {
     config: ConfigArgs,
 }
 
-/// `EX_IOERR` of sysexits.h.
-const EXIT_IO: u8 = 74;
 /// `EX_SOFTWARE` of sysexits.h.
 const EXIT_INTERNAL: u8 = 70;
 /// What a stop may take beyond `server.drain`, the log's last lines included.
@@ -88,7 +85,7 @@ async fn serve(args: Args, log_limit: &mut Duration) -> anyhow::Result<ExitCode>
     }
     Ok(match (ended, stopped) {
         (Some(_), _) => EXIT_INTERNAL.into(),
-        (None, Err(_)) => EXIT_IO.into(),
+        (None, Err(_)) => queue::EXIT_IO.into(),
         (None, Ok(())) => ExitCode::SUCCESS,
     })
 }
