@@ -88,7 +88,69 @@ impl StallLog {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use tokio::runtime;
+    use tokio::time::timeout;
+
     use super::*;
+    use crate::config::{self, Config};
+
+    const SOON: Duration = Duration::from_secs(20);
+    const TARGET: &str = "[targets.crm]\nurl = \"http://127.0.0.1:9/\"\n";
+
+    /// Only a bug ends a lane's task; the test ends it by shutting down the runtime that it runs on.
+    #[tokio::test]
+    async fn a_lane_that_has_ended_by_itself_is_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = App::start(config(folder.path(), "")).await.unwrap();
+        let other = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        {
+            let _spawned_there = other.enter();
+            app.reload(config(folder.path(), TARGET)).unwrap();
+        }
+        assert_eq!(app.pulse().await, Ok(()));
+        other.shutdown_background();
+        assert_eq!(timeout(SOON, watch(&app)).await, Ok("dispatcher"));
+        assert_eq!(app.pulse().await, Err("dispatcher"));
+        app.stop().await.unwrap();
+    }
+
+    /// The runtime that the lane's task runs on is never polled.
+    #[tokio::test]
+    async fn a_lane_that_makes_no_progress_is_stuck() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = App::start(config(folder.path(), "")).await.unwrap();
+        let idle = runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        {
+            let _spawned_there = idle.enter();
+            app.reload(config(folder.path(), TARGET)).unwrap();
+        }
+        assert!(app.dispatcher().stuck_lanes(Duration::ZERO).is_empty(), "asked for the first time");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert_eq!(app.dispatcher().stuck_lanes(Duration::ZERO), ["crm".into()]);
+        let word = "dispatcher-stalled";
+        app.ready().set_stuck(Some(word));
+        assert_eq!((app.pulse().await, app.ready().obstacle()), (Err(word), Some(word)));
+        idle.shutdown_background();
+        app.stop().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_has_ended_is_reported() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = App::start(config(folder.path(), "")).await.unwrap();
+        app.queue().clone().close().await;
+        assert_eq!(timeout(SOON, watch(&app)).await, Ok("store"));
+    }
+
+    fn config(folder: &Path, targets: &str) -> Config {
+        let path = folder.join("config.toml");
+        let text = "[server]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"127.0.0.1:0\"\n[queue]\npath = \"store\"\n\
+                    [accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n";
+        std::fs::write(&path, format!("{text}{targets}")).unwrap();
+        config::load(Some(&path), [], &[]).unwrap()
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_stall_is_logged_once_when_it_begins_and_at_most_once_per_period() {
