@@ -157,6 +157,36 @@ async fn max_size_is_held_the_same_way() {
 }
 
 #[tokio::test]
+async fn a_store_that_is_removed_while_the_disk_is_full_is_written_back_when_there_is_room() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(Reply::status(503))).await);
+    let config = wechat.account() + &crm.config("crm", PATIENT);
+    let mut relay = Setup::new(config).queue_at(&disk.queue()).start().await;
+    for _ in 0..10 {
+        relay.accept(&wechat, &text("o1", &"x".repeat(40_000))).await;
+    }
+    disk.fill();
+    for name in ["wxrelay.db", "wxrelay.db-wal", "wxrelay.db-shm"] {
+        fs::remove_file(disk.queue().join(name)).expect("it is there");
+    }
+    let logged = |start: &'static str| {
+        move |line: &serde_json::Value| line["message"].as_str().is_some_and(|text| text.starts_with(start))
+    };
+    let line = relay.log("that there is no room for a copy", logged("store not written back yet")).await;
+    assert!(
+        line["level"] == "ERROR" && line["remedy"].as_str().is_some_and(|text| text.contains("free some")),
+        "{line}"
+    );
+    disk.free();
+    relay.log("that the store is written back", logged("store written back")).await;
+    relay.kill().await;
+    crm.then(Reaction::Answer(Reply::status(200)));
+    relay.restart().await;
+    relay.audited("delivered", 10).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
 async fn a_log_that_a_reader_holds_counts_against_max_size_and_the_reader_is_named() {
     let (wechat, crm) = (WeChat::secure(), Target::start().await);
     let setup = Setup::new(wechat.account() + &crm.config("crm", "")).queue("max_size = \"16MiB\"");
