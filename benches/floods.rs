@@ -1,10 +1,11 @@
 //! Floods: are WeChat's pushes answered during an attack, and what does it cost?
 //!
-//! `cargo bench --bench floods [-- --seconds 5 --rate 50 --only NAME]`
+//! `cargo bench --bench floods [-- --seconds 5 --rate 50 --only NAME --files 1024]`
 //!
 //! Each flood runs against a fresh relay for that many seconds, as fast as the machine can, from 200 addresses of the
 //! loopback network or, where its name has it, from WeChat's own. Beside it pushes come at a steady rate, from a thread
-//! of their own, each on a new connection, up to three times as WeChat does. Per flood: the answers to these pushes,
+//! of their own, each on a new connection, up to three times as WeChat does. With `--files` the relay's limit of open
+//! files is that low, so that it can accept far fewer connections than the floods make. Per flood: the answers to these pushes,
 //! how many got none, the relay's peak memory, the descriptors that were not closed, and what the attackers achieved.
 //! Exit code 1 if a push was not answered 200, if the slowest hundredth took longer than WeChat waits, if memory
 //! exceeded its limit, if a descriptor stayed open, or if the audit finds another number of events than of pushes.
@@ -42,16 +43,18 @@ async fn main() {
     let (seconds, rate) = (argument("--seconds", 5), argument("--rate", 50));
     let only = word("--only");
     raise_descriptors();
-    println!("floods: {seconds} s each, beside {rate} pushes/s");
+    let files = word("--files").map(|files| files.parse().expect("--files takes a number"));
+    let limit = files.map_or_else(String::new, |files: u64| format!(", {files} open files"));
+    println!("floods: {seconds} s each, beside {rate} pushes/s{limit}");
     let (mut passed, mut failed) = (0, 0);
     for flood in FLOODS.iter().filter(|flood| only.as_ref().is_none_or(|only| flood.name.contains(only.as_str()))) {
-        if suffer(flood, Duration::from_secs(seconds), rate).await { passed += 1 } else { failed += 1 }
+        if suffer(flood, Duration::from_secs(seconds), rate, files).await { passed += 1 } else { failed += 1 }
     }
     println!("{passed} passed, {failed} failed");
     std::process::exit(i32::from(failed > 0 || passed == 0));
 }
 
-async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {
+async fn suffer(flood: &Flood, span: Duration, rate: u64, files: Option<u64>) -> bool {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let certificate = (flood.listener == Listener::Tls).then(|| Certificate::new(folder.path()));
     let server = match &certificate {
@@ -59,7 +62,7 @@ async fn suffer(flood: &Flood, span: Duration, rate: u64) -> bool {
         None => format!("http2 = {}\n", flood.listener == Listener::Http2),
     };
     let route = "[[accounts.shop.routes]]\notherwise = true\nto = []\n";
-    let relay = Relay::start_with(folder.path(), &server, "", &(account() + route)).await;
+    let relay = Relay::start_limited(folder.path(), &server, "", &(account() + route), files).await;
     let tls = certificate.as_ref().map(Certificate::connector);
     let wechat = match &tls {
         Some(tls) => WeChat::over(tls.clone()),

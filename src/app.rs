@@ -24,7 +24,8 @@ use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::push::{Account, Accounts, Pipeline};
 use crate::queue::Queue;
-use crate::server::{Bound, acme, certificate_watch, stack, tls};
+use crate::server::descriptors::DescriptorBudget;
+use crate::server::{Bound, ConnectionLimit, acme, certificate_watch, stack, tls};
 use crate::tail::Tail;
 use crate::{admin, queue, server};
 
@@ -101,10 +102,6 @@ impl StoreNotClosed {
     }
 }
 
-/// The most connections of the admin listener: more than it admits requests (`admin/admission.rs`), so that some are
-/// always idle and make way.
-const ADMIN_CONNECTIONS: usize = 256;
-
 /// A running relay.
 pub struct App {
     pipeline: Arc<Pipeline>,
@@ -126,6 +123,7 @@ pub struct App {
     reloads: Mutex<Option<mpsc::Receiver<admin::Reload>>>,
     push_addresses: Vec<String>,
     admin_address: String,
+    push_connections: ConnectionLimit,
 }
 
 impl App {
@@ -179,6 +177,7 @@ impl App {
             config: Mutex::new(Arc::new(config)),
             push_addresses,
             admin_address,
+            push_connections: ConnectionLimit::new(0),
         });
         app.serve(push_listeners, admin_listeners, reload, started);
         app.record_config();
@@ -196,6 +195,7 @@ impl App {
     ) {
         let config = self.config();
         let options = server::Options::new(&config.server);
+        let admin_connections = self.divide_descriptors(&config);
         let pipeline = self.pipeline.clone();
         let pushes = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let peer = request.extensions().get::<server::Peer>().and_then(|peer| peer.0);
@@ -207,7 +207,7 @@ impl App {
             push_listeners,
             self.tls.clone(),
             pushes,
-            options.clone(),
+            server::Options { max_connections: self.push_connections.clone(), ..options.clone() },
             self.stop_pushes.clone(),
             self.drain,
         );
@@ -236,7 +236,7 @@ impl App {
             admin_listeners,
             None,
             tower::service_fn(move |request| admin.clone().call(request)),
-            server::Options { http2: false, proxy_protocol: false, max_connections: ADMIN_CONNECTIONS, ..options },
+            server::Options { http2: false, proxy_protocol: false, max_connections: admin_connections, ..options },
             self.stop_admin.clone(),
             Duration::from_secs(1),
         );
@@ -281,6 +281,7 @@ impl App {
             tracing::warn!(key, "configuration change needs a restart");
         }
         self.queue.set_replay_window(config.queue.replay_window);
+        self.divide_descriptors(&config);
         self.dispatcher.apply(policies);
         self.pipeline.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
         *self.config.lock() = Arc::new(config);

@@ -45,6 +45,17 @@ impl Relay {
 
     /// The same with keys of `[server]`.
     pub(crate) async fn start_with(folder: &Path, server: &str, queue: &str, config: &str) -> Self {
+        Self::start_limited(folder, server, queue, config, None).await
+    }
+
+    /// The same with a limit of open files, soft and hard.
+    pub(crate) async fn start_limited(
+        folder: &Path,
+        server: &str,
+        queue: &str,
+        config: &str,
+        files: Option<u64>,
+    ) -> Self {
         let file = folder.join("config.toml");
         let text = format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}[admin]\nlisten = \"127.0.0.1:0\"\n\
@@ -55,7 +66,14 @@ impl Relay {
         let log = folder.join("log");
         File::create(&log).expect("the folder can be written");
         let stderr = OpenOptions::new().append(true).open(&log).expect("the log can be opened");
-        let mut command = Command::new(binary());
+        let mut command = match files {
+            None => Command::new(binary()),
+            Some(files) => {
+                let mut shell = Command::new("sh");
+                shell.arg("-c").arg(format!("ulimit -n {files}; exec \"$0\" \"$@\"")).arg(binary());
+                shell
+            }
+        };
         command.args(["serve", "-c"]).arg(&file).stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let begun = Instant::now();
         let child = command.spawn().expect("the binary starts");

@@ -21,6 +21,7 @@ use crate::admin::Reload;
 use crate::app::App;
 use crate::config::Config;
 use crate::secret::seal_process;
+use crate::server::descriptors;
 use crate::{health, queue, telemetry};
 
 /// `wxrelay serve`
@@ -50,6 +51,7 @@ async fn serve(args: Args, log_limit: &mut Duration) -> anyhow::Result<ExitCode>
     let hangup = signal(SignalKind::hangup())?;
     // Must precede the read of the first secret.
     let sealed = seal_process();
+    descriptors::raise_limit();
     let Some(config) = stop.or(load(&args.config)).await else { return Ok(ExitCode::SUCCESS) };
     let config = config?;
     let logs = telemetry::init(&config.log)?;

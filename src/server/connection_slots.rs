@@ -5,7 +5,7 @@
 //! were never answered 2xx either; then other unauthenticated clients; then the oldest. Among the first two, those of
 //! the address with the most idle connections go first, its oldest first: a flood evicts its own connections. There is
 //! no limit per address, which a reverse proxy or WeChat's few addresses could reach. Memory is bounded by the number
-//! of slots and by [`MAX_KNOWN_ADDRESSES`].
+//! of slots and by [`MAX_KNOWN_ADDRESSES`]. The limit may change: a lower one closes connections only when others arrive.
 //!
 //! Why not a plain semaphore: a flood that opens connections and sends nothing would lock WeChat out until its timeouts
 //! pass. Why addresses are remembered: without that, half-open handshakes from 200 addresses left 12 of 102 pushes
@@ -13,26 +13,51 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
 
 use super::Peer;
 use crate::telemetry::LogThrottle;
 
-/// One eviction closes up to 1/64 of all connections: finding many costs as much as finding one.
-const EVICTION_SHARE: usize = 64;
+/// One eviction closes up to 1/32 of all connections: finding many costs as much as finding one. It begins when no more
+/// slots than that are left, so that the next connections need not wait until those evicted have ended: without that, a
+/// flood of connections that are made again at once delayed WeChat's by seconds on a busy machine.
+const EVICTION_SHARE: usize = 32;
 /// The wait before the next eviction, when no slot was released.
-const EVICTION_RETRY: Duration = Duration::from_millis(10);
+pub(super) const EVICTION_RETRY: Duration = Duration::from_millis(10);
 /// The most authenticated addresses that are remembered: WeChat has a few hundred.
 const MAX_KNOWN_ADDRESSES: usize = 4096;
 
+/// The most open connections of a server, which may change while it serves.
+#[derive(Clone, Debug)]
+pub struct ConnectionLimit(Arc<AtomicUsize>);
+
+impl ConnectionLimit {
+    pub fn new(most: usize) -> Self {
+        Self(Arc::new(AtomicUsize::new(most)))
+    }
+
+    pub fn set(&self, most: usize) {
+        self.0.store(most, Ordering::Relaxed);
+    }
+
+    pub fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The connection slots of a server.
 pub(super) struct ConnectionSlots {
-    limit: usize,
-    permits: Arc<Semaphore>,
+    limit: ConnectionLimit,
+    open: AtomicUsize,
+    /// How many of the open connections are being evicted.
+    evicting: AtomicUsize,
+    /// Notified by every connection that ends.
+    released: Notify,
     idle: Mutex<IdleConnections>,
     evictions: LogThrottle,
 }
@@ -49,17 +74,27 @@ struct IdleConnections {
 struct IdleConnection {
     source: Peer,
     authenticated: bool,
-    evict: Arc<Notify>,
+    eviction: Arc<Eviction>,
+}
+
+/// Tells a connection that it is evicted.
+#[derive(Default)]
+struct Eviction {
+    notify: Notify,
+    /// Whether the connection counts in `evicting`.
+    counted: AtomicBool,
 }
 
 /// One connection's slot, released on drop.
 pub(super) struct ConnectionSlot {
     slots: Arc<ConnectionSlots>,
     /// Notified by [`ConnectionSlots::evict_idle`]; [`ConnectionSlot::evicted`] waits for it.
-    evict: Arc<Notify>,
+    eviction: Arc<Eviction>,
     /// Locked before `slots.idle`, never the other way round.
     state: Mutex<SlotState>,
-    _permit: Option<OwnedSemaphorePermit>,
+    accepted: Instant,
+    /// When the last request began, in milliseconds after `accepted`, plus 1; 0 before the first.
+    last_request: AtomicU64,
 }
 
 struct SlotState {
@@ -73,45 +108,90 @@ struct SlotState {
 }
 
 impl ConnectionSlots {
-    pub(super) fn new(limit: usize) -> Arc<Self> {
-        let permits = Arc::new(Semaphore::new(limit));
-        Arc::new(Self { limit, permits, idle: Mutex::default(), evictions: LogThrottle::default() })
+    pub(super) fn new(limit: ConnectionLimit) -> Arc<Self> {
+        Arc::new(Self {
+            limit,
+            open: AtomicUsize::new(0),
+            evicting: AtomicUsize::new(0),
+            released: Notify::new(),
+            idle: Mutex::default(),
+            evictions: LogThrottle::default(),
+        })
     }
 
     /// Waits for a slot for a new connection. While there is none, idle connections are evicted.
     pub(super) async fn acquire(self: &Arc<Self>, peer: Peer) -> ConnectionSlot {
-        let permit = match self.permits.clone().try_acquire_owned() {
-            Ok(permit) => Some(permit),
-            Err(_) => loop {
-                self.evict_idle();
-                if let Ok(permit) = timeout(EVICTION_RETRY, self.permits.clone().acquire_owned()).await {
-                    // The semaphore is never closed, so this is a permit.
-                    break permit.ok();
-                }
-            },
-        };
+        loop {
+            // Before the attempt, so that no release between the two is missed.
+            let released = self.released.notified();
+            if self.try_open() {
+                break;
+            }
+            self.evict_for_limit();
+            timeout(EVICTION_RETRY, released).await.ok();
+        }
+        if self.is_nearly_full() {
+            self.evict_for_limit();
+        }
         let state = SlotState { source: peer.subscriber(), idle: None, active: 0, authenticated: false };
-        let slot =
-            ConnectionSlot { slots: self.clone(), evict: Arc::default(), state: Mutex::new(state), _permit: permit };
+        let slot = ConnectionSlot {
+            slots: self.clone(),
+            eviction: Arc::default(),
+            state: Mutex::new(state),
+            accepted: Instant::now(),
+            last_request: AtomicU64::new(0),
+        };
         slot.set_peer(peer);
         slot
     }
 
-    fn evict_idle(&self) {
+    /// Counts a connection, if the limit allows one more.
+    fn try_open(&self) -> bool {
+        let one_more = |open| (open < self.limit.get()).then_some(open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more).is_ok()
+    }
+
+    /// Whether few slots are left, with those that are being evicted.
+    fn is_nearly_full(&self) -> bool {
+        let limit = self.limit.get();
+        let remaining = self.open.load(Ordering::Relaxed).saturating_sub(self.evicting.load(Ordering::Relaxed));
+        remaining > limit - limit / EVICTION_SHARE
+    }
+
+    fn evict_for_limit(&self) {
+        if let Some((source, evicted)) = self.evict_idle() {
+            self.log_eviction(source, evicted);
+        }
+    }
+
+    /// Evicts idle connections after an `accept` that failed for lack of file descriptors: something else than
+    /// connections uses more of them than expected. Returns how many.
+    pub(super) fn make_room(&self) -> usize {
+        self.evict_idle().map_or(0, |(_, evicted)| evicted)
+    }
+
+    /// Evicts some idle connections, all of one source, if there are any.
+    fn evict_idle(&self) -> Option<(Peer, usize)> {
         let mut idle = self.idle.lock();
-        let Some((source, candidates)) = idle.eviction_candidates((self.limit / EVICTION_SHARE).max(1)) else { return };
-        let closed = candidates.len();
+        let (source, candidates) = idle.eviction_candidates((self.limit.get() / EVICTION_SHARE).max(1))?;
+        let evicted = candidates.len();
         for number in candidates {
-            if let Some(connection) = idle.connections.remove(&number) {
-                connection.evict.notify_one();
+            if let Some(IdleConnection { eviction, .. }) = idle.connections.remove(&number) {
+                if !eviction.counted.swap(true, Ordering::Relaxed) {
+                    self.evicting.fetch_add(1, Ordering::Relaxed);
+                }
+                eviction.notify.notify_one();
             }
         }
-        drop(idle);
+        Some((source, evicted))
+    }
+
+    fn log_eviction(&self, source: Peer, evicted: usize) {
         if let Some(suppressed) = self.evictions.allow() {
             let source = source.0.map(tracing::field::display);
             tracing::warn!(
-                places = self.limit,
-                closed,
+                places = self.limit.get(),
+                closed = evicted,
                 source,
                 held_back = suppressed,
                 "connection limit reached, idle connections evicted"
@@ -169,10 +249,19 @@ impl ConnectionSlot {
 
     /// Begins a request: while it is active the connection is not evicted.
     pub(super) fn begin_request(self: &Arc<Self>) -> ActiveRequest {
+        let after = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.last_request.store(after + 1, Ordering::Relaxed);
         let mut state = self.state.lock();
         state.active += 1;
         self.unmark_idle(&mut state);
+        self.leave_eviction();
         ActiveRequest { slot: self.clone(), success: false }
+    }
+
+    /// How long ago the last request began; `None` before the first.
+    pub(super) fn since_request(&self) -> Option<Duration> {
+        let after = self.last_request.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(self.accepted.elapsed().saturating_sub(Duration::from_millis(after)))
     }
 
     fn end_request(&self, success: bool) {
@@ -190,7 +279,7 @@ impl ConnectionSlot {
     /// Returns when the connection is evicted.
     pub(super) async fn evicted(&self) {
         loop {
-            self.evict.notified().await;
+            self.eviction.notify.notified().await;
             // A request may have begun between `evict_idle` and here: then the connection stays. Pairs with the lock
             // in `begin_request`.
             if self.state.lock().active == 0 {
@@ -199,10 +288,17 @@ impl ConnectionSlot {
         }
     }
 
+    /// Counts no longer as being evicted: it has ended, or has a request after all.
+    fn leave_eviction(&self) {
+        if self.eviction.counted.swap(false, Ordering::Relaxed) {
+            self.slots.evicting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
     fn mark_idle(&self, state: &mut SlotState) {
         self.unmark_idle(state);
         let (source, authenticated) = (state.source, state.authenticated);
-        let connection = IdleConnection { source, authenticated, evict: self.evict.clone() };
+        let connection = IdleConnection { source, authenticated, eviction: self.eviction.clone() };
         state.idle = Some(self.slots.idle.lock().insert(connection));
     }
 
@@ -238,143 +334,12 @@ impl Drop for ConnectionSlot {
         if let Some(number) = state.idle.take() {
             self.slots.idle.lock().connections.remove(&number);
         }
+        self.leave_eviction();
+        self.slots.open.fetch_sub(1, Ordering::Relaxed);
+        self.slots.released.notify_waiters();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn peer(address: &str) -> Peer {
-        Peer(Some(address.parse().unwrap()))
-    }
-
-    async fn acquired(slots: &Arc<ConnectionSlots>, address: &str) -> Arc<ConnectionSlot> {
-        Arc::new(slots.acquire(peer(address)).await)
-    }
-
-    /// Which of these connections were evicted.
-    async fn evicted(connections: &[&Arc<ConnectionSlot>]) -> Vec<usize> {
-        let mut found = Vec::new();
-        for (number, slot) in connections.iter().enumerate() {
-            if timeout(Duration::ZERO, slot.evicted()).await.is_ok() {
-                found.push(number);
-            }
-        }
-        found
-    }
-
-    /// Asks for a slot while all are taken, and gives up after 1 ms.
-    async fn exhaust(slots: &Arc<ConnectionSlots>) {
-        assert!(
-            timeout(Duration::from_millis(1), slots.acquire(peer("192.0.2.200"))).await.is_err(),
-            "nobody has left yet"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_address_with_the_most_idle_connections_loses_its_oldest() {
-        let slots = ConnectionSlots::new(4);
-        let few = acquired(&slots, "192.0.2.1").await;
-        let [one, two, three] = [
-            acquired(&slots, "192.0.2.9").await,
-            acquired(&slots, "192.0.2.9").await,
-            acquired(&slots, "192.0.2.9").await,
-        ];
-        exhaust(&slots).await;
-        assert_eq!(evicted(&[&few, &one, &two, &three]).await, [1]);
-        drop(one);
-        assert!(timeout(Duration::from_millis(1), slots.acquire(peer("192.0.2.200"))).await.is_ok());
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_ipv6_customer_is_one_address() {
-        let slots = ConnectionSlots::new(4);
-        let all = [
-            &acquired(&slots, "2001:db8:0:1::1").await,
-            &acquired(&slots, "2001:db8:0:2::1").await,
-            &acquired(&slots, "2001:db8:0:1:ffff::7").await,
-            &acquired(&slots, "2001:db8:0:3::1").await,
-        ];
-        exhaust(&slots).await;
-        assert_eq!(evicted(&all).await, [0]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn authenticated_clients_are_evicted_last_and_active_ones_never() {
-        let slots = ConnectionSlots::new(3);
-        let [known, failed, busy] = [
-            acquired(&slots, "192.0.2.9").await,
-            acquired(&slots, "192.0.2.9").await,
-            acquired(&slots, "192.0.2.9").await,
-        ];
-        known.begin_request().answered(true);
-        failed.begin_request().answered(false);
-        let request = busy.begin_request();
-        exhaust(&slots).await;
-        assert_eq!(evicted(&[&known, &failed, &busy]).await, [1]);
-        exhaust(&slots).await;
-        assert_eq!(evicted(&[&known, &failed, &busy]).await, [0], "the only one left that waits");
-        exhaust(&slots).await;
-        assert_eq!(evicted(&[&known, &failed, &busy]).await, [0; 0]);
-        drop(request);
-        exhaust(&slots).await;
-        assert_eq!(evicted(&[&known, &failed, &busy]).await, [2], "a request that was broken off is over too");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_authenticated_address_is_evicted_after_unauthenticated_clients_though_it_has_more_connections() {
-        let slots = ConnectionSlots::new(4);
-        let known = acquired(&slots, "192.0.2.9").await;
-        known.begin_request().answered(true);
-        drop(known);
-        let [one, two, three] = [
-            acquired(&slots, "192.0.2.9").await,
-            acquired(&slots, "192.0.2.9").await,
-            acquired(&slots, "192.0.2.9").await,
-        ];
-        let unauthenticated = acquired(&slots, "192.0.2.1").await;
-        exhaust(&slots).await;
-        assert_eq!(evicted(&[&one, &two, &three, &unauthenticated]).await, [3]);
-        exhaust(&slots).await;
-        assert_eq!(
-            evicted(&[&one, &two, &three, &unauthenticated]).await,
-            [0],
-            "when no unauthenticated client is left"
-        );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn the_set_of_authenticated_addresses_is_bounded() {
-        let slots = ConnectionSlots::new(1);
-        for number in 0..=MAX_KNOWN_ADDRESSES as u32 {
-            let address = std::net::Ipv4Addr::from_bits(number).to_string();
-            acquired(&slots, &address).await.begin_request().answered(true);
-        }
-        assert_eq!(slots.idle.lock().authenticated.len(), 1);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_that_arrives_during_eviction_is_answered() {
-        let slots = ConnectionSlots::new(1);
-        let slot = acquired(&slots, "192.0.2.9").await;
-        exhaust(&slots).await;
-        let request = slot.begin_request();
-        assert_eq!(evicted(&[&slot]).await, [0; 0]);
-        request.answered(true);
-        exhaust(&slots).await;
-        assert_eq!(evicted(&[&slot]).await, [0]);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slot_is_released_and_nothing_is_kept_of_it() {
-        let slots = ConnectionSlots::new(2);
-        for _ in 0..10 {
-            let (one, two) = (acquired(&slots, "192.0.2.1").await, acquired(&slots, "192.0.2.2").await);
-            let under_way = two.begin_request();
-            drop((one, two, under_way));
-        }
-        assert_eq!(slots.permits.available_permits(), 2);
-        assert!(slots.idle.lock().connections.is_empty());
-    }
-}
+#[path = "connection_slots_tests.rs"]
+mod tests;

@@ -22,6 +22,7 @@ pub mod acme;
 pub mod certificate_watch;
 mod challenge;
 mod connection_slots;
+pub mod descriptors;
 mod peer;
 pub mod proxied;
 mod settings;
@@ -51,15 +52,16 @@ use proxy_header::io::ProxiedStream;
 use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::util::ServiceExt;
 use tower::{BoxError, Service};
 use tower_http::body::UnsyncBoxBody;
 
 pub use crate::certificate::Validity;
+pub use connection_slots::ConnectionLimit;
 pub use peer::Peer;
-pub use settings::{AcmeSettings, Certificate, Listen, Options, Settings, TlsFiles};
+pub use settings::{AcmeSettings, Certificate, Listen, MAX_CONNECTIONS, Options, Settings, TlsFiles};
 pub use socket::{BindError, Bound, bind, check};
 
 use connection_slots::{ConnectionSlot, ConnectionSlots};
@@ -88,7 +90,7 @@ pub async fn serve<S, B>(
     S::Error: Into<BoxError>,
     B: Body<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
 {
-    let slots = ConnectionSlots::new(options.max_connections);
+    let slots = ConnectionSlots::new(options.max_connections.clone());
     let refusals = Arc::new(LogThrottle::default());
     let boxed = |response: Response<B>| response.map(|body| UnsyncBoxBody::new(body.map_err(Into::into)));
     let service = service.map_response(boxed).map_err(Into::into);
@@ -119,11 +121,12 @@ impl Server {
         }
         let accept_grace = ACCEPT_GRACE.min(drain);
         let mut connections = JoinSet::new();
+        let mut listener = RetryingListener::new(bound, self.slots.clone());
         loop {
             let stream = tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(_) = connections.join_next(), if !connections.is_empty() => continue,
-                stream = accept(&bound) => stream,
+                stream = listener.accept() => stream,
             };
             // Not in the select, which would drop the connection if another branch were ready first.
             if let Some(slot) = acquire_slot(&self.slots, stream.peer(), &shutdown, accept_grace).await {
@@ -134,14 +137,14 @@ impl Server {
         let now = Instant::now();
         let (until, end) = (now + accept_grace, now + drain);
         while Instant::now() < until
-            && let Ok(stream) = timeout(BACKLOG_POLL, accept(&bound)).await
+            && let Ok(stream) = timeout(BACKLOG_POLL, listener.accept()).await
             && let Some(slot) = acquire_slot(&self.slots, stream.peer(), &shutdown, accept_grace).await
         {
             self.spawn_connection(&mut connections, stream, slot, &shutdown);
         }
         // From now on the system refuses new connections; with a socket of systemd, it queues them for the next
         // process.
-        drop(bound);
+        drop(listener);
         let ended = async { while connections.join_next().await.is_some() {} };
         if timeout_at(end, ended).await.is_err() {
             tracing::warn!(connections = connections.len(), "drain timed out, connections closed");
@@ -351,6 +354,8 @@ fn http1_and_2(options: &Options) -> auto::Builder<TokioExecutor> {
 
 /// The wait for one more connection from the backlog.
 const BACKLOG_POLL: Duration = Duration::from_millis(1);
+/// The pause after a failed `accept`.
+const ACCEPT_RETRY: Duration = Duration::from_millis(250);
 /// How long a stop still accepts connections from the backlog.
 const ACCEPT_GRACE: Duration = Duration::from_millis(500);
 /// The most headers of a request; WeChat sends about ten, and a chain of proxies adds as many.
@@ -376,19 +381,54 @@ async fn acquire_slot(
     }
 }
 
-/// Accepts the next connection. Errors of one client are skipped. After an error of the system (descriptors, memory) it
-/// waits, as retrying at once would spin.
-async fn accept(bound: &Bound) -> Stream {
-    loop {
-        match bound.accept().await {
-            Ok(stream) => return stream,
-            Err(error) if concerns_one_client(&error) => tracing::debug!(%error, "connection lost before accept"),
-            Err(error) => {
-                tracing::error!(%error, address = bound.address(), "accept failed, retrying in 1 s");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+/// A listener, with its recovery from failures of the system.
+struct RetryingListener {
+    bound: Bound,
+    slots: Arc<ConnectionSlots>,
+    /// The end of the pause after a failure. Kept here, as [`Self::accept`] is cancelled by every connection that
+    /// ends meanwhile.
+    retry_at: Option<Instant>,
+    failures: LogThrottle,
+}
+
+impl RetryingListener {
+    fn new(bound: Bound, slots: Arc<ConnectionSlots>) -> Self {
+        Self { bound, slots, retry_at: None, failures: LogThrottle::default() }
+    }
+
+    /// Accepts the next connection. Errors of one client are skipped. When no file descriptor is left, idle connections
+    /// are evicted. After any other error of the system it pauses, as retrying at once would spin.
+    async fn accept(&mut self) -> Stream {
+        loop {
+            if let Some(at) = self.retry_at {
+                sleep_until(at).await;
+                self.retry_at = None;
+            }
+            match self.bound.accept().await {
+                Ok(stream) => return stream,
+                Err(error) if concerns_one_client(&error) => tracing::debug!(%error, "connection lost before accept"),
+                Err(error) => {
+                    let closed = if lacks_descriptors(&error) { self.slots.make_room() } else { 0 };
+                    let pause = if closed > 0 { connection_slots::EVICTION_RETRY } else { ACCEPT_RETRY };
+                    self.retry_at = Some(Instant::now() + pause);
+                    self.log_failure(&error, closed);
+                }
             }
         }
     }
+
+    fn log_failure(&self, error: &io::Error, closed: usize) {
+        let Some(suppressed) = self.failures.allow() else { return };
+        let remedy = lacks_descriptors(error).then_some(descriptors::REMEDY);
+        let address = self.bound.address();
+        tracing::error!(%error, address, closed, remedy, held_back = suppressed, "accept failed, retrying");
+    }
+}
+
+/// Whether the process (EMFILE) or the system (ENFILE) has no file descriptor left.
+fn lacks_descriptors(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    error.raw_os_error().is_some_and(|code| [Errno::MFILE, Errno::NFILE].map(Errno::raw_os_error).contains(&code))
 }
 
 fn concerns_one_client(error: &io::Error) -> bool {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ConnectionLimit;
+
 /// `[server]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -58,6 +60,9 @@ impl Listen {
     }
 }
 
+/// The most open connections of a server, where the limit of open files allows as many.
+pub const MAX_CONNECTIONS: usize = 4096;
+
 /// Limits and protocols of a server's connections.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -73,8 +78,8 @@ pub struct Options {
     pub idle_timeout: Duration,
     /// How long a client may read nothing of an answer that waits for it.
     pub write_timeout: Duration,
-    /// The most open connections. At the limit, idle ones are evicted for new ones.
-    pub max_connections: usize,
+    /// The most open connections, which may change. At the limit, idle ones are evicted for new ones.
+    pub max_connections: ConnectionLimit,
     /// The proxies whose `X-Forwarded-For` and PROXY header are trusted.
     pub trusted_proxies: Arc<[ipnet::IpNet]>,
 }
@@ -96,7 +101,7 @@ impl Default for Options {
             header_timeout: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(75),
             write_timeout: Duration::from_secs(30),
-            max_connections: 4096,
+            max_connections: ConnectionLimit::new(MAX_CONNECTIONS),
             trusted_proxies: Arc::new([]),
         }
     }

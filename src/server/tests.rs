@@ -274,7 +274,7 @@ async fn drain_ends_at_its_limit() {
 
 #[tokio::test]
 async fn an_idle_connection_is_evicted_for_a_new_one() {
-    let server = run(hello, LIMITS, Options { max_connections: 1, ..Options::default() }).await;
+    let server = run(hello, LIMITS, Options { max_connections: ConnectionLimit::new(1), ..Options::default() }).await;
     let mut silent = server.send("").await;
     let mut kept = server.send(GET).await;
     assert!(one(&mut kept, 5).await.ends_with("hello"));
@@ -285,7 +285,7 @@ async fn an_idle_connection_is_evicted_for_a_new_one() {
 
 #[tokio::test]
 async fn an_authenticated_address_keeps_its_connections_while_unauthenticated_clients_have_some() {
-    let server = run(hello, LIMITS, Options { max_connections: 4, ..Options::default() }).await;
+    let server = run(hello, LIMITS, Options { max_connections: ConnectionLimit::new(4), ..Options::default() }).await;
     let mut kept = server.send(GET).await;
     assert!(one(&mut kept, 5).await.ends_with("hello"));
     let (begin, end) = LAST_GET.split_at(9);
@@ -319,7 +319,7 @@ async fn an_active_request_is_not_evicted_for_another_connection() {
             }
         }
     };
-    let server = run(work, LIMITS, Options { max_connections: 1, ..Options::default() }).await;
+    let server = run(work, LIMITS, Options { max_connections: ConnectionLimit::new(1), ..Options::default() }).await;
     let mut first = server.send(LAST_GET).await;
     begun.notified().await;
     let mut second = server.send(LAST_GET).await;

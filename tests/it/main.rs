@@ -23,6 +23,7 @@ mod corpus;
 mod crash;
 mod dedup;
 mod deploy;
+mod descriptors;
 mod disk;
 mod docs;
 mod docs_commands;

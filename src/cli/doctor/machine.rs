@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::queue::{
     DamagedStore, EncryptionKey, Error, Fingerprint, Inspect, LockHolder, SCHEMA, Settings, SqliteBuild, survey,
 };
-use crate::server::Options;
+use crate::server::{MAX_CONNECTIONS, descriptors};
 
 /// How long to wait for the disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -263,15 +263,15 @@ pub(super) fn files(config: &Config, holder: Option<LockHolder>) -> CheckResult 
     let running = holder.and_then(|holder| limit_of(holder.pid?));
     let (limit, whose) = match running {
         Some(limit) => (limit, "the running relay's limit"),
-        None => (getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX), "the limit of this shell"),
+        // `serve` raises the soft limit to the hard one.
+        None => (getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX), "the limit of this shell"),
     };
-    let connections = Options::new(&config.server).max_connections as u64;
+    let connections = MAX_CONNECTIONS as u64;
     let deliveries: u64 = config.targets.iter().map(|settings| settings.concurrency as u64).sum();
     let need = connections + deliveries + OTHER_FILES;
     let text =
         format!("{whose} is {limit} open files; {connections} connections and {deliveries} deliveries may need {need}");
-    let remedy =
-        "raise it: LimitNOFILE=65536 in the systemd unit, `ulimit -n 65536` in the shell, --ulimit nofile in Docker";
+    let remedy = descriptors::REMEDY;
     if limit < MIN_FILES {
         check.failed(text, remedy)
     } else if limit < need {

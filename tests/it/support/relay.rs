@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::command::{Finished, Running, run, wxrelay};
+use super::command::{Finished, Running, limited, run, wxrelay};
 use super::http::{self, Answer};
 use super::{eventually, wechat};
 
@@ -22,6 +22,7 @@ pub(crate) struct Setup {
     log: String,
     body: String,
     env: Vec<(&'static str, String)>,
+    ulimit: Option<&'static str>,
 }
 
 impl Setup {
@@ -37,7 +38,14 @@ impl Setup {
             log: "level = \"debug\"".to_owned(),
             body: body.into(),
             env: Vec::new(),
+            ulimit: None,
         }
+    }
+
+    /// The arguments of the shell's `ulimit`, for its open files.
+    pub(crate) fn ulimit(mut self, arguments: &'static str) -> Self {
+        self.ulimit = Some(arguments);
+        self
     }
 
     /// A variable of its environment.
@@ -88,7 +96,7 @@ impl Setup {
         let config = dir.path().join("config.toml");
         fs::write(&config, self.toml(dir.path())).expect("the config can be written");
         fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("it holds secrets");
-        let (running, push, admin) = serve(&config, &self.env).await;
+        let (running, push, admin) = serve(&config, &self).await;
         Relay { setup: self, dir, config, running: Some(running), push, admin }
     }
 
@@ -137,7 +145,7 @@ impl Relay {
     /// Starts it again after [`Relay::stop`] or [`Relay::kill`], on new ports.
     pub(crate) async fn restart(&mut self) {
         assert!(self.running.is_none(), "the relay still runs");
-        let (running, push, admin) = serve(&self.config, &self.setup.env).await;
+        let (running, push, admin) = serve(&self.config, &self.setup).await;
         (self.running, self.push, self.admin) = (Some(running), push, admin);
     }
 
@@ -147,7 +155,7 @@ impl Relay {
 
     /// Starts it again after [`Relay::stop`] or [`Relay::kill`], without waiting for anything.
     pub(crate) fn launch(&self) -> Running {
-        launch(&self.config, &self.setup.env)
+        launch(&self.config, &self.setup)
     }
 
     /// Waits until it exits by itself or after a signal; returns the exit code.
@@ -299,15 +307,18 @@ impl Relay {
     }
 }
 
-fn launch(config: &Path, env: &[(&'static str, String)]) -> Running {
+fn launch(config: &Path, setup: &Setup) -> Running {
     let mut command = wxrelay(["serve", "-c"]);
-    command.arg(config).envs(env.iter().cloned());
+    command.arg(config).envs(setup.env.iter().cloned());
+    if let Some(arguments) = setup.ulimit {
+        command = limited(command, arguments);
+    }
     Running::spawn(command)
 }
 
 /// Starts `wxrelay serve` and waits for its addresses and for `ready`.
-async fn serve(config: &Path, env: &[(&'static str, String)]) -> (Running, String, String) {
-    let running = launch(config, env);
+async fn serve(config: &Path, setup: &Setup) -> (Running, String, String) {
+    let running = launch(config, setup);
     let address = |listener: &'static str| {
         move |line: &str| {
             let line: Value = serde_json::from_str(line).ok()?;

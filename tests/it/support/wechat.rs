@@ -225,6 +225,17 @@ impl Push {
         self.head(path, "HTTP/1.1", "keep-alive")
     }
 
+    /// The head of a request over HTTP/1.1 whose body is still to come, after `100 Continue`.
+    pub(crate) fn announced(&self, path: &str) -> Vec<u8> {
+        let Self { query, body } = self;
+        let length = body.len();
+        format!(
+            "POST {path}?{query} HTTP/1.1\r\nHost: relay.test\r\nContent-Type: text/xml\r\n\
+             Content-Length: {length}\r\nExpect: 100-continue\r\n\r\n"
+        )
+        .into_bytes()
+    }
+
     /// Sends it as WeChat does.
     pub(crate) async fn send(&self, address: &str) -> Answer {
         exchange(address, &self.request(PATH)).await
