@@ -23,6 +23,7 @@ pub mod certificate_watch;
 mod challenge;
 mod connection_slots;
 pub mod descriptors;
+mod half_close;
 mod peer;
 pub mod proxied;
 mod settings;
@@ -65,6 +66,7 @@ pub use settings::{AcmeSettings, Certificate, Listen, MAX_CONNECTIONS, Options, 
 pub use socket::{BindError, Bound, bind, check};
 
 use connection_slots::{ConnectionSlot, ConnectionSlots};
+use half_close::HalfCloseStream;
 use proxied::ProxyHeaderError;
 use socket::Stream;
 use stack::BoxedResponse;
@@ -172,7 +174,8 @@ impl Server {
     async fn serve_connection(self, stream: Stream, slot: Arc<ConnectionSlot>, shutdown: CancellationToken) {
         let Self { handler, tls, options, refusals, .. } = self;
         let Some((transport, peer)) = handshake(stream, tls.as_ref(), &options, &refusals, &slot).await else { return };
-        let io = TokioIo::new(WriteTimeout::new(transport, options.write_timeout));
+        let stream = HalfCloseStream::new(transport, slot.clone());
+        let io = TokioIo::new(WriteTimeout::new(stream, options.write_timeout));
         let first_request = Arc::new(Notify::new());
         let trusted_proxies = options.trusted_proxies.clone();
         let service = Connected { handler, peer, slot, first_request: first_request.clone(), trusted_proxies };
@@ -330,7 +333,9 @@ fn http1_only(options: &Options) -> http1::Builder {
         .timer(TokioTimer::new())
         .header_read_timeout(options.idle_timeout)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_BUFFER);
+        .max_buf_size(MAX_BUFFER)
+        // `HalfCloseStream` finds clients that are gone.
+        .half_close(true);
     builder
 }
 
@@ -341,7 +346,8 @@ fn http1_and_2(options: &Options) -> auto::Builder<TokioExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(options.idle_timeout)
         .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_BUFFER);
+        .max_buf_size(MAX_BUFFER)
+        .half_close(true);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -166,6 +166,17 @@ async fn silent_and_noisy_clients_block_no_others() {
     }
 }
 
+#[tokio::test]
+async fn a_half_closed_client_gets_its_answer_over_tls() {
+    let (wechat, crm, files) = (WeChat::secure(), Target::start().await, Certificate::new());
+    let relay = serve(&[&files], &wechat, &crm).await;
+    let mut stream = connect(&relay, &client(&[&files], rustls::ALL_VERSIONS), "localhost").await.expect("TLS");
+    stream.write_all(&wechat.push(&text("o1", "hello")).request(PATH)).await.expect("the relay reads");
+    stream.shutdown().await.expect("the sending side can be closed");
+    assert!(exchange(&mut stream, b"").await.contains(" 200 "));
+    crm.wait_for(1).await;
+}
+
 async fn serve(files: &[&Certificate], wechat: &WeChat, crm: &Target) -> Relay {
     let list: Vec<_> = files.iter().map(|files| pair(files)).collect();
     // One certificate is written as a table, several as a list.

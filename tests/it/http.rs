@@ -3,8 +3,8 @@
 use crate::support::http::{Answer, Connection, exchange};
 use crate::support::relay::{Relay, Setup};
 use crate::support::soon;
-use crate::support::target::Target;
-use crate::support::wechat::{Mode, PATH, WeChat, event, now, text};
+use crate::support::target::{Reaction, Reply, Target};
+use crate::support::wechat::{Mode, PATH, WeChat, event, now, text, text_reply};
 
 const REPLY: &str = "[[accounts.shop.routes]]\nmatch = { event = \"subscribe\" }\nto = [\"crm\"]\nreply = { text = \"hi\" }\n\
                      [[accounts.shop.routes]]\notherwise = true\nto = [\"crm\"]\n";
@@ -99,6 +99,41 @@ async fn a_push_is_taken_without_a_host_header() {
 }
 
 #[tokio::test]
+async fn a_half_closed_client_gets_its_answer() {
+    let (relay, wechat, crm) = relay().await;
+    let push = |clear: &str| wechat.push(clear);
+    for request in [push(&text("o1", "one")).request(PATH), push(&text("o1", "two")).kept_alive(PATH)] {
+        let mut connection = open(&relay).await;
+        connection.write(&request).await.expect("the relay reads");
+        connection.finish().await.expect("the sending side can be closed");
+        assert_eq!(soon("an answer", connection.read()).await.expect("an answer").text(), "success");
+        assert!(connection.ends().await);
+    }
+    crm.wait_for(2).await;
+    let mut admin = Connection::open(&relay.admin).await.expect("the relay listens");
+    admin.write(b"GET /api/status HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("the relay reads");
+    admin.finish().await.expect("the sending side can be closed");
+    assert_eq!(soon("an answer", admin.read()).await.expect("an answer").status, 200);
+    assert_eq!(relay.metric("wxrelay_pushes_total", &[("result", "hung_up")]).await, 0.0);
+}
+
+#[tokio::test]
+async fn a_half_closed_client_gets_a_reply_that_takes_a_while() {
+    let (wechat, crm) = (WeChat::secure(), Target::start().await);
+    let route = "[[accounts.shop.routes]]\notherwise = true\nto = [\"crm\"]\nreply = \"crm\"\n";
+    let relay = Relay::start(wechat.account() + route + &crm.config("crm", "")).await;
+    crm.then(Reaction::Hold(Reply::xml(text_reply("o1", "worth it"))));
+    let mut connection = open(&relay).await;
+    connection.write(&wechat.push(&text("o1", "hi")).request(PATH)).await.expect("the relay reads");
+    crm.wait_for(1).await;
+    connection.finish().await.expect("the sending side can be closed");
+    // The answer to another request shows that the relay has had the time to see the end.
+    assert_eq!(relay.get("/readyz").await.status, 200);
+    crm.release(1);
+    let answer = soon("an answer", connection.read()).await.expect("an answer");
+    assert!(wechat.open_reply(answer.text()).contains("worth it"));
+}
+
 async fn a_trailing_slash_is_not_redirected() {
     let (relay, wechat, crm) = relay().await;
     let request = wechat.push(&text("o1", "hello")).request(&format!("{PATH}/"));

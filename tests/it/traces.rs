@@ -148,7 +148,7 @@ async fn a_try_that_joins_the_first_is_a_child_of_it_and_so_is_an_abandoned_one(
     let joining = async {
         let joined = async || (relay.metric("wxrelay_duplicates_total", &[]).await > 0.0).then_some(());
         eventually("the second try is there", joined).await;
-        drop(gone);
+        gone.reset();
         let hung_up =
             async || (relay.metric("wxrelay_pushes_total", &[("result", "hung_up")]).await > 0.0).then_some(());
         eventually("the first is given up", hung_up).await;

@@ -49,6 +49,11 @@ impl Connection {
         self.0.shutdown().await
     }
 
+    /// Closes both sides by a reset, which no half-closed client does.
+    pub(crate) fn reset(self) {
+        self.0.get_ref().set_zero_linger().expect("a socket has this option");
+    }
+
     /// The next answer; an error of kind `UnexpectedEof` when the other side ends without one.
     pub(crate) async fn read(&mut self) -> io::Result<Answer> {
         let status_line = self.line().await?;
