@@ -9,7 +9,7 @@
 //! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; the push pipeline; delivery |
 //! | 3 | [`otlp`] | spans to a collector |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
-//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`trace`] | pure: protocol, event, routing, schedule, trace |
+//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`host`], [`trace`] | pure: protocol, event, routing, schedule, trace |
 //! | 0 | [`secret`], [`escape`], [`bounded_file`], [`certificate`], [`clock`], [`metrics`], [`telemetry`], [`tuning`] | foundation |
 //!
 //! To learn the structure, read [`push`], then [`dispatcher`], then [`app`].
@@ -27,6 +27,7 @@ pub mod dispatcher;
 pub mod escape;
 pub mod event;
 pub mod health;
+pub mod host;
 pub mod metrics;
 pub mod otlp;
 pub mod push;

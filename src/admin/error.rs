@@ -22,6 +22,8 @@ pub(super) enum Error {
     Host,
     #[error("without a token, web pages of other sites are not served")]
     Origin,
+    #[error("send Host once, as a host with a port or without")]
+    BadHost,
     #[error("there is nothing at this path")]
     NoSuchPath,
     #[error("this path takes another method")]
@@ -94,7 +96,8 @@ impl Error {
             Self::Host | Self::Origin => StatusCode::FORBIDDEN,
             Self::NoSuchPath | Self::NoSuchEvent | Self::NoSuchTarget => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Query(_)
+            Self::BadHost
+            | Self::Query(_)
             | Self::Path(_)
             | Self::Time(_)
             | Self::State

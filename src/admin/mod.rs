@@ -51,8 +51,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::Request;
 use axum::http::{HeaderValue, header};
-use axum::middleware;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
@@ -63,6 +64,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::host;
 use crate::metrics::Metrics;
 use crate::queue::{self, EncryptionKeys, Inspect, Obstacle, Queue, Sweep, SweepProgress};
 use crate::secret::Secret;
@@ -172,6 +174,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .merge(guarded)
+        .layer(middleware::from_fn(check_host))
         .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()))
         .layer(middleware::map_response(harden))
         .with_state(context)
@@ -252,6 +255,11 @@ impl Context {
         });
         looking.await.map_err(|_| Error::Internal)?.map_err(Error::Store)
     }
+}
+
+/// Refuses a request whose `Host` is not as RFC 9112 demands.
+async fn check_host(request: Request, next: Next) -> Response {
+    if host::is_valid(&request) { next.run(request).await } else { Error::BadHost.into_response() }
 }
 
 /// Adds headers by which browsers do not cache, frame or run a response, nor let another site read it.

@@ -16,6 +16,9 @@ pub enum PushError {
     /// It comes from outside the account's `allow_from`, whose `deny` is set.
     #[error("not from an allowed address")]
     Source,
+    /// Its `Host` is missing, repeated or malformed.
+    #[error("bad host")]
+    Host,
     /// Neither GET nor POST.
     #[error("method not allowed")]
     Method,
@@ -54,7 +57,7 @@ impl PushError {
         match self {
             Self::UnknownPath => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Query(_) | Self::BrokenBody => StatusCode::BAD_REQUEST,
+            Self::Host | Self::Query(_) | Self::BrokenBody => StatusCode::BAD_REQUEST,
             Self::Open(error) => open_error(error).0,
             Self::Stale | Self::Source => StatusCode::FORBIDDEN,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -68,7 +71,7 @@ impl PushError {
         match self {
             Self::UnknownPath => "unknown_path",
             Self::Method => "method",
-            Self::Query(_) | Self::BrokenBody => "malformed",
+            Self::Host | Self::Query(_) | Self::BrokenBody => "malformed",
             Self::Open(error) => open_error(error).1,
             Self::Source => "source",
             Self::Stale => "stale",

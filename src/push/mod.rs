@@ -38,6 +38,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
+use crate::host;
 use crate::metrics::Metrics;
 use crate::queue::{Enqueued, NewEvent, Queue};
 use crate::tail::Tail;
@@ -135,7 +136,8 @@ impl Pipeline {
         let accounts = self.accounts.load_full();
         let Some(served) = accounts.at(request.uri().path()) else {
             self.metrics.push_to_unknown_path();
-            return Ok(PushError::UnknownPath.response());
+            let error = if host::is_valid(&request) { PushError::UnknownPath } else { PushError::Host };
+            return Ok(error.response());
         };
         let mut log = RequestLog::new(served.clone(), accounts.openids, self.tail.clone(), peer, started);
         let answer = self.answer(&served, request, started, &mut log).await;
@@ -159,6 +161,9 @@ impl Pipeline {
         let account = &served.account;
         if log.from_unlisted && account.allow_from.as_ref().is_some_and(|from| from.deny) {
             return Err(PushError::Source);
+        }
+        if !host::is_valid(&request) {
+            return Err(PushError::Host);
         }
         let (parts, body) = request.into_parts();
         if parts.method != Method::GET && parts.method != Method::POST {

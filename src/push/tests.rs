@@ -56,7 +56,7 @@ impl PipelineFixture {
     }
 
     async fn post(&self, target: &str, body: String) -> StatusCode {
-        let request = Request::post(target).body(Full::<Bytes>::from(body)).unwrap();
+        let request = Request::post(target).header("host", "relay.test").body(Full::<Bytes>::from(body)).unwrap();
         self.pipeline.clone().handle(request, None).await.unwrap().status()
     }
 

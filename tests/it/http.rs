@@ -134,6 +134,35 @@ async fn a_half_closed_client_gets_a_reply_that_takes_a_while() {
     assert!(wechat.open_reply(answer.text()).contains("worth it"));
 }
 
+/// Two readers of such a request may see two hosts (RFC 9112, 3.2).
+#[tokio::test]
+async fn a_request_names_its_host_once_and_as_a_host() {
+    let (relay, wechat, crm) = relay().await;
+    let with = |version: &str, hosts: &str, number: u32| {
+        let request = wechat.push(&text("o1", &number.to_string())).request(PATH);
+        let request = String::from_utf8(request).expect("text");
+        request.replace("HTTP/1.0", version).replace("Host: relay.test\r\n", hosts).into_bytes()
+    };
+    let malformed = ["Host: user@relay.test\r\n", "Host: relay.test, evil.test\r\n", "Host: a/b\r\n", "Host: a:b\r\n"];
+    let mut refused: Vec<_> = malformed.iter().flat_map(|hosts| [("HTTP/1.0", *hosts), ("HTTP/1.1", *hosts)]).collect();
+    let twice = "Host: relay.test\r\nHost: evil.test\r\n";
+    refused.extend([("HTTP/1.1", ""), ("HTTP/1.0", twice), ("HTTP/1.1", twice)]);
+    for (version, hosts) in refused {
+        let answer = exchange(&relay.push, &with(version, hosts, 0)).await;
+        assert_eq!((answer.status, answer.text()), (400, "bad"), "{version} {hosts}");
+        let admin = format!("GET /livez {version}\r\n{hosts}\r\n");
+        let answer = exchange(&relay.admin, admin.as_bytes()).await;
+        assert_eq!(answer.status, 400, "{version} {hosts}");
+        assert!(answer.json()["error"].as_str().is_some_and(|error| error.contains("Host")), "{answer:?}");
+    }
+    for (number, hosts) in (1..).zip(["Host: [::1]:8080\r\n", "Host: 127.0.0.1\r\n", "Host:\r\n"]) {
+        assert_eq!(exchange(&relay.push, &with("HTTP/1.1", hosts, number)).await.status, 200, "{hosts}");
+    }
+    crm.wait_for(3).await;
+    assert_eq!(relay.metric("wxrelay_pushes_total", &[("result", "malformed")]).await, 11.0);
+}
+
+#[tokio::test]
 async fn a_trailing_slash_is_not_redirected() {
     let (relay, wechat, crm) = relay().await;
     let request = wechat.push(&text("o1", "hello")).request(&format!("{PATH}/"));
