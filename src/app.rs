@@ -289,6 +289,15 @@ impl App {
         Ok(())
     }
 
+    /// Divides the file descriptors among pushes, targets and the admin listener, whose connections it returns.
+    fn divide_descriptors(&self, config: &Config) -> ConnectionLimit {
+        let budget = DescriptorBudget::of_process(config.targets.iter().map(|settings| settings.concurrency));
+        budget.log();
+        self.push_connections.set(budget.pushes);
+        self.pipeline.set_connections(budget.pushes);
+        ConnectionLimit::new(budget.admin)
+    }
+
     /// Logs the configuration in use with its warnings, and sets its metric.
     fn record_config(&self) {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;

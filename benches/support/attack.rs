@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsConnector;
 
 use super::tls::localhost;
-use super::wechat::forged;
+use super::wechat::{captured, forged};
 
 /// The listener that is attacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +74,10 @@ pub(crate) const FLOODS: &[Flood] = &[
         Box::pin(trickle(stream, counts, forged("Content-Length: 9\r\n", b"")))
     }),
     flood("bodies that trickle", Listener::Clear, 6_000, Source::Everywhere, |stream, counts| {
-        Box::pin(slow_body(stream, counts))
+        Box::pin(slow_body(stream, counts, forged("Content-Length: 100000\r\n", b"<")))
+    }),
+    flood("bodies of a captured URL", Listener::Clear, 3_000, Source::Everywhere, |stream, counts| {
+        Box::pin(slow_body(stream, counts, captured("Content-Length: 100000\r\n")))
     }),
     flood("forged pushes, kept connections", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(repeat(stream, counts, forged(&format!("Content-Length: {}\r\n", BODY.len()), BODY)))
@@ -230,8 +233,8 @@ async fn trickle(mut stream: TcpStream, counts: Arc<Counts>, bytes: Vec<u8>) {
     }
 }
 
-async fn slow_body(mut stream: TcpStream, counts: Arc<Counts>) {
-    if stream.write_all(&forged("Content-Length: 100000\r\n", b"<")).await.is_ok() {
+async fn slow_body(mut stream: TcpStream, counts: Arc<Counts>, head: Vec<u8>) {
+    if stream.write_all(&head).await.is_ok() {
         trickle(stream, counts, vec![b'a'; 1000]).await;
     }
 }

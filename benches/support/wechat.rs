@@ -5,8 +5,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -242,6 +242,16 @@ pub(crate) fn forged(headers: &str, body: &[u8]) -> Vec<u8> {
          &msg_signature={signature} HTTP/1.1\r\nHost: relay.test\r\nContent-Type: text/xml\r\n{headers}\r\n"
     );
     [head.as_bytes(), body].concat()
+}
+
+/// The head of a request with a URL that WeChat signed, the same each time, and an attacker's headers.
+pub(crate) fn captured(headers: &str) -> Vec<u8> {
+    static QUERY: OnceLock<String> = OnceLock::new();
+    let query = QUERY.get_or_init(|| {
+        let salt = Salt::new(UnixMillis::now().seconds(), [7; 24]);
+        WeChat::new().credentials.push("<xml></xml>", "oCaptured", &salt).query
+    });
+    format!("POST {PATH}?{query} HTTP/1.1\r\nHost: relay.test\r\nContent-Type: text/xml\r\n{headers}\r\n").into_bytes()
 }
 
 /// Reads an answer of a known length, which fits; returns its length with the head.

@@ -37,7 +37,7 @@ pub enum PushError {
     /// The body ended early or its framing is wrong.
     #[error("broken body")]
     BrokenBody,
-    /// Too many concurrent bodies of unauthenticated clients.
+    /// Too many bodies are still to come, or another one came with the same signature.
     #[error("busy")]
     Busy,
     /// It could not be stored; a retry may succeed.

@@ -10,6 +10,7 @@
 //! event on disk. Nothing of a push's query or body gets into a log.
 
 mod account;
+mod bodies;
 mod detach_on_drop;
 mod error;
 mod inflight;
@@ -30,8 +31,7 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::{BodyExt as _, Full, Limited};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use http_body_util::Full;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -51,6 +51,7 @@ pub use sources::AllowFrom;
 pub use window::ReplyWindow;
 
 use account::ServedAccount;
+use bodies::{BodyTable, SignatureKey};
 use detach_on_drop::DetachOnDrop;
 use inflight::{Follower, Inflight, Joined, Leader};
 use reply::{ChosenReply, Replier};
@@ -70,9 +71,6 @@ const MAX_DETACHED: usize = 8192;
 const PLAIN: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 const XML: HeaderValue = HeaderValue::from_static("text/xml; charset=utf-8");
 
-/// The most concurrent bodies of clients that have not shown that they know the token.
-const MAX_UNAUTHENTICATED: usize = 64;
-
 /// The push pipeline, which all requests share.
 pub struct Pipeline {
     accounts: ArcSwap<Accounts>,
@@ -83,8 +81,7 @@ pub struct Pipeline {
     tasks: TaskTracker,
     /// Once cancelled, no try is held beyond its budget.
     stop: CancellationToken,
-    unauthenticated: Semaphore,
-    max_body: usize,
+    bodies: BodyTable,
 }
 
 /// The answer to WeChat, before it is written as HTTP.
@@ -100,8 +97,13 @@ impl Pipeline {
     pub fn new(accounts: Accounts, queue: Queue, metrics: Arc<Metrics>, tail: Tail, max_body: usize) -> Self {
         let accounts = ArcSwap::from_pointee(accounts.with_budgets_of(None));
         let (inflight, tasks, stop) = (Inflight::default(), TaskTracker::new(), CancellationToken::new());
-        let unauthenticated = Semaphore::new(MAX_UNAUTHENTICATED);
-        Self { accounts, queue, inflight, metrics, tail, tasks, stop, unauthenticated, max_body }
+        let bodies = BodyTable::new(max_body, usize::MAX);
+        Self { accounts, queue, inflight, metrics, tail, tasks, stop, bodies }
+    }
+
+    /// Sets how many connections may be open, of which bodies that are still to come take a share.
+    pub fn set_connections(&self, connections: usize) {
+        self.bodies.set_connections(connections);
     }
 
     /// Accepts pushes for these accounts from now on; pushes in progress finish with the old ones.
@@ -181,10 +183,8 @@ impl Pipeline {
             return Ok(WeChatAnswer::plain("verified", Bytes::copy_from_slice(echostr.as_bytes())));
         }
         let deadline = started + account.reply_budget;
-        let permit = self.admit(account, &query, is_fresh)?;
-        let body = read(body, self.max_body);
+        let body = self.read(body, account, &query, is_fresh);
         let body = tokio::time::timeout_at(deadline, body).await.map_err(|_| PushError::Late)??;
-        drop(permit);
         let Opened { clear, message, manner } = account.credentials.open(&query, &body)?;
         self.check_fresh(skew?, is_fresh)?;
         let event = Arc::new(self.event(account, &parts, body, (clear, message), now));
@@ -240,19 +240,18 @@ impl Pipeline {
         }
     }
 
-    /// Whether to wait for the body. The clients that have not shown that they know the token share a few permits, so
-    /// that their slow bodies, and the memory that these take, do not delay WeChat's pushes. A valid `signature` is
-    /// enough: it covers no body, but its sender knows the token.
-    fn admit(
-        &self,
-        account: &Account,
-        query: &Query<'_>,
-        is_fresh: bool,
-    ) -> Result<Option<SemaphorePermit<'_>>, PushError> {
-        if is_fresh && account.credentials.signed(query).unwrap_or(false) {
-            return Ok(None);
+    /// Reads the body. A valid `signature` is enough to get more than the few slots of unauthenticated clients: it
+    /// covers no body, but its sender knows the token, or has seen one that does.
+    async fn read<B>(&self, body: B, account: &Account, query: &Query<'_>, is_fresh: bool) -> Result<Bytes, PushError>
+    where
+        B: http_body::Body<Data = Bytes>,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        let signed = is_fresh && account.credentials.signed(query).unwrap_or(false);
+        match query.signature.as_deref().and_then(SignatureKey::of).filter(|_| signed) {
+            Some(signature) => self.bodies.read_signed(body, &account.name, signature).await,
+            None => self.bodies.read_unauthenticated(body).await,
         }
-        self.unauthenticated.try_acquire().map(Some).map_err(|_| PushError::Busy)
     }
 
     /// Waits for the outcome of a push until `deadline`, where this try's reply budget ends. In a reply window a try is
@@ -399,24 +398,6 @@ struct RelayOutcome {
     event: EventId,
     result: &'static str,
     reply: Option<Arc<str>>,
-}
-
-#[expect(clippy::disallowed_methods, reason = "the body is limited")]
-async fn read<B>(body: B, max: usize) -> Result<Bytes, PushError>
-where
-    B: http_body::Body<Data = Bytes>,
-    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    // A body whose announced length is too large need not arrive.
-    if body.size_hint().lower() > max as u64 {
-        return Err(PushError::TooLarge);
-    }
-    match Limited::new(body, max).collect().await {
-        // Copied: a slice would keep the connection's buffer alive, eight times its size, for as long as the event.
-        Ok(collected) => Ok(Bytes::copy_from_slice(&collected.to_bytes())),
-        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(PushError::TooLarge),
-        Err(_) => Err(PushError::BrokenBody),
-    }
 }
 
 impl WeChatAnswer {
