@@ -16,7 +16,7 @@ use crate::event::{Event, EventId};
 use crate::metrics::TargetMetrics;
 use crate::queue::{AttemptNote, AttemptRecord, DeliveryState, Disposition, Lease, Queue, ReplyChoice, Settlement};
 use crate::tail::{self, Activity, Span, Tail, TracedKind};
-use crate::telemetry;
+use crate::telemetry::{self, LogThrottle};
 use crate::trace::{SpanId, Trace};
 
 /// The pause between two tries to settle while the store fails (a full disk).
@@ -29,6 +29,8 @@ pub(super) struct AttemptContext {
     tail: Tail,
     /// The tasks that annotate the records of settled attempts.
     pub(super) annotations: TaskTracker,
+    /// Limits log lines about attempts that the store does not take: each is settled again and again.
+    unsettled_throttle: LogThrottle,
     stop: CancellationToken,
 }
 
@@ -54,7 +56,8 @@ pub(super) struct UnsettledAttempt {
 
 impl AttemptContext {
     pub(super) fn new(queue: Queue, metrics: TargetMetrics, tail: Tail, stop: CancellationToken) -> Self {
-        Self { queue, metrics, tail, annotations: TaskTracker::new(), stop }
+        let (annotations, unsettled_throttle) = (TaskTracker::new(), LogThrottle::default());
+        Self { queue, metrics, tail, annotations, unsettled_throttle, stop }
     }
 
     /// Makes the attempt that `lease` allows; the caller settles it. A `probe` of a target that is down does not count.
@@ -117,7 +120,10 @@ impl AttemptContext {
     /// Settles, however long the store fails: until then the lease is held, and the delivery stays pending on disk.
     pub(super) async fn settle(self: Arc<Self>, UnsettledAttempt { settlement, reserve, lease }: UnsettledAttempt) {
         while let Err(error) = self.queue.settle(settlement.clone()).await {
-            tracing::warn!(event = %settlement.event, target = %settlement.target, %error, remedy = error.remedy(), "attempt not settled; retrying");
+            if let Some(suppressed) = self.unsettled_throttle.allow() {
+                let (event, target, remedy) = (settlement.event, &settlement.target, error.remedy());
+                tracing::warn!(%event, %target, %error, remedy, held_back = suppressed, "attempt not settled; retrying");
+            }
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(SETTLE_PAUSE) => {}

@@ -57,6 +57,30 @@ pub(super) struct ServedAccount {
     pub(super) unlisted_throttle: LogThrottle,
     /// Limits log lines about requests that fail verification or decryption.
     pub(super) refusal_throttle: LogThrottle,
+    pub(super) failures: FailureThrottles,
+}
+
+/// Limits the log lines about verified pushes that fail, each kind by itself: while a store is full or a disk stalls
+/// each push fails, and one line in ten seconds with the count of the others says as much.
+#[derive(Debug, Default)]
+pub(super) struct FailureThrottles {
+    pub(super) unstored: LogThrottle,
+    pub(super) reply_unstored: LogThrottle,
+    pub(super) reply_illegal: LogThrottle,
+    unavailable: LogThrottle,
+    late: LogThrottle,
+    other: LogThrottle,
+}
+
+impl FailureThrottles {
+    /// The throttle of the request lines with that result.
+    pub(super) fn of_result(&self, result: &str) -> &LogThrottle {
+        match result {
+            "unavailable" => &self.unavailable,
+            "late" => &self.late,
+            _ => &self.other,
+        }
+    }
 }
 
 impl Accounts {
@@ -68,7 +92,8 @@ impl Accounts {
             let path = account.path.clone();
             let (unlisted_throttle, refusal_throttle) =
                 (LogThrottle::default(), LogThrottle::at_most(REFUSAL_LOG_LINES));
-            (path, Arc::new(ServedAccount { account, metrics, budget, unlisted_throttle, refusal_throttle }))
+            let failures = FailureThrottles::default();
+            (path, Arc::new(ServedAccount { account, metrics, budget, unlisted_throttle, refusal_throttle, failures }))
         };
         Self { by_path: accounts.into_iter().map(serve).collect(), openids }
     }

@@ -301,26 +301,30 @@ impl Pipeline {
         let plan = served.account.routes.plan(&event.message);
         let reply_deadline = push.window_ends.unwrap_or(deadline) - REPLY_MARGIN;
         let (replier, awaited) = Replier::new(plan.reply, &event, reply_deadline);
+        let id = event.id;
         let new = NewEvent {
-            event: event.clone(),
+            event,
             key: leader.key(),
             targets: plan.targets.into_iter().cloned().collect(),
             reply: replier.fixed(),
             awaited,
         };
+        // The event goes with it: waiting for the reply must not keep it in memory.
         let outcome = match self.queue.enqueue(new).await {
             Ok(Enqueued::Fresh) => {
                 leader.await_reply();
-                let reply = self.reply(replier, &event, &served, &push, reply_deadline).await;
-                Ok(RelayOutcome { event: event.id, result: "accepted", reply })
+                let reply = self.reply(replier, id, &served, &push, reply_deadline).await;
+                Ok(RelayOutcome { event: id, result: "accepted", reply })
             }
             Ok(Enqueued::Duplicate { id, reply }) => {
                 served.metrics.duplicates.inc();
                 Ok(RelayOutcome { event: id, result: "duplicate", reply: reply.map(Into::into) })
             }
             Err(error) => {
-                let (account, remedy) = (&served.account.name, error.remedy());
-                tracing::error!(%account, %error, remedy, "push not stored; WeChat will retry");
+                if let Some(suppressed) = served.failures.unstored.allow() {
+                    let (account, remedy) = (&served.account.name, error.remedy());
+                    tracing::error!(%account, %error, remedy, held_back = suppressed, "push not stored; WeChat will retry");
+                }
                 Err(PushError::Unavailable)
             }
         };
@@ -333,13 +337,14 @@ impl Pipeline {
     async fn reply(
         &self,
         replier: Replier,
-        event: &Event,
+        event: EventId,
         served: &ServedAccount,
         push: &Follower,
         deadline: Instant,
     ) -> Option<Arc<str>> {
         let over = async || drop(tokio::time::timeout_at(deadline, push.answer_now.cancelled()).await);
-        let ChosenReply { reply, by_target, result } = replier.reply(event, &served.metrics, over()).await;
+        let ChosenReply { reply, by_target, result } =
+            replier.reply(event, &served.metrics, &served.failures.reply_illegal, over()).await;
         if let Some(result) = result {
             let rescued = by_target && push.first_arrival.elapsed() > served.account.reply_budget;
             served.metrics.reply(if rescued { "rescued" } else { result });
@@ -351,12 +356,12 @@ impl Pipeline {
                 tokio::time::sleep(STORE_MARGIN).await;
             };
             let stored = tokio::select! {
-                stored = self.queue.record_reply(event.id, clear.clone()) => stored.is_ok(),
+                stored = self.queue.record_reply(event, clear.clone()) => stored.is_ok(),
                 () = late => false,
             };
-            if !stored {
-                // The reply goes out all the same: the event is stored, and only a retry would miss the reply.
-                tracing::warn!(event = %event.id, "reply not stored in time");
+            // The reply goes out all the same: the event is stored, and only a retry would miss the reply.
+            if !stored && let Some(suppressed) = served.failures.reply_unstored.allow() {
+                tracing::warn!(%event, held_back = suppressed, "reply not stored in time");
             }
         }
         Some(clear.into())

@@ -11,10 +11,11 @@ use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::Instant;
 
 use crate::clock::UnixMillis;
-use crate::event::Event;
+use crate::event::{Event, EventId};
 use crate::metrics::AccountMetrics;
 use crate::queue::{AwaitedReply, ReplyChoice, ReplyOffer};
 use crate::route::ReplyRule;
+use crate::telemetry::LogThrottle;
 use crate::wechat::Reply;
 
 /// How one push gets its reply.
@@ -76,8 +77,9 @@ impl Replier {
     /// far.
     pub(super) async fn reply(
         self,
-        event: &Event,
+        event: EventId,
         metrics: &AccountMetrics,
+        throttle: &LogThrottle,
         over: impl Future<Output = ()>,
     ) -> ChosenReply {
         let (mut over, mut is_over) = (pin!(over), false);
@@ -106,7 +108,9 @@ impl Replier {
                 }
                 Ok(ReplyOffer { reply: Ok(None), .. }) => NoReply::Declined,
                 Ok(ReplyOffer { reply: Err(error), .. }) => {
-                    tracing::warn!(event = %event.id, %target, %error, "illegal reply ignored");
+                    if let Some(suppressed) = throttle.allow() {
+                        tracing::warn!(%event, %target, %error, held_back = suppressed, "illegal reply ignored");
+                    }
                     metrics.reply("illegal");
                     NoReply::Illegal
                 }

@@ -66,9 +66,9 @@ async fn chosen(
     }
     let metrics = Metrics::new().account("shop");
     let ChosenReply { reply, result, .. } = if is_over {
-        replier.reply(&event(), &metrics, ready(())).await
+        replier.reply(event().id, &metrics, &LogThrottle::default(), ready(())).await
     } else {
-        replier.reply(&event(), &metrics, pending()).await
+        replier.reply(event().id, &metrics, &LogThrottle::default(), pending()).await
     };
     let told = told.into_iter().map(|mut told| told.try_recv().ok()).collect();
     (reply.map(|reply| if reply.contains("fixed") { "fixed".to_owned() } else { reply }), result, told)

@@ -1,7 +1,8 @@
 //! One log line and one count for each request to an account, also when WeChat hangs up before its answer.
 //!
 //! Requests that fail verification or decryption are logged at a limited rate: unauthenticated clients could fill the
-//! disk. Nothing is decided here: the destructor only reports.
+//! disk. So are verified pushes that are answered 5xx: each push is while the store is full. Nothing is decided here: the
+//! destructor only reports.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -86,6 +87,17 @@ impl RequestLog {
         }
     }
 
+    /// Allows the line of the request, with the number of those like it that were suppressed.
+    fn allow_line(&self) -> Option<u64> {
+        let served = &self.served;
+        match self.status {
+            Some(StatusCode::OK) => Some(0),
+            _ if self.openid.is_none() => served.refusal_throttle.allow(),
+            Some(status) if status.is_server_error() => served.failures.of_result(self.result).allow(),
+            Some(_) | None => Some(0),
+        }
+    }
+
     /// Whether WeChat counts the answer as a failure.
     fn failed(&self) -> bool {
         self.status.is_none_or(|status| status.is_server_error())
@@ -121,8 +133,7 @@ impl Drop for RequestLog {
         }
         let (event, result, stamp, duration_ms) = (self.event, self.result, self.stamp, took.as_secs_f64() * 1e3);
         let openid = self.openid.as_deref().map(|openid| telemetry::openid(self.openids, openid));
-        let unauthenticated = self.openid.is_none() && self.status != Some(StatusCode::OK);
-        if let Some(suppressed) = if unauthenticated { served.refusal_throttle.allow() } else { Some(0) } {
+        if let Some(suppressed) = self.allow_line() {
             tracing::info!(
                 account = %served.account.name,
                 kind,
