@@ -173,6 +173,7 @@ fn enqueue(bencher: Bencher<'_, '_>, concurrency: usize) {
         dedup_window: Duration::from_mins(2),
         replay_window: Duration::from_mins(20),
         max_size: 1 << 32,
+        max_memory: 64 << 20,
         encryption_keys: EncryptionKeys::default(),
     };
     let queue = Queue::open(&settings, drop).expect("a store");

@@ -143,6 +143,7 @@ impl App {
             move |took| commits.observe(took.as_secs_f64())
         })?;
         metrics.queue_max_bytes.set(i64::try_from(config.queue.max_size).unwrap_or(i64::MAX));
+        metrics.queue_max_memory_bytes.set(i64::try_from(config.queue.max_memory).unwrap_or(i64::MAX));
         let paused = queue.paused().await?;
         let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), tail.clone(), paused));
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
@@ -383,7 +384,7 @@ impl App {
         let obstacle = self.ready.obstacle().or_else(|| self.queue.obstacle().map(queue::Obstacle::word));
         let state = obstacle.map_or_else(|| "ready".to_owned(), |obstacle| format!("not ready: {obstacle}"));
         let Ok(stats) = self.queue.stats().await else { return format!("{state}; the store cannot be read") };
-        let QueueTotals { events, counts, .. } = QueueTotals::new(&stats);
+        let QueueTotals { events, counts, .. } = QueueTotals::new(&stats, self.queue.memory());
         format!("{state}; {events} events, {} pending, {} dead", counts.pending, counts.dead)
     }
 

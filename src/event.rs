@@ -49,6 +49,20 @@ impl fmt::Debug for Event {
     }
 }
 
+impl Event {
+    /// What strings, the parsed elements and the allocator take beside the texts, for a usual push.
+    const OVERHEAD: usize = 1024;
+
+    /// About how many bytes it takes in memory while it is delivered: its own texts, and what is written for a target.
+    pub fn memory_bytes(&self) -> u64 {
+        // In plaintext mode the clear text is the body.
+        let clear = if self.clear.as_ptr() == self.body.as_ptr() { 0 } else { self.clear.len() };
+        // Once in the parsed message, and about twice in what is written: JSON holds it as elements and as XML.
+        let copies = 3 * self.clear.len();
+        (self.body.len() + clear + copies + self.query.len() + Self::OVERHEAD) as u64
+    }
+}
+
 /// 43 bits of milliseconds, then 20 bits of sequence within the millisecond.
 ///
 /// Ids grow with time, so the store appends, and a span of time is a span of ids. Written `evt_` and 16 hex digits.
@@ -127,6 +141,25 @@ impl ContentKey {
         key[..8].copy_from_slice(&message.create_time().unwrap_or(0).to_be_bytes());
         key[8..].copy_from_slice(&hash[..16]);
         Self(key)
+    }
+}
+
+/// An event whose text has about so many bytes.
+#[cfg(test)]
+pub(crate) fn sample(id: EventId, bytes: usize) -> Event {
+    let text = format!("<xml><MsgType>text</MsgType><Content>{}</Content></xml>", "x".repeat(bytes));
+    let body = Bytes::from(text);
+    Event {
+        id,
+        account: "shop".into(),
+        app_id: "wx1".into(),
+        mode: Mode::Plaintext,
+        received_at: UnixMillis(0),
+        query: String::new(),
+        clear: body.clone(),
+        message: Message::parse(&body).expect("it is well-formed"),
+        body,
+        traceparent: None,
     }
 }
 

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
-use crate::queue::Stats;
 use crate::queue::view::{Counts, EventSummary, TargetStats};
+use crate::queue::{MemoryUsage, Stats};
 
 /// `/api/status`: version and configuration, whether pushes are accepted, and the queue's totals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -51,6 +51,11 @@ pub struct ConfiguredTarget {
 pub struct QueueTotals {
     pub events: u64,
     pub bytes: u64,
+    /// About how many bytes of events wait in memory for targets, and the limit, `queue.max_memory`.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    #[serde(default)]
+    pub max_memory_bytes: u64,
     #[serde(flatten)]
     pub counts: Counts,
     /// The folders of damaged stores that were moved aside and not salvaged yet.
@@ -60,7 +65,7 @@ pub struct QueueTotals {
 
 impl QueueTotals {
     /// The sums over all targets.
-    pub fn new(stats: &Stats) -> Self {
+    pub fn new(stats: &Stats, memory: MemoryUsage) -> Self {
         let counts = stats.targets.iter().fold(Counts::default(), |sum, target| {
             let Counts { pending, delivered, dead, expired, cancelled } = target.counts;
             Counts {
@@ -71,7 +76,8 @@ impl QueueTotals {
                 cancelled: sum.cancelled + cancelled,
             }
         });
-        Self { events: stats.events, bytes: stats.bytes, counts, damaged: stats.damaged.clone() }
+        let (memory_bytes, max_memory_bytes, damaged) = (memory.used, memory.limit, stats.damaged.clone());
+        Self { events: stats.events, bytes: stats.bytes, memory_bytes, max_memory_bytes, counts, damaged }
     }
 }
 

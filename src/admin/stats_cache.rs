@@ -107,6 +107,8 @@ impl StatsCache {
             self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
         }
         self.metrics.queue_bytes.set(i64::try_from(stats.bytes).unwrap_or(i64::MAX));
+        let memory = self.queue.memory().used;
+        self.metrics.queue_memory_bytes.set(i64::try_from(memory).unwrap_or(i64::MAX));
         self.metrics.unaccounted.set(i64::try_from(stats.unaccounted).unwrap_or(i64::MAX));
         self.metrics.store_damaged.set(i64::try_from(stats.damaged.len()).unwrap_or(i64::MAX));
         self.metrics.set_backlogs(stats.targets.iter().map(|target| {

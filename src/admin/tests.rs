@@ -55,6 +55,7 @@ impl Relay {
             dedup_window: retention,
             replay_window: retention,
             max_size: 1 << 30,
+            max_memory: 64 << 20,
             encryption_keys: EncryptionKeys::default(),
         };
         let (reload, reloads) = mpsc::channel(1);

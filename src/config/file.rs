@@ -77,6 +77,7 @@ pub(super) struct QueueSection {
     pub(super) path: Option<Scalar>,
     pub(super) retention: Option<Scalar>,
     pub(super) max_size: Option<Scalar>,
+    pub(super) max_memory: Option<Scalar>,
     pub(super) encryption_keys: Option<SecretSources>,
 }
 

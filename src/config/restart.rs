@@ -31,7 +31,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     compared.extend(compare!("admin", admin::Settings { listen, token }, admin, new.admin));
     compared.extend(compare!(
         "queue",
-        queue::Settings { path, retention, dedup_window, replay_window, max_size, encryption_keys },
+        queue::Settings { path, retention, dedup_window, replay_window, max_size, max_memory, encryption_keys },
         queue,
         new.queue
     ));
@@ -63,7 +63,7 @@ mod tests {
     const OTHER_KEY: &str = "bcdefghijklmnopqrstuvwxyz0123456789ABCDEFGH";
 
     /// A change of each key: the key, an override and its value, and the key that needs a restart, if one does.
-    const CHANGES: [(&str, &str, &str, Option<&str>); 28] = [
+    const CHANGES: [(&str, &str, &str, Option<&str>); 29] = [
         ("server.listen", "server.listen", "127.0.0.1:1", Some("server.listen")),
         ("server.tls", "server.tls.cert", "", Some("server.tls")),
         ("server.trusted_proxies", "server.trusted_proxies", "10.0.0.0/8", Some("server.trusted_proxies")),
@@ -76,6 +76,7 @@ mod tests {
         ("queue.path", "queue.path", "/var/lib/other", Some("queue.path")),
         ("queue.retention", "queue.retention", "8d", Some("queue.retention")),
         ("queue.max_size", "queue.max_size", "11GiB", Some("queue.max_size")),
+        ("queue.max_memory", "queue.max_memory", "32MiB", Some("queue.max_memory")),
         ("log.format", "log.format", "text", Some("log.format")),
         ("log.level", "log.level", "debug", None),
         ("log.openid", "log.openid", "clear", None),

@@ -145,6 +145,7 @@ pub(super) fn queue(reader: &KeyReader<'_>, file: &file::QueueSection) -> queue:
         dedup_window: Duration::ZERO,
         replay_window: Duration::ZERO,
         max_size: reader.read("max_size", &file.max_size, value::max_size).unwrap_or(10 << 30),
+        max_memory: reader.read("max_memory", &file.max_memory, value::max_memory).unwrap_or(64 << 20),
         encryption_keys: EncryptionKeys::new(reader.parse_secrets(
             "encryption_keys",
             &file.encryption_keys,

@@ -87,6 +87,12 @@ pub(super) fn max_size(text: &str) -> Parsed<u64> {
     if size < 16 * 1024 * 1024 { Err("at least 16MiB") } else { Ok(size) }
 }
 
+/// The memory for events that wait for targets.
+pub(super) fn max_memory(text: &str) -> Parsed<u64> {
+    let size = size(text)?;
+    if size < 1024 * 1024 { Err("at least 1MiB") } else { Ok(size) }
+}
+
 /// `true` or `false`.
 pub(super) fn boolean(text: &str) -> Parsed<bool> {
     text.parse().map_err(|_| "true or false")

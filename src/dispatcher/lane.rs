@@ -5,6 +5,7 @@
 //! or not settled yet are bounded, as a crash repeats them all.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,12 +21,16 @@ use super::heartbeat::Heartbeat;
 use crate::clock::UnixMillis;
 use crate::deliver::Role;
 use crate::queue::{Error, Inbox, Lease, Leases};
+use crate::telemetry::LogThrottle;
 use crate::tuning::Tuning;
 
 /// The longest sleep while a delivery is due later: by then the lane notices that the clock was set.
 const MAX_SLEEP: Duration = Duration::from_secs(60);
 /// The pause before the next poll, after a failed one.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before the next poll, after one that found more than the target may take into memory, unless an attempt
+/// ends before: others may have released some.
+const MEMORY_PAUSE: Duration = Duration::from_secs(1);
 /// The longest wait between two probes of a target that is down: its deliveries resume at most this much later.
 const PROBE_WAIT: Duration = Duration::from_secs(30);
 /// The same for an identity provider, for which a person waits.
@@ -61,6 +66,8 @@ pub(super) async fn run(
         settling: JoinSet::new(),
         poll: JoinSet::new(),
         poll_at: Some(Instant::now()),
+        is_short_of_memory: false,
+        poll_throttle: LogThrottle::default(),
     };
     while lane.step().await {}
     lane.finish().await;
@@ -87,6 +94,10 @@ struct LaneTask {
     poll: JoinSet<(UnixMillis, Result<Leases, Error>)>,
     /// When to poll the store for due deliveries; `None` = when woken.
     poll_at: Option<Instant>,
+    /// Whether more is due in the store than the target may take into memory now.
+    is_short_of_memory: bool,
+    /// Limits log lines about polls that fail.
+    poll_throttle: LogThrottle,
 }
 
 struct EndedAttempt {
@@ -120,15 +131,23 @@ impl LaneTask {
             Some(lease) = self.inbox.awaited.recv(), if takes_awaited => self.start_awaited(lease),
             Some(ended) = self.awaited.join_next() => self.handle_ended(ended.ok()),
             Some(ended) = self.attempts.join_next() => self.handle_ended(ended.ok()),
-            Some(_) = self.settling.join_next() => {}
+            Some(_) = self.settling.join_next() => self.note_release(),
             Some(found) = self.poll.join_next() => self.take_leases(found.ok()),
-            () = self.inbox.wake.notified() => self.poll_at = Some(Instant::now()),
+            // While memory is short each push wakes the lane, and a poll would find nothing that it may take.
+            () = self.inbox.wake.notified(), if !self.is_short_of_memory => self.poll_at = Some(Instant::now()),
             () = until(poll_at) => self.poll_store(),
             () = until(probe_at) => {}
             Some(lease) = self.inbox.fresh.recv(), if takes_fresh => self.ready.push_back(lease),
             Ok(()) = self.policy.changed() => {}
         }
         true
+    }
+
+    /// A lease has ended: there may be memory for another.
+    fn note_release(&mut self) {
+        if mem::take(&mut self.is_short_of_memory) {
+            self.poll_at = Some(Instant::now());
+        }
     }
 
     /// Whether another attempt may be made.
@@ -175,8 +194,9 @@ impl LaneTask {
         let was_closed = self.breaker.is_closed();
         let not_made = EndedAttempt { end: AttemptEnd::NotMade, unsettled: None, probe: !was_closed };
         let EndedAttempt { end, unsettled, probe } = ended.unwrap_or(not_made);
-        if let Some(unsettled) = unsettled {
-            self.settling.spawn(self.context.clone().settle(unsettled));
+        match unsettled {
+            Some(unsettled) => drop(self.settling.spawn(self.context.clone().settle(unsettled))),
+            None => self.note_release(),
         }
         match (end, probe) {
             (AttemptEnd::Answered, _) => self.breaker.record_success(),
@@ -201,7 +221,7 @@ impl LaneTask {
 
     /// Starts to lease due deliveries from the store.
     fn poll_store(&mut self) {
-        self.poll_at = None;
+        (self.poll_at, self.is_short_of_memory) = (None, false);
         let (context, name, now) = (self.context.clone(), self.name.clone(), UnixMillis::now());
         let batch = self.tuning.lease_batch;
         self.poll.spawn(async move { (now, context.queue.lease(&name, batch, now).await) });
@@ -218,10 +238,20 @@ impl LaneTask {
                 }
                 self.ready.extend(found.due);
                 let next = found.next_due.map(|due| Instant::now() + due.since(now).min(MAX_SLEEP));
-                if more { Some(Instant::now()) } else { next }
+                self.is_short_of_memory = found.is_short_of_memory;
+                if found.is_short_of_memory {
+                    Some(Instant::now() + MEMORY_PAUSE)
+                } else if more {
+                    Some(Instant::now())
+                } else {
+                    next
+                }
             }
             Some((_, Err(error))) => {
-                tracing::warn!(target = %self.name, %error, remedy = error.remedy(), "store not polled; retrying");
+                if let Some(suppressed) = self.poll_throttle.allow() {
+                    let (target, remedy) = (&self.name, error.remedy());
+                    tracing::warn!(%target, %error, remedy, held_back = suppressed, "store not polled; retrying");
+                }
                 Some(Instant::now() + STORE_PAUSE)
             }
             None => Some(Instant::now() + STORE_PAUSE),

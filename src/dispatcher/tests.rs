@@ -23,6 +23,7 @@ fn queue(path: &std::path::Path) -> Queue {
         dedup_window: HOUR,
         replay_window: HOUR,
         max_size: u64::MAX,
+        max_memory: 64 << 20,
         encryption_keys,
     };
     let faults = Faults { stall: Box::new(|| Duration::ZERO), fails: Box::new(|| false) };

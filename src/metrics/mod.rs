@@ -66,6 +66,8 @@ pub struct Metrics {
     pub commit_wait: Gauge,
     pub queue_bytes: IntGauge,
     pub queue_max_bytes: IntGauge,
+    pub queue_memory_bytes: IntGauge,
+    pub queue_max_memory_bytes: IntGauge,
     pub disk_free_bytes: IntGauge,
     pub unaccounted: IntGauge,
     /// Damaged stores that were moved aside and not salvaged yet.
@@ -238,6 +240,14 @@ impl Metrics {
             queue_max_bytes: registered(
                 at,
                 IntGauge::new("wxrelay_queue_max_bytes", "Limit of the size of the store: queue.max_size."),
+            ),
+            queue_memory_bytes: registered(
+                at,
+                IntGauge::new("wxrelay_queue_memory_bytes", "Size of the events that wait in memory for targets."),
+            ),
+            queue_max_memory_bytes: registered(
+                at,
+                IntGauge::new("wxrelay_queue_max_memory_bytes", "Limit of that size: queue.max_memory."),
             ),
             disk_free_bytes: registered(
                 at,

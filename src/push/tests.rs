@@ -26,6 +26,7 @@ impl PipelineFixture {
             dedup_window: HOUR,
             replay_window: HOUR,
             max_size: u64::MAX,
+            max_memory: 64 << 20,
             encryption_keys: EncryptionKeys::default(),
         };
         let faults = Faults { stall: Box::new(move || stall), fails: Box::new(move || fails) };

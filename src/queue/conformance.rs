@@ -97,8 +97,9 @@ fn settings(path: &Path) -> Settings {
         // The events here are of a fixed day; none is to be old.
         retention: DAY * 365_000,
         dedup_window: DAY,
-        replay_window: DAY,
+        replay_window: DAY * 365_000,
         max_size: 1 << 40,
+        max_memory: 64 << 20,
         encryption_keys: EncryptionKeys::default(),
     }
 }

@@ -26,7 +26,15 @@ fn open(folder: &Path, fills: &[u8]) -> Result<Queue, Error> {
     let path = folder.to_owned();
     let encryption_keys = keys(fills);
     Queue::open(
-        &Settings { path, retention: FAR, dedup_window: FAR, replay_window: FAR, max_size: 1 << 40, encryption_keys },
+        &Settings {
+            path,
+            retention: FAR,
+            dedup_window: FAR,
+            replay_window: FAR,
+            max_size: 1 << 40,
+            max_memory: 64 << 20,
+            encryption_keys,
+        },
         drop,
     )
 }

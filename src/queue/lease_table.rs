@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::event::EventId;
+use super::memory::{MemoryBudget, MemoryHold, TargetMemory};
+use crate::event::{Event, EventId};
 
 /// Which grant of a lease this is: the same delivery may be leased again later.
 type Token = u64;
@@ -25,44 +26,71 @@ struct LeaseNotices {
 }
 
 /// Every outstanding lease.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct LeaseTable {
-    outstanding: HashMap<Arc<str>, HashMap<EventId, Token>>,
+    outstanding: HashMap<Arc<str>, TargetLeases>,
     last_token: Token,
     notices: Arc<Mutex<LeaseNotices>>,
+    budget: Arc<MemoryBudget>,
+}
+
+/// The leases of one target.
+#[derive(Debug)]
+struct TargetLeases {
+    events: HashMap<EventId, Token>,
+    memory: Arc<TargetMemory>,
 }
 
 impl LeaseTable {
-    /// Marks the delivery as being attempted.
-    pub(super) fn grant(&mut self, target: &Arc<str>, event: EventId) -> LeaseGuard {
+    /// No leases; those to come share this budget.
+    pub(super) fn new(budget: Arc<MemoryBudget>) -> Self {
+        Self { outstanding: HashMap::new(), last_token: 0, notices: Arc::default(), budget }
+    }
+
+    /// Whether the target may take no more events into memory.
+    pub(super) fn is_short_of_memory(&self, target: &str) -> bool {
+        self.outstanding.get(target).is_some_and(|leases| !leases.memory.allows(1, false))
+    }
+
+    /// Marks the delivery as being attempted; `None` if the target may not take the event into memory. `is_awaited` if
+    /// WeChat waits for the reply.
+    pub(super) fn grant(&mut self, target: &Arc<str>, event: &Event, is_awaited: bool) -> Option<LeaseGuard> {
+        let bytes = event.memory_bytes();
+        let budget = &self.budget;
+        let new = || TargetLeases { events: HashMap::new(), memory: TargetMemory::new(budget) };
+        let leases = self.outstanding.entry(Arc::clone(target)).or_insert_with(new);
+        if !leases.memory.allows(bytes, is_awaited) {
+            return None;
+        }
         self.last_token += 1;
         let token = self.last_token;
-        self.outstanding.entry(Arc::clone(target)).or_default().insert(event, token);
-        LeaseGuard { target: Arc::clone(target), event, token, notices: Arc::clone(&self.notices) }
+        leases.events.insert(event.id, token);
+        let (target, notices, memory) = (Arc::clone(target), Arc::clone(&self.notices), leases.memory.take(bytes));
+        Some(LeaseGuard { target, event: event.id, token, notices, _memory: memory })
     }
 
     /// Ends the delivery's lease, even while its guard lives.
     pub(super) fn end(&mut self, target: &str, event: EventId) {
-        if let Some(events) = self.outstanding.get_mut(target) {
-            events.remove(&event);
+        if let Some(leases) = self.outstanding.get_mut(target) {
+            leases.events.remove(&event);
         }
     }
 
     /// Marks the delivery's lease as cancelled. It remains outstanding until its guard is dropped.
     pub(super) fn revoke(&mut self, target: &str, event: EventId) {
-        if let Some(token) = self.outstanding.get(target).and_then(|events| events.get(&event)) {
+        if let Some(token) = self.outstanding.get(target).and_then(|leases| leases.events.get(&event)) {
             self.notices.lock().revoked.insert(*token);
         }
     }
 
     /// Whether the delivery is being attempted.
     pub(super) fn contains(&self, target: &str, event: EventId) -> bool {
-        self.outstanding.get(target).is_some_and(|events| events.contains_key(&event))
+        self.outstanding.get(target).is_some_and(|leases| leases.events.contains_key(&event))
     }
 
     /// How many leases of the target are outstanding.
     pub(super) fn count(&self, target: &str) -> usize {
-        self.outstanding.get(target).map_or(0, HashMap::len)
+        self.outstanding.get(target).map_or(0, |leases| leases.events.len())
     }
 
     /// Ends the leases whose guards were dropped unsettled; returns their targets.
@@ -70,10 +98,10 @@ impl LeaseTable {
         let returned = mem::take(&mut self.notices.lock().returned);
         let mut targets = Vec::new();
         for (target, event, token) in returned {
-            if let Some(events) = self.outstanding.get_mut(&target)
-                && events.get(&event) == Some(&token)
+            if let Some(leases) = self.outstanding.get_mut(&target)
+                && leases.events.get(&event) == Some(&token)
             {
-                events.remove(&event);
+                leases.events.remove(&event);
                 targets.push(target);
             }
         }
@@ -88,6 +116,8 @@ pub(super) struct LeaseGuard {
     event: EventId,
     token: Token,
     notices: Arc<Mutex<LeaseNotices>>,
+    /// Released with it.
+    _memory: MemoryHold,
 }
 
 impl LeaseGuard {
@@ -108,12 +138,21 @@ impl Drop for LeaseGuard {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::sample;
+
+    fn table() -> LeaseTable {
+        LeaseTable::new(MemoryBudget::new(1 << 20))
+    }
+
+    fn grant(table: &mut LeaseTable, target: &Arc<str>, event: u64) -> LeaseGuard {
+        table.grant(target, &sample(EventId(event), 10), false).unwrap()
+    }
 
     #[test]
     fn a_dropped_lease_frees_its_delivery() {
-        let mut table = LeaseTable::default();
+        let mut table = table();
         let target: Arc<str> = "crm".into();
-        let guard = table.grant(&target, EventId(1));
+        let guard = grant(&mut table, &target, 1);
         assert!(table.contains("crm", EventId(1)));
         drop(guard);
         assert_eq!(table.reclaim_dropped(), [Arc::clone(&target)]);
@@ -122,26 +161,41 @@ mod tests {
 
     #[test]
     fn a_revoked_lease_says_so_and_stays_out_until_it_is_dropped() {
-        let mut table = LeaseTable::default();
+        let mut table = table();
         let target: Arc<str> = "crm".into();
-        let (guard, other) = (table.grant(&target, EventId(1)), table.grant(&target, EventId(2)));
+        let (guard, other) = (grant(&mut table, &target, 1), grant(&mut table, &target, 2));
         table.revoke("crm", EventId(1));
         table.revoke("crm", EventId(7));
         assert!(guard.is_revoked() && !other.is_revoked() && table.contains("crm", EventId(1)));
         drop(guard);
         assert_eq!(table.reclaim_dropped(), [Arc::clone(&target)]);
-        assert!(!table.grant(&target, EventId(1)).is_revoked(), "a new lease is a new right");
+        assert!(!grant(&mut table, &target, 1).is_revoked(), "a new lease is a new right");
     }
 
     #[test]
     fn a_late_drop_does_not_end_the_next_lease_of_the_same_delivery() {
-        let mut table = LeaseTable::default();
+        let mut table = table();
         let target: Arc<str> = "crm".into();
-        let first = table.grant(&target, EventId(1));
+        let first = grant(&mut table, &target, 1);
         table.end("crm", EventId(1));
-        let _second = table.grant(&target, EventId(1));
+        let _second = grant(&mut table, &target, 1);
         drop(first);
         assert!(table.reclaim_dropped().is_empty());
         assert!(table.contains("crm", EventId(1)));
+    }
+
+    #[test]
+    fn what_a_target_holds_in_memory_is_released_with_its_leases_and_not_when_they_are_settled() {
+        let mut table = LeaseTable::new(MemoryBudget::new(100_000));
+        let (target, other): (Arc<str>, Arc<str>) = ("crm".into(), "idp".into());
+        let large = |event| sample(EventId(event), 10_000);
+        let first = table.grant(&target, &large(1), false).unwrap();
+        assert!(table.grant(&target, &large(2), false).is_none() && table.count("crm") == 1);
+        assert!(table.grant(&other, &large(2), false).is_some(), "another target has its own share");
+        table.end("crm", EventId(1));
+        assert!(table.grant(&target, &large(2), false).is_none(), "the attempt still holds the event");
+        drop(first);
+        assert!(table.grant(&target, &large(2), false).is_some());
+        assert!(table.grant(&target, &large(3), true).is_some(), "nothing was kept");
     }
 }

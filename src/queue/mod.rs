@@ -11,6 +11,7 @@
 //!   with [`Queue::settle`], when it is dropped, or with the process that holds it. A fresh event's first leases go to
 //!   the [`Inbox`] of their target in memory, before [`Queue::enqueue`] returns. [`Queue::lease`] returns the
 //!   deliveries that do not fit there, and those that a retry or a crash leaves pending.
+//! - The events of all leases together take no more memory than [`Settings::max_memory`]; `memory.rs` has the shares.
 //!
 //! The relay owns schedules and retry rules; the engine owns durability, dedup and leases. This split lets a
 //! distributed engine, with consumers on several machines, become another variant.
@@ -26,6 +27,7 @@ mod error;
 #[cfg(test)]
 mod forget_tests;
 mod lease_table;
+mod memory;
 mod obstacle;
 #[cfg(test)]
 mod order_tests;
@@ -51,6 +53,7 @@ use crate::wechat::ReplyError;
 pub use self::encryption::{DecryptError, EncryptionKey, EncryptionKeys, Fingerprint};
 pub use self::error::Error;
 use self::lease_table::LeaseGuard;
+pub use self::memory::MemoryUsage;
 pub use self::obstacle::Obstacle;
 #[cfg(test)]
 pub(crate) use self::sqlite::Faults;
@@ -244,6 +247,13 @@ impl Queue {
         }
     }
 
+    /// The bytes that wait in memory for targets. Does not read the store.
+    pub fn memory(&self) -> MemoryUsage {
+        match self {
+            Self::Embedded(engine) => engine.memory(),
+        }
+    }
+
     /// Why the queue refuses new events now, if it does. Does not read the store.
     pub fn obstacle(&self) -> Option<Obstacle> {
         match self {
@@ -366,6 +376,9 @@ pub struct Leases {
     pub due: Vec<Lease>,
     /// When the next delivery that is not leased becomes due, if there is one.
     pub next_due: Option<UnixMillis>,
+    /// Whether more deliveries are due, but the target may not take more memory: lease again when one of its leases has
+    /// ended.
+    pub is_short_of_memory: bool,
 }
 
 /// A target's end of the queue, held by its one consumer.
@@ -490,6 +503,9 @@ pub struct Settings {
     /// The most bytes that the store may take: at this size new events are refused. Finished events are deleted from a
     /// little below it on.
     pub max_size: u64,
+    /// About how many bytes of events wait in memory for targets, from the lease to the settlement. The rest waits in
+    /// the store.
+    pub max_memory: u64,
     /// The keys that payloads are encrypted with; none = payloads are stored in the clear.
     pub encryption_keys: EncryptionKeys,
 }

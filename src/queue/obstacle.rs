@@ -46,6 +46,7 @@ mod tests {
             dedup_window: day,
             replay_window: day,
             max_size: 1 << 30,
+            max_memory: 64 << 20,
             encryption_keys,
         };
         let queue = Queue::open(&settings, drop).unwrap();

@@ -91,6 +91,7 @@ fn open(folder: &tempfile::TempDir) -> (Queue, Arc<str>) {
         dedup_window: DAY,
         replay_window: DAY,
         max_size: 1 << 40,
+        max_memory: 64 << 20,
         encryption_keys,
     };
     let (queue, target) = (Queue::open(&settings, drop).unwrap(), Arc::from("crm"));

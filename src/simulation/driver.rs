@@ -80,6 +80,8 @@ impl Driver {
             dedup_window: Duration::from_secs(if short { 60 } else { 86_400 }),
             replay_window: Duration::from_secs(if short { 60 } else { 86_400 }),
             max_size: if rng.chance(10) { 120_000 } else { 1 << 40 },
+            // So little for each fifth seed that leases wait for it.
+            max_memory: if seed.is_multiple_of(5) { 12_000 } else { 64 << 20 },
             // The seed decides, without a draw from the generator; the random bytes of the encryption change nothing
             // else.
             encryption_keys: EncryptionKeys::new(if seed.is_multiple_of(2) { key() } else { Vec::new() }),

@@ -10,6 +10,7 @@
 //! A probe, which is a real write and a checkpoint, ends the first two, so that they end without a push.
 
 use std::io::{self, ErrorKind};
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub(super) struct Capacity {
     is_over: bool,
     trouble: Option<Trouble>,
     trouble_ended: Option<Instant>,
+    /// How many events were refused since the last one was accepted.
+    refused: u64,
     watch: ObstacleWatch,
 }
 
@@ -81,6 +84,7 @@ impl Capacity {
             is_over: false,
             trouble: None,
             trouble_ended: None,
+            refused: 0,
             watch,
         };
         if let Err(error) = capacity.reserve.allocate() {
@@ -102,6 +106,11 @@ impl Capacity {
     /// Notes how many bytes remain after new events were stored.
     pub(super) fn set_remaining(&mut self, remaining: u64) {
         self.remaining = remaining;
+    }
+
+    /// Counts an event that is refused.
+    pub(super) fn note_refusal(&mut self) {
+        self.refused += 1;
     }
 
     /// Measures the store, and publishes what that changes.
@@ -200,7 +209,7 @@ impl Capacity {
     }
 
     /// Publishes and logs the obstacle, if it has changed.
-    fn publish(&self, error: Option<&dyn std::error::Error>) {
+    fn publish(&mut self, error: Option<&dyn std::error::Error>) {
         let trouble = self.trouble.as_ref().map(|trouble| trouble.obstacle);
         let now = trouble.or(self.is_over.then_some(Obstacle::SizeLimit));
         let before = *self.watch.borrow();
@@ -213,7 +222,10 @@ impl Capacity {
                 let error = error.map(tracing::field::display);
                 tracing::warn!(obstacle = now.word(), error, "new events refused until the obstacle is gone");
             }
-            (None, Some(before)) => tracing::info!(obstacle = before.word(), "new events accepted again"),
+            (None, Some(before)) => {
+                let refused = mem::take(&mut self.refused);
+                tracing::info!(obstacle = before.word(), refused, "new events accepted again");
+            }
             (None, None) => {}
         }
     }

@@ -70,6 +70,7 @@ use self::store::Store;
 use self::upkeep::OpenOptions;
 use self::writer::Writer;
 use super::lease_table::LeaseTable;
+use super::memory::{MemoryBudget, MemoryUsage};
 use super::view::Stats;
 use super::{
     AttemptNote, DeliveryOrder, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Settings, Settlement, Sweep,
@@ -99,6 +100,7 @@ pub struct Sqlite {
     sealer: Option<EventSealer>,
     last_id: Arc<AtomicU64>,
     obstacle: ObstacleWatch,
+    memory: Arc<MemoryBudget>,
     replay_window: ReplayWindow,
     folder: Arc<PathBuf>,
     /// How often dead letters were revived: a revived one may be older than the oldest pending delivery in `oldest`.
@@ -166,7 +168,8 @@ impl Sqlite {
             scrub_pages: tuning.scrub_pages,
             free: reserve_size,
         };
-        let (leases, revivals) = (LeaseTable::default(), Arc::<AtomicU64>::default());
+        let memory = MemoryBudget::new(settings.max_memory);
+        let (leases, revivals) = (LeaseTable::new(Arc::clone(&memory)), Arc::<AtomicU64>::default());
         let writer = Writer {
             store,
             capacity,
@@ -189,6 +192,7 @@ impl Sqlite {
             sealer,
             last_id: Arc::new(AtomicU64::new(last_id.0)),
             obstacle,
+            memory,
             replay_window,
             folder: Arc::new(settings.path.clone()),
             revivals,
@@ -308,6 +312,10 @@ impl Sqlite {
             Ok(stats)
         };
         self.read(stats).await
+    }
+
+    pub(super) fn memory(&self) -> MemoryUsage {
+        self.memory.usage()
     }
 
     pub(super) fn obstacle(&self) -> Option<Obstacle> {

@@ -21,6 +21,7 @@ use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::Settings;
+use crate::telemetry::LogThrottle;
 
 /// How long a step should take. The next one is made smaller if it took longer, larger if it took less than half.
 const STEP_TARGET: Duration = Duration::from_millis(4);
@@ -55,6 +56,8 @@ pub(super) struct Retention {
     deleted: usize,
     /// Whether pages were released by which the file has not become shorter yet.
     is_truncation_due: bool,
+    /// Limits log lines about steps that fail.
+    pub(super) failure_throttle: LogThrottle,
 }
 
 /// What follows a step.
@@ -83,6 +86,7 @@ impl Retention {
             cursor: EventId(0),
             deleted: 0,
             is_truncation_due: false,
+            failure_throttle: LogThrottle::default(),
         }
     }
 
@@ -269,6 +273,7 @@ mod tests {
             dedup_window,
             replay_window: dedup_window,
             max_size,
+            max_memory: 1,
             encryption_keys,
         })
     }

@@ -219,11 +219,11 @@ impl Writer {
     /// Does what follows from a committed change.
     fn follow_up(&mut self, command: &mut WriterCommand) {
         match command {
-            WriterCommand::Enqueue { new, held, waiter, .. } => {
-                if matches!(waiter.kept(), Some(Ok(Enqueued::Fresh))) {
-                    self.hand_over(new, held);
-                }
-            }
+            WriterCommand::Enqueue { new, held, waiter, .. } => match waiter.kept() {
+                Some(Ok(Enqueued::Fresh)) => self.hand_over(new, held),
+                Some(Err(Error::Full)) => self.capacity.note_refusal(),
+                Some(Ok(Enqueued::Duplicate { .. }) | Err(_)) | None => {}
+            },
             WriterCommand::Settle(settlement, waiter) => {
                 self.leases.end(&settlement.target, settlement.event);
                 // Also if the target no longer keeps order: deliveries that were held until then are still released one
@@ -256,7 +256,10 @@ impl Writer {
         for target in mem::take(&mut new.targets).into_iter().filter(|target| !held.contains(target)) {
             let awaited = new.awaited.iter().position(|(awaited, _)| *awaited == target);
             let reply = awaited.map(|place| new.awaited.swap_remove(place).1);
-            let guard = self.leases.grant(&target, new.event.id);
+            let Some(guard) = self.leases.grant(&target, &new.event, reply.is_some()) else {
+                self.inboxes.wake(&target);
+                continue;
+            };
             let lease = Lease { event: Arc::clone(&new.event), target, attempt: 1, failures: 0, reply, guard };
             if let Err(lease) = self.inboxes.offer(lease) {
                 self.leases.end(&lease.target, lease.event.id);
@@ -288,6 +291,10 @@ impl Writer {
                 leases.next_due = Some(due);
                 break;
             }
+            if self.leases.is_short_of_memory(target) {
+                leases.is_short_of_memory = true;
+                break;
+            }
             let loaded = self.store.load_event(id, number)?;
             let attempt = loaded.attempts + 1;
             let event = match loaded.event {
@@ -299,7 +306,10 @@ impl Writer {
                     continue;
                 }
             };
-            let guard = self.leases.grant(target, id);
+            let Some(guard) = self.leases.grant(target, &event, false) else {
+                leases.is_short_of_memory = true;
+                break;
+            };
             let (event, target) = (Arc::new(event), Arc::clone(target));
             leases.due.push(Lease { event, target, attempt, failures: loaded.failures, reply: None, guard });
         }
@@ -320,7 +330,9 @@ impl Writer {
             Err(error) => {
                 stop_if_lost(&error);
                 self.capacity.note_failure(&error);
-                tracing::warn!(%error, "old events not deleted; trying again later");
+                if let Some(suppressed) = self.retention.failure_throttle.allow() {
+                    tracing::warn!(%error, held_back = suppressed, "old events not deleted; trying again later");
+                }
             }
         }
     }

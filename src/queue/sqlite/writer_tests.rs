@@ -9,6 +9,7 @@ use super::super::command::Waiter;
 use super::super::reserve_file::ReserveFile;
 use super::*;
 use crate::event::{ContentKey, Event};
+use crate::queue::memory::MemoryBudget;
 use crate::queue::{EncryptionKeys, Settings};
 use crate::tuning::Tuning;
 use crate::wechat::{Message, Mode};
@@ -20,6 +21,7 @@ fn writer(folder: &std::path::Path) -> Writer {
         dedup_window: Duration::MAX,
         replay_window: Duration::MAX,
         max_size: u64::MAX,
+        max_memory: 64 << 20,
         encryption_keys: EncryptionKeys::default(),
     };
     Writer {
@@ -28,7 +30,7 @@ fn writer(folder: &std::path::Path) -> Writer {
         retention: Retention::new(&settings),
         scrub: Scrub::new(folder, Tuning::default().scrub_pages),
         inboxes: Arc::default(),
-        leases: LeaseTable::default(),
+        leases: LeaseTable::new(MemoryBudget::new(u64::MAX)),
         revivals: Arc::default(),
         callers: Handle::current(),
         on_commit: Box::new(drop),
