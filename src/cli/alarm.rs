@@ -12,13 +12,42 @@ pub(super) struct Alarm {
     pub(super) openid: Option<String>,
     /// The time of the push, by WeChat's clock.
     pub(super) stamp: Option<UnixMillis>,
-    /// The kind of the push, in the alarm's own spelling: `Click`, `UnSubscribe`.
+    /// Whether that is the push's own time, not the minutes of the whole alarm.
+    pub(super) is_exact: bool,
+    /// The kind of the push, in the alarm's own spelling: `Click`, `UnSubscribe`, `Scan QRCode`.
     pub(super) event: Option<String>,
     pub(super) app_id: Option<String>,
 }
 
 /// The UTC offset of China's time in seconds: dates in alarms have no offset of their own.
 const CHINA: i64 = 8 * 3600;
+
+/// What a kind in an alarm's spelling stands for.
+#[derive(Clone, Copy, Debug)]
+enum AlarmKind {
+    Event(&'static str),
+    /// A scan, or the follow that a scan led to.
+    Scan,
+    /// A tap on a menu's link, or on its mini program.
+    View,
+    Message(&'static str),
+    AnyMessage,
+}
+
+/// The names that alarms have for some kinds, beside the kind's own name; without case, blanks and punctuation. From
+/// alarms that operators published.
+const KINDS: [(&[&str], AlarmKind); 10] = [
+    (&["scanqrcode", "qrcode", "scanqr", "扫码", "扫描二维码"], AlarmKind::Scan),
+    (&["follow", "关注"], AlarmKind::Event("subscribe")),
+    (&["unfollow", "取消关注", "取关"], AlarmKind::Event("unsubscribe")),
+    (&["menuclick", "clickmenu", "点击菜单"], AlarmKind::Event("click")),
+    (&["viewmenu", "menuview", "clickurl"], AlarmKind::View),
+    (&["reportlocation", "uploadlocation", "location"], AlarmKind::Event("location")),
+    (&["textmsg", "textmessage", "recvtext"], AlarmKind::Message("text")),
+    (&["imagemsg", "imagemessage", "picmsg"], AlarmKind::Message("image")),
+    (&["voicemsg", "voicemessage"], AlarmKind::Message("voice")),
+    (&["msg", "message", "recvmsg", "usermessage", "消息"], AlarmKind::AnyMessage),
+];
 
 impl Alarm {
     /// Parses an alarm, or any part of one. `Stamp` has precedence over the date of the whole alarm.
@@ -35,7 +64,7 @@ impl Alarm {
             match key.as_str() {
                 "openid" | "fromusername" => set(&mut alarm.openid, word(value)),
                 "stamp" | "timestamp" | "createtime" => alarm.stamp = alarm.stamp.or_else(|| moment(value)),
-                "event" | "msg" | "msgtype" => set(&mut alarm.event, word(value)),
+                "event" | "msg" | "msgtype" => set(&mut alarm.event, words(value)),
                 "appid" => set(&mut alarm.app_id, word(value)),
                 "时间" | "time" => date = date.or_else(|| moment(value)),
                 // A title whose brackets were lost: "错误样例: OpenID=.. Stamp=..".
@@ -44,6 +73,7 @@ impl Alarm {
             // "OpenID=oX Stamp=1" in one bracket, or in none.
             alarm.fill(Self::parse_loose(value));
         }
+        alarm.is_exact = alarm.stamp.is_some();
         alarm.stamp = alarm.stamp.or(date);
         alarm
     }
@@ -66,11 +96,29 @@ impl Alarm {
 
     /// Sets each part that is still missing to the other's.
     fn fill(&mut self, other: Self) {
-        let Self { openid, stamp, event, app_id } = other;
+        let Self { openid, stamp, is_exact: _, event, app_id } = other;
         set(&mut self.openid, openid);
         set(&mut self.event, event);
         set(&mut self.app_id, app_id);
         self.stamp = self.stamp.or(stamp);
+    }
+
+    /// Whether an event with these names can be the one that the alarm is about. An alarm without a kind can be about any.
+    pub(super) fn is_about(&self, msg_type: &str, event: &str, event_key: &str) -> bool {
+        let Some(named) = self.event.as_deref().map(letters) else { return true };
+        let is_event = msg_type.eq_ignore_ascii_case("event");
+        let own = letters(if is_event { event } else { msg_type });
+        if named == own || named == letters(msg_type) {
+            return true;
+        }
+        let known = KINDS.iter().find(|(names, _)| names.contains(&&*named));
+        known.is_some_and(|(_, kind)| match kind {
+            AlarmKind::Event(name) => is_event && own == *name,
+            AlarmKind::Scan => is_event && (own == "scan" || own == "subscribe" && event_key.starts_with("qrscene_")),
+            AlarmKind::View => is_event && own.starts_with("view"),
+            AlarmKind::Message(name) => !is_event && own == *name,
+            AlarmKind::AnyMessage => !is_event,
+        })
     }
 
     /// Whether it has the user or the time: without either, no event can be found.
@@ -89,6 +137,18 @@ fn set(slot: &mut Option<String>, value: Option<String>) {
 fn word(text: &str) -> Option<String> {
     let word = text.split([' ', ',', ';', '&', '，', '；', '\t']).next().unwrap_or_default();
     (!word.is_empty()).then(|| word.to_owned())
+}
+
+/// The words up to what looks like the next part.
+fn words(text: &str) -> Option<String> {
+    let first = text.split([',', ';', '&', '，', '；', '\t']).next().unwrap_or_default();
+    let words: Vec<_> = first.split_whitespace().take_while(|word| !word.contains(['=', '＝', ':', '：'])).collect();
+    (!words.is_empty()).then(|| words.join(" "))
+}
+
+/// A kind's name without case, blanks and punctuation, in which alarms differ from pushes.
+fn letters(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect()
 }
 
 /// Seconds or milliseconds since 1970, or a date: with an offset, or in China's time.
@@ -115,7 +175,7 @@ mod tests {
     fn alarm(openid: &str, stamp: i64, event: &str) -> Alarm {
         let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
         let stamp = (stamp != 0).then_some(UnixMillis(stamp * 1000));
-        Alarm { openid: some(openid), stamp, event: some(event), app_id: None }
+        Alarm { openid: some(openid), stamp, is_exact: stamp.is_some(), event: some(event), app_id: None }
     }
 
     #[test]
@@ -139,6 +199,33 @@ mod tests {
         for nothing in ["", "[]", "hello", "[Stamp=soon]", "[Event=Click]"] {
             assert!(!Alarm::parse(nothing).names_a_push(), "{nothing}");
         }
+    }
+
+    #[test]
+    fn a_kind_is_found_under_the_alarms_name_for_it_and_no_other() {
+        for (named, msg_type, event, key, is_about) in [
+            ("Scan QRCode", "event", "SCAN", "1", true),
+            ("Scan QRCode", "event", "subscribe", "qrscene_1", true),
+            ("Scan QRCode", "event", "subscribe", "", false),
+            ("Scan QRCode", "event", "CLICK", "1", false),
+            ("UnSubscribe", "event", "unsubscribe", "", true),
+            ("UnSubscribe", "event", "SCAN", "", false),
+            ("UnSubscribe", "event", "subscribe", "", false),
+            ("Subscribe", "event", "unsubscribe", "", false),
+            ("Click", "event", "CLICK", "menu", true),
+            ("Template Send Job Finish", "event", "TEMPLATESENDJOBFINISH", "", true),
+            ("Location", "event", "LOCATION", "", true),
+            ("Text", "text", "", "", true),
+            ("Message", "image", "", "", true),
+            ("Message", "event", "CLICK", "", false),
+            ("Something New", "event", "CLICK", "", false),
+        ] {
+            let alarm = Alarm::parse(&format!("[OpenID=o1][Stamp=1435922000][Event={named}][ip=]"));
+            assert_eq!(alarm.event.as_deref(), Some(named));
+            assert_eq!(alarm.is_about(msg_type, event, key), is_about, "{named}: {msg_type} {event} {key}");
+        }
+        assert_eq!(Alarm::parse("OpenID=o1 Event=Click 次数: 5").event.as_deref(), Some("Click"));
+        assert!(Alarm::parse("[OpenID=o1]").is_about("event", "SCAN", ""), "any, where the alarm names none");
     }
 
     #[test]

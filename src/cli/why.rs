@@ -27,8 +27,8 @@ use crate::wechat::Message;
 const AROUND: Duration = Duration::from_secs(600);
 /// The same if the alarm names no user: WeChat tries for 15 s.
 const CLOSE_AROUND: Duration = Duration::from_secs(30);
-/// The largest difference between CreateTime and the alarm's stamp that counts as the same push.
-const SAME: Duration = Duration::from_secs(10);
+/// The largest difference between CreateTime and the alarm's stamp that counts as the same push: WeChat tries for 15 s.
+const SAME: Duration = Duration::from_secs(30);
 /// The most events that are fetched one by one.
 const MAX_CANDIDATES: usize = 20;
 /// The most events that are shown if several may be meant.
@@ -47,7 +47,7 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Search for the event of this alarm, a line or all of it: `[OpenID=..][Stamp=..][Event=..]` [default: stdin]
+    /// Search for the event of this alarm, a line or all of it: `[OpenID=..][Stamp=..][Event=..]`, or `-` for stdin [default: stdin]
     alarm: Vec<String>,
 }
 
@@ -68,13 +68,20 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let relay = Relay { api: args.relay.api()?, config: args.relay.config()? };
     let found = relay.find(&alarm).await?;
-    let reason = if found.is_empty() { Some(relay.reason(&alarm).await?) } else { None };
+    let Found { events, near } = found;
+    let reason = if events.is_empty() { Some(relay.reason(&alarm).await?) } else { None };
     if args.json {
-        writeln!(output::stdout(), "{}", to_json(&alarm, &found, reason.as_ref()))?;
+        writeln!(output::stdout(), "{}", to_json(&alarm, &events, &near, reason.as_ref()))?;
     } else if let Some(reason) = &reason {
         write!(output::stdout(), "{}", reason.text(&alarm))?;
+        if !near.is_empty() {
+            writeln!(output::stdout(), "Near it, but not that push:")?;
+        }
+        for event in &near {
+            write!(output::stdout(), "{}", description(event, EventTexts::LeftOut))?;
+        }
     } else {
-        for event in &found {
+        for event in &events {
             write!(output::stdout(), "{}", description(event, EventTexts::LeftOut))?;
         }
         writeln!(
@@ -82,17 +89,26 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             "What WeChat was answered, and how fast: the lines of the relay's log with this event id and \"push\"."
         )?;
     }
-    Ok(if found.is_empty() { NOTHING_FOUND.into() } else { ExitCode::SUCCESS })
+    Ok(if events.is_empty() { NOTHING_FOUND.into() } else { ExitCode::SUCCESS })
 }
 
 /// The text of the alarm, from the arguments or stdin.
 fn text(given: Vec<String>) -> anyhow::Result<String> {
-    if !given.is_empty() {
+    if !given.is_empty() && given != ["-"] {
         return Ok(given.join(" "));
     }
     let mut text = String::new();
     io::stdin().take(64 << 10).read_to_string(&mut text)?;
     Ok(text)
+}
+
+/// What was found for an alarm.
+#[derive(Default)]
+struct Found {
+    /// The events that it is or may be about.
+    events: Vec<EventDetail>,
+    /// Others of the same user or time, if there is none of those: of another kind, or of another time.
+    near: Vec<EventDetail>,
 }
 
 /// The running relay.
@@ -104,27 +120,30 @@ struct Relay {
 
 impl Relay {
     /// The events that the alarm is or may be about, the nearest to its stamp first.
-    async fn find(&self, alarm: &Alarm) -> anyhow::Result<Vec<EventDetail>> {
+    async fn find(&self, alarm: &Alarm) -> anyhow::Result<Found> {
         let status: Status = self.api.get("/api/status").await?;
         let EventPage { events: mut candidates, .. } = self.api.get(&self.query(alarm, &status)).await?;
         if let Some(stamp) = alarm.stamp {
             candidates.sort_by_key(|event| distance(event.received_at, stamp));
         }
-        let mut found: Vec<EventDetail> = Vec::new();
+        // Those of the kind first: many others may be nearer.
+        candidates.sort_by_key(|event| !alarm.is_about(&event.msg_type, &event.event, &event.event_key));
+        let mut found = Found::default();
         for event in candidates.iter().take(MAX_CANDIDATES) {
-            found.push(self.api.get(&format!("/api/events/{}", event.id)).await?);
+            let event: EventDetail = self.api.get(&format!("/api/events/{}", event.id)).await?;
+            let is_same = |stamp| !alarm.is_exact || distance(created(&event), stamp) <= SAME;
+            let is_about = alarm.is_about(&event.msg_type, &event.event, &event.event_key);
+            if is_about && alarm.stamp.is_none_or(is_same) { &mut found.events } else { &mut found.near }.push(event);
         }
-        if let Some(stamp) = alarm.stamp {
-            found.sort_by_key(|event| distance(created(event), stamp));
-            keep_if_any(&mut found, |event| distance(created(event), stamp) <= SAME);
+        for events in [&mut found.events, &mut found.near] {
+            if let Some(stamp) = alarm.stamp {
+                events.sort_by_key(|event| distance(created(event), stamp));
+            }
+            events.truncate(SHOWN);
         }
-        if let Some(kind) = &alarm.event {
-            // Alarms have names of their own for some kinds, so another name is no proof.
-            keep_if_any(&mut found, |event| {
-                [&event.event, &event.msg_type].into_iter().any(|name| name.eq_ignore_ascii_case(kind))
-            });
+        if !found.events.is_empty() {
+            found.near.clear();
         }
-        found.truncate(SHOWN);
         Ok(found)
     }
 
@@ -200,9 +219,12 @@ struct Refused {
 
 impl Reason {
     fn text(&self, alarm: &Alarm) -> String {
-        let Alarm { openid, stamp, event: _, app_id } = alarm;
-        let [openid, app_id] = [openid, app_id].map(|text| text.as_deref().map(escape::line));
-        let mut out = "no event found".to_owned();
+        let Alarm { openid, stamp, event, app_id, is_exact: _ } = alarm;
+        let [openid, app_id, kind] = [openid, app_id, event].map(|text| text.as_deref().map(escape::line));
+        let mut out = match kind {
+            Some(kind) => format!("no event {kind} found"),
+            None => "no event found".to_owned(),
+        };
         out += &openid.as_ref().map(|openid| format!(" of {openid}")).unwrap_or_default();
         out += &stamp.map(|stamp| format!(" around {stamp}")).unwrap_or_default();
         let retention = humantime::format_duration(self.retention.unwrap_or_default());
@@ -229,20 +251,14 @@ impl Reason {
     }
 }
 
-fn to_json(alarm: &Alarm, found: &[EventDetail], reason: Option<&Reason>) -> Value {
-    let Alarm { openid, stamp, event, app_id } = alarm;
+fn to_json(alarm: &Alarm, found: &[EventDetail], near: &[EventDetail], reason: Option<&Reason>) -> Value {
+    let Alarm { openid, stamp, event, app_id, is_exact: _ } = alarm;
     let stamp = stamp.map(|stamp| stamp.to_string());
     let alarm = json!({ "openid": openid, "stamp": stamp, "event": event, "app_id": app_id });
     let refused = |one: &Refused| json!({ "account": one.account, "result": one.result, "count": one.count });
     let refused: Option<Vec<_>> = reason.map(|reason| reason.refused.iter().map(refused).collect());
-    json!({ "alarm": alarm, "events": found, "not_found": reason.map(|reason| reason.word), "refused": refused })
-}
-
-/// Keeps the events that match the rule; all of them if none matches.
-fn keep_if_any(events: &mut Vec<EventDetail>, rule: impl Fn(&EventDetail) -> bool) {
-    if events.iter().any(&rule) {
-        events.retain(rule);
-    }
+    let not_found = reason.map(|reason| reason.word);
+    json!({ "alarm": alarm, "events": found, "near": near, "not_found": not_found, "refused": refused })
 }
 
 /// The CreateTime of an event; the time of its receipt if the text has none.

@@ -1,5 +1,7 @@
 //! `wxrelay why`: from a line of WeChat's alarm to the event, or to the reason why there is none.
 
+use std::io::{Seek, Write};
+
 use serde_json::Value;
 
 use crate::support::command::{Finished, free_address, run, wxrelay};
@@ -61,6 +63,47 @@ async fn where_nothing_is_found_it_says_what_that_means() {
     assert!(parameter(&stranger.query, "signature").is_some());
     assert_eq!(stranger.send(&relay.push).await.status, 403);
     why(format!("[OpenID=oNobody][Stamp={now}]"), "refused_or_never_arrived", "signature").await;
+}
+
+#[tokio::test]
+async fn an_event_of_another_kind_or_time_is_a_hint_and_not_found() {
+    let (relay, wechat, _crm) = relay().await;
+    let clear = event("oAlarmed", "SCAN", "1");
+    let stamp: u64 = element(&clear, "CreateTime").expect("it has one").parse().expect("seconds");
+    relay.accept(&wechat, &clear).await;
+    relay.audited("delivered", 1).await;
+    for (line, code) in [
+        (format!("[OpenID=oAlarmed][Stamp={stamp}][OuterIP=175.24.214.150][Event=Scan QRCode][ip=]"), 0),
+        (format!("[OpenID=oAlarmed][Stamp={stamp}][Event=UnSubscribe]"), 3),
+        (format!("[OpenID=oAlarmed][Stamp={stamp}][Event=Something New]"), 3),
+        (format!("[OpenID=oAlarmed][Stamp={}][Event=Scan QRCode]", stamp - 120), 3),
+    ] {
+        let finished = relay.run(&["why", &line]).await;
+        assert_eq!(finished.code, Some(code), "{line}: {finished:?}");
+        let is_hint = finished.stdout.contains("Near it, but not that push:");
+        assert_eq!(is_hint, code == 3, "{line}: {}", finished.stdout);
+        assert!(finished.stdout.contains("event SCAN 1"), "{line}: {}", finished.stdout);
+        let finished = relay.run(&["why", "--json", &line]).await;
+        let found: Value = serde_json::from_str(&finished.stdout).expect("JSON");
+        let counts = ["events", "near"].map(|field| found[field].as_array().map_or(0, Vec::len));
+        assert_eq!(counts, if code == 0 { [1, 0] } else { [0, 1] }, "{found}");
+    }
+}
+
+#[tokio::test]
+async fn a_dash_reads_the_alarm_from_standard_input() {
+    let (relay, wechat, _crm) = relay().await;
+    let clear = event("oAlarmed", "CLICK", "menu");
+    let stamp = element(&clear, "CreateTime").expect("it has one");
+    relay.accept(&wechat, &clear).await;
+    let mut input = tempfile::tempfile().expect("a file");
+    write!(input, "错误样例: [OpenID=oAlarmed][Stamp={stamp}][Event=Click]\n").expect("it can be written");
+    input.rewind().expect("it can be read");
+    let mut command = wxrelay(["why", "-", "-c"]);
+    command.arg(relay.config()).stdin(input);
+    let found = run(command).await;
+    assert_eq!(found.code, Some(0), "{found:?}");
+    assert!(found.stdout.contains("event CLICK menu"), "{found:?}");
 }
 
 #[tokio::test]
