@@ -12,7 +12,7 @@ use crate::support::http::{post_with, try_exchange};
 use crate::support::relay::{Relay, Setup};
 use crate::support::soon;
 use crate::support::target::{Reaction, Reply, Target};
-use crate::support::wechat::{WeChat, text, text_reply};
+use crate::support::wechat::{WeChat, element, event, text, text_reply};
 use crate::top::Screen;
 
 const USER: &str = "oForgetMe6a8b7c6d5e4f3a2b1c0";
@@ -68,6 +68,44 @@ async fn a_user_is_forgotten_with_and_without_a_running_relay_down_to_the_bytes(
             let clear = lines.iter().find(|line| line.contains(USER) || line.contains(MARKER));
             assert_eq!(clear, None, "in the log");
         }
+    }
+}
+
+/// Pushes that ask for erasure come from the platform and name the person in another element.
+#[tokio::test]
+async fn a_person_is_known_by_every_element_that_names_one() {
+    let named = |name: &str, element: &str| {
+        let person = format!("<{element}><![CDATA[{USER}]]></{element}></xml>");
+        event("oPlatform0a1b2c3d4e5f6a7b8c9", name, "").replace("</xml>", &person)
+    };
+    let key = "encryption_keys = \"MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=\"";
+    for queue in ["", key] {
+        let (wechat, crm) = (WeChat::secure(), Target::start().await);
+        let setup = Setup::new(wechat.account() + &crm.config("crm", "")).queue(queue).admin_at(free_address());
+        let relay = setup.start().await;
+        let revoked = named("user_authorization_revoke", "OpenID");
+        let in_json = format!(
+            r#"{{"ToUserName":"gh_1","FromUserName":"oPlatform","CreateTime":1700000000,"MsgType":"event","Event":"user_info_modified","OpenID":"{USER}"}}"#
+        );
+        let others =
+            [named("user_gifting_card", "FriendUserName"), named("guide_qrcode_scan_event", "openid"), in_json];
+        for clear in [&revoked].into_iter().chain(&others) {
+            relay.accept(&wechat, clear).await;
+        }
+        relay.accept(&wechat, &text(OTHER, "hello")).await;
+        relay.audited("delivered", 5).await;
+        let listed = relay.run(&["events", "ls", "--from", USER, "--json"]).await.stdout;
+        assert_eq!(listed.lines().count(), 4, "{listed}");
+        assert!(listed.contains(r#""from":"oPlatform"#), "the sender is shown: {listed}");
+        assert_eq!(relay.run(&["audit", "--deep"]).await.code, Some(0));
+        let stamp = element(&revoked, "CreateTime").expect("it has one");
+        let alarm = format!("[OpenID={USER}][Stamp={stamp}][Event=user_authorization_revoke]");
+        let found = relay.run(&["why", &alarm]).await;
+        assert!(found.code == Some(0) && found.stdout.contains("user_authorization_revoke"), "{found:?}");
+        let forgotten = relay.run(&["events", "forget", "--openid", USER, "--yes", "--json"]).await;
+        assert_eq!(json(&forgotten)["forgotten"], 4, "{forgotten:?}");
+        assert!(!holds(&relay.store(), USER));
+        assert_eq!(relay.audit().await["events"], 1);
     }
 }
 

@@ -10,6 +10,7 @@ use rusqlite::{Row, Transaction, params};
 use super::checksum;
 use super::inspect::Inspect;
 use super::key_ring::KeyRing;
+use super::persons;
 use super::statements::{key_of, read_event};
 use crate::event::{Event, EventId};
 use crate::queue::encryption::{DecryptError, SealContext};
@@ -186,18 +187,16 @@ fn judge(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<(Option<Event>, Vec<
         Err(flaw) => return Ok((None, vec![flaw])),
     };
     let message = &event.message;
-    let of_text = [
-        ("msg_type", message.msg_type()),
-        ("event", message.event()),
-        ("event_key", message.event_key()),
-        ("from_user", message.from_user()),
-    ];
+    let of_text = [("msg_type", message.msg_type()), ("event", message.event()), ("event_key", message.event_key())];
     let mut flaws = Vec::new();
     // The columns of the texts come after those that the event is read from.
     for (column, (name, text)) in (COLUMNS_OF_TEXT..).zip(of_text) {
         if row.get::<_, String>(column)? != text {
             flaws.push(Flaw::Column(name));
         }
+    }
+    if !persons::is_of(&event, row.get_ref("from_user")?.as_str()?) {
+        flaws.push(Flaw::Column("from_user"));
     }
     if row.get::<_, Vec<u8>>("content_key")? != key_of(&event).0 {
         flaws.push(Flaw::ContentKey);

@@ -11,6 +11,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, param
 
 use super::damage::quarantine::list_damaged;
 use super::key_ring::{self, EncryptionStatus, KeyRing};
+use super::persons::{IS_ABOUT, sender};
 use super::{files, schema};
 use crate::event::EventId;
 use crate::queue::encryption::{DecryptError, EncryptionKeys, SealContext};
@@ -152,15 +153,16 @@ impl Inspect {
     /// If the store cannot be read.
     pub fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
-        let mut find = snapshot.prepare(
+        let sql = format!(
             "SELECT id, received_at, account, msg_type, event, event_key, from_user FROM event e \
               WHERE id < ?1 AND id >= ?2 AND (?3 IS NULL OR account = ?3) \
                 AND (?4 IS NULL OR event = ?4 COLLATE NOCASE OR msg_type = ?4 COLLATE NOCASE) \
-                AND (?5 IS NULL OR from_user = ?5) \
+                AND (?5 IS NULL OR {IS_ABOUT}) \
                 AND (?6 IS NULL AND ?7 IS NULL OR EXISTS (SELECT 1 FROM delivery d JOIN target t ON t.no = d.target \
                      WHERE d.event = e.id AND (?6 IS NULL OR t.name = ?6) AND (?7 IS NULL OR d.state = ?7))) \
               ORDER BY id DESC LIMIT ?8",
-        )?;
+        );
+        let mut find = snapshot.prepare(&sql)?;
         let end = filter.until.map_or(LAST_ID, EventId::first_at).min(filter.before.unwrap_or(LAST_ID));
         let start = filter.since.map_or(EventId(0), EventId::first_at);
         let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
@@ -182,7 +184,7 @@ impl Inspect {
                 msg_type: row.get(3)?,
                 event: row.get(4)?,
                 event_key: row.get(5)?,
-                from: row.get(6)?,
+                from: sender(row.get_ref(6)?.as_str()?).to_owned(),
                 deliveries: deliveries.collect::<rusqlite::Result<_>>()?,
             })
         })?;
@@ -224,7 +226,7 @@ impl Inspect {
                     msg_type: row.get(5)?,
                     event: row.get(6)?,
                     event_key: row.get(7)?,
-                    from: row.get(8)?,
+                    from: sender(row.get_ref(8)?.as_str()?).to_owned(),
                     text,
                     reply,
                     sealed: reader.error_text(),

@@ -20,6 +20,7 @@ pub(super) mod key_ring;
 mod lock;
 mod log_watch;
 mod removal;
+mod persons;
 mod reserve_file;
 mod retention;
 mod schema;

@@ -9,6 +9,7 @@
 --                 accepted: deleted from both once the replay window is over.
 -- event.targets   how many deliveries were stored with it: what the audit counts against.
 -- event.reply     the clear passive reply it was answered with; a repeated push gets it again.
+-- event.from_user FromUserName; if the text names other persons, these follow, with char(31) between them (persons.rs).
 -- event.key       the number of the key that its `query`, `body`, `clear` and `reply` and the `answer` of its attempts
 --                 are encrypted with, each then as a BLOB (queue/encryption.rs); NULL: all of them are in the clear. The
 --                 other columns are never encrypted: events are found by them.

@@ -9,6 +9,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
 use super::inspect::{Inspect, LAST_ID};
+use super::persons::IS_ABOUT;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{DeliveryState, Error, EventFilter, Sweep, SweepAction};
@@ -46,6 +47,7 @@ impl Inspect {
         limit: usize,
     ) -> Result<SweepCandidates, Error> {
         let Some(terms) = SweepConditions::of(&self.connection, sweep)? else { return Ok(SweepCandidates::default()) };
+        let of_event = event_condition();
         let sql = match terms.path {
             AccessPath::DeadIndex => "SELECT event, 1 FROM delivery INDEXED BY delivery_dead \
                            WHERE state = 2 AND target = ?6 AND event > ?1 AND event < ?2 ORDER BY event LIMIT ?8"
@@ -55,7 +57,7 @@ impl Inspect {
                 terms.delivery
             ),
             AccessPath::EventTable => format!(
-                "SELECT e.id, {EVENT} AND {} FROM event e WHERE e.id > ?1 AND e.id < ?2 ORDER BY e.id LIMIT ?8",
+                "SELECT e.id, {of_event} AND {} FROM event e WHERE e.id > ?1 AND e.id < ?2 ORDER BY e.id LIMIT ?8",
                 terms.any_delivery()
             ),
         };
@@ -107,24 +109,24 @@ impl Inspect {
 
     fn count_in(&self, sweep: &Sweep, after: EventId, end: EventId) -> Result<u64, Error> {
         let Some(terms) = SweepConditions::of(&self.connection, sweep)? else { return Ok(0) };
-        let mut values = terms.values(after, end);
+        let (mut values, of_event) = (terms.values(after, end), event_condition());
         let sql = match &sweep.action {
             SweepAction::ReplayTo(to) => {
                 values.push(target_number(&self.connection, to)?.into());
                 format!(
-                    "SELECT count(*) FROM event e WHERE e.id > ?1 AND e.id < ?2 AND {EVENT} AND {} AND NOT EXISTS \
+                    "SELECT count(*) FROM event e WHERE e.id > ?1 AND e.id < ?2 AND {of_event} AND {} AND NOT EXISTS \
                        (SELECT 1 FROM delivery d WHERE d.event = e.id AND d.target = ?8 AND d.state = 0)",
                     terms.any_delivery()
                 )
             }
             SweepAction::Forget => format!(
-                "SELECT count(*) FROM event e WHERE e.id > ?1 AND e.id < ?2 AND {EVENT} AND {}",
+                "SELECT count(*) FROM event e WHERE e.id > ?1 AND e.id < ?2 AND {of_event} AND {}",
                 terms.any_delivery()
             ),
             SweepAction::Replay | SweepAction::Drop | SweepAction::Redirect(_) => format!(
                 "SELECT count(*) FROM delivery d WHERE d.event > ?1 AND d.event < ?2 AND {} \
                     AND (?3 IS NULL AND ?4 IS NULL AND ?5 IS NULL OR \
-                         EXISTS (SELECT 1 FROM event e WHERE e.id = d.event AND {EVENT}))",
+                         EXISTS (SELECT 1 FROM event e WHERE e.id = d.event AND {of_event}))",
                 terms.delivery
             ),
         };
@@ -134,9 +136,13 @@ impl Inspect {
 }
 
 /// The filter's conditions on the event.
-const EVENT: &str = "(?3 IS NULL OR e.account = ?3) \
-    AND (?4 IS NULL OR e.event = ?4 COLLATE NOCASE OR e.msg_type = ?4 COLLATE NOCASE) \
-    AND (?5 IS NULL OR e.from_user = ?5)";
+fn event_condition() -> String {
+    format!(
+        "(?3 IS NULL OR e.account = ?3) \
+         AND (?4 IS NULL OR e.event = ?4 COLLATE NOCASE OR e.msg_type = ?4 COLLATE NOCASE) \
+         AND (?5 IS NULL OR {IS_ABOUT})"
+    )
+}
 
 /// Which table or index the events are found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::checksum;
 use super::key_ring::{KeyRing, OpenedPayload, SealedColumns};
+use super::persons;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
@@ -145,7 +146,7 @@ impl Store {
             event.message.msg_type(),
             event.message.event(),
             event.message.event_key(),
-            event.message.from_user(),
+            persons::column(event),
             event.traceparent,
             reply,
             query,

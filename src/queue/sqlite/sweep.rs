@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
+use super::persons::sender;
 use super::statements::{HELD, user_number};
 use super::store::Store;
 use crate::clock::UnixMillis;
@@ -221,7 +222,7 @@ impl<F: Fn(&str) -> bool> SweepRun<'_, F> {
         }
         let mut find = self.store.connection.prepare_cached("SELECT from_user FROM event WHERE id = ?1")?;
         let user: Option<String> = find.query_row([event], |row| row.get(0)).optional()?;
-        Ok(user.as_deref().map(user_number))
+        Ok(user.as_deref().map(sender).map(user_number))
     }
 
     fn state(&self, event: EventId, target: i64) -> rusqlite::Result<Option<DeliveryState>> {
