@@ -142,6 +142,7 @@ impl App {
             let commits = metrics.commit_duration.clone();
             move |took| commits.observe(took.as_secs_f64())
         })?;
+        queue.clock().set_bound(clock_bound(&config));
         metrics.queue_max_bytes.set(i64::try_from(config.queue.max_size).unwrap_or(i64::MAX));
         metrics.queue_max_memory_bytes.set(i64::try_from(config.queue.max_memory).unwrap_or(i64::MAX));
         let paused = queue.paused().await?;
@@ -157,10 +158,13 @@ impl App {
         let push_addresses = log_addresses("push", &push_listeners);
         let admin_address = log_addresses("admin", &admin_listeners).pop().unwrap_or_default();
 
+        let pipeline = Arc::new(pipeline);
+        let resumed = pipeline.resume(UnixMillis::now()).await;
         dispatcher.apply(policies);
+        resumed.into_iter().for_each(|lease| queue.hand_over(lease));
         let (reload, reloads) = mpsc::channel(1);
         let app = Arc::new(Self {
-            pipeline: Arc::new(pipeline),
+            pipeline,
             dispatcher,
             queue,
             metrics,
@@ -241,6 +245,8 @@ impl App {
             self.stop_admin.clone(),
             Duration::from_secs(1),
         );
+        let clock = self.queue.clock().clone();
+        tokio::spawn(admin::watch_clock(clock, self.metrics.clone(), self.stop_admin.clone()));
         let mut servers = self.servers.lock();
         servers.push(tokio::spawn(push_server));
         servers.push(tokio::spawn(admin_server));
@@ -283,6 +289,7 @@ impl App {
         }
         self.queue.set_replay_window(config.queue.replay_window);
         self.divide_descriptors(&config);
+        self.queue.clock().set_bound(clock_bound(&config));
         self.dispatcher.apply(policies);
         self.pipeline.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
         *self.config.lock() = Arc::new(config);
@@ -335,6 +342,7 @@ impl App {
             targets: self.configured_targets(),
             ready: obstacle.is_none(),
             not_ready_because: obstacle.map(str::to_owned),
+            clock: self.queue.clock().state().name().to_owned(),
             queue,
         }
     }
@@ -432,6 +440,11 @@ impl App {
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// How far the clock may be from WeChat's timestamps: as far as the most tolerant account accepts them.
+fn clock_bound(config: &Config) -> Option<Duration> {
+    config.accounts.iter().filter_map(|account| account.max_skew).max()
 }
 
 fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {

@@ -36,6 +36,11 @@ impl Schedule {
         Some(retry_after.map_or(wait, |asked| wait.max(asked.min(RETRY_AFTER_CAP))))
     }
 
+    /// The longest wait that this schedule and a target's `Retry-After` can lead to.
+    pub fn longest_wait(&self) -> Duration {
+        self.waits.iter().max().map_or(RETRY_AFTER_CAP, |longest| longest.mul_f64(1.2).max(RETRY_AFTER_CAP))
+    }
+
     /// The waits as configured.
     pub fn waits(&self) -> &[Duration] {
         &self.waits

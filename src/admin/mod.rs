@@ -29,6 +29,7 @@
 
 mod admission;
 mod audit;
+mod clock_watch;
 mod error;
 mod events;
 mod failures;
@@ -71,6 +72,7 @@ use crate::secret::Secret;
 use crate::server::Listen;
 use crate::tail::Tail;
 
+pub use clock_watch::watch_clock;
 pub use health::Ready;
 pub use overview::{AccountOverview, ConfiguredTarget, EventPage, QueueTotals, Status, TargetList, TargetOverview};
 pub use reload::Reload;

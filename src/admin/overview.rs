@@ -27,6 +27,9 @@ pub struct Status {
     pub ready: bool,
     /// One word, as `/readyz` has it.
     pub not_ready_because: Option<String>,
+    /// `agrees`, `unconfirmed`, `differs` or `jumped`: whether the clock is believed.
+    #[serde(default)]
+    pub clock: String,
     pub queue: QueueTotals,
 }
 

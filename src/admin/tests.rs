@@ -34,6 +34,7 @@ fn status(obstacle: Option<&'static str>, queue: QueueTotals) -> Status {
         targets: configured(),
         ready: obstacle.is_none(),
         not_ready_because: obstacle.map(str::to_owned),
+        clock: "agrees".to_owned(),
         queue,
     }
 }

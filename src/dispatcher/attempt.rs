@@ -83,8 +83,11 @@ impl AttemptContext {
         let Lease { event, target, attempt, failures, .. } = &lease;
         let settlement =
             |disposition, attempt| Settlement { event: event.id, target: target.clone(), disposition, attempt };
-        let expiry = policy.expire_after.map(|span| event.received_at.after(span));
-        if expiry.is_some_and(|expiry| now >= expiry) {
+        // While the clock is not believed, nothing expires by it.
+        let clock = self.queue.clock();
+        let expire_after = policy.expire_after.filter(|_| !clock.holds_age());
+        let expiry = expire_after.map(|span| event.received_at.after(span));
+        if expire_after.is_some_and(|span| clock.age(event.received_at) >= span) {
             self.log_attempt(&policy, event, *attempt, "expired", None);
             let settlement = settlement(Disposition::End(DeliveryState::Expired), None);
             return (AttemptEnd::NotMade, Some(UnsettledAttempt { settlement, reserve: None, lease }));

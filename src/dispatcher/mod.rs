@@ -145,6 +145,7 @@ impl Dispatcher {
         });
         for (name, policy) in named {
             self.queue.keep_order(&name, policy.order);
+            self.queue.bound_waits(&name, policy.retry.longest_wait());
             match lanes.get(&name) {
                 Some(lane) => drop(lane.policy.send_replace(Arc::new(policy))),
                 None => {

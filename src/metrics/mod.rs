@@ -74,6 +74,8 @@ pub struct Metrics {
     pub store_damaged: IntGauge,
     /// The last verified push's timestamp minus this machine's clock, in seconds.
     pub clock_skew: Gauge,
+    /// 1 while there is evidence that this machine's clock is wrong.
+    pub clock_suspect: IntGauge,
     pub log_lines_lost: IntCounter,
 }
 
@@ -264,6 +266,13 @@ impl Metrics {
             clock_skew: registered(
                 at,
                 Gauge::new("wxrelay_clock_skew_seconds", "A verified push's timestamp minus this machine's clock."),
+            ),
+            clock_suspect: registered(
+                at,
+                IntGauge::new(
+                    "wxrelay_clock_suspect",
+                    "1 while nothing is deleted or expired by age: the clock is suspect.",
+                ),
             ),
             log_lines_lost: registered(
                 at,

@@ -98,6 +98,11 @@ impl Accounts {
         Self { by_path: accounts.into_iter().map(serve).collect(), openids }
     }
 
+    /// The account of that name.
+    pub(super) fn named(&self, name: &str) -> Option<&Arc<ServedAccount>> {
+        self.by_path.values().find(|served| *served.account.name == *name)
+    }
+
     pub(super) fn at(&self, path: &str) -> Option<Arc<ServedAccount>> {
         self.by_path.get(path.trim_end_matches('/')).cloned()
     }

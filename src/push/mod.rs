@@ -16,6 +16,7 @@ mod error;
 mod inflight;
 mod reply;
 mod request_log;
+mod resume;
 mod sources;
 #[cfg(test)]
 mod tests;
@@ -179,14 +180,14 @@ impl Pipeline {
         if parts.method == Method::GET {
             log.kind = Some("verify");
             let echostr = account.credentials.verify_url(&query)?;
-            self.check_fresh(skew?, is_fresh)?;
+            self.check_fresh(skew?, is_fresh, now)?;
             return Ok(WeChatAnswer::plain("verified", Bytes::copy_from_slice(echostr.as_bytes())));
         }
         let deadline = started + account.reply_budget;
         let body = self.read(body, account, &query, is_fresh);
         let body = tokio::time::timeout_at(deadline, body).await.map_err(|_| PushError::Late)??;
         let Opened { clear, message, manner } = account.credentials.open(&query, &body)?;
-        self.check_fresh(skew?, is_fresh)?;
+        self.check_fresh(skew?, is_fresh, now)?;
         let event = Arc::new(self.event(account, &parts, body, (clear, message), now));
         log.kind = Some(event.message.kind());
         log.openid = Some(event.message.from_user().to_owned());
@@ -367,9 +368,10 @@ impl Pipeline {
         Some(clear.into())
     }
 
-    /// Measures the skew of a verified request, and refuses one that is not fresh.
-    fn check_fresh(&self, skew: i64, is_fresh: bool) -> Result<(), PushError> {
+    /// Measures the skew of a verified request, which is evidence about our clock, and refuses one that is not fresh.
+    fn check_fresh(&self, skew: i64, is_fresh: bool, received_at: UnixMillis) -> Result<(), PushError> {
         self.metrics.clock_skew.set(skew as f64);
+        self.queue.clock().record(received_at.seconds().saturating_add(skew));
         if is_fresh { Ok(()) } else { Err(PushError::Stale) }
     }
 

@@ -18,6 +18,7 @@
 
 #![warn(missing_docs)]
 
+mod clock;
 #[cfg(test)]
 mod conformance;
 mod encryption;
@@ -31,6 +32,7 @@ mod memory;
 mod obstacle;
 #[cfg(test)]
 mod order_tests;
+mod resume;
 mod settings;
 mod sqlite;
 mod sweep;
@@ -55,6 +57,7 @@ pub use self::error::Error;
 use self::lease_table::LeaseGuard;
 pub use self::memory::MemoryUsage;
 pub use self::obstacle::Obstacle;
+pub use self::resume::Unanswered;
 pub use self::settings::Settings;
 #[cfg(test)]
 pub(crate) use self::sqlite::Faults;

@@ -255,7 +255,10 @@ fn wrong_end(
         }
         (_, DeliveryState::Expired) if expired => true,
         (Outcome::Reject, state) => state == DeliveryState::Dead,
-        (Outcome::Retry { .. }, DeliveryState::Pending) if last.probe => entry.due == at,
+        // Earlier where the clock was set back since.
+        (Outcome::Retry { .. }, DeliveryState::Pending) if last.probe => {
+            entry.due == at || entry.due < at && model.back > 0
+        }
         (Outcome::Retry { .. }, _) if last.probe => false,
         (Outcome::Retry { after }, state) => {
             let wait = wait(&last.spec, entry.failures, after);
@@ -263,7 +266,10 @@ fn wrong_end(
             match (wait, state) {
                 (Some((least, most)), DeliveryState::Pending) => {
                     let (least, most) = (at.after(least), at.after(most));
-                    least <= entry.due && entry.due <= most && expiry.is_none_or(|expiry| entry.due < expiry)
+                    // Earlier where the clock was set back since.
+                    (least <= entry.due || model.back > 0)
+                        && entry.due <= most
+                        && expiry.is_none_or(|expiry| entry.due < expiry)
                 }
                 (Some((_, most)), DeliveryState::Expired) => expiry.is_some_and(|expiry| at.after(most) >= expiry),
                 (None, DeliveryState::Dead) => true,

@@ -3,11 +3,11 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::support::http::{Answer, Connection, exchange};
+use crate::support::http::{self, Answer, Connection, exchange};
 use crate::support::relay::{Relay, Setup};
 use crate::support::soon;
 use crate::support::target::{Reaction, Reply, Target};
-use crate::support::wechat::{Mode, PATH, WeChat, event, text, text_reply};
+use crate::support::wechat::{Mode, PATH, WeChat, event, now, text, text_reply};
 
 const REPLY_BY_CRM: &str =
     "[[accounts.shop.routes]]\nmatch = { msg_type = \"text\" }\nto = [\"crm\"]\nreply = \"crm\"\n";
@@ -189,6 +189,7 @@ async fn a_push_sent_again_after_retention_deleted_its_event_makes_no_second_eve
     relay.stop().await;
     make_events_older(&relay.store(), Duration::from_secs(300));
     relay.restart().await;
+    confirm_clock(&relay, &wechat).await;
     relay.audited("events", 0).await;
     for _ in 0..2 {
         assert_eq!(push.send(&relay.push).await.text(), "success");
@@ -204,6 +205,7 @@ async fn a_push_sent_again_after_retention_deleted_its_event_makes_no_second_eve
     relay.stop().await;
     make_events_older(&relay.store(), Duration::from_secs(1200));
     relay.restart().await;
+    confirm_clock(&relay, &wechat).await;
     crate::support::eventually("the key is deleted", async || (count_rows(&relay.store(), "known") == 0).then_some(()))
         .await;
     assert_eq!(count_rows(&relay.store(), "retired_key"), 0);
@@ -248,6 +250,12 @@ async fn a_push_sent_again_after_its_user_was_forgotten_makes_no_second_event() 
 }
 
 /// Changes the store of a relay that is stopped, as if its events had come so much earlier.
+/// Nothing is deleted by age before a signed timestamp has confirmed the clock.
+async fn confirm_clock(relay: &Relay, wechat: &WeChat) {
+    let query = wechat.verification(now(), "123");
+    assert_eq!(http::get(&relay.push, &format!("{PATH}?{query}")).await.status, 200);
+}
+
 fn make_events_older(store: &Path, by: Duration) {
     let by = by.as_millis() << 20;
     let store = rusqlite::Connection::open(store.join("wxrelay.db")).expect("the store");

@@ -97,7 +97,7 @@ async fn a_dash_reads_the_alarm_from_standard_input() {
     let stamp = element(&clear, "CreateTime").expect("it has one");
     relay.accept(&wechat, &clear).await;
     let mut input = tempfile::tempfile().expect("a file");
-    write!(input, "错误样例: [OpenID=oAlarmed][Stamp={stamp}][Event=Click]\n").expect("it can be written");
+    writeln!(input, "错误样例: [OpenID=oAlarmed][Stamp={stamp}][Event=Click]").expect("it can be written");
     input.rewind().expect("it can be read");
     let mut command = wxrelay(["why", "-", "-c"]);
     command.arg(relay.config()).stdin(input);

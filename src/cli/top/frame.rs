@@ -188,6 +188,7 @@ mod tests {
             targets: Vec::new(),
             ready: true,
             not_ready_because: None,
+            clock: "agrees".to_owned(),
             queue: QueueTotals { events: 7, bytes: 1 << 20, counts, ..QueueTotals::default() },
         };
         Snapshot { at, status, targets: (0..targets).map(target).collect(), metrics }

@@ -8,8 +8,10 @@ use super::key_ring::SealedColumns;
 use super::removal::WipeProgress;
 use super::sweep::SweepStep;
 use crate::clock::UnixMillis;
-use crate::event::EventId;
-use crate::queue::{AttemptNote, Enqueued, Error, Leases, NewEvent, Settlement, Sweep};
+use crate::event::{Event, EventId};
+use crate::queue::{
+    AttemptNote, AwaitedReply, Enqueued, Error, Lease, Leases, NewEvent, Settlement, Sweep, Unanswered,
+};
 
 /// A command to the writer.
 pub(super) enum WriterCommand {
@@ -40,6 +42,17 @@ pub(super) enum WriterCommand {
         now: UnixMillis,
         waiter: Waiter<Leases>,
     },
+    /// The newest events since then with a delivery that was never attempted to its end.
+    Unanswered {
+        since: UnixMillis,
+        waiter: Waiter<Vec<Unanswered>>,
+    },
+    /// Leases the first deliveries of an event, whose reply is awaited again.
+    LeaseAwaited {
+        event: Arc<Event>,
+        awaited: Vec<(Arc<str>, AwaitedReply)>,
+        waiter: Waiter<Vec<Lease>>,
+    },
     /// A step of erasing what was deleted from the files; `is_first` starts a pass.
     Wipe {
         is_first: bool,
@@ -60,7 +73,20 @@ impl WriterCommand {
 
     /// Whether it shares a commit with others.
     pub(super) fn writes(&self) -> bool {
-        !matches!(self, Self::Lease { .. } | Self::Wipe { .. } | Self::Ping(_) | Self::Close(_))
+        match self {
+            Self::Enqueue { .. }
+            | Self::Settle(..)
+            | Self::Reply(..)
+            | Self::Annotate(..)
+            | Self::Pause(..)
+            | Self::Sweep { .. } => true,
+            Self::Lease { .. }
+            | Self::Unanswered { .. }
+            | Self::LeaseAwaited { .. }
+            | Self::Wipe { .. }
+            | Self::Ping(_)
+            | Self::Close(_) => false,
+        }
     }
 
     /// Sends the answer that was kept.
@@ -70,7 +96,12 @@ impl WriterCommand {
             Self::Settle(_, waiter) => waiter.answer_kept(),
             Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) => waiter.answer_kept(),
             Self::Sweep { waiter, .. } => waiter.answer_kept(),
-            Self::Lease { .. } | Self::Wipe { .. } | Self::Ping(_) | Self::Close(_) => {}
+            Self::Lease { .. }
+            | Self::Unanswered { .. }
+            | Self::LeaseAwaited { .. }
+            | Self::Wipe { .. }
+            | Self::Ping(_)
+            | Self::Close(_) => {}
         }
     }
 
@@ -84,6 +115,8 @@ impl WriterCommand {
             }
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
             Self::Lease { waiter, .. } => waiter.answer(Err(error)),
+            Self::Unanswered { waiter, .. } => waiter.answer(Err(error)),
+            Self::LeaseAwaited { waiter, .. } => waiter.answer(Err(error)),
             Self::Wipe { waiter, .. } => waiter.answer(Err(error)),
             Self::Close(done) => drop(done),
         }

@@ -1,8 +1,9 @@
 //! The targets' inboxes: leases of fresh events go there in memory, without a read of the store; and which targets keep
 //! order.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, mpsc};
@@ -14,6 +15,7 @@ use crate::queue::{DeliveryOrder, Inbox, Lease};
 pub(super) struct Inboxes {
     senders: Mutex<BTreeMap<Arc<str>, InboxSender>>,
     in_order: Mutex<HashSet<Arc<str>>>,
+    longest_waits: Mutex<HashMap<Arc<str>, Duration>>,
 }
 
 #[derive(Debug)]
@@ -46,6 +48,15 @@ impl Inboxes {
             DeliveryOrder::None => drop(in_order.remove(target)),
             DeliveryOrder::PerUser => drop(in_order.insert(Arc::clone(target))),
         }
+    }
+
+    pub(super) fn bound_waits(&self, target: &Arc<str>, longest: Duration) {
+        self.longest_waits.lock().insert(Arc::clone(target), longest);
+    }
+
+    /// The longest wait that the target's retries have; `None` if it is not known.
+    pub(super) fn longest_wait(&self, target: &str) -> Option<Duration> {
+        self.longest_waits.lock().get(target).copied()
     }
 
     /// Closes the target's inbox.

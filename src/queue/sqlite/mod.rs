@@ -12,6 +12,7 @@ mod command;
 pub(super) mod damage;
 mod dedup_index;
 pub(super) mod deep;
+mod due;
 mod file_watch;
 mod files;
 mod inboxes;
@@ -19,9 +20,10 @@ pub(super) mod inspect;
 pub(super) mod key_ring;
 mod lock;
 mod log_watch;
-mod removal;
 mod persons;
+mod removal;
 mod reserve_file;
+mod resume;
 mod retention;
 mod schema;
 mod scrub;
@@ -39,7 +41,7 @@ mod wait_clock;
 mod write_back;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,7 +79,7 @@ use super::{
     AttemptNote, DeliveryOrder, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Settings, Settlement, Sweep,
     SweepProgress,
 };
-use crate::clock::UnixMillis;
+use crate::clock::{ClockEvidence, UnixMillis};
 use crate::event::EventId;
 use crate::tuning::Tuning;
 
@@ -111,6 +113,7 @@ pub struct Sqlite {
     /// Whether the writer copies the store, and answers nothing meanwhile.
     is_writing_back: Arc<AtomicBool>,
     tuning: Tuning,
+    clock: ClockEvidence,
 }
 
 impl Sqlite {
@@ -171,7 +174,13 @@ impl Sqlite {
         };
         let memory = MemoryBudget::new(settings.max_memory);
         let (leases, revivals) = (LeaseTable::new(Arc::clone(&memory)), Arc::<AtomicU64>::default());
+        let clock = ClockEvidence::default();
+        if let Some(stamp) = store.newest_stamp() {
+            clock.record_stored(stamp);
+        }
         let writer = Writer {
+            clock: clock.clone(),
+            pulled_in: HashMap::new(),
             store,
             capacity,
             retention,
@@ -200,6 +209,7 @@ impl Sqlite {
             oldest: Arc::default(),
             is_writing_back,
             tuning: *tuning,
+            clock,
         };
         Ok((sqlite, writer, receiver))
     }
@@ -244,6 +254,14 @@ impl Sqlite {
 
     pub(super) fn set_replay_window(&self, window: Duration) {
         self.replay_window.set(window);
+    }
+
+    pub(super) fn bound_waits(&self, target: &Arc<str>, longest: Duration) {
+        self.inboxes.bound_waits(target, longest);
+    }
+
+    pub(super) fn clock(&self) -> &ClockEvidence {
+        &self.clock
     }
 
     pub(super) fn unsubscribe(&self, target: &str) {
@@ -303,12 +321,17 @@ impl Sqlite {
         // Pairs with the Release increment in `Writer::follow_up`, which comes after the commit: the read below sees
         // every revival that is counted here.
         let revivals = self.revivals.load(Ordering::Acquire);
+        let clock = self.clock.clone();
         let stats = move |store: &Inspect| {
             let (as_of, mut oldest) = known.lock().clone();
             if as_of != revivals {
                 oldest = OldestPending::default();
             }
-            let stats = store.stats_since(&mut oldest)?;
+            let mut stats = store.stats_since(&mut oldest)?;
+            let now = UnixMillis::now();
+            for oldest in stats.targets.iter_mut().filter_map(|target| target.oldest_pending.as_mut()) {
+                *oldest = (*oldest).min(now.before(clock.age(*oldest)));
+            }
             *known.lock() = (revivals, oldest);
             Ok(stats)
         };

@@ -26,6 +26,7 @@ impl Sqlite {
     ) -> Result<Self, Error> {
         let tuning = Tuning::small();
         let (mut sqlite, mut writer, receiver) = Self::assemble(settings, &tuning, ReserveFile::small, on_commit)?;
+        sqlite.clock.trust();
         let connection = &mut writer.store.connection;
         // A crash leaves the log as it is.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;

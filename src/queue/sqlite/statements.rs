@@ -18,7 +18,7 @@ use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::queue::encryption::SealContext;
 use crate::queue::{AttemptNote, DeliveryState, Disposition, Enqueued, Flaw, NewEvent, Settlement};
-use crate::wechat::Message;
+use crate::wechat::{Credentials, Message, Query};
 
 /// The due time of a delivery that is held behind an earlier one of its user.
 pub(super) const HELD: UnixMillis = UnixMillis(i64::MAX);
@@ -297,15 +297,7 @@ impl Store {
     pub(super) fn load_event(&self, id: EventId, target: i64) -> rusqlite::Result<LoadedEvent> {
         // Two statements, not a join: SQLite plans a join on a parameter again for each value, which takes longer than
         // the rest of a lease.
-        let mut read = self.connection.prepare_cached(
-            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key, content_key, checksum \
-               FROM event WHERE id = ?1",
-        )?;
-        let event = match read.query_row([id], |row| Ok(read_verified(row, &self.keys))) {
-            Ok(read) => flaw_of_row(read)?,
-            Err(rusqlite::Error::QueryReturnedNoRows) => Err(Flaw::Missing),
-            Err(error) => return Err(error),
-        };
+        let event = self.load_verified(id)?;
         let mut count = self
             .connection
             .prepare_cached("SELECT attempts, failures FROM delivery WHERE event = ?1 AND target = ?2")?;
@@ -314,6 +306,25 @@ impl Store {
         let (attempts, failures) = counts.ok_or_else(|| damaged("an index leads to a delivery that is not there"))?;
         let count = |stored: i64| u32::try_from(stored).unwrap_or(0);
         Ok(LoadedEvent { event, attempts: count(attempts), failures: count(failures) })
+    }
+
+    /// Reads an event that is what was received, or says why it is not.
+    pub(super) fn load_verified(&self, id: EventId) -> rusqlite::Result<Result<Event, Flaw>> {
+        let mut read = self.connection.prepare_cached(
+            "SELECT id, account, app_id, mode, received_at, query, body, clear, traceparent, key, content_key, checksum \
+               FROM event WHERE id = ?1",
+        )?;
+        match read.query_row([id], |row| Ok(read_verified(row, &self.keys))) {
+            Ok(read) => flaw_of_row(read),
+            Err(rusqlite::Error::QueryReturnedNoRows) => Ok(Err(Flaw::Missing)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The signed timestamp of the newest event, in seconds, if it can be read.
+    pub(super) fn newest_stamp(&self) -> Option<i64> {
+        let event = self.load_verified(self.last_id().ok()?).ok()?.ok()?;
+        Credentials::timestamp(&Query::parse(&event.query).ok()?).ok()
     }
 }
 

@@ -10,6 +10,7 @@
 //!   settlement.
 //! - After a failed flush nothing is answered any more; the process ends.
 
+use std::collections::HashMap;
 use std::mem;
 use std::process;
 use std::slice;
@@ -20,7 +21,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
-use super::capacity::Capacity;
+use super::capacity::{Capacity, Pressure};
 use super::channel::CommandReceiver;
 use super::command::WriterCommand;
 use super::inboxes::Inboxes;
@@ -32,7 +33,7 @@ use super::scrub::Scrub;
 use super::statements::DueDelivery;
 use super::store::Store;
 use super::upkeep::OpenOptions;
-use crate::clock::UnixMillis;
+use crate::clock::{ClockEvidence, UnixMillis};
 use crate::event::EventId;
 use crate::queue::error::{is_busy, is_lost};
 use crate::queue::lease_table::LeaseTable;
@@ -56,6 +57,9 @@ pub(super) const TICK: Duration = Duration::from_secs(1);
 
 /// The writer's thread and all it owns.
 pub(super) struct Writer {
+    pub(super) clock: ClockEvidence,
+    /// By target, the wall clock's offset when its due times were last compared with the clock; see `due.rs`.
+    pub(super) pulled_in: HashMap<Arc<str>, i64>,
     pub(super) store: Store,
     pub(super) capacity: Capacity,
     pub(super) retention: Retention,
@@ -99,6 +103,12 @@ impl Writer {
             for command in others {
                 match command {
                     WriterCommand::Lease { target, max, now, waiter } => waiter.answer(self.lease(&target, max, now)),
+                    WriterCommand::Unanswered { since, waiter } => {
+                        waiter.answer(self.store.list_unanswered(since).map_err(Error::from))
+                    }
+                    WriterCommand::LeaseAwaited { event, awaited, waiter } => {
+                        waiter.answer(self.lease_awaited(&event, awaited).map_err(Error::from));
+                    }
                     WriterCommand::Wipe { is_first, waiter } => waiter.answer(self.wipe(is_first)),
                     WriterCommand::Ping(waiter) => waiter.answer(Ok(())),
                     WriterCommand::Close(done) => {
@@ -245,6 +255,8 @@ impl Writer {
             | WriterCommand::Annotate(..)
             | WriterCommand::Pause(..)
             | WriterCommand::Lease { .. }
+            | WriterCommand::Unanswered { .. }
+            | WriterCommand::LeaseAwaited { .. }
             | WriterCommand::Wipe { .. }
             | WriterCommand::Ping(_)
             | WriterCommand::Close(_) => {}
@@ -269,15 +281,13 @@ impl Writer {
     }
 
     fn lease(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> Result<Leases, Error> {
-        self.lease_due(target, max, now).map_err(|error| {
-            stop_if_lost(&error);
-            error.into()
-        })
+        checked(self.lease_due(target, max, now))
     }
 
     fn lease_due(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> rusqlite::Result<Leases> {
         let mut leases = Leases::default();
         let Some(number) = self.store.known_number(target)? else { return Ok(leases) };
+        self.pull_in_due(target, number, now)?;
         let mut unread = Vec::new();
         // One read transaction: without it SQLite takes and releases its locks for each row.
         let reading = self.store.connection.unchecked_transaction()?;
@@ -323,7 +333,10 @@ impl Writer {
 
     fn delete_old(&mut self) {
         let pressure = self.capacity.pressure();
-        let done = self.retention.step(&mut self.store, UnixMillis::now(), pressure);
+        // Without pressure only age decides: nothing is old enough while the clock is not believed.
+        let by_age = pressure == Pressure::None;
+        let now = if by_age && self.clock.holds_age() { UnixMillis(0) } else { self.clock.earliest() };
+        let done = self.retention.step(&mut self.store, now, pressure);
         match done.and_then(|has_shrunk| self.capacity.measure(&self.store).map(|()| has_shrunk)) {
             Ok(true) => self.capacity.probe_soon(),
             Ok(false) => {}
@@ -355,6 +368,14 @@ impl Writer {
     }
 }
 
+/// The result of a read; one that shows a damaged store ends the process.
+fn checked<T>(read: rusqlite::Result<T>) -> Result<T, Error> {
+    read.map_err(|error| {
+        stop_if_lost(&error);
+        error.into()
+    })
+}
+
 /// How many of the commands are urgent.
 fn count_urgent(commands: &[WriterCommand]) -> usize {
     commands.iter().filter(|command| !command.is_deferrable()).count()
@@ -382,8 +403,12 @@ fn apply(
         WriterCommand::Sweep { events, sweep, now, waiter } => {
             waiter.keep(Ok(store.sweep(events, sweep, |target| inboxes.in_order(target), *now)?));
         }
-        WriterCommand::Lease { .. } | WriterCommand::Wipe { .. } | WriterCommand::Ping(_) | WriterCommand::Close(_) => {
-        }
+        WriterCommand::Lease { .. }
+        | WriterCommand::Unanswered { .. }
+        | WriterCommand::LeaseAwaited { .. }
+        | WriterCommand::Wipe { .. }
+        | WriterCommand::Ping(_)
+        | WriterCommand::Close(_) => {}
     }
     Ok(())
 }

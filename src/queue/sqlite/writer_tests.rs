@@ -25,6 +25,8 @@ fn writer(folder: &std::path::Path) -> Writer {
         encryption_keys: EncryptionKeys::default(),
     };
     Writer {
+        clock: ClockEvidence::default(),
+        pulled_in: HashMap::new(),
         store: Store::open(folder).unwrap(),
         capacity: Capacity::new(ReserveFile::find(folder), settings.max_size, ObstacleWatch::default()),
         retention: Retention::new(&settings),

@@ -1,9 +1,13 @@
 //! The wall clock. Only this file reads it; all others get a [`UnixMillis`], or a [`UnixNanos`] for traces.
 
+mod evidence;
+
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use self::evidence::{ClockEvidence, ClockState};
 
 /// A moment: milliseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -37,6 +41,11 @@ impl UnixMillis {
     /// This moment plus `wait`, saturating.
     pub fn after(self, wait: Duration) -> Self {
         Self(self.0.saturating_add(i64::try_from(wait.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// This moment minus `span`, saturating.
+    pub fn before(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(i64::try_from(span.as_millis()).unwrap_or(i64::MAX)))
     }
 
     /// The time since `earlier`; zero if that is in the future.
