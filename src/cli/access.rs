@@ -53,7 +53,12 @@ impl RelayArgs {
         if let Some(address) = self.address()? {
             return Ok(Api::at(address).with_token(token));
         }
-        let access = config::admin_access(self.config.file().as_deref(), config::environment()).map_err(BadConfig)?;
+        let access = config::admin_access(self.config.file().as_deref(), config::environment());
+        let access = access.map_err(|errors| {
+            // Nothing is left to report to.
+            output::stderr().write_line("hint: with the relay's address, --admin URL, no configuration is needed").ok();
+            BadConfig(errors)
+        })?;
         Ok(Api::configured(access)?.with_token(token))
     }
 

@@ -451,7 +451,7 @@ mod tests {
         let (_folder, path) = written(
             "[admin]\ntoken = \"short\"\n[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n\
              [[accounts.shop.routes]]\nmatch = { event = \"*\" }\nto = [\"a\"]\n\
-             [accounts.twin]\npath = \"/twin\"\napp_id = \"wx1\"\ntoken = \"abc\"\nmode = \"plaintext\"\n\
+             [accounts.twin]\npath = \"/twin\"\napp_id = \"wx0123456789abcdef\"\ntoken = \"abc\"\nmode = \"plaintext\"\n\
              [[accounts.twin.routes]]\notherwise = true\nto = [\"a\"]\n\
              [targets.a]\nurl = \"http://a\"\nexpire_after = \"1h\"\n[targets.b]\nurl = \"http://b\"\n",
         );
@@ -459,6 +459,7 @@ mod tests {
         let expected = [
             "admin.token: a token of less than 16",
             "accounts.shop.mode: plaintext is",
+            "accounts.shop.app_id: `wx0` is not `wx` and 16",
             "accounts.twin.mode: plaintext is",
             "accounts.twin.token: the same as accounts.shop.token",
             "accounts.shop.routes: without `otherwise",
