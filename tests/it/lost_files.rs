@@ -61,6 +61,19 @@ async fn a_folder_that_is_removed_or_renamed_is_made_again_and_nothing_is_lost()
 }
 
 #[tokio::test]
+async fn files_that_are_removed_just_before_a_stop_are_written_back() {
+    let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(Reply::status(503))).await);
+    let mut relay = Relay::start(wechat.account() + &crm.config("crm", SCHEDULE)).await;
+    relay.accept(&wechat, &text("o1", "hello")).await;
+    ["", "-wal", "-shm"].iter().for_each(|end| remove(&relay.store().join(format!("wxrelay.db{end}"))));
+    relay.stop().await;
+    crm.then(Reaction::Answer(Reply::status(200)));
+    relay.restart().await;
+    relay.audited("delivered", 1).await;
+    relay.stop().await;
+}
+
+#[tokio::test]
 async fn truncated_files_are_never_answered_success() {
     for name in ["wxrelay.db-wal", "wxrelay.db"] {
         let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Answer(Reply::status(503))).await);

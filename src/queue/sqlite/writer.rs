@@ -134,6 +134,8 @@ impl Writer {
             self.look_around();
         }
         self.inboxes.close_all();
+        // The last chance: the close releases files that have no name any more.
+        self.keep_files();
         if let Err(error) = self.store.close() {
             stop_if_lost(&error);
             tracing::warn!(%error, "write-ahead log not written back at close; the next start does it");
