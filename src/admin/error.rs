@@ -79,6 +79,10 @@ pub(super) enum Error {
     ToItself,
     #[error("`to`: there is no target of this name in the configuration")]
     NotConfigured,
+    #[error("`folder`: there is no such folder in queue.path")]
+    NoSuchFolder,
+    #[error("a salvage runs already; GET /api/store/salvage shows it")]
+    SalvageRuns,
     #[error("internal error; see the relay's log")]
     Internal,
 }
@@ -94,7 +98,7 @@ impl Error {
             Self::Token => StatusCode::UNAUTHORIZED,
             Self::TooManyTokens(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Host | Self::Origin => StatusCode::FORBIDDEN,
-            Self::NoSuchPath | Self::NoSuchEvent | Self::NoSuchTarget => StatusCode::NOT_FOUND,
+            Self::NoSuchPath | Self::NoSuchEvent | Self::NoSuchTarget | Self::NoSuchFolder => StatusCode::NOT_FOUND,
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadHost
             | Self::Query(_)
@@ -111,6 +115,7 @@ impl Error {
             | Self::NotConfigured => StatusCode::BAD_REQUEST,
             Self::LateBody => StatusCode::REQUEST_TIMEOUT,
             Self::LargeBody(_) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::SalvageRuns => StatusCode::CONFLICT,
             Self::Reload(_) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Store(_)
             | Self::NotWiped(_)

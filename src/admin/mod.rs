@@ -12,6 +12,8 @@
 //! | `POST /api/events/replay` | replay.rs | delivers a page of the events of a filter again |
 //! | `POST /api/events/{id}/replay` | replay.rs | delivers one event again |
 //! | `POST /api/events/forget` | forget.rs | deletes a page of a user's events with their deliveries and attempts |
+//! | `POST /api/store/salvage` | salvage.rs | reads back damaged stores in the background |
+//! | `GET /api/store/salvage` | salvage.rs | shows how far that is, and its report |
 //! | `GET /api/tail` | tail.rs | streams each push and each attempt as server-sent events |
 //! | `GET /api/targets` | targets.rs | counts the deliveries of each target by state |
 //! | `POST /api/targets/{name}/pause`, `/resume` | targets.rs | stops the attempts for a target, or resumes them |
@@ -41,6 +43,7 @@ mod openapi;
 mod overview;
 mod reload;
 mod replay;
+mod salvage;
 mod stats_cache;
 mod status;
 mod tail;
@@ -134,6 +137,7 @@ const STEP_DEADLINE: Duration = Duration::from_secs(30);
 pub fn service(state: State, settings: &Settings) -> Router {
     let context = Context {
         stats: StatsCache::new(state.queue.clone(), state.store.clone(), state.metrics.clone()),
+        salvage: salvage::SalvageRun::default(),
         readers: Arc::new(Semaphore::new(API_SLOTS)),
         state,
     };
@@ -144,6 +148,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/audit", get(audit::audit))
         .route("/api/events", get(events::list))
         .route("/api/events/{id}", get(events::show))
+        .route("/api/store/salvage", get(salvage::show).post(salvage::start))
         .route("/api/tail", get(tail::tail))
         .route("/api/targets", get(targets::list))
         .route("/api/targets/{name}/pause", post(targets::pause))
@@ -189,6 +194,7 @@ struct Context {
     stats: StatsCache,
     /// Held by each read of the store until its thread has ended, which on a disk that hangs outlives the request.
     readers: Arc<Semaphore>,
+    salvage: salvage::SalvageRun,
 }
 
 impl Context {

@@ -103,12 +103,14 @@ fn operations(event: &str) -> Vec<(&'static str, &'static str, String, Value)> {
         ("post", "/api/events/replay", "/api/events/replay?all=true".to_owned(), Value::Null),
         ("post", "/api/events/{id}/replay", event("/api/events/{id}/replay"), Value::Null),
         ("post", "/api/events/forget", "/api/events/forget".to_owned(), json!({ "openid": "o1" })),
+        ("post", "/api/store/salvage", "/api/store/salvage".to_owned(), json!({ "dry_run": true })),
         ("post", "/api/reload", "/api/reload".to_owned(), Value::Null),
     ]
 }
 
 /// Operations whose response is no JSON, or whose schema is only an outline.
-const OTHERS: [&str; 5] = ["get /livez", "get /readyz", "get /metrics", "get /api/tail", "get /api/openapi.json"];
+const OTHERS: [&str; 6] =
+    ["get /livez", "get /readyz", "get /metrics", "get /api/tail", "get /api/openapi.json", "get /api/store/salvage"];
 
 /// A store with one dead letter, whose attempt is recorded, and one pending delivery.
 async fn filled() -> (Relay, String) {

@@ -11,7 +11,7 @@ const GROUPS: [(&str, &[&str]); 4] = [
     ("Run", &["init", "check", "serve", "healthcheck", "keygen", "completions", "man"]),
     ("Try", &["demo", "simulate", "sink"]),
     ("Inspect", &["doctor", "events", "top", "why", "audit"]),
-    ("Fix", &["dead", "targets"]),
+    ("Fix", &["dead", "targets", "store"]),
 ];
 
 /// The template of `wxrelay --help`, with the commands by group.

@@ -26,6 +26,7 @@ pub mod man;
 pub mod online;
 mod output;
 mod replay;
+pub mod salvage;
 mod samples;
 pub mod serve;
 mod service;
@@ -94,6 +95,8 @@ pub enum Command {
     Dead(dead::Args),
     /// Count the deliveries in the store: is every one accounted for?
     Audit(audit::Args),
+    /// Read back a damaged store that was moved aside
+    Store(salvage::Args),
     /// Exit with 0 if the relay is ready
     Healthcheck(healthcheck::Args),
     /// Print a fresh token, EncodingAESKey, webhook secret and store key
@@ -117,6 +120,7 @@ impl Cli {
             Command::Targets(args) => targets::run(args).await,
             Command::Dead(args) => dead::run(args).await,
             Command::Audit(args) => audit::run(&args),
+            Command::Store(args) => salvage::run(args).await,
             Command::Healthcheck(args) => healthcheck::run(args).await,
             Command::Init(args) => init::run(args).await,
             Command::Simulate(args) => simulate::run(args).await,

@@ -68,6 +68,7 @@ pub use self::sqlite::damage::quarantine::{DamageReason, DamagedStore, MoveRecor
 pub use self::sqlite::deep::{Flaw, OpenDelivery, StoredEvent};
 pub use self::sqlite::inspect::Inspect;
 pub use self::sqlite::key_ring::EncryptionStatus;
+pub use self::sqlite::salvage::{Salvage, SalvageFlaw, SalvageReport, SalvagedStore, run as salvage};
 pub use self::sqlite::survey::{LockHolder, SCHEMA, Survey, survey};
 pub use self::sweep::{Sweep, SweepAction, SweepProgress};
 pub use self::view::{Audit, DeadLetter, EventDetail, EventFilter, EventSummary, Stats};

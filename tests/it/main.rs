@@ -61,6 +61,7 @@ mod reply_window;
 mod retries;
 mod rotten_events;
 mod routing;
+mod salvage;
 mod secrecy;
 mod secret_files;
 mod socket_activation;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::import::{ImportStep, SalvagedEvent};
 use super::key_ring::SealedColumns;
 use super::removal::WipeProgress;
 use super::sweep::SweepStep;
@@ -35,6 +36,12 @@ pub(super) enum WriterCommand {
         sweep: Arc<Sweep>,
         now: UnixMillis,
         waiter: Waiter<SweepStep>,
+    },
+    /// Events that were read back from a damaged store.
+    Import {
+        events: Vec<(SalvagedEvent, Option<SealedColumns>)>,
+        now: UnixMillis,
+        waiter: Waiter<ImportStep>,
     },
     Lease {
         target: Arc<str>,
@@ -79,7 +86,8 @@ impl WriterCommand {
             | Self::Reply(..)
             | Self::Annotate(..)
             | Self::Pause(..)
-            | Self::Sweep { .. } => true,
+            | Self::Sweep { .. }
+            | Self::Import { .. } => true,
             Self::Lease { .. }
             | Self::Unanswered { .. }
             | Self::LeaseAwaited { .. }
@@ -96,6 +104,7 @@ impl WriterCommand {
             Self::Settle(_, waiter) => waiter.answer_kept(),
             Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) => waiter.answer_kept(),
             Self::Sweep { waiter, .. } => waiter.answer_kept(),
+            Self::Import { waiter, .. } => waiter.answer_kept(),
             Self::Lease { .. }
             | Self::Unanswered { .. }
             | Self::LeaseAwaited { .. }
@@ -114,6 +123,7 @@ impl WriterCommand {
                 waiter.answer(Err(error))
             }
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),
+            Self::Import { waiter, .. } => waiter.answer(Err(error)),
             Self::Lease { waiter, .. } => waiter.answer(Err(error)),
             Self::Unanswered { waiter, .. } => waiter.answer(Err(error)),
             Self::LeaseAwaited { waiter, .. } => waiter.answer(Err(error)),

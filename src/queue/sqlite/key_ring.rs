@@ -54,8 +54,13 @@ pub struct EncryptionStatus {
 impl KeyRing {
     /// The keys that the store names, as far as they are configured.
     pub(super) fn load(connection: &Connection, configured: &EncryptionKeys) -> rusqlite::Result<Self> {
-        let named = named_keys(connection)?.into_iter();
-        Ok(Self(named.map(|(number, print)| (number, configured.find(print).cloned().ok_or(print))).collect()))
+        Ok(Self::of(named_keys(connection)?, configured))
+    }
+
+    /// The keys of these numbers, as far as they are configured.
+    pub(super) fn of(named: Vec<(i64, Fingerprint)>, configured: &EncryptionKeys) -> Self {
+        let named = named.into_iter();
+        Self(named.map(|(number, print)| (number, configured.find(print).cloned().ok_or(print))).collect())
     }
 
     /// Checks that every key that an event needs is configured.

@@ -15,6 +15,7 @@ pub(super) mod deep;
 mod due;
 mod file_watch;
 mod files;
+pub(super) mod import;
 mod inboxes;
 pub(super) mod inspect;
 pub(super) mod key_ring;
@@ -25,6 +26,7 @@ mod removal;
 mod reserve_file;
 mod resume;
 mod retention;
+pub(super) mod salvage;
 mod schema;
 mod scrub;
 mod selection;
@@ -57,6 +59,7 @@ use self::build_options::SqliteBuild;
 use self::capacity::{Capacity, ObstacleWatch};
 use self::command::{Waiter, WriterCommand};
 use self::dedup_index::ReplayWindow;
+use self::import::{ImportStep, SalvagedEvent};
 use self::inboxes::Inboxes;
 use self::inspect::{Inspect, OldestPending};
 use self::key_ring::EventSealer;
@@ -218,6 +221,18 @@ impl Sqlite {
         // Encrypted here, not on the writer's thread, which serves all callers.
         let sealed = self.sealer.as_ref().map(|sealer| sealer.seal(&new)).transpose()?;
         self.execute(|waiter| WriterCommand::Enqueue { new, sealed, held: Vec::new(), waiter }).await
+    }
+
+    /// Stores events that were read back from a damaged store.
+    pub(super) async fn import(&self, events: Vec<SalvagedEvent>) -> Result<ImportStep, Error> {
+        let seal = |event: SalvagedEvent| {
+            // No later event may get an id that is taken.
+            self.last_id.fetch_max(event.new.event.id.0, Ordering::Relaxed);
+            let sealed = self.sealer.as_ref().map(|sealer| sealer.seal(&event.new)).transpose()?;
+            Ok((event, sealed))
+        };
+        let events = events.into_iter().map(seal).collect::<Result<Vec<_>, Error>>()?;
+        self.execute(|waiter| WriterCommand::Import { events, now: UnixMillis::now(), waiter }).await
     }
 
     pub(super) async fn lease(&self, target: &str, max: usize, now: UnixMillis) -> Result<Leases, Error> {

@@ -120,7 +120,7 @@ impl Store {
         Ok(())
     }
 
-    fn insert_event(&self, new: &NewEvent, sealed: Option<&SealedColumns>) -> rusqlite::Result<()> {
+    pub(super) fn insert_event(&self, new: &NewEvent, sealed: Option<&SealedColumns>) -> rusqlite::Result<()> {
         let event = &*new.event;
         let (body, clear) = (&*event.body, (event.clear != event.body).then_some(&*event.clear));
         let in_clear: [&dyn ToSql; 5] = [&new.reply, &event.query, &body, &clear, &Null];
@@ -226,7 +226,7 @@ impl Store {
         Ok(released)
     }
 
-    fn insert_attempt(&self, settlement: &Settlement, target: i64) -> rusqlite::Result<()> {
+    pub(super) fn insert_attempt(&self, settlement: &Settlement, target: i64) -> rusqlite::Result<()> {
         let Some(attempt) = &settlement.attempt else { return Ok(()) };
         let mut insert = self.connection.prepare_cached(
             "INSERT OR REPLACE INTO attempt (event, target, number, at, duration_us, status, error, answer) \

@@ -45,6 +45,11 @@ impl FromSql for DeliveryState {
     }
 }
 
+/// The mode with that number in the store.
+pub(super) fn mode_of(number: i64) -> Option<Mode> {
+    usize::try_from(number).ok().and_then(|place| MODES.get(place)).copied()
+}
+
 const MODES: [Mode; 3] = [Mode::Plaintext, Mode::Compatible, Mode::Secure];
 
 /// The number of a mode in the store.
@@ -65,8 +70,7 @@ impl ToSql for Mode {
 impl FromSql for Mode {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         let number = value.as_i64()?;
-        let place = usize::try_from(number).ok();
-        place.and_then(|place| MODES.get(place)).copied().ok_or(FromSqlError::OutOfRange(number))
+        mode_of(number).ok_or(FromSqlError::OutOfRange(number))
     }
 }
 

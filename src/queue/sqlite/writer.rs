@@ -120,7 +120,8 @@ impl Writer {
                     | WriterCommand::Reply(..)
                     | WriterCommand::Annotate(..)
                     | WriterCommand::Pause(..)
-                    | WriterCommand::Sweep { .. } => {}
+                    | WriterCommand::Sweep { .. }
+                    | WriterCommand::Import { .. } => {}
                 }
             }
             commands.finish_batch();
@@ -248,6 +249,13 @@ impl Writer {
             WriterCommand::Sweep { waiter, .. } => {
                 if let Some(done) = waiter.kept_ok() {
                     // Pairs with the Acquire load in `Sqlite::stats`.
+                    self.revivals.fetch_add(u64::from(!done.touched.is_empty()), Ordering::Release);
+                    done.revoked.iter().for_each(|(target, event)| self.leases.revoke(target, *event));
+                    done.touched.iter().for_each(|target| self.inboxes.wake(target));
+                }
+            }
+            WriterCommand::Import { waiter, .. } => {
+                if let Some(done) = waiter.kept_ok() {
                     self.revivals.fetch_add(u64::from(!done.touched.is_empty()), Ordering::Release);
                     done.revoked.iter().for_each(|(target, event)| self.leases.revoke(target, *event));
                     done.touched.iter().for_each(|target| self.inboxes.wake(target));
@@ -404,6 +412,12 @@ fn apply(
         WriterCommand::Pause(target, paused, waiter) => waiter.keep(Ok(store.pause(target, *paused)?)),
         WriterCommand::Sweep { events, sweep, now, waiter } => {
             waiter.keep(Ok(store.sweep(events, sweep, |target| inboxes.in_order(target), *now)?));
+        }
+        WriterCommand::Import { waiter, .. } if *remaining == 0 => waiter.keep(Err(Error::Full)),
+        WriterCommand::Import { events, now, waiter } => {
+            let bytes: usize = events.iter().map(|(event, _)| event.new.event.body.len()).sum();
+            *remaining = remaining.saturating_sub(bytes as u64);
+            waiter.keep(Ok(store.import(events, |target| inboxes.in_order(target), *now)?));
         }
         WriterCommand::Lease { .. }
         | WriterCommand::Unanswered { .. }
