@@ -115,6 +115,7 @@ const OTHERS: [&str; 6] =
 /// A store with one dead letter, whose attempt is recorded, and one pending delivery.
 async fn filled() -> (Relay, String) {
     let relay = Relay::new();
+    std::fs::create_dir(relay.state.store.join("damaged-20261120T080000Z")).unwrap();
     let dead = relay.push("first").await;
     relay.push("second").await;
     let attempt = AttemptRecord {

@@ -25,20 +25,13 @@ pub fn remedy(error: &anyhow::Error) -> Option<&str> {
 }
 
 /// The exit code of an error: 78 (`EX_CONFIG` of sysexits.h) if only a change of the configuration fixes it, 74
-/// (`EX_IOERR`) if the store was damaged, else 1.
+/// (`EX_IOERR`) if the relay cannot start on a damaged store, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    let is_damaged = |cause: &(dyn std::error::Error + 'static)| {
-        let store = match cause.downcast_ref::<app::StartError>() {
-            Some(app::StartError::Queue(error)) => Some(error),
-            _ => cause.downcast_ref::<queue::Error>(),
-        };
-        store.is_some_and(queue::Error::is_damage)
-    };
     let of_start = error.chain().find_map(|cause| cause.downcast_ref::<app::StartError>());
     let is_configuration = of_start.is_some_and(app::StartError::is_configuration);
     if is_configuration || error.downcast_ref::<BadConfig>().is_some() {
         BadConfig::EXIT_CODE
-    } else if error.chain().any(is_damaged) {
+    } else if matches!(of_start, Some(app::StartError::Queue(store)) if store.is_damage()) {
         queue::EXIT_IO
     } else {
         1

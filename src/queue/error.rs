@@ -155,6 +155,10 @@ impl Error {
                 "check queue.path; the next start makes a new store, and `wxrelay store salvage` reads back what can be \
                  read of the damaged one"
             }
+            Self::Engine(error) if is_damaged(error) => {
+                "keep a copy of the store's folder and check the disk; a start moves a store aside that cannot be \
+                 used, and `wxrelay store salvage` reads back what can be read"
+            }
             Self::Closed | Self::Io { .. } | Self::Engine(_) => return None,
         })
     }
@@ -235,12 +239,18 @@ pub(super) fn is_busy(error: &rusqlite::Error) -> bool {
     error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy)
 }
 
+/// Whether SQLite found the database damaged.
+pub(super) fn is_damaged(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error_code();
+    matches!(code, Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
 /// Whether memory and disk may differ from now on: after a failed flush, or with a damaged file.
 pub(super) fn is_lost(error: &rusqlite::Error) -> bool {
-    error.sqlite_error().is_some_and(|failure| {
-        matches!(failure.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase)
-            || matches!(failure.extended_code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)
-    })
+    is_damaged(error)
+        || error.sqlite_error().is_some_and(|failure| {
+            matches!(failure.extended_code, ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)
+        })
 }
 
 #[cfg(test)]

@@ -64,6 +64,7 @@ pub(crate) use self::sqlite::Faults;
 pub use self::sqlite::Sqlite;
 pub use self::sqlite::build_options::SqliteBuild;
 pub use self::sqlite::check_owner;
+pub use self::sqlite::damage::find_damage;
 pub use self::sqlite::damage::quarantine::{DamageReason, DamagedStore, MoveRecord, list_damaged};
 pub use self::sqlite::deep::{Flaw, OpenDelivery, StoredEvent};
 pub use self::sqlite::inspect::Inspect;

@@ -4,12 +4,16 @@
 use std::fs::{self, File};
 use std::path::PathBuf;
 
+use rusqlite::Connection;
+
+use crate::support::http::try_exchange;
 use crate::support::relay::Relay;
 use crate::support::target::{Reaction, Reply, Target};
-use crate::support::wechat::{WeChat, text};
+use crate::support::wechat::{PATH, WeChat, text};
 
 /// What a relay of these tests has in its log.
 const EVENTS: usize = 20;
+const PAGE: usize = 4096;
 
 #[tokio::test]
 async fn a_log_without_its_database_is_moved_aside_and_reported() {
@@ -28,6 +32,102 @@ async fn a_log_without_its_database_is_moved_aside_and_reported() {
         stand.is_reported().await;
         stand.takes_new_pushes().await;
     }
+}
+
+#[tokio::test]
+async fn a_flipped_bit_of_the_log_is_never_a_silent_loss() {
+    // In the log's header, and in a frame's; in a page near the start, and in one near the end.
+    for place in [Place::From(18), Place::From(32 + 4120 + 9), Place::Tenths(1), Place::Tenths(9)] {
+        let mut stand = Stand::killed().await;
+        let log = stand.relay.store().join("wxrelay.db-wal");
+        let mut bytes = fs::read(&log).unwrap();
+        let at = match place {
+            Place::From(at) => at,
+            Place::Tenths(tenths) => bytes.len() / 10 * tenths,
+        };
+        bytes[at] ^= 1;
+        fs::write(&log, bytes).unwrap();
+        let audit = stand.relay.run(&["audit"]).await;
+        assert!(audit.code != Some(0) && audit.stderr.contains("damaged-log"), "before the start too: {audit:?}");
+        stand.takes_new_pushes().await;
+        stand.moved_aside("damaged-log");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_removed_or_cut_short_is_never_a_silent_loss() {
+    for (reason, damage) in [
+        ("missing-log", (|log| fs::remove_file(log).unwrap()) as fn(PathBuf)),
+        ("missing-log", |log| File::create(log).map(drop).unwrap()),
+        ("damaged-log", |log| {
+            let file = File::options().write(true).open(log).unwrap();
+            file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+        }),
+    ] {
+        let mut stand = Stand::killed().await;
+        damage(stand.relay.store().join("wxrelay.db-wal"));
+        stand.takes_new_pushes().await;
+        stand.moved_aside(reason);
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_page_costs_one_restart_at_most() {
+    let mut stand = Stand::killed().await;
+    stand.relay.restart().await;
+    stand.relay.stop().await;
+    let good = fs::read(stand.relay.store().join("wxrelay.db")).unwrap();
+    let pages = good.len() / PAGE;
+    assert!(pages > 10, "{pages}");
+    for page in (0..pages).step_by(pages / 6) {
+        for moved in stand.damaged() {
+            fs::remove_dir_all(moved).unwrap();
+        }
+        let mut bytes = good.clone();
+        bytes[page * PAGE..(page + 1) * PAGE].fill(0xa5);
+        // Into the same file: a replaced one would be an operator's work.
+        fs::write(stand.relay.store().join("wxrelay.db"), bytes).unwrap();
+        stand.relay.restart().await;
+        let request = stand.wechat.push(&text("o1", &format!("after the damage of page {page}"))).request(PATH);
+        if try_exchange(&stand.relay.push, &request).await.is_ok_and(|answer| answer.status == 200) {
+            stand.relay.stop().await;
+            continue;
+        }
+        assert_eq!(stand.relay.end().await, Some(74), "page {page}");
+        stand.takes_new_pushes().await;
+        stand.moved_aside("damaged-database");
+        stand.relay.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn kills_stops_and_other_programs_raise_no_alarm() {
+    let mut stand = Stand::killed().await;
+    for round in 0..4 {
+        stand.relay.restart().await;
+        stand.relay.accept(&stand.wechat, &text("o1", &format!("round {round}"))).await;
+        if round % 2 == 0 {
+            stand.relay.kill().await
+        } else {
+            stand.relay.stop().await
+        }
+        if round == 2 {
+            // A shell that is the last to close the database writes the log back and removes it.
+            let shell = Connection::open(stand.relay.store().join("wxrelay.db")).unwrap();
+            shell.query_row("SELECT count(*) FROM event", [], |row| row.get::<_, i64>(0)).unwrap();
+            drop(shell);
+            assert!(!stand.relay.store().join("wxrelay.db-wal").exists());
+        }
+    }
+    stand.relay.restart().await;
+    assert_eq!(stand.relay.audit().await["events"], EVENTS + 4);
+    assert!(stand.damaged().is_empty());
+}
+
+/// Where a bit flips.
+enum Place {
+    From(usize),
+    Tenths(usize),
 }
 
 /// A relay whose pushes were answered and never delivered.

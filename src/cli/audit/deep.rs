@@ -95,8 +95,8 @@ impl FindingKind {
     fn remedy(self) -> &'static str {
         match self {
             Self::File => {
-                "keep a copy of the store's folder and check the disk; then restore a backup, or recover \
-                 what is left with `sqlite3 wxrelay.db .recover`"
+                "keep a copy of the store's folder and check the disk; then `wxrelay store salvage` reads back what can \
+                 be read, or restore a backup"
             }
             Self::Unreadable | Self::Text | Self::Row | Self::StoredPush => {
                 "another program or the disk changed the store: keep a copy, check the disk, and report this; \

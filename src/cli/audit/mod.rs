@@ -11,7 +11,7 @@ use serde::Serialize;
 use self::deep::DeepAudit;
 use super::ConfigArgs;
 use super::output;
-use crate::queue::{Audit, DamagedStore, Inspect, list_damaged};
+use crate::queue::{Audit, DamagedStore, Inspect, find_damage, list_damaged, survey};
 
 /// `wxrelay audit`
 #[derive(clap::Args)]
@@ -50,6 +50,11 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         output::stderr().write_line(&found)?;
         output::stderr().write_line(&format!("  -> {}", DamagedStore::REMEDY))?;
     }
+    let unseen = if survey(&config.queue.path).holder.is_none() { find_damage(&config.queue.path)? } else { None };
+    if let Some((reason, detail)) = &unseen {
+        output::stderr().write_line(&format!("damaged store ({}): {detail}", reason.word()))?;
+        output::stderr().write_line("  -> the next start moves it aside")?;
+    }
     let store = Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys);
     let deep = args.deep.then(|| deep::audit_events(&store, &config)).transpose()?;
     let ledger = store.audit();
@@ -60,7 +65,7 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let text = if args.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
         output::stdout().write_all(text.as_bytes())?;
     }
-    let clean = ledger?.is_clean() && deep.is_none_or(|deep| deep.is_clean()) && damaged.is_empty();
+    let clean = ledger?.is_clean() && deep.is_none_or(|deep| deep.is_clean()) && damaged.is_empty() && unseen.is_none();
     Ok(if clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -150,18 +150,13 @@ impl Sqlite {
         write_back::finish(&settings.path)?;
         damage::prepare(&settings.path)?;
         let mut reserve = find_reserve(&settings.path);
-        let open = || Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path);
-        let mut store = match open() {
-            // Delivering what is pending takes a little space, which the reserve file releases.
-            Err(Error::Full) if reserve.release() => open()?,
-            opened => opened?,
-        };
+        let mut store = Self::open_store(settings, &mut reserve)?;
         let sealer = store.keys.sealer(&settings.encryption_keys);
         let reserve_size = reserve.size();
         store.keep_log_below(reserve_size);
         let replay_window = store.dedup.replay_window.clone();
         replay_window.set(settings.replay_window);
-        let last_id = store.last_id()?;
+        let last_id = store.newest;
         let inboxes = Arc::new(Inboxes::default());
         let (commands, receiver) = channel::channel(WAITING_COMMANDS);
         let obstacle = ObstacleWatch::default();
@@ -215,6 +210,24 @@ impl Sqlite {
             clock,
         };
         Ok((sqlite, writer, receiver))
+    }
+
+    /// Opens the store; one that cannot be read is moved aside, and a new one takes its place.
+    fn open_store(settings: &Settings, reserve: &mut ReserveFile) -> Result<Store, Error> {
+        let open = || -> Result<Store, Error> {
+            let store = Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path)?;
+            store.probe_tables()?;
+            Ok(store)
+        };
+        let mut opened = open();
+        // Delivering what is pending takes a little space, which the reserve file releases.
+        if matches!(opened, Err(Error::Full)) && reserve.release() {
+            opened = open();
+        }
+        opened.or_else(|error| {
+            damage::replace_unreadable(&settings.path, error)?;
+            open()
+        })
     }
 
     pub(super) async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rusqlite::OptionalExtension;
 
+use super::damage::last_commit::CommitLog;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, EventId};
@@ -67,12 +68,20 @@ impl Store {
 
     /// Writes the log back and truncates it; false if a reader still needs it.
     pub(super) fn empty_log(&self) -> rusqlite::Result<bool> {
+        self.note_commit();
+        self.flush_notes()?;
         self.checkpoint()?;
         let timeout = Duration::from_millis(self.pragma("busy_timeout")?.cast_unsigned());
         self.connection.busy_timeout(Duration::ZERO)?;
         let busy = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get::<_, i64>(0));
         self.connection.busy_timeout(timeout)?;
-        Ok(busy? == 0)
+        let is_emptied = busy? == 0;
+        if is_emptied {
+            // Before a scrub changes the page that the last commit ended with.
+            self.note(CommitLog::note_written_back);
+            self.flush_notes()?;
+        }
+        Ok(is_emptied)
     }
 
     /// Returns some free pages to the filesystem; false if there are no more than are to be kept.
@@ -85,6 +94,7 @@ impl Store {
         // Each page takes a step of the statement; a single one would free a single page.
         let mut rows = vacuum.query([])?;
         while rows.next()?.is_some() {}
+        self.note_commit();
         Ok(true)
     }
 

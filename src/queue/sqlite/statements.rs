@@ -53,6 +53,7 @@ impl Store {
             return Ok(duplicate);
         }
         self.insert_event(new, sealed)?;
+        self.newest = self.newest.max(new.event.id);
         self.dedup.insert(&self.connection, new.key, new.event.id)?;
         self.count_events(1, new.targets.len().cast_signed() as i64);
         for target in &new.targets {

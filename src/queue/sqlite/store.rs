@@ -3,16 +3,19 @@
 //! Every setting that a promise depends on is read back, because SQLite silently ignores a setting that it cannot
 //! apply. All writes go through [`Store::transact`], which keeps the running ledger (`tally`) in step with the rows.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, ffi, params};
 
+use super::damage::last_commit::{self, CommitLog};
 use super::dedup_index::DedupIndex;
 use super::file_watch::{FileFault, FileWatch, LostFile};
 use super::key_ring::KeyRing;
@@ -21,6 +24,7 @@ use crate::event::EventId;
 use crate::queue::encryption::EncryptionKeys;
 use crate::queue::error::is_full;
 use crate::queue::{DeliveryState, Error};
+use crate::telemetry::LogThrottle;
 
 /// How long a write waits for another program's lock: well within WeChat's 5 s.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,6 +73,13 @@ pub(super) struct Store {
     is_log_free: Cell<bool>,
     /// The files that the connection has open.
     pub(super) files: FileWatch,
+    /// The same, if that commit is not in `commits` yet; else 0.
+    unnoted: Arc<AtomicI32>,
+    /// The second place that knows the last commit; `None` while the store is created.
+    commits: Option<RefCell<CommitLog>>,
+    commits_trouble: LogThrottle,
+    /// The newest event that was stored, also if its transaction was rolled back.
+    pub(super) newest: EventId,
     /// The pages in the log that make a checkpoint due, and about the most that one of our transactions may write.
     pub(super) log_limit: i32,
     /// The keys that events are encrypted with.
@@ -92,7 +103,32 @@ impl Store {
             Self::at(&folder.join(files::NEW), folder)?.close()?;
             files::put_in_place(folder)?;
         }
-        Self::at(&database, folder)
+        let mut store = Self::at(&database, folder)?;
+        store.newest = store.last_id()?;
+        let commits = CommitLog::open(folder, store.newest);
+        let commits = commits.map_err(|source| Error::io(&folder.join(last_commit::FILE_NAME), source))?;
+        store.newest = commits.last_id();
+        store.commits = Some(RefCell::new(commits));
+        // Opening has written too.
+        store.note_commit();
+        files::flush(folder)?;
+        Ok(store)
+    }
+
+    /// Reads a little of each table and index, so that damage at their roots is found at the start.
+    pub(super) fn probe_tables(&self) -> rusqlite::Result<()> {
+        for find in [
+            "SELECT min(id), max(id) FROM event",
+            "SELECT min(event), max(event) FROM delivery",
+            "SELECT min(event), max(event) FROM attempt",
+            "SELECT min(content_key), max(content_key) FROM known",
+            "SELECT max(event) FROM delivery INDEXED BY delivery_dead WHERE state = 2",
+            "SELECT sum(length(name)), sum(paused) FROM target",
+            "SELECT sum(count), sum(target) FROM tally",
+        ] {
+            self.connection.query_row(find, [], |_| Ok(()))?;
+        }
+        Ok(())
     }
 
     /// Loads the keys that payloads are encrypted with.
@@ -101,6 +137,7 @@ impl Store {
     /// [`Error::KeyMissing`] if an event needs another one.
     pub(super) fn with_keys(mut self, given: &EncryptionKeys, folder: &Path) -> Result<Self, Error> {
         self.keys = KeyRing::adopt(&self.connection, given, folder)?;
+        self.note_commit();
         Ok(self)
     }
 
@@ -108,8 +145,12 @@ impl Store {
     fn at(path: &Path, folder: &Path) -> Result<Self, Error> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        // Until it is open: the log of a store that cannot be opened stays as it is.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         connection.set_prepared_statement_cache_capacity(64);
         let version = schema::version(&connection, path)?;
+        let [log_pages, log_frames, unnoted] = [0; 3].map(|pages| Arc::new(AtomicI32::new(pages)));
+        watch_commits(&mut connection, [&log_pages, &log_frames, &unnoted])?;
         for (pragma, wanted, meaning) in PRAGMAS {
             set_pragma(&connection, pragma, wanted, meaning)?;
         }
@@ -122,24 +163,61 @@ impl Store {
             return Err(Error::Pragma { pragma: "journal_mode", wanted: "WAL", found: "no log".to_owned() });
         }
         let files = FileWatch::new(path)?;
-        let (log_pages, log_frames) = (Arc::<AtomicI32>::default(), Arc::<AtomicI32>::default());
-        let seen = [Arc::clone(&log_pages), Arc::clone(&log_frames)];
-        connection.wal_hook(Some(move |_: &mut Wal, pages| {
-            seen.iter().for_each(|seen| seen.store(pages, Ordering::Relaxed));
-            Ok(())
-        }))?;
-        let dedup = DedupIndex::load(&connection)?;
-        let (keys, numbers, changes) = (KeyRing::default(), HashMap::new(), HashMap::new());
-        let (log_limit, is_log_free) = (CHECKPOINT_PAGES, Cell::new(true));
-        let store =
-            Self { connection, log_pages, log_frames, is_log_free, files, log_limit, keys, dedup, numbers, changes };
+        // The setting of automatic checkpoints has removed it.
+        watch_commits(&mut connection, [&log_pages, &log_frames, &unnoted])?;
+        let store = Self {
+            log_pages,
+            log_frames,
+            is_log_free: Cell::new(true),
+            files,
+            unnoted,
+            commits: None,
+            commits_trouble: LogThrottle::default(),
+            newest: EventId(0),
+            log_limit: CHECKPOINT_PAGES,
+            keys: KeyRing::default(),
+            dedup: DedupIndex::load(&connection)?,
+            numbers: HashMap::new(),
+            changes: HashMap::new(),
+            connection,
+        };
         // The log of a killed process may never have been flushed, and callers rely on its contents from now on.
         match store.checkpoint() {
             Err(error) if is_full(&error) => files::flush(&log)?,
             done => done?,
         }
+        store.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false)?;
         files::flush(folder)?;
         Ok(store)
+    }
+
+    /// Notes the last commit in the second place. Its failure fails no commit: the earlier record stays right.
+    pub(super) fn note_commit(&self) {
+        let frames = u32::try_from(self.unnoted.swap(0, Ordering::Relaxed)).unwrap_or(0);
+        if frames > 0 {
+            self.note(|commits| commits.note_commit(frames, self.newest));
+        }
+    }
+
+    /// Notes that SQLite found the database damaged: the next start moves it aside.
+    pub(super) fn note_damage(&self) {
+        self.note(CommitLog::note_damage);
+    }
+
+    /// Makes the notes durable. A failed flush is as fatal as one of the database.
+    pub(super) fn flush_notes(&self) -> rusqlite::Result<()> {
+        self.commits.as_ref().map_or(Ok(()), |commits| as_failed_flush(commits.borrow().flush()))
+    }
+
+    pub(super) fn note(&self, note: impl FnOnce(&mut CommitLog) -> io::Result<()>) {
+        let Some(commits) = &self.commits else { return };
+        let mut commits = commits.borrow_mut();
+        if let Err(error) = note(&mut commits)
+            && let Some(suppressed) = self.commits_trouble.allow()
+        {
+            let path = commits.path();
+            tracing::warn!(path = %path.display(), %error, suppressed, "last commit not recorded");
+        }
     }
 
     /// Limits the log, so that a checkpoint fits into `free` bytes and leaves space for further commits.
@@ -224,6 +302,7 @@ impl Store {
             Ok(())
         });
         if done.is_ok() {
+            self.note_commit();
             self.dedup.commit();
         } else {
             self.dedup.roll_back();
@@ -300,10 +379,40 @@ impl Store {
     }
 
     /// Writes the log back into the database and closes it.
-    pub(super) fn close(self) -> rusqlite::Result<()> {
+    pub(super) fn close(mut self) -> rusqlite::Result<()> {
+        self.note_commit();
+        self.flush_notes()?;
+        let log = self.connection.path().map(|path| files::log_of(Path::new(path)));
+        let commits = self.commits.take();
         self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))?;
-        self.connection.close().map_err(|(_, error)| error)
+        self.connection.close().map_err(|(_, error)| error)?;
+        // Another program may still have the log open.
+        if let (Some(commits), Some(log)) = (commits, log)
+            && log.metadata().map_or(true, |log| log.len() == 0)
+        {
+            let mut commits = commits.into_inner();
+            match commits.note_written_back() {
+                Ok(()) => return as_failed_flush(commits.flush()),
+                Err(error) => tracing::warn!(%error, "last commit not recorded"),
+            }
+        }
+        Ok(())
     }
+}
+
+fn as_failed_flush(flushed: io::Result<()>) -> rusqlite::Result<()> {
+    flushed.map_err(|error| {
+        rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_FSYNC), Some(error.to_string()))
+    })
+}
+
+/// Notes at each commit how many pages the log has.
+fn watch_commits(connection: &mut Connection, noted: [&Arc<AtomicI32>; 3]) -> rusqlite::Result<()> {
+    let noted = noted.map(Arc::clone);
+    connection.wal_hook(Some(move |_: &mut Wal, pages| {
+        noted.iter().for_each(|noted| noted.store(pages, Ordering::Relaxed));
+        Ok(())
+    }))
 }
 
 fn set_pragma(connection: &Connection, pragma: &'static str, wanted: &'static str, meaning: &str) -> Result<(), Error> {

@@ -111,7 +111,7 @@ impl Writer {
 
     fn measure(&mut self) {
         if let Err(error) = self.capacity.measure(&self.store) {
-            stop_if_lost(&error);
+            stop_if_lost(Some(&self.store), &error);
         }
     }
 
@@ -134,7 +134,7 @@ impl Writer {
                     return;
                 }
                 Err(error) => {
-                    stop_if_lost(&error);
+                    stop_if_lost(Some(&self.store), &error);
                     if !self.capacity.note_failure(&error) {
                         return;
                     }

@@ -35,7 +35,7 @@ use super::store::Store;
 use super::upkeep::OpenOptions;
 use crate::clock::{ClockEvidence, UnixMillis};
 use crate::event::EventId;
-use crate::queue::error::{is_busy, is_lost};
+use crate::queue::error::{is_busy, is_damaged, is_lost};
 use crate::queue::lease_table::LeaseTable;
 use crate::queue::{
     AttemptRecord, DeliveryState, Disposition, EXIT_IO, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement,
@@ -138,7 +138,7 @@ impl Writer {
         // The last chance: the close releases files that have no name any more.
         self.keep_files();
         if let Err(error) = self.store.close() {
-            stop_if_lost(&error);
+            stop_if_lost(None, &error);
             tracing::warn!(%error, "write-ahead log not written back at close; the next start does it");
         }
         drop(self.lock);
@@ -215,7 +215,7 @@ impl Writer {
                 (self.on_commit)(start.elapsed());
                 self.keep_files();
             }
-            Err(error) => stop_if_lost(error),
+            Err(error) => stop_if_lost(Some(&self.store), error),
         }
         done
     }
@@ -291,7 +291,8 @@ impl Writer {
     }
 
     fn lease(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> Result<Leases, Error> {
-        checked(self.lease_due(target, max, now))
+        let leased = self.lease_due(target, max, now);
+        checked(&self.store, leased)
     }
 
     fn lease_due(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> rusqlite::Result<Leases> {
@@ -351,7 +352,7 @@ impl Writer {
             Ok(true) => self.capacity.probe_soon(),
             Ok(false) => {}
             Err(error) => {
-                stop_if_lost(&error);
+                stop_if_lost(Some(&self.store), &error);
                 self.capacity.note_failure(&error);
                 if let Some(suppressed) = self.retention.failure_throttle.allow() {
                     tracing::warn!(%error, held_back = suppressed, "old events not deleted; trying again later");
@@ -365,7 +366,7 @@ impl Writer {
             self.scrub.restart();
         }
         self.scrub.step(&mut self.store).map_err(|error| {
-            stop_if_lost(&error);
+            stop_if_lost(Some(&self.store), &error);
             self.capacity.note_failure(&error);
             error.into()
         })
@@ -373,15 +374,15 @@ impl Writer {
 
     fn probe(&mut self) {
         if let Err(error) = self.capacity.probe(&self.store) {
-            stop_if_lost(&error);
+            stop_if_lost(Some(&self.store), &error);
         }
     }
 }
 
 /// The result of a read; one that shows a damaged store ends the process.
-fn checked<T>(read: rusqlite::Result<T>) -> Result<T, Error> {
+fn checked<T>(store: &Store, read: rusqlite::Result<T>) -> Result<T, Error> {
     read.map_err(|error| {
-        stop_if_lost(&error);
+        stop_if_lost(Some(store), &error);
         error.into()
     })
 }
@@ -451,8 +452,11 @@ fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, fl
 /// After a failed fsync the kernel may have marked the lost pages clean, so that a second one succeeds without them
 /// (ext4, XFS, Btrfs): only reading the file again shows what is there, and that is what a restart does. No waiting
 /// caller is answered, so WeChat pushes again.
-pub(super) fn stop_if_lost(error: &rusqlite::Error) {
+pub(super) fn stop_if_lost(store: Option<&Store>, error: &rusqlite::Error) {
     if is_lost(error) {
+        if let Some(store) = store.filter(|_| is_damaged(error)) {
+            store.note_damage();
+        }
         tracing::error!(%error, "disk failed or store damaged; exiting before anything else is answered");
         telemetry::flush();
         process::exit(EXIT_IO.into());

@@ -5,7 +5,7 @@
 //! process or the power ends between two renames, the next start finishes the move. Nothing in such a folder is ever
 //! deleted by the relay; `wxrelay store salvage` reads it, and renames it to `salvaged-...` when that is done.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::super::files;
+use super::last_commit;
 use crate::clock::UnixMillis;
 use crate::queue::Error;
 
@@ -24,8 +25,6 @@ const SALVAGED: &str = "salvaged-";
 const MOVING: &str = "moving-";
 /// Why the store was moved, within its folder.
 const REASON: &str = "reason.json";
-/// What the last durable commit was: a second place beside the log.
-pub(super) const COMMIT_RECORD: &str = "wxrelay.commit";
 /// The most folders that one second can name.
 const SAME_SECOND: u32 = 1000;
 
@@ -113,6 +112,25 @@ pub(super) fn move_aside(folder: &Path, reason: DamageReason, detail: &str) -> R
     Ok(damaged)
 }
 
+/// Reports that another database was put in place, which lacks the last commits. It stays in use: an operator wants
+/// it, and it holds all that there is. Only the record is moved aside, which shows what is missing.
+pub(super) fn report_replaced(folder: &Path, detail: &str) -> Result<(), Error> {
+    let (moving, stamp) = make_folder(folder)?;
+    let damaged = folder.join(format!("{DAMAGED}{stamp}"));
+    // Not by way of `moving-...`: finishing that move would take the database too.
+    fs::rename(&moving, &damaged).map_err(|source| Error::io(&moving, source))?;
+    let reason = DamageReason::MissingLog;
+    write_record(&damaged, &MoveRecord { reason, detail: detail.to_owned(), moved_at: UnixMillis::now().0 })?;
+    move_file(&folder.join(last_commit::FILE_NAME), &damaged.join(last_commit::FILE_NAME))?;
+    files::flush(&damaged)?;
+    files::flush(folder)?;
+    tracing::error!(
+        path = %damaged.display(), reason = reason.word(), detail, remedy = DamagedStore::REMEDY,
+        "database replaced by one without the last commits"
+    );
+    Ok(())
+}
+
 /// Finishes the moves that an earlier process began.
 pub(super) fn finish_moves(folder: &Path) -> Result<(), Error> {
     for name in names(folder, MOVING).map_err(|source| Error::io(folder, source))? {
@@ -143,6 +161,12 @@ pub fn list_damaged(folder: &Path) -> Result<Vec<DamagedStore>, Error> {
         DamagedStore { name, path, record }
     };
     Ok(names.into_iter().map(store).collect())
+}
+
+/// The folders of stores that were moved aside, salvaged or not.
+pub(super) fn list_folders(folder: &Path) -> Vec<PathBuf> {
+    let find = |start| names(folder, start).unwrap_or_default();
+    [DAMAGED, SALVAGED].into_iter().flat_map(find).map(|name| folder.join(name)).collect()
 }
 
 fn names(folder: &Path, start: &str) -> io::Result<Vec<String>> {
@@ -202,13 +226,13 @@ fn complete(folder: &Path, moving: &Path, stamp: &str) -> Result<PathBuf, Error>
         let name = format!("{}{end}", files::DATABASE);
         move_file(&folder.join(&name), &moving.join(&name))?;
     }
-    move_file(&folder.join(COMMIT_RECORD), &moving.join(COMMIT_RECORD))?;
+    move_file(&folder.join(last_commit::FILE_NAME), &moving.join(last_commit::FILE_NAME))?;
     // It only indexes the log, and SQLite would take it for the new store's.
     match fs::remove_file(folder.join(format!("{}-shm", files::DATABASE))) {
         Err(error) if error.kind() != ErrorKind::NotFound => return Err(Error::io(folder, error)),
         _ => {}
     }
-    flush_folder(moving)?;
+    files::flush(moving)?;
     let damaged = folder.join(format!("{DAMAGED}{stamp}"));
     fs::rename(moving, &damaged).map_err(|source| Error::io(moving, source))?;
     files::flush(folder)?;
@@ -220,10 +244,6 @@ fn move_file(from: &Path, to: &Path) -> Result<(), Error> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(from, error)),
         _ => Ok(()),
     }
-}
-
-fn flush_folder(folder: &Path) -> Result<(), Error> {
-    File::open(folder).and_then(|file| file.sync_all()).map_err(|source| Error::io(folder, source))
 }
 
 #[cfg(test)]
@@ -266,6 +286,7 @@ mod tests {
         let salvaged = listed[0].mark_salvaged().unwrap();
         assert!(salvaged.join("wxrelay.db").exists());
         assert_eq!(list_damaged(folder.path()).unwrap(), listed[1..]);
+        assert_eq!(list_folders(folder.path()).len(), 3);
     }
 
     #[test]
