@@ -1,6 +1,6 @@
 //! `wxrelay store salvage`: reads back what can be read of a store that was moved aside.
 
-use std::io::{self, Write as _};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::ConfigArgs;
 use super::api::Api;
-use super::store;
+use super::{output, store};
 use crate::config::Config;
 use crate::queue::{Salvage, salvage};
 
@@ -66,7 +66,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         None => in_relay(&config, from.as_deref(), dry_run).await?,
     };
     let text = if json { report.to_string() + "\n" } else { text(&report) };
-    io::stdout().write_all(text.as_bytes())?;
+    output::stdout().write_all(text.as_bytes())?;
     Ok(if is_complete(&report) { ExitCode::SUCCESS } else { ExitCode::from(INCOMPLETE) })
 }
 
