@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 
 use bytes::Bytes;
@@ -49,6 +49,8 @@ struct BodyLimits {
 /// The bodies of all pushes that wait.
 pub(super) struct BodyTable {
     waiting: Mutex<WaitingBodies>,
+    /// Numbers the bodies in the order in which their reads began.
+    next: AtomicU64,
     unauthenticated: AtomicUsize,
     max_body: usize,
     evictions: LogThrottle,
@@ -56,7 +58,6 @@ pub(super) struct BodyTable {
 
 struct WaitingBodies {
     limits: BodyLimits,
-    next: u64,
     count: usize,
     bytes: usize,
     accounts: HashMap<Arc<str>, AccountBodies>,
@@ -91,7 +92,8 @@ impl BodyTable {
     /// For bodies of up to `max_body` bytes, and up to `connections` connections.
     pub(super) fn new(max_body: usize, connections: usize) -> Self {
         let waiting = Mutex::new(WaitingBodies::new(BodyLimits::new(max_body, connections)));
-        Self { waiting, unauthenticated: AtomicUsize::new(0), max_body, evictions: LogThrottle::default() }
+        let (next, unauthenticated, evictions) = (AtomicU64::new(0), AtomicUsize::new(0), LogThrottle::default());
+        Self { waiting, next, unauthenticated, max_body, evictions }
     }
 
     /// Sets the number of connections, of which waiting bodies take less than half: a connection with one is not idle,
@@ -126,7 +128,7 @@ impl BodyTable {
         B: http_body::Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let received = AtomicUsize::new(0);
+        let (number, received) = (self.next.fetch_add(1, Ordering::Relaxed), AtomicUsize::new(0));
         let counted = body.inspect_frame(|frame| {
             received.fetch_add(frame.data_ref().map_or(0, Bytes::len), Ordering::Relaxed);
         });
@@ -142,17 +144,17 @@ impl BodyTable {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let slot = slot.get_or_insert_with(|| self.wait(account, signature));
+            let slot = slot.get_or_insert_with(|| self.wait(account, number, signature));
             slot.grow(received.load(Ordering::Relaxed));
             Pin::new(&mut slot.evicted).poll(context).map(|_| Err(PushError::Busy))
         })
         .await
     }
 
-    fn wait(&self, account: &Arc<str>, signature: SignatureKey) -> BodySlot<'_> {
+    fn wait(&self, account: &Arc<str>, number: u64, signature: SignatureKey) -> BodySlot<'_> {
         let (kept, evicted) = oneshot::channel();
         let body = WaitingBody { signature, bytes: 0, _kept: kept };
-        let (number, crowded) = self.waiting.lock().insert(account, body);
+        let crowded = self.waiting.lock().insert(account, number, body);
         self.log_eviction(crowded);
         BodySlot { table: self, account: account.clone(), number, bytes: 0, evicted }
     }
@@ -178,24 +180,24 @@ impl BodyLimits {
 
 impl WaitingBodies {
     fn new(limits: BodyLimits) -> Self {
-        Self { limits, next: 0, count: 0, bytes: 0, accounts: HashMap::new() }
+        Self { limits, count: 0, bytes: 0, accounts: HashMap::new() }
     }
 
-    /// Adds a body, for which one of the same signature or, above the limit, another one is evicted. Returns the number
-    /// of the body, and the account that had more than the limit allows.
-    fn insert(&mut self, account: &Arc<str>, body: WaitingBody) -> (u64, Option<Arc<str>>) {
-        self.next += 1;
-        let number = self.next;
+    /// Adds a body. The older of two with the same signature is evicted, which may be this one, and above the limit
+    /// another one. Returns the account that had more than the limit allows.
+    fn insert(&mut self, account: &Arc<str>, number: u64, body: WaitingBody) -> Option<Arc<str>> {
         let same = self.accounts.get(account).and_then(|own| {
             own.bodies.iter().find(|(_, waiting)| waiting.signature == body.signature).map(|(same, _)| *same)
         });
         if let Some(same) = same {
+            if same > number {
+                return None;
+            }
             self.remove(account, same);
         }
         self.count += 1;
         self.accounts.entry(account.clone()).or_default().bodies.insert(number, body);
-        let crowded = if self.count > self.limits.signed { self.evict(|own| own.bodies.len()) } else { None };
-        (number, crowded)
+        if self.count > self.limits.signed { self.evict(|own| own.bodies.len()) } else { None }
     }
 
     /// Notes that `more` bytes of a body were received. Returns the account that had more than the limit allows.
@@ -301,9 +303,13 @@ mod tests {
         }
 
         fn insert(&mut self, account: &str, signature: u64) -> Option<Arc<str>> {
+            self.insert_as(self.evicted.len() as u64 + 1, account, signature)
+        }
+
+        fn insert_as(&mut self, number: u64, account: &str, signature: u64) -> Option<Arc<str>> {
             let (kept, evicted) = oneshot::channel();
             let body = WaitingBody { signature: SignatureKey(signature), bytes: 0, _kept: kept };
-            let (number, crowded) = self.table.insert(&account.into(), body);
+            let crowded = self.table.insert(&account.into(), number, body);
             self.evicted.push((number, evicted));
             crowded
         }
@@ -326,6 +332,8 @@ mod tests {
             assert_eq!(bodies.insert(account, signature), None);
         }
         assert_eq!(bodies.waiting(), [2, 3, 4]);
+        assert_eq!(bodies.insert_as(0, "shop", 8), None);
+        assert_eq!(bodies.waiting(), [2, 3, 4], "the newest by arrival, however late the other one is counted");
     }
 
     #[test]
@@ -361,6 +369,6 @@ mod tests {
         let signature = SignatureKey::of(&"0123456789abcdef".repeat(2)).unwrap();
         let body = http_body_util::Full::new(Bytes::from_static(b"<xml/>"));
         let read = table.read_signed(body, &"shop".into(), signature).await.unwrap();
-        assert_eq!((&read[..], table.waiting.lock().next), (&b"<xml/>"[..], 0));
+        assert_eq!((&read[..], table.waiting.lock().count), (&b"<xml/>"[..], 0));
     }
 }
