@@ -178,6 +178,8 @@ impl Error {
             Self::NetworkFilesystem { .. }
             | Self::ReadOnly { .. }
             | Self::Foreign { .. }
+            | Self::NotAFile { .. }
+            | Self::ForeignOwner { .. }
             | Self::Schema { .. }
             | Self::KeyMissing { .. } => true,
             Self::Io { source, .. } => {

@@ -227,7 +227,7 @@ async fn a_read_only_disk_is_named_at_the_start() {
     relay.stop().await;
     disk.make_read_only();
     let refused = relay.run(&["serve"]).await;
-    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert_eq!(refused.code, Some(78), "a restart does not remount it: {refused:?}");
     let folder = disk.queue().display().to_string();
     for part in ["queue.path", &folder, "read-only filesystem", "remount it"] {
         assert!(refused.stderr.contains(part), "{part} is not in {refused:?}");
