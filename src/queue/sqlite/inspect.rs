@@ -124,7 +124,9 @@ impl Inspect {
             }
         }
         let known = snapshot.query_row(
-            "SELECT (SELECT count(*) FROM known) - (SELECT count(*) FROM retired_key) \
+            "SELECT (SELECT count(*) FROM known) \
+                    - (SELECT count(*) FROM retired_key r WHERE r.event IS \
+                         (SELECT k.event FROM known k WHERE k.content_key = r.content_key)) \
                     + (SELECT count(*) FROM event WHERE id > until.event) FROM known_until until",
             [],
             |row| count(row, 0),
