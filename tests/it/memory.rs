@@ -9,25 +9,25 @@ use crate::support::target::{Reaction, Reply, Target};
 use crate::support::wechat::{Mode, WeChat, event, text};
 
 const MIB: u64 = 1 << 20;
-/// Below `server.max_body`, which is 1 MiB.
-const LARGE: usize = 900_000;
+/// So large that few events fill the memory of these tests, and small enough for a debug build on a busy machine.
+const LARGE: usize = 300_000;
 /// What one large event counts for, at most: `Event::memory_bytes`.
-const COUNTED: u64 = 4 * MIB;
+const COUNTED: u64 = 2 * MIB;
 
 #[tokio::test]
 async fn a_target_that_hangs_keeps_few_large_events_in_memory_and_loses_none() {
-    const EVENTS: usize = 30;
+    const EVENTS: usize = 20;
     let (wechat, idp) = (WeChat::new(Mode::Plaintext), Target::start().await);
     let crm = Target::always(Reaction::Hold(Reply::status(200))).await;
     let targets = crm.config("crm", "timeout = \"60s\"\nconcurrency = 64") + &idp.config("idp", "role = \"identity\"");
-    let relay = Setup::new(wechat.account() + &targets).queue("max_memory = \"4MiB\"").start().await;
+    let relay = Setup::new(wechat.account() + &targets).queue("max_memory = \"2MiB\"").start().await;
     let large = "x".repeat(LARGE);
     for index in 0..EVENTS {
         relay.accept(&wechat, &text("o1", &format!("{index} {large}"))).await;
         let (used, limit) = memory(&relay).await;
-        assert_eq!(limit, 4 * MIB);
+        assert_eq!(limit, 2 * MIB);
         assert!(used <= limit / 2 + COUNTED, "{used} bytes after {index} events: one target takes a half");
-        assert!(resident(&relay) < 90 * MIB, "{} bytes after {index} events", resident(&relay));
+        assert!(resident(&relay) < 128 * MIB, "{} bytes after {index} events", resident(&relay));
     }
     // A login does not wait for the handler that hangs.
     relay.accept(&wechat, &event("o1", "SCAN", "login")).await;
@@ -40,7 +40,7 @@ async fn a_target_that_hangs_keeps_few_large_events_in_memory_and_loses_none() {
     relay.audited("delivered", EVENTS as u64 + 1).await;
     eventually("the memory is free again", async || (memory(&relay).await.0 == 0).then_some(())).await;
     assert_eq!(relay.metric("wxrelay_queue_memory_bytes", &[]).await, 0.0);
-    assert_eq!(relay.metric("wxrelay_queue_max_memory_bytes", &[]).await, (4 * MIB) as f64);
+    assert_eq!(relay.metric("wxrelay_queue_max_memory_bytes", &[]).await, (2 * MIB) as f64);
 }
 
 #[tokio::test]
