@@ -43,8 +43,9 @@ impl Stand {
         let stored = store.transact(|store| {
             store.count_events(1, 0);
             store.newest = store.newest.max(id);
-            let row = "INSERT INTO event VALUES (?1, randomblob(24), 0, 0, 0, '', '', '', '', '', '', NULL, NULL, '', \
-                       randomblob(9000), NULL, NULL)";
+            let row = "INSERT INTO event (id, content_key, targets, mode, received_at, account, app_id, msg_type, \
+                       event, event_key, from_user, query, body) \
+                       VALUES (?1, randomblob(24), 0, 0, 0, '', '', '', '', '', '', '', randomblob(9000))";
             store.connection.execute(row, [id]).map(drop)
         });
         stored.unwrap();
