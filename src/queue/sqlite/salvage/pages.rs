@@ -117,7 +117,7 @@ impl DamagedPages {
         }
         let (mut trunk, told) = (number(&*header, 32), number(&*header, 36));
         let (mut free, mut found) = (vec![false; self.count as usize + 1], 0);
-        while trunk != 0 {
+        while trunk != 0 && told <= self.count {
             let bytes = self.newest(trunk)?.bytes;
             let leaves = number(&*bytes, 4) as usize;
             if leaves > PAGE / 4 - 2 || found > told {
@@ -144,6 +144,8 @@ impl DamagedPages {
         let is_whole = checksum([0; 2], &header[..24], is_big_endian) == pair(&header, 24);
         let salts = if is_whole { pair(&header, 16) } else { common_salts(log, frames)? };
         let mut before = if is_whole { pair(&header, 24) } else { [0; 2] };
+        // Each frame adds a page at most: a larger number is damage.
+        let last = u64::from(self.count) + frames;
         let (mut open, mut bytes, mut foreign) = (Vec::new(), vec![0; FRAME], 0);
         for frame in 0..frames {
             let at = LOG_HEADER as u64 + frame * FRAME as u64;
@@ -161,8 +163,11 @@ impl DamagedPages {
             }
             foreign = 0;
             let summed = checksum(checksum(before, &bytes[..8], is_big_endian), &bytes[FRAME_HEADER..], is_big_endian);
-            open.push((page, FramePlace { at: at + FRAME_HEADER as u64, is_doubted: summed != told || own != salts }));
             before = told;
+            if page > 0 && u64::from(page) <= last {
+                let is_doubted = summed != told || own != salts;
+                open.push((page, FramePlace { at: at + FRAME_HEADER as u64, is_doubted }));
+            }
             if commit != 0 {
                 for (page, place) in open.drain(..) {
                     self.frames.entry(page).or_default().push(place);
