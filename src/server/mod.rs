@@ -413,6 +413,10 @@ impl RetryingListener {
             match self.bound.accept().await {
                 Ok(stream) => return stream,
                 Err(error) if concerns_one_client(&error) => tracing::debug!(%error, "connection lost before accept"),
+                // Without a descriptor, `accept` fails even if no connection waits.
+                Err(error) if lacks_descriptors(&error) && !self.bound.has_waiting() => {
+                    self.retry_at = Some(Instant::now() + connection_slots::EVICTION_RETRY);
+                }
                 Err(error) => {
                     let closed = if lacks_descriptors(&error) { self.slots.make_room() } else { 0 };
                     let pause = if closed > 0 { connection_slots::EVICTION_RETRY } else { ACCEPT_RETRY };

@@ -5,9 +5,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 use super::Peer;
@@ -188,6 +190,17 @@ impl Bound {
             }
             Listener::Unix(listener) => Ok(Stream::Unix(listener.accept().await?.0)),
         }
+    }
+
+    /// Whether a connection waits to be accepted.
+    pub(super) fn has_waiting(&self) -> bool {
+        let listener = match &self.listener {
+            Listener::Tcp(listener) => listener.as_fd(),
+            Listener::Unix(listener) => listener.as_fd(),
+        };
+        let mut listeners = [PollFd::from_borrowed_fd(listener, PollFlags::IN)];
+        // A failure says nothing, so there may be one.
+        poll(&mut listeners, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).map_or(true, |waiting| waiting > 0)
     }
 
     pub(super) fn is_plain(&self) -> bool {
