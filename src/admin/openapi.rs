@@ -20,14 +20,16 @@ mod tests {
 
     use super::*;
 
-    /// `get /path` of each `.route("/path", get(..))` in the router's source.
+    /// `get /path` of each `.route("/path", get(..))` in the router's source; a path may have several methods.
     fn routes() -> BTreeSet<String> {
         let source = include_str!("mod.rs");
-        let route = |line: &str| {
+        let of = |line: &str| -> Option<Vec<String>> {
             let (path, rest) = line.trim().strip_prefix(".route(\"")?.split_once("\", ")?;
-            Some(format!("{} {path}", rest.split_once('(')?.0))
+            let rest = format!(".{rest}");
+            let has = |method: &&str| rest.contains(&format!(".{method}("));
+            Some(["get", "post"].into_iter().filter(has).map(|method| format!("{method} {path}")).collect())
         };
-        source.lines().filter_map(route).collect()
+        source.lines().filter_map(of).flatten().collect()
     }
 
     #[test]

@@ -93,7 +93,7 @@ async fn dead_letters_are_listed_and_retried_by_command() {
     let listed = relay.run(&["dead", "ls"]).await;
     assert_eq!(listed.code, Some(0), "{listed:?}");
     assert!(listed.stdout.contains(&id) && listed.stdout.contains("crm"), "{}", listed.stdout);
-    let on_one_line = "\"gone\\nfor \\u{1b}[31mgood\"";
+    let on_one_line = "\"gone\\nfor \\u001b[31mgood\"";
     assert!(listed.stdout.contains(on_one_line), "what the target said: {}", listed.stdout);
     let shown = relay.run(&["events", "show", &id]).await;
     assert!(shown.stdout.contains(on_one_line), "{}", shown.stdout);
