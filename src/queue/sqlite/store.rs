@@ -117,16 +117,30 @@ impl Store {
 
     /// Reads a little of each table and index, so that damage at their roots is found at the start.
     pub(super) fn probe_tables(&self) -> rusqlite::Result<()> {
-        for find in [
-            "SELECT min(id), max(id) FROM event",
-            "SELECT min(event), max(event) FROM delivery",
-            "SELECT min(event), max(event) FROM attempt",
-            "SELECT min(content_key), max(content_key) FROM known",
-            "SELECT max(event) FROM delivery INDEXED BY delivery_dead WHERE state = 2",
-            "SELECT sum(length(name)), sum(paused) FROM target",
-            "SELECT sum(count), sum(target) FROM tally",
+        // Both ends of each tree, by way of its order: `min` and `max` in one query would read all of it.
+        for (rows, order) in [
+            ("id FROM event", "id"),
+            ("event FROM delivery", "event"),
+            ("target FROM delivery INDEXED BY delivery_pending WHERE state = 0", "target"),
+            ("target FROM delivery INDEXED BY delivery_dead WHERE state = 2", "target"),
+            ("target FROM delivery INDEXED BY delivery_user WHERE state = 0 AND user IS NOT NULL", "target"),
+            ("event FROM attempt", "event"),
+            ("event FROM known", "content_key"),
+            ("event FROM retired_key", "event"),
         ] {
-            self.connection.query_row(find, [], |_| Ok(()))?;
+            for direction in ["ASC", "DESC"] {
+                let find = format!("SELECT {rows} ORDER BY {order} {direction} LIMIT 1");
+                self.connection.query_row(&find, [], |_| Ok(())).optional()?;
+            }
+        }
+        // These are small.
+        for all in [
+            "SELECT sum(length(name)), sum(paused) FROM target NOT INDEXED",
+            "SELECT sum(length(name)) FROM target INDEXED BY sqlite_autoindex_target_1",
+            "SELECT sum(count), sum(target) FROM tally",
+            "SELECT sum(no), sum(length(fingerprint)) FROM key",
+        ] {
+            self.connection.query_row(all, [], |_| Ok(()))?;
         }
         Ok(())
     }
