@@ -1,5 +1,7 @@
 //! Clients cannot use up the file descriptors that pushes, probes, targets and the store need.
 
+use std::fs;
+
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::Value;
 
@@ -57,7 +59,7 @@ async fn a_reload_that_adds_a_target_leaves_descriptors_for_it() {
 #[tokio::test]
 async fn the_soft_limit_is_raised_to_the_hard_one() {
     let relay = Setup::new(WeChat::secure().account()).ulimit("-Sn 200").start().await;
-    let limits = std::fs::read_to_string(format!("/proc/{}/limits", relay.id())).expect("the relay runs on Linux");
+    let limits = fs::read_to_string(format!("/proc/{}/limits", relay.id())).expect("the relay runs on Linux");
     let files = limits.lines().find_map(|line| line.strip_prefix("Max open files")).expect("a limit of files");
     let (soft, hard) = files.trim().split_once(' ').expect("two numbers");
     assert!(hard.trim().starts_with(soft) && soft != "200", "{files}");
@@ -73,7 +75,7 @@ async fn when_no_descriptor_is_left_idle_connections_are_evicted() {
         idle.push(connect_from("127.0.0.2", &relay.push).await.expect("the relay listens"));
     }
     eventually("all are accepted", async || (open_files(&relay) >= before + 70).then_some(())).await;
-    limit_to(&relay, open_files(&relay));
+    exhaust(&relay);
     relay.accept(&wechat, &text("o1", "hello")).await;
     crm.wait_for(1).await;
     let line = relay.log("the failed accept", |line| line["message"] == "accept failed, retrying").await;
@@ -96,7 +98,7 @@ async fn a_failed_accept_pauses_whatever_else_happens_and_is_logged_once() {
         kept.push(connection);
     }
     // None of them is idle, so nothing can be evicted.
-    limit_to(&relay, open_files(&relay));
+    exhaust(&relay);
     let mut late = Connection::open(&relay.push).await.expect("the system queues it");
     late.write(&wechat.push(&text("o1", "late")).request(PATH)).await.expect("the system takes it");
     relay.log("the failed accept", |line| line["message"] == "accept failed, retrying").await;
@@ -114,11 +116,15 @@ fn failed(relay: &Relay) -> bool {
 }
 
 fn open_files(relay: &Relay) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", relay.id())).expect("the relay runs on Linux").count()
+    fs::read_dir(format!("/proc/{}/fd", relay.id())).expect("the relay runs on Linux").count()
 }
 
-/// Sets the limit of open files of the running relay.
-fn limit_to(relay: &Relay, files: usize) {
+/// Sets the limit of open files of the running relay so that it can open none more. The limit is one of the numbers of
+/// descriptors, so the first that is free counts; some are in use for a moment only.
+fn exhaust(relay: &Relay) {
+    let is_open = |number: &usize| fs::symlink_metadata(format!("/proc/{}/fd/{number}", relay.id())).is_ok();
+    let first_free = || (0..).find(|number| !is_open(number)).unwrap_or_default();
+    let files = (0..20).map(|_| first_free()).min().unwrap_or_default();
     let pid = i32::try_from(relay.id()).ok().and_then(Pid::from_raw).expect("a process id");
     let limit = Rlimit { current: Some(files as u64), maximum: Some(files as u64) };
     prlimit(Some(pid), Resource::Nofile, limit).expect("the limit of a process of this user may be lowered");

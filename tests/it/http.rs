@@ -128,7 +128,7 @@ async fn a_half_closed_client_gets_a_reply_that_takes_a_while() {
     crm.wait_for(1).await;
     connection.finish().await.expect("the sending side can be closed");
     // The answer to another request shows that the relay has had the time to see the end.
-    assert_eq!(relay.get("/readyz").await.status, 200);
+    assert_eq!(relay.get("/livez").await.status, 200);
     crm.release(1);
     let answer = soon("an answer", connection.read()).await.expect("an answer");
     assert!(wechat.open_reply(answer.text()).contains("worth it"));
