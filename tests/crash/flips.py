@@ -1,8 +1,8 @@
 """A disk that rots: `flips.py --flips N --seed S [--binary PATH]`.
 
-A relay is killed with delivered and pending events, some of them in the log only. Then, for each fault, on a copy of its
-store: one bit is flipped at a random place of the database or the log, or one of the files is removed, renamed, cut or
-replaced, at rest or while a relay has it open. The relay is started as a supervisor would, `wxrelay store salvage` is
+A relay ends with delivered and pending events: by a kill, so that they are in the log, or by SIGTERM, so that they are in
+the database. Then, for each fault, on a copy of its store: one bit is flipped at a random place of that file, or one of
+the files is removed, renamed, cut or replaced, at rest or while a relay has it open. The relay is started as a supervisor would, `wxrelay store salvage` is
 run, and everything is let through. Every push that was answered 200 must then have reached all its targets, or be named:
 by the salvage, as a dead letter, or by `audit --deep`. A loss that nothing tells of is a silent one; of what stood only
 in a file that is gone, the relay can tell that it is gone and not what it was.
@@ -17,6 +17,7 @@ import os
 import random
 import shutil
 import socket
+import sqlite3
 import sys
 import tempfile
 import time
@@ -49,10 +50,11 @@ OPEN = {
 }
 
 
-def faults(rng, flips, base):
+def faults(rng, flips, killed, stopped):
     """The faults by name: where a bit is flipped is in the name, so that it can be repeated."""
     for number in range(flips):
         file = LOG if number % 2 else DATABASE
+        base = killed if file == LOG else stopped
         place = rng.randrange((base.store / file).stat().st_size)
         yield f"flip:{file}:{place}:{rng.randrange(8)}"
     yield from REST
@@ -68,8 +70,8 @@ def flip(store, name):
         disk.write(bytes([byte ^ 1 << int(bit)]))
 
 
-async def filled(binary, folder):
-    """The store as the killed relay leaves it."""
+async def filled(binary, folder, is_killed):
+    """The store as the relay leaves it."""
     scene = Scene(binary, folder, None)
     await scene.open()
     relay = scene.relay(watched=False)
@@ -81,8 +83,11 @@ async def filled(binary, folder):
     scene.hanging = True
     for _ in range(PENDING):
         expect_that(await scene.push(address) == 200, "a push was refused")
-    await relay.kill()
+    await (relay.kill() if is_killed else relay.stop())
     scene.hanging = False
+    copy = Path(f"{folder}-read")
+    shutil.copytree(scene.store, copy)
+    scene.events = events(copy)
     return scene
 
 
@@ -130,6 +135,8 @@ class Fault:
             now = len(self.scene.untaken())
             if now != last:
                 last, since = now, time.monotonic()
+            elif time.monotonic() - since > 0.5 and not self.scene.has_pending():
+                return
 
     async def go(self):
         """What became of it, in words for the table."""
@@ -189,7 +196,6 @@ class Fault:
 
 def events(store):
     """The ids of the events by number, by Python's sqlite3."""
-    import sqlite3
     connection = sqlite3.connect(f"file:{store / DATABASE}?mode=ro", uri=True)
     rows = connection.execute("SELECT id, CAST(coalesce(clear, body) AS TEXT) FROM event").fetchall()
     connection.close()
@@ -198,14 +204,12 @@ def events(store):
 
 async def run(arguments, folder, checks):
     rng = random.Random(arguments.seed)
-    base = await filled(arguments.binary, folder / "base")
-    copy = folder / "read"
-    shutil.copytree(base.store, copy)
-    base.events = events(copy)
-    names = [arguments.only] if arguments.only else list(faults(rng, arguments.flips, base))
+    killed, stopped = [await filled(arguments.binary, folder / name, name == "killed") for name in ("killed", "stopped")]
+    names = [arguments.only] if arguments.only else list(faults(rng, arguments.flips, killed, stopped))
     table = collections.defaultdict(collections.Counter)
     failed, silent = [], []
     for number, name in enumerate(names):
+        base = stopped if name.startswith(f"flip:{DATABASE}:") else killed
         outcome = await Fault(arguments.binary, base, folder / str(number), name).go()
         kind = ":".join(name.split(":")[:2])
         table[kind]["faults"] += 1
@@ -218,7 +222,8 @@ async def run(arguments, folder, checks):
             shutil.rmtree(outcome["folder"], ignore_errors=True)
         if sys.stderr.isatty():
             print(f"\r{number + 1} of {len(names)}", end="", file=sys.stderr)
-    base.close()
+    killed.close()
+    stopped.close()
     columns = ["faults", "harmless", "found", "moved aside", "salvaged", "named unreadable", "silently lost", "lost without a name"]
     print(f"{'fault':24}" + "".join(f"{column:>21}" for column in columns))
     for kind, counts in table.items():

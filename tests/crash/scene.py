@@ -100,6 +100,13 @@ class Scene:
         named = {target.name: target for target in self.targets}
         return [(number, name) for number in self.answered for name in targets_of(number) if not named[name].taken[number]]
 
+    def has_pending(self):
+        """Whether a delivery is pending; also if the store cannot be read."""
+        try:
+            return self._pending() > 0
+        except sqlite3.Error:
+            return True
+
     def _pending(self):
         connection = sqlite3.connect(f"file:{self.store / DATABASE}?mode=ro", uri=True)
         try:
