@@ -17,6 +17,7 @@ use globset::{GlobBuilder, GlobMatcher};
 use regex::{Regex, RegexBuilder};
 
 use self::index::Index;
+use crate::wechat::message::trim;
 use crate::wechat::{Message, ReplyBody};
 
 /// From this many patterns on, routes are looked up in an index, not tried one by one.
@@ -187,10 +188,10 @@ impl Match {
 type Fields<'m> = [&'m str; 6];
 
 fn fields(message: &Message) -> Fields<'_> {
-    let msg_type = message.msg_type().trim();
+    let msg_type = trim(message.msg_type());
     let event = if msg_type.eq_ignore_ascii_case("event") { message.event() } else { "" };
     [msg_type, event, message.event_key(), message.scene().unwrap_or_default(), message.content(), message.from_user()]
-        .map(str::trim)
+        .map(trim)
 }
 
 /// One or more patterns, any of which is enough.
