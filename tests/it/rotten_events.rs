@@ -51,6 +51,19 @@ async fn a_delivery_without_its_event_does_not_stop_its_target() {
     store.up();
     store.target.wait_for(2 * FORMATS.len()).await;
     store.relay.log("line about it", |line| line["flaw"] == "its row is gone").await;
+    let audited = store.relay.run(&["audit", "--deep"]).await;
+    assert!(audited.code == Some(1) && audited.stdout.contains("its row is gone"), "{audited:?}");
+}
+
+#[tokio::test]
+async fn a_rotten_schema_does_not_stop_the_relay() {
+    let mut store = Store::with(WeChat::secure()).await;
+    store.flip(b"  traceparent");
+    store.relay.restart().await;
+    store.relay.accept(&WeChat::secure(), &event("o1", "CLICK", "new")).await;
+    let damaged = fs::read_dir(store.path.parent().expect("a folder")).expect("it can be read");
+    let names: Vec<_> = damaged.map(|entry| entry.expect("an entry").file_name()).collect();
+    assert!(names.iter().any(|name| name.to_string_lossy().starts_with("damaged-")), "{names:?}");
 }
 
 #[tokio::test]

@@ -17,8 +17,8 @@ const EVENTS: usize = 40;
 async fn beside_the_relay_all_that_was_pending_is_delivered_with_its_id() {
     let mut store = DamagedStore::make().await;
     store.relay.restart().await;
-    store.relay.accept(&store.wechat, &event("o1", "CLICK", "new")).await;
     store.target.then(Reaction::Answer(Reply::status(200)));
+    store.relay.accept(&store.wechat, &event("o1", "CLICK", "new")).await;
     let dry = store.salvage(&["--dry-run"], 0).await;
     assert_eq!((&dry["stores"][0]["events"], &dry["stores"][0]["stored"]), (&EVENTS.into(), &0.into()));
     let report = store.salvage(&[], 0).await;

@@ -146,6 +146,9 @@ pub(super) fn audit_events(store: &Inspect, config: &Config) -> anyhow::Result<D
         bar.set_style(ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} events, {eta} left")?);
         bar.set_length(stats.events);
     }
+    for orphan in store.orphans(MAX_FINDINGS).unwrap_or_default() {
+        deep.find(FindingKind::Row, Some(orphan), None, Flaw::Missing);
+    }
     if let Err(error) = read_all(store, &checker, &mut deep, &bar) {
         let reason = format!("events after the first {} cannot be read: {error}", deep.events);
         deep.find(FindingKind::File, None, None, reason);

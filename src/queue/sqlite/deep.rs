@@ -102,6 +102,18 @@ impl Inspect {
         Ok(self.connection.query_row("SELECT max(id) FROM event", [], |row| row.get(0))?)
     }
 
+    /// The first events that deliveries are of and that are gone.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn orphans(&self, most: usize) -> Result<Vec<EventId>, Error> {
+        let mut find = self.connection.prepare(
+            "SELECT DISTINCT event FROM delivery d WHERE NOT EXISTS (SELECT 1 FROM event WHERE id = d.event) LIMIT ?1",
+        )?;
+        let found = find.query_map([i64::try_from(most).unwrap_or(i64::MAX)], |row| row.get(0))?;
+        Ok(found.collect::<rusqlite::Result<_>>()?)
+    }
+
     /// Reads back the page of events behind `after`, up to `until`. Returns the last one, to continue behind it, or
     /// `None` when there are no more.
     ///

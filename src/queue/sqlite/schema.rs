@@ -3,9 +3,10 @@
 //! A store of an older version is migrated when the writer opens it, a version at a time, each in one transaction: an
 //! interrupted migration continues where it was. It cannot be undone: older releases cannot open the store.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
-use rusqlite::Connection;
+use rusqlite::{Connection, ffi};
 
 use crate::queue::Error;
 
@@ -48,6 +49,28 @@ pub(super) fn migrate(connection: &Connection, path: &Path, version: i64) -> Res
         tracing::info!(path = %path.display(), schema = to, "store migrated; older releases cannot open it");
     }
     Ok(())
+}
+
+/// Compares the tables, indexes and views in the file with those that the scripts make. SQLite would take a rotten name of
+/// a column for another column, and fail each statement with an error that is none of damage. Further entries of an
+/// operator do not matter.
+///
+/// # Errors
+/// As for a damaged file, if one is missing or another.
+pub(super) fn verify(connection: &Connection) -> rusqlite::Result<()> {
+    let entries = |connection: &Connection| -> rusqlite::Result<BTreeSet<String>> {
+        let mut find = connection.prepare("SELECT type || ' ' || name || coalesce(sql, '') FROM sqlite_schema")?;
+        let rows = find.query_map([], |row| row.get::<_, String>(0))?;
+        // Migrations and the script of a new store differ in blanks.
+        rows.map(|row| row.map(|entry| entry.split_whitespace().collect())).collect()
+    };
+    let fresh = Connection::open_in_memory()?;
+    fresh.execute_batch(SCHEMA)?;
+    if entries(&fresh)?.is_subset(&entries(connection)?) {
+        return Ok(());
+    }
+    let what = "the schema in the file is not the one that was written".to_owned();
+    Err(rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_CORRUPT), Some(what)))
 }
 
 fn run_migration(connection: &Connection, sql: &str, version: i64) -> rusqlite::Result<()> {

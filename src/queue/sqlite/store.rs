@@ -169,6 +169,7 @@ impl Store {
             set_pragma(&connection, pragma, wanted, meaning)?;
         }
         schema::migrate(&connection, path, version)?;
+        schema::verify(&connection)?;
         // If the flush of a change to WAL fails, SQLite silently undoes the change but reports it as done: only the
         // file of the log shows which.
         connection.execute_batch("BEGIN IMMEDIATE; COMMIT")?;
