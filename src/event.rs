@@ -144,7 +144,7 @@ impl ContentKey {
     }
 }
 
-/// An event whose text has about so many bytes.
+/// An event whose text has about that many bytes.
 #[cfg(test)]
 pub(crate) fn sample(id: EventId, bytes: usize) -> Event {
     let text = format!("<xml><MsgType>text</MsgType><Content>{}</Content></xml>", "x".repeat(bytes));

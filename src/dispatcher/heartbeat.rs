@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// Shared by a lane's task and whoever watches it.
+/// Shared by the task of a lane and the watch over it.
 #[derive(Debug, Default)]
 pub(super) struct Heartbeat {
     asked: AtomicU64,

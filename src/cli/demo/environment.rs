@@ -48,7 +48,7 @@ impl DemoEnvironment {
     pub(super) async fn start() -> anyhow::Result<Self> {
         let folder = TempFolder::new()?;
         let (token, key) = (keygen::token()?, keygen::encoding_aes_key()?);
-        // Whoever else sends a request to a stand-in, such as a curious reader, is no part of the demo.
+        // Requests of other clients are not part of the demo.
         let marker = keygen::token()?;
         let options = sink::Options {
             marker: Some((HeaderName::from_static(MARKER), marker.expose().parse()?)),

@@ -69,7 +69,7 @@ impl Stage {
             if kind != PageKind::Other {
                 for cell in 0..record::cells(page, &version.bytes) {
                     let row = record::read_cell(pages, page, &version.bytes, cell);
-                    // An older version of an index tells of deliveries that have ended since.
+                    // An older copy of an index page still lists deliveries that have ended.
                     let is_told = match row {
                         Some(row) => self.take(kind, row, [page.into(), back as i64, cell.into()], back == 0)?,
                         None => false,
