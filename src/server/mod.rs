@@ -4,11 +4,13 @@
 //! - `socket.rs`: [`bind`], the listening sockets
 //! - `mod.rs`: [`serve`], one accept loop per socket and one task per connection
 //! - `stack.rs`: [`stack::around`], the layers that any public service needs
-//! - `tls.rs`: [`tls::Acceptor`], the certificates that are served;
-//!   `challenge.rs`: the answers to an ACME authority's validation
+//! - `tls.rs`: [`tls::Acceptor`], the certificates that are served; `challenge.rs`: the answers to an ACME authority's
+//!   validation
 //! - `certificate_watch.rs`: reloads renewed certificates, warns before they expire; `acme/`: orders and renews them
-//! - `connection_slots.rs`: the limit on connections, and which are evicted
-//! - `transport.rs`: the byte stream of a connection; `write_timeout.rs`: the limit for a client that does not read
+//! - `connection_slots.rs`: the limit on connections, and which are evicted; `descriptors.rs`: the file descriptors that
+//!   they may take
+//! - `transport.rs`: the byte stream of a connection; `half_close.rs`: clients that end their sending side;
+//!   `write_timeout.rs`: the limit for a client that does not read
 //! - `peer.rs`: [`Peer`], the client of a request; `proxied.rs`: the client that a PROXY header names
 //!
 //! Imports go one way: `acme` uses `certificate_watch`, both use `tls`, and `tls` uses `challenge`.

@@ -105,9 +105,7 @@ impl BindError {
             Self::Other { .. } => "check that this machine has this address",
         }
     }
-}
 
-impl BindError {
     /// Whether only a change of the configuration, or of what it names, fixes it: a restart does not.
     pub fn is_configuration(&self) -> bool {
         match self {

@@ -258,12 +258,9 @@ const EVENTS: &[&str] = &[
 /// Nearly every text begins and ends with a visible character of ASCII, which two comparisons show; `str::trim` decodes
 /// the characters at both ends. It saves 500 instructions of a plan's 2,800.
 pub fn trim(text: &str) -> &str {
-    match text.as_bytes() {
-        [] => text,
-        [only] if only.is_ascii_graphic() => text,
-        [first, .., last] if first.is_ascii_graphic() && last.is_ascii_graphic() => text,
-        _ => text.trim(),
-    }
+    let is_visible = |end: Option<&u8>| end.is_none_or(u8::is_ascii_graphic);
+    let bytes = text.as_bytes();
+    if is_visible(bytes.first()) && is_visible(bytes.last()) { text } else { text.trim() }
 }
 
 #[cfg(test)]

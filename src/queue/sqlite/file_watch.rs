@@ -11,11 +11,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::files::{self, FileId};
+use super::log_format::{FRAME, HEADER};
 use crate::queue::Error;
-
-/// The lengths of the log's header, and of a frame: its own header and a page.
-const LOG_HEADER: u64 = 32;
-const FRAME: u64 = 24 + 4096;
 
 /// The files that the database's connection has opened.
 #[derive(Debug)]
@@ -73,7 +70,7 @@ impl FileWatch {
     pub(super) fn check(&self, frames: u64) -> Result<(), LostFile> {
         let size = self.database.check(self.database_size.get())?;
         self.database_size.set(self.database_size.get().max(size));
-        let least = if frames == 0 { 0 } else { LOG_HEADER + frames * FRAME };
+        let least = if frames == 0 { 0 } else { HEADER as u64 + frames * FRAME as u64 };
         self.log.check(least).map(drop)
     }
 

@@ -20,6 +20,7 @@ mod inboxes;
 pub(super) mod inspect;
 pub(super) mod key_ring;
 mod lock;
+mod log_format;
 mod log_watch;
 mod persons;
 mod removal;

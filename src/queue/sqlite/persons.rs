@@ -55,9 +55,11 @@ pub(super) fn is_of(event: &Event, stored: &str) -> bool {
 
 fn collect<'e>(element: &'e Element, take: &mut impl FnMut(&'e str)) {
     for child in &element.children {
-        let person = child.text.trim();
-        if child.children.is_empty() && !person.is_empty() && person.len() <= MAX_LENGTH && names_person(&child.name) {
-            take(person);
+        if child.children.is_empty() && names_person(&child.name) {
+            let person = child.text.trim();
+            if !person.is_empty() && person.len() <= MAX_LENGTH {
+                take(person);
+            }
         }
         collect(child, take);
     }

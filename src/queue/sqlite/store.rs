@@ -19,6 +19,7 @@ use super::damage::last_commit::{self, CommitLog};
 use super::dedup_index::DedupIndex;
 use super::file_watch::{FileFault, FileWatch, LostFile};
 use super::key_ring::KeyRing;
+use super::log_format::{FRAME, PAGE};
 use super::{files, schema};
 use crate::event::EventId;
 use crate::queue::encryption::EncryptionKeys;
@@ -48,9 +49,6 @@ const PRAGMAS: [(&str, &str, &str); 10] = [
 
 /// Pages in the log that make a checkpoint due: few enough for a small log and a short checkpoint.
 const CHECKPOINT_PAGES: i32 = 1000;
-const PAGE: u64 = 4096;
-/// A page in the log, with its header.
-const FRAME: u64 = PAGE + 24;
 
 /// The database, as its one writer sees it.
 ///
@@ -231,13 +229,13 @@ impl Store {
             && let Some(suppressed) = self.commits_trouble.allow()
         {
             let path = commits.path();
-            tracing::warn!(path = %path.display(), %error, suppressed, "last commit not recorded");
+            tracing::warn!(path = %path.display(), %error, held_back = suppressed, "last commit not recorded");
         }
     }
 
     /// Limits the log, so that a checkpoint fits into `free` bytes and leaves space for further commits.
     pub(super) fn keep_log_below(&mut self, free: u64) {
-        self.log_limit = i32::try_from(free / PAGE / 4).unwrap_or(i32::MAX).min(CHECKPOINT_PAGES);
+        self.log_limit = i32::try_from(free / PAGE as u64 / 4).unwrap_or(i32::MAX).min(CHECKPOINT_PAGES);
     }
 
     /// Writes one page without a change of content. Does not wait for another program's lock.
@@ -281,12 +279,12 @@ impl Store {
 
     /// The bytes of the log.
     pub(super) fn log_bytes(&self) -> u64 {
-        u64::from(self.log_frames.load(Ordering::Relaxed).cast_unsigned()) * FRAME
+        u64::from(self.log_frames.load(Ordering::Relaxed).cast_unsigned()) * FRAME as u64
     }
 
     /// The bytes by which the log is longer than usual, because a reader keeps it from being written back.
     pub(super) fn held_bytes(&self) -> u64 {
-        let usual = u64::from(self.log_allowance().cast_unsigned()) * FRAME;
+        let usual = u64::from(self.log_allowance().cast_unsigned()) * FRAME as u64;
         if self.is_log_free.get() { 0 } else { self.log_bytes().saturating_sub(usual) }
     }
 

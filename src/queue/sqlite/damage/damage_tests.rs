@@ -6,12 +6,10 @@ use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 use tempfile::TempDir;
 
-use super::log_file::FRAME_HEADER;
+use super::super::log_format::FRAME;
 use super::quarantine::list_damaged;
 use super::*;
 use crate::queue::sqlite::store::Store;
-
-const FRAME: usize = FRAME_HEADER + PAGE;
 
 /// The folder of a store, open or not.
 struct Stand {

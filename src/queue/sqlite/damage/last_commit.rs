@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
+use super::super::log_format::{FRAME, FRAME_HEADER, FrameHeader, HEADER};
 use super::super::{files, schema};
-use super::log_file::{FRAME_HEADER, FrameHeader, HEADER, PAGE, checksum};
 use crate::event::EventId;
 
 /// The file, in the store's folder.
@@ -22,7 +22,7 @@ pub(in crate::queue::sqlite) const FILE_NAME: &str = "wxrelay.commit";
 /// The distance of the two slots, of a sector each; a record's length, and that of the part before its checksum.
 const SLOT: u64 = 512;
 const LENGTH: usize = 128;
-const CHECKED: usize = 120;
+const CHECKED: usize = 124;
 const MAGIC: [u8; 8] = *b"wxcommit";
 const VERSION: u32 = 1;
 
@@ -50,7 +50,7 @@ pub(super) struct CommitRecord {
     pub(super) checksum: [u32; 2],
     /// The page in that frame, and a checksum of its content.
     pub(super) page: u32,
-    pub(super) page_checksum: [u32; 2],
+    pub(super) page_checksum: u32,
     /// The newest event id that was stored.
     pub(super) last_id: EventId,
     /// The database's device and inode: another file was put in its place by somebody.
@@ -68,7 +68,7 @@ impl CommitRecord {
             frames: 0,
             checksum: [0; 2],
             page: 0,
-            page_checksum: [0; 2],
+            page_checksum: 0,
             last_id: EventId(0),
             database: [0; 2],
             schema: u32::try_from(schema::VERSION).unwrap_or(0),
@@ -97,10 +97,7 @@ impl CommitRecord {
             |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |word| u32::from_le_bytes(*word));
         let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
         let pair = |at: usize| [word(at), word(at + 4)];
-        if !bytes.starts_with(&MAGIC)
-            || word(8) != VERSION
-            || checksum([0; 2], &bytes[..CHECKED], false) != pair(CHECKED)
-        {
+        if !bytes.starts_with(&MAGIC) || word(8) != VERSION || crc32fast::hash(&bytes[..CHECKED]) != word(CHECKED) {
             return None;
         }
         let state = match word(12) {
@@ -116,7 +113,7 @@ impl CommitRecord {
             frames: word(32),
             checksum: pair(36),
             page: word(44),
-            page_checksum: pair(48),
+            page_checksum: word(48),
             last_id: EventId(long(56)),
             database: [long(64), long(72)],
             schema: word(80),
@@ -132,37 +129,22 @@ impl CommitRecord {
         };
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, &MAGIC);
-        for (at, value) in [(8, VERSION), (12, state), (32, self.frames), (44, self.page), (80, self.schema)] {
+        for (at, value) in
+            [(8, VERSION), (12, state), (32, self.frames), (44, self.page), (48, self.page_checksum), (80, self.schema)]
+        {
             put(at, &value.to_le_bytes());
         }
         for (at, value) in [(16, self.sequence), (56, self.last_id.0), (64, self.database[0]), (72, self.database[1])] {
             put(at, &value.to_le_bytes());
         }
-        for (at, [one, two]) in [(24, self.salts), (36, self.checksum), (48, self.page_checksum)] {
+        for (at, [one, two]) in [(24, self.salts), (36, self.checksum)] {
             put(at, &one.to_le_bytes());
             put(at + 4, &two.to_le_bytes());
         }
-        let [one, two] = checksum([0; 2], &bytes[..CHECKED], false);
-        bytes[CHECKED..CHECKED + 4].copy_from_slice(&one.to_le_bytes());
-        bytes[CHECKED + 4..].copy_from_slice(&two.to_le_bytes());
+        let checksum = crc32fast::hash(&bytes[..CHECKED]);
+        bytes[CHECKED..].copy_from_slice(&checksum.to_le_bytes());
         bytes
     }
-}
-
-/// The checksum of a page, as records have it: Fletcher's, over eight lanes of words. It is computed for each commit,
-/// and the lanes need no more than a quarter of the instructions of the log's own checksum, in which each step needs
-/// the one before it.
-pub(super) fn checksum_page(page: &[u8]) -> [u32; 2] {
-    let (mut sums, mut sums_of_sums) = ([0_u64; 8], [0_u64; 8]);
-    for block in page.as_chunks::<64>().0 {
-        for ((sum, sum_of_sums), word) in sums.iter_mut().zip(&mut sums_of_sums).zip(block.as_chunks().0) {
-            *sum = sum.wrapping_add(u64::from_le_bytes(*word));
-            *sum_of_sums = sum_of_sums.wrapping_add(*sum);
-        }
-    }
-    let mix = |mixed: u64, lane: &u64| (mixed ^ lane).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
-    let mixed = sums.iter().chain(&sums_of_sums).fold(0, mix);
-    [(mixed >> 32) as u32, mixed as u32]
 }
 
 /// Writes the records of an open store.
@@ -173,7 +155,7 @@ pub(in crate::queue::sqlite) struct CommitLog {
     log: File,
     last: CommitRecord,
     /// The frame last read.
-    frame: Box<[u8; FRAME_HEADER + PAGE]>,
+    frame: Box<[u8; FRAME]>,
 }
 
 impl CommitLog {
@@ -205,15 +187,14 @@ impl CommitLog {
 
     /// Notes the commit that ended with this frame of the log, after its flush and before anybody is answered.
     pub(in crate::queue::sqlite) fn note_commit(&mut self, frames: u32, last_id: EventId) -> io::Result<()> {
-        let place = HEADER as u64 + u64::from(frames.saturating_sub(1)) * (FRAME_HEADER + PAGE) as u64;
+        let place = HEADER as u64 + u64::from(frames.saturating_sub(1)) * FRAME as u64;
         self.log.read_exact_at(&mut *self.frame, place)?;
-        let (header, page) = self.frame.split_at(FRAME_HEADER);
-        let header = FrameHeader::parse(header);
+        let header = FrameHeader::parse(&*self.frame);
         // Not the end of a transaction: this is not the log that SQLite wrote to. The earlier record is still right.
         if header.commit == 0 {
             return Err(ErrorKind::InvalidData.into());
         }
-        let page_checksum = checksum_page(page);
+        let page_checksum = crc32fast::hash(&self.frame[FRAME_HEADER..]);
         self.write(|record| {
             record.state = StoreState::Open;
             (record.salts, record.frames, record.checksum) = (header.salts, frames, header.checksum);
@@ -272,7 +253,7 @@ mod tests {
             frames: 7,
             checksum: [3, 4],
             page: 9,
-            page_checksum: [5, 6],
+            page_checksum: 5,
             last_id: EventId(u64::MAX - 1),
             database: [1 << 40, 11],
             schema: 4,
@@ -288,21 +269,6 @@ mod tests {
             flipped[bit / 8] ^= 1 << (bit % 8);
             assert_eq!(CommitRecord::parse(&flipped), None, "bit {bit}");
         }
-    }
-
-    #[test]
-    fn each_flipped_bit_and_each_swap_of_a_page_is_noticed() {
-        let mut page: Vec<u8> = (0..PAGE).map(|at| u8::try_from(at * at % 251).unwrap()).collect();
-        let good = checksum_page(&page);
-        for bit in 0..PAGE * 8 {
-            page[bit / 8] ^= 1 << (bit % 8);
-            assert_ne!(checksum_page(&page), good, "bit {bit}");
-            page[bit / 8] ^= 1 << (bit % 8);
-        }
-        page.swap(70, 1000);
-        assert_ne!(checksum_page(&page), good);
-        page.swap(70, 1000);
-        assert_eq!(checksum_page(&page), good);
     }
 
     #[test]

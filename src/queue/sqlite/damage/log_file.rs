@@ -1,7 +1,6 @@
 //! Reads a write-ahead log as SQLite does, and looks behind the place where SQLite stops.
 //!
-//! A log is a header and frames, one page each (<https://sqlite.org/fileformat2.html#walformat>). Each frame has the
-//! salts of the header, and a checksum over all frames up to it. SQLite takes the first frame that does not verify for
+//! Each frame has the salts of the header, and a checksum over all frames up to it. SQLite takes the first frame that does not verify for
 //! the end of the log: right for a write that a power cut tore, and a silent loss when the frame rotted. But a frame
 //! also has the checksum that the next one continues from, so those behind a damaged one can be verified, each by the
 //! frame before it.
@@ -12,48 +11,12 @@ use std::io::{self, BufReader, ErrorKind, Read};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// The lengths of a log's header and of a frame's.
-pub(super) const HEADER: usize = 32;
-pub(super) const FRAME_HEADER: usize = 24;
-/// The page size of our databases, which is SQLite's default.
-pub(super) const PAGE: usize = 4096;
-const FRAME: usize = FRAME_HEADER + PAGE;
+use super::super::log_format::{
+    FRAME, FRAME_HEADER, FrameHeader, HEADER, PAGE, checksum, frame_checksum, number, pair,
+};
+
 /// The first word of a log; its last bit is set if checksums are over big-endian words.
 const MAGIC: u32 = 0x377f_0682;
-
-/// SQLite's checksum of a log, continued from `start` over whole pairs of words.
-pub(super) fn checksum(start: [u32; 2], bytes: &[u8], is_big_endian: bool) -> [u32; 2] {
-    let (pairs, _) = bytes.as_chunks::<8>();
-    pairs.iter().fold(start, |[one, two], [a, b, c, d, e, f, g, h]| {
-        let word = if is_big_endian { u32::from_be_bytes } else { u32::from_le_bytes };
-        let one = one.wrapping_add(word([*a, *b, *c, *d])).wrapping_add(two);
-        let two = two.wrapping_add(word([*e, *f, *g, *h])).wrapping_add(one);
-        [one, two]
-    })
-}
-
-/// The big-endian number at `at`, or 0 behind the end.
-pub(super) fn number(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(<[u8]>::first_chunk::<4>).map_or(0, |word| u32::from_be_bytes(*word))
-}
-
-/// The words of a frame's header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FrameHeader {
-    /// The page that it holds.
-    pub(super) page: u32,
-    /// The size of the database after it, in pages, if it ends a transaction; else 0.
-    pub(super) commit: u32,
-    pub(super) salts: [u32; 2],
-    pub(super) checksum: [u32; 2],
-}
-
-impl FrameHeader {
-    pub(super) fn parse(bytes: &[u8]) -> Self {
-        let at = |word: usize| number(bytes, word * 4);
-        Self { page: at(0), commit: at(1), salts: [at(2), at(3)], checksum: [at(4), at(5)] }
-    }
-}
 
 /// What a log's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,11 +60,10 @@ impl LogSurvey {
         }
         let is_big_endian = number(&header, 0) & 1 == 1;
         let sum = checksum([0; 2], &header[..24], is_big_endian);
-        let is_valid = number(&header, 0) & !1 == MAGIC
-            && number(&header, 8) as usize == PAGE
-            && sum == [number(&header, 24), number(&header, 28)];
+        let is_valid =
+            number(&header, 0) & !1 == MAGIC && number(&header, 8) as usize == PAGE && sum == pair(&header, 24);
         let mut chain = FrameChain {
-            salts: if is_valid { Some([number(&header, 16), number(&header, 20)]) } else { salts },
+            salts: if is_valid { Some(pair(&header, 16)) } else { salts },
             is_big_endian: if is_valid { is_big_endian } else { cfg!(target_endian = "big") },
             // Without a header, the first frame has nothing before it to be verified by.
             before: is_valid.then_some(sum),
@@ -174,12 +136,11 @@ struct FrameChain {
 
 impl FrameChain {
     fn verify(&mut self, frame: &[u8]) -> Option<FrameHeader> {
-        let (header, page) = frame.split_at(FRAME_HEADER);
-        let read = FrameHeader::parse(header);
+        let read = FrameHeader::parse(frame);
         let before = self.before.replace(read.checksum)?;
         // A log whose header is damaged has the salts of its frames.
         let salts = *self.salts.get_or_insert(read.salts);
-        let sum = checksum(checksum(before, &header[..8], self.is_big_endian), page, self.is_big_endian);
+        let sum = frame_checksum(before, frame, self.is_big_endian);
         (read.page > 0 && read.salts == salts && read.checksum == sum).then_some(read)
     }
 

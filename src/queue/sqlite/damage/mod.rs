@@ -24,9 +24,10 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
-use self::last_commit::{CommitRecord, StoreState, checksum_page};
-use self::log_file::{HEADER, LogHeader, LogSurvey, PAGE, number};
+use self::last_commit::{CommitRecord, StoreState};
+use self::log_file::{LogHeader, LogSurvey};
 use self::quarantine::DamageReason;
+use super::log_format::{HEADER, PAGE, number};
 use super::{files, schema};
 use crate::event::EventId;
 use crate::queue::Error;
@@ -213,7 +214,7 @@ fn judge_log(log: &LogSurvey, record: Option<&CommitRecord>, database: &Database
 
 /// Whether a log has the page that the last commit ended with.
 fn is_in_log(record: &CommitRecord, log: &LogSurvey) -> io::Result<bool> {
-    Ok(log.page(record.page)?.is_some_and(|page| checksum_page(&page) == record.page_checksum))
+    Ok(log.page(record.page)?.is_some_and(|page| crc32fast::hash(&page) == record.page_checksum))
 }
 
 /// The database, read before SQLite opens it: closing a file later would drop the locks that this process has on it.
@@ -241,7 +242,7 @@ impl DatabaseFile {
 
     /// Whether the page that the last commit ended with is here as it was committed.
     fn has_commit(&self, record: &CommitRecord) -> io::Result<bool> {
-        Ok(self.page(record.page)?.is_some_and(|page| checksum_page(&page) == record.page_checksum))
+        Ok(self.page(record.page)?.is_some_and(|page| crc32fast::hash(&page) == record.page_checksum))
     }
 
     /// Whether all that can be read of the log is here: then nothing is lost with it.

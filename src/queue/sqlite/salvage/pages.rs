@@ -11,12 +11,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::super::files;
+use super::super::log_format::{
+    FRAME, FRAME_HEADER, FrameHeader, HEADER, PAGE, checksum, frame_checksum, number, pair,
+};
 
-/// The size of a page: SQLite's default, which every store has.
-pub(super) const PAGE: usize = 4096;
-const LOG_HEADER: usize = 32;
-const FRAME_HEADER: usize = 24;
-const FRAME: usize = FRAME_HEADER + PAGE;
 /// Entries of a pointer map page, and so the distance of two such pages less one.
 const POINTERS: u32 = PAGE as u32 / 5;
 
@@ -135,8 +133,8 @@ impl DamagedPages {
     /// Finds the frames of the last generation, up to the last that ends a transaction.
     fn read_log(&mut self) -> io::Result<()> {
         let Some(log) = &self.log else { return Ok(()) };
-        let frames = log.metadata()?.len().saturating_sub(LOG_HEADER as u64) / FRAME as u64;
-        let mut header = [0; LOG_HEADER];
+        let frames = log.metadata()?.len().saturating_sub(HEADER as u64) / FRAME as u64;
+        let mut header = [0; HEADER];
         if frames == 0 || log.read_exact_at(&mut header, 0).is_err() {
             return Ok(());
         }
@@ -148,10 +146,9 @@ impl DamagedPages {
         let last = u64::from(self.count) + frames;
         let (mut open, mut bytes, mut foreign) = (Vec::new(), vec![0; FRAME], 0);
         for frame in 0..frames {
-            let at = LOG_HEADER as u64 + frame * FRAME as u64;
+            let at = HEADER as u64 + frame * FRAME as u64;
             log.read_exact_at(&mut bytes, at)?;
-            let (page, commit, own) = (number(&bytes, 0), number(&bytes, 4), pair(&bytes, 8));
-            let told = pair(&bytes, 16);
+            let FrameHeader { page, commit, salts: own, checksum: told } = FrameHeader::parse(&bytes);
             // One flipped bit is in one of the two salts; a frame of an earlier generation differs in both.
             if own[0] != salts[0] && own[1] != salts[1] {
                 foreign += 1;
@@ -162,7 +159,7 @@ impl DamagedPages {
                 continue;
             }
             foreign = 0;
-            let summed = checksum(checksum(before, &bytes[..8], is_big_endian), &bytes[FRAME_HEADER..], is_big_endian);
+            let summed = frame_checksum(before, &bytes, is_big_endian);
             before = told;
             if page > 0 && u64::from(page) <= last {
                 let is_doubted = summed != told || own != salts;
@@ -194,29 +191,10 @@ fn common_salts(log: &File, frames: u64) -> io::Result<[u32; 2]> {
     let mut seen = Vec::new();
     for frame in 0..frames.min(5) {
         let mut header = [0; FRAME_HEADER];
-        log.read_exact_at(&mut header, LOG_HEADER as u64 + frame * FRAME as u64)?;
+        log.read_exact_at(&mut header, HEADER as u64 + frame * FRAME as u64)?;
         seen.push(pair(&header, 8));
     }
     let first = seen.first().copied().unwrap_or_default();
     let agreed = seen.windows(2).find(|two| two[0] == two[1]).map(|two| two[0]);
     Ok(agreed.unwrap_or(first))
-}
-
-/// SQLite's checksum of a log, continued over pairs of words.
-fn checksum(start: [u32; 2], bytes: &[u8], is_big_endian: bool) -> [u32; 2] {
-    let (pairs, _) = bytes.as_chunks::<8>();
-    pairs.iter().fold(start, |[one, two], [a, b, c, d, e, f, g, h]| {
-        let word = if is_big_endian { u32::from_be_bytes } else { u32::from_le_bytes };
-        let one = one.wrapping_add(word([*a, *b, *c, *d])).wrapping_add(two);
-        [one, two.wrapping_add(word([*e, *f, *g, *h])).wrapping_add(one)]
-    })
-}
-
-/// The big-endian number at `at`, or 0 behind the end.
-pub(super) fn number(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |word| u32::from_be_bytes(*word))
-}
-
-fn pair(bytes: &[u8], at: usize) -> [u32; 2] {
-    [number(bytes, at), number(bytes, at + 4)]
 }

@@ -3,7 +3,8 @@
 
 use rusqlite::types::Value;
 
-use super::pages::{DamagedPages, PAGE, PageBytes, number};
+use super::super::log_format::{PAGE, number};
+use super::pages::{DamagedPages, PageBytes};
 
 /// The longest row that is believed: far more than the largest body and text take.
 const MAX_ROW: usize = 16 << 20;

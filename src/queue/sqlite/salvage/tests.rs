@@ -10,6 +10,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::super::log_format::{FRAME, HEADER, PAGE};
 use super::*;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event};
@@ -17,10 +18,6 @@ use crate::queue::{AttemptRecord, DeliveryState, Disposition, EncryptionKey, Ins
 use crate::wechat::{Message, Mode};
 
 const EVENTS: u64 = 60;
-const PAGE: usize = pages::PAGE;
-/// The part of a log before its first frame, and a frame.
-const LOG_HEADER: usize = 32;
-const FRAME: usize = 24 + PAGE;
 
 /// The states of an event's deliveries to `crm` and `erp`, and what it was answered.
 type Stored = BTreeMap<EventId, (Vec<(String, String)>, String)>;
@@ -234,9 +231,9 @@ async fn a_damaged_page_costs_what_is_on_it_and_nothing_is_lost_in_silence() {
 #[tokio::test]
 async fn behind_a_flipped_bit_in_the_log_everything_is_read() {
     let (database, log, before) = files(false, true).await;
-    let frames = (log.len() - LOG_HEADER) / FRAME;
+    let frames = (log.len() - HEADER) / FRAME;
     assert!(frames > 20, "{frames}");
-    for at in [0, 9, 17, LOG_HEADER + 1, LOG_HEADER + 9, LOG_HEADER + FRAME + 17, frames / 2 * FRAME + LOG_HEADER + 6] {
+    for at in [0, 9, 17, HEADER + 1, HEADER + 9, HEADER + FRAME + 17, frames / 2 * FRAME + HEADER + 6] {
         let mut damaged = log.clone();
         damaged[at] ^= 4;
         let folder = beside(&database, &damaged);
