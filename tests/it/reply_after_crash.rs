@@ -4,7 +4,7 @@ use crate::support::http::{Answer, Connection};
 use crate::support::relay::Relay;
 use crate::support::soon;
 use crate::support::target::{Reaction, Reply, Target};
-use crate::support::wechat::{PATH, WeChat, element, text, text_reply};
+use crate::support::wechat::{WeChat, element, text, text_reply};
 
 #[tokio::test]
 async fn the_try_after_kill_9_waits_for_the_delivery_that_is_made_again() {
@@ -12,12 +12,12 @@ async fn the_try_after_kill_9_waits_for_the_delivery_that_is_made_again() {
     bot.script([Reaction::Hang, Reaction::Hold(reply("the bot's"))]);
     crm.script([Reaction::Hang, Reaction::Answer(reply("the crm's"))]);
     let clear = text("o1", "hi");
-    let _first = push(&relay, &wechat, &clear).await;
+    let _first = relay.begin(&wechat, &clear).await;
     bot.wait_for(1).await;
     crm.wait_for(1).await;
     relay.kill().await;
     relay.restart().await;
-    let mut next = push(&relay, &wechat, &clear).await;
+    let mut next = relay.begin(&wechat, &clear).await;
     let again = bot.delivery(1).await;
     assert!(again.header("wxrelay-deadline-ms").parse::<u64>().is_ok(), "the reply is asked for again");
     crm.wait_for(2).await;
@@ -38,7 +38,7 @@ async fn a_reply_that_comes_before_the_try_after_kill_9_is_kept_for_it() {
         let Fixture { mut relay, wechat, bot, crm: _crm } = fixture(rule).await;
         bot.script([Reaction::Hang, then]);
         let clear = text("o1", "hi");
-        let _first = push(&relay, &wechat, &clear).await;
+        let _first = relay.begin(&wechat, &clear).await;
         bot.wait_for(1).await;
         relay.kill().await;
         relay.restart().await;
@@ -66,12 +66,6 @@ async fn fixture(rule: &str) -> Fixture {
 
 fn reply(content: &str) -> Reply {
     Reply::xml(text_reply("o1", content))
-}
-
-async fn push(relay: &Relay, wechat: &WeChat, clear: &str) -> Connection {
-    let mut connection = Connection::open(&relay.push).await.expect("the relay listens");
-    connection.write(&wechat.push(clear).request(PATH)).await.expect("the relay reads");
-    connection
 }
 
 async fn answer(connection: &mut Connection) -> Answer {

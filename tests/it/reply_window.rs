@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 use crate::support::http::{Answer, Connection};
 use crate::support::relay::{Relay, Setup};
 use crate::support::target::{Reaction, Reply, Target};
-use crate::support::wechat::{PATH, WeChat, element, text, text_reply};
+use crate::support::wechat::{WeChat, element, text, text_reply};
 use crate::support::{eventually, soon};
 
 const TIMEOUTS: &str = "wxrelay_reply_window_timeouts_total";
@@ -25,7 +25,7 @@ async fn a_handler_that_needs_9_s_answers_wechats_second_try() {
     let clear = text("o1", "think");
     let mut answered = None;
     for number in 1..=3 {
-        let mut connection = push(&relay, &wechat, &clear).await;
+        let mut connection = relay.begin(&wechat, &clear).await;
         if let Ok(answer) = timeout(Duration::from_secs(5), connection.read()).await {
             answered = Some((number, answer.expect("an answer")));
             break;
@@ -52,7 +52,7 @@ async fn the_third_try_carries_the_reply_too_and_a_fourth_gets_it_again() {
     for held in [1.0, 2.0] {
         hold(&relay, &wechat, &clear, held).await;
     }
-    let mut third = push(&relay, &wechat, &clear).await;
+    let mut third = relay.begin(&wechat, &clear).await;
     crm.release(1);
     for answer in [answer(&mut third).await, relay.accept(&wechat, &clear).await] {
         assert_eq!(content(&wechat, &answer).as_deref(), Some("late"));
@@ -69,7 +69,7 @@ async fn a_handler_that_is_never_ready_is_answered_success_before_the_window_end
     let sent = Instant::now();
     hold(&relay, &wechat, &clear, 1.0).await;
     // This connection stays open, and is answered all the same.
-    let mut second = push(&relay, &wechat, &clear).await;
+    let mut second = relay.begin(&wechat, &clear).await;
     assert_eq!(answer(&mut second).await.text(), "success");
     assert!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
     assert_eq!(relay.metric("wxrelay_replies_total", &[("result", "timeout")]).await, 1.0);
@@ -108,7 +108,7 @@ async fn the_window_closes_when_its_failures_are_spent_and_opens_when_they_have_
     // Both are held at the same time, and a third one with them exceeds the budget.
     let mut together = Vec::new();
     for _ in 0..3 {
-        together.push(push(&relay, &wechat, &text("o1", "think")).await);
+        together.push(relay.begin(&wechat, &text("o1", "think")).await);
     }
     let closes = |line: &serde_json::Value| line["message"] == "reply window closed";
     let closed = relay.log("line that says closed", closes).await;
@@ -131,7 +131,7 @@ async fn who_finds_the_window_closed_gets_what_there_is_within_its_budget() {
     let (relay, wechat, crm) = stage_with(account, rule).await;
     crm.then(Reaction::Hang);
     let (mut first, mut second) =
-        (push(&relay, &wechat, &text("o1", "one")).await, push(&relay, &wechat, &text("o1", "two")).await);
+        (relay.begin(&wechat, &text("o1", "one")).await, relay.begin(&wechat, &text("o1", "two")).await);
     let answer = soon("one of the two is answered", async {
         tokio::select! { answer = first.read() => answer, answer = second.read() => answer }
     })
@@ -171,7 +171,7 @@ async fn a_push_that_is_held_is_answered_when_the_relay_stops() {
     let (wechat, crm) = (WeChat::secure(), Target::always(Reaction::Hang).await);
     let config = wechat.account() + LONG + &route("\"crm\"") + &crm.config("crm", "timeout = \"60s\"");
     let mut relay = Setup::new(config).server("drain = \"3s\"").start().await;
-    let mut held = push(&relay, &wechat, &text("o1", "think")).await;
+    let mut held = relay.begin(&wechat, &text("o1", "think")).await;
     timed_out(&relay, 1.0).await;
     relay.signal(Signal::TERM);
     assert_eq!(answer(&mut held).await.text(), "success");
@@ -197,15 +197,9 @@ fn reply(content: &str) -> Reply {
     Reply::xml(text_reply("o1", content))
 }
 
-async fn push(relay: &Relay, wechat: &WeChat, clear: &str) -> Connection {
-    let mut connection = Connection::open(&relay.push).await.expect("the relay listens");
-    connection.write(&wechat.push(clear).request(PATH)).await.expect("the relay reads");
-    connection
-}
-
 /// A try that gets no answer, as WeChat hangs up. It is the `held`th of the relay.
 async fn hold(relay: &Relay, wechat: &WeChat, clear: &str, held: f64) {
-    let mut connection = push(relay, wechat, clear).await;
+    let mut connection = relay.begin(wechat, clear).await;
     timed_out(relay, held).await;
     assert!(timeout(Duration::ZERO, connection.read()).await.is_err(), "no answer");
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::command::{Finished, Running, limited, run, wxrelay};
-use super::http::{self, Answer};
+use super::http::{self, Answer, Connection};
 use super::{eventually, wechat};
 
 /// The parts of a configuration; the others are port 0 and a temporary folder.
@@ -216,6 +216,13 @@ impl Relay {
         let answer = wechat.push(clear).send(&self.push).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         answer
+    }
+
+    /// Sends a push as an account's WeChat, whose answer the connection reads.
+    pub(crate) async fn begin(&self, wechat: &wechat::WeChat, clear: &str) -> Connection {
+        let mut connection = Connection::open(&self.push).await.expect("the relay listens");
+        connection.write(&wechat.push(clear).request(wechat::PATH)).await.expect("the relay reads");
+        connection
     }
 
     /// Runs another command of the binary on the same configuration.
