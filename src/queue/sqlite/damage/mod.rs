@@ -76,7 +76,7 @@ pub(super) fn prepare(folder: &Path) -> Result<(), Error> {
     }
 }
 
-/// What [`prepare`] would move aside, and why. Only for a store that is not in use.
+/// What a start would move aside, and why. Only for a store that is not in use.
 ///
 /// # Errors
 /// If the folder cannot be read.
