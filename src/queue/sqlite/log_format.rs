@@ -8,6 +8,17 @@ pub(super) const FRAME_HEADER: usize = 24;
 pub(super) const PAGE: usize = 4096;
 pub(super) const FRAME: usize = FRAME_HEADER + PAGE;
 
+/// Where a frame begins, counted from 0.
+pub(super) fn frame_place(frame: u64) -> u64 {
+    HEADER as u64 + frame * FRAME as u64
+}
+
+/// Where the checksum over the log's header and its first `frames` frames is.
+pub(super) fn checksum_place(frames: u64) -> u64 {
+    let end = frames.checked_sub(1).map_or(HEADER as u64, |last| frame_place(last) + FRAME_HEADER as u64);
+    end - 8
+}
+
 /// The words of a frame's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FrameHeader {

@@ -2,9 +2,10 @@
 //!
 //! A log cannot prove its own end: without this file, a log that was removed, cut short or damaged in its last frames
 //! looks like one that ends earlier. After the flush of each commit the writer notes here which frame of the log is the
-//! last, its checksum, and a checksum of the page in it. That costs one read and one write of the page cache and no
-//! flush: after a kill the record is exact, and after a power cut it may be older than the log but never newer, a lower
-//! bound. Two slots in turn: a torn record fails its checksum, and the other one counts.
+//! last, its checksum, and the one that it continues: with these the frame's page is known again, also in the database.
+//! That costs two short reads and one write of the page cache and no flush: after a kill the record is exact, and after a
+//! power cut it may be older than the log but never newer, a lower bound. Two slots in turn: a torn record fails its
+//! checksum, and the other one counts.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::super::log_format::{FRAME, FRAME_HEADER, FrameHeader, HEADER};
+use super::super::log_format::{self, FRAME_HEADER, FrameHeader};
 use super::super::{files, schema};
 use crate::event::EventId;
 
@@ -48,9 +49,11 @@ pub(super) struct CommitRecord {
     /// Its frame, the number of frames up to it, and that frame's checksum.
     pub(super) frames: u32,
     pub(super) checksum: [u32; 2],
-    /// The page in that frame, and a checksum of its content.
+    /// What the frame's header begins with: its page, and the size of the database after it, in pages.
     pub(super) page: u32,
-    pub(super) page_checksum: u32,
+    size: u32,
+    /// The checksum of the frame before it, or of the log's header.
+    before: [u32; 2],
     /// The newest event id that was stored.
     pub(super) last_id: EventId,
     /// The database's device and inode: another file was put in its place by somebody.
@@ -68,7 +71,8 @@ impl CommitRecord {
             frames: 0,
             checksum: [0; 2],
             page: 0,
-            page_checksum: 0,
+            size: 0,
+            before: [0; 2],
             last_id: EventId(0),
             database: [0; 2],
             schema: u32::try_from(schema::VERSION).unwrap_or(0),
@@ -92,6 +96,15 @@ impl CommitRecord {
         identify(database).is_ok_and(|found| found == self.database)
     }
 
+    /// Whether this is the page that the last commit ended with, as it was committed.
+    pub(super) fn is_last_page(&self, page: &[u8]) -> bool {
+        let frame = [&self.page.to_be_bytes(), &self.size.to_be_bytes(), &[0; FRAME_HEADER - 8][..], page].concat();
+        // The record does not say how the log counts, which depends on the machine that began it.
+        [false, true]
+            .into_iter()
+            .any(|is_big_endian| log_format::frame_checksum(self.before, &frame, is_big_endian) == self.checksum)
+    }
+
     fn parse(bytes: &[u8; LENGTH]) -> Option<Self> {
         let word =
             |at: usize| bytes.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |word| u32::from_le_bytes(*word));
@@ -113,10 +126,11 @@ impl CommitRecord {
             frames: word(32),
             checksum: pair(36),
             page: word(44),
-            page_checksum: word(48),
+            size: word(48),
             last_id: EventId(long(56)),
             database: [long(64), long(72)],
             schema: word(80),
+            before: pair(84),
         })
     }
 
@@ -130,14 +144,14 @@ impl CommitRecord {
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
         put(0, &MAGIC);
         for (at, value) in
-            [(8, VERSION), (12, state), (32, self.frames), (44, self.page), (48, self.page_checksum), (80, self.schema)]
+            [(8, VERSION), (12, state), (32, self.frames), (44, self.page), (48, self.size), (80, self.schema)]
         {
             put(at, &value.to_le_bytes());
         }
         for (at, value) in [(16, self.sequence), (56, self.last_id.0), (64, self.database[0]), (72, self.database[1])] {
             put(at, &value.to_le_bytes());
         }
-        for (at, [one, two]) in [(24, self.salts), (36, self.checksum)] {
+        for (at, [one, two]) in [(24, self.salts), (36, self.checksum), (84, self.before)] {
             put(at, &one.to_le_bytes());
             put(at + 4, &two.to_le_bytes());
         }
@@ -154,8 +168,6 @@ pub(in crate::queue::sqlite) struct CommitLog {
     /// The log, kept open: SQLite keeps the file while the store is open.
     log: File,
     last: CommitRecord,
-    /// The frame last read.
-    frame: Box<[u8; FRAME]>,
 }
 
 impl CommitLog {
@@ -174,7 +186,7 @@ impl CommitLog {
             schema: u32::try_from(schema::VERSION).unwrap_or(0),
             ..last
         };
-        let mut records = Self { folder: folder.to_owned(), file, log, last, frame: Box::new([0; _]) };
+        let mut records = Self { folder: folder.to_owned(), file, log, last };
         records.write(|_| {})?;
         records.file.sync_all()?;
         Ok(records)
@@ -187,18 +199,19 @@ impl CommitLog {
 
     /// Notes the commit that ended with this frame of the log, after its flush and before anybody is answered.
     pub(in crate::queue::sqlite) fn note_commit(&mut self, frames: u32, last_id: EventId) -> io::Result<()> {
-        let place = HEADER as u64 + u64::from(frames.saturating_sub(1)) * FRAME as u64;
-        self.log.read_exact_at(&mut *self.frame, place)?;
-        let header = FrameHeader::parse(&*self.frame);
+        let last = u64::from(frames.saturating_sub(1));
+        let (mut header, mut before) = ([0; FRAME_HEADER], [0; 8]);
+        self.log.read_exact_at(&mut header, log_format::frame_place(last))?;
+        self.log.read_exact_at(&mut before, log_format::checksum_place(last))?;
+        let header = FrameHeader::parse(&header);
         // Not the end of a transaction: this is not the log that SQLite wrote to. The earlier record is still right.
         if header.commit == 0 {
             return Err(ErrorKind::InvalidData.into());
         }
-        let page_checksum = crc32fast::hash(&self.frame[FRAME_HEADER..]);
         self.write(|record| {
             record.state = StoreState::Open;
             (record.salts, record.frames, record.checksum) = (header.salts, frames, header.checksum);
-            (record.page, record.page_checksum) = (header.page, page_checksum);
+            (record.page, record.size, record.before) = (header.page, header.commit, log_format::pair(&before, 0));
             record.last_id = record.last_id.max(last_id);
         })
     }
@@ -253,7 +266,8 @@ mod tests {
             frames: 7,
             checksum: [3, 4],
             page: 9,
-            page_checksum: 5,
+            size: 5,
+            before: [6, 7],
             last_id: EventId(u64::MAX - 1),
             database: [1 << 40, 11],
             schema: 4,

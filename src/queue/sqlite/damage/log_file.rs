@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::super::log_format::{
-    FRAME, FRAME_HEADER, FrameHeader, HEADER, PAGE, checksum, frame_checksum, number, pair,
+    FRAME, FRAME_HEADER, FrameHeader, HEADER, PAGE, checksum, frame_checksum, frame_place, number, pair,
 };
 
 /// The first word of a log; its last bit is set if checksums are over big-endian words.
@@ -76,7 +76,7 @@ impl LogSurvey {
         let mut is_unbroken = is_valid;
         let mut frame = vec![0; FRAME];
         while read_full(&mut reader, &mut frame)? == FRAME {
-            let place = HEADER as u64 + u64::from(survey.frames) * FRAME as u64;
+            let place = frame_place(survey.frames.into());
             survey.frames += 1;
             let verified = chain.verify(&frame);
             survey.checksums.push(verified.map(|header| header.checksum));

@@ -214,7 +214,7 @@ fn judge_log(log: &LogSurvey, record: Option<&CommitRecord>, database: &Database
 
 /// Whether a log has the page that the last commit ended with.
 fn is_in_log(record: &CommitRecord, log: &LogSurvey) -> io::Result<bool> {
-    Ok(log.page(record.page)?.is_some_and(|page| crc32fast::hash(&page) == record.page_checksum))
+    Ok(log.page(record.page)?.is_some_and(|page| record.is_last_page(&page)))
 }
 
 /// The database, read before SQLite opens it: closing a file later would drop the locks that this process has on it.
@@ -242,7 +242,7 @@ impl DatabaseFile {
 
     /// Whether the page that the last commit ended with is here as it was committed.
     fn has_commit(&self, record: &CommitRecord) -> io::Result<bool> {
-        Ok(self.page(record.page)?.is_some_and(|page| crc32fast::hash(&page) == record.page_checksum))
+        Ok(self.page(record.page)?.is_some_and(|page| record.is_last_page(&page)))
     }
 
     /// Whether all that can be read of the log is here: then nothing is lost with it.

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use super::super::files;
 use super::super::log_format::{
-    FRAME, FRAME_HEADER, FrameHeader, HEADER, PAGE, checksum, frame_checksum, number, pair,
+    FRAME, FRAME_HEADER, FrameHeader, HEADER, PAGE, checksum, frame_checksum, frame_place, number, pair,
 };
 
 /// Entries of a pointer map page, and so the distance of two such pages less one.
@@ -146,7 +146,7 @@ impl DamagedPages {
         let last = u64::from(self.count) + frames;
         let (mut open, mut bytes, mut foreign) = (Vec::new(), vec![0; FRAME], 0);
         for frame in 0..frames {
-            let at = HEADER as u64 + frame * FRAME as u64;
+            let at = frame_place(frame);
             log.read_exact_at(&mut bytes, at)?;
             let FrameHeader { page, commit, salts: own, checksum: told } = FrameHeader::parse(&bytes);
             // One flipped bit is in one of the two salts; a frame of an earlier generation differs in both.
@@ -191,7 +191,7 @@ fn common_salts(log: &File, frames: u64) -> io::Result<[u32; 2]> {
     let mut seen = Vec::new();
     for frame in 0..frames.min(5) {
         let mut header = [0; FRAME_HEADER];
-        log.read_exact_at(&mut header, HEADER as u64 + frame * FRAME as u64)?;
+        log.read_exact_at(&mut header, frame_place(frame))?;
         seen.push(pair(&header, 8));
     }
     let first = seen.first().copied().unwrap_or_default();
