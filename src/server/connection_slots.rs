@@ -93,7 +93,7 @@ pub(super) struct ConnectionSlot {
     /// Locked before `slots.idle`, never the other way round.
     state: Mutex<SlotState>,
     accepted: Instant,
-    /// When the last request began, in milliseconds after `accepted`, plus 1; 0 before the first.
+    /// When the last request began, in milliseconds after `accepted`, plus 1; 0 between requests.
     last_request: AtomicU64,
 }
 
@@ -250,15 +250,15 @@ impl ConnectionSlot {
     /// Begins a request: while it is active the connection is not evicted.
     pub(super) fn begin_request(self: &Arc<Self>) -> ActiveRequest {
         let after = u64::try_from(self.accepted.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
-        self.last_request.store(after + 1, Ordering::Relaxed);
         let mut state = self.state.lock();
+        self.last_request.store(after + 1, Ordering::Relaxed);
         state.active += 1;
         self.unmark_idle(&mut state);
         self.leave_eviction();
         ActiveRequest { slot: self.clone(), success: false }
     }
 
-    /// How long ago the last request began; `None` before the first.
+    /// How long ago the last request began that is being answered; `None` if none is.
     pub(super) fn since_request(&self) -> Option<Duration> {
         let after = self.last_request.load(Ordering::Relaxed).checked_sub(1)?;
         Some(self.accepted.elapsed().saturating_sub(Duration::from_millis(after)))
@@ -267,6 +267,9 @@ impl ConnectionSlot {
     fn end_request(&self, success: bool) {
         let mut state = self.state.lock();
         state.active -= 1;
+        if state.active == 0 {
+            self.last_request.store(0, Ordering::Relaxed);
+        }
         if success && !state.authenticated {
             state.authenticated = true;
             self.slots.idle.lock().mark_authenticated(state.source);

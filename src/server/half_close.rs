@@ -47,7 +47,7 @@ impl HalfCloseStream {
         if self.ended || self.ahead > 0 {
             return Ok(());
         }
-        // Before the first request, hyper reads by itself.
+        // Between requests, hyper reads by itself.
         let Some(since) = self.slot.since_request() else { return Ok(()) };
         let mut buffer = ReadBuf::new(&mut self.buffer);
         match Pin::new(&mut self.transport).poll_read(context, &mut buffer) {
