@@ -53,19 +53,30 @@ fn is_name(mut text: &[u8]) -> bool {
     while let [first, rest @ ..] = text {
         text = match (first, rest) {
             (b'%', [high, low, rest @ ..]) if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => rest,
-            _ if is_unreserved(*first) || is_sub_delimiter(*first) => rest,
+            _ if IN_NAME[usize::from(*first)] => rest,
             _ => return false,
         };
     }
     true
 }
 
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)
+/// Which bytes a name may have as they are: looked up, as each push pays for it.
+const IN_NAME: [bool; 256] = {
+    let mut allowed = [false; 256];
+    let mut byte: u8 = 0;
+    while byte < 128 {
+        allowed[byte as usize] = is_unreserved(byte) || is_sub_delimiter(byte);
+        byte += 1;
+    }
+    allowed
+};
+
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-fn is_sub_delimiter(byte: u8) -> bool {
-    b"!$&'()*+,;=".contains(&byte)
+const fn is_sub_delimiter(byte: u8) -> bool {
+    matches!(byte, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=')
 }
 
 #[cfg(test)]

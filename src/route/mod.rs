@@ -188,10 +188,14 @@ impl Match {
 type Fields<'m> = [&'m str; 6];
 
 fn fields(message: &Message) -> Fields<'_> {
-    let msg_type = trim(message.msg_type());
-    let event = if msg_type.eq_ignore_ascii_case("event") { message.event() } else { "" };
-    [msg_type, event, message.event_key(), message.scene().unwrap_or_default(), message.content(), message.from_user()]
-        .map(trim)
+    [
+        trim(message.msg_type()),
+        message.event_name().unwrap_or_default(),
+        trim(message.event_key()),
+        trim(message.scene().unwrap_or_default()),
+        trim(message.content()),
+        trim(message.from_user()),
+    ]
 }
 
 /// One or more patterns, any of which is enough.

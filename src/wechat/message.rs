@@ -138,10 +138,11 @@ impl Message {
     /// removed from either. Other follows (`last_trade_no_...` after a payment) have a key but no scene.
     pub fn scene(&self) -> Option<&str> {
         const PREFIX: &str = "qrscene_";
-        let key = trim(self.event_key());
-        let scene = if self.is_event("subscribe") {
-            key.strip_prefix(PREFIX)
-        } else if self.is_event("SCAN") {
+        let event = self.event_name()?;
+        let scene = if event.eq_ignore_ascii_case("subscribe") {
+            trim(self.event_key()).strip_prefix(PREFIX)
+        } else if event.eq_ignore_ascii_case("SCAN") {
+            let key = trim(self.event_key());
             Some(key.strip_prefix(PREFIX).unwrap_or(key))
         } else {
             None
@@ -149,9 +150,14 @@ impl Message {
         scene.filter(|scene| !scene.is_empty())
     }
 
+    /// `Event` of an event, without white space around it; `None` for another message.
+    pub fn event_name(&self) -> Option<&str> {
+        trim(self.msg_type()).eq_ignore_ascii_case("event").then(|| trim(self.event()))
+    }
+
     /// Whether it is that event; case does not matter, as WeChat's own pages disagree about it.
     pub fn is_event(&self, name: &str) -> bool {
-        trim(self.msg_type()).eq_ignore_ascii_case("event") && trim(self.event()).eq_ignore_ascii_case(name)
+        self.event_name().is_some_and(|event| event.eq_ignore_ascii_case(name))
     }
 
     /// A label from a closed list, for metrics: the message type, for events the event's name in lower case.
