@@ -32,7 +32,7 @@ pub(super) struct OpenOptions {
 
 impl Writer {
     /// Looks for files that nothing but other programs change; once a second, also while no push comes.
-    pub(super) fn look_around(&mut self) {
+    pub(super) fn check_files_if_due(&mut self) {
         if self.checked.elapsed() < TICK {
             return;
         }

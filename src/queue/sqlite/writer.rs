@@ -132,7 +132,7 @@ impl Writer {
             if self.capacity.probe_due().is_some_and(|due| due <= Instant::now()) {
                 self.probe();
             }
-            self.look_around();
+            self.check_files_if_due();
         }
         self.inboxes.close_all();
         // The last chance: the close releases files that have no name any more.
