@@ -6,9 +6,9 @@
 
 use std::cell::Cell;
 use std::fmt;
-use std::fs;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use super::files::{self, FileId};
 use super::log_format::{FRAME, HEADER};
@@ -98,13 +98,12 @@ impl WatchedFile {
     /// Its size.
     fn check(&self, least: u64) -> Result<u64, LostFile> {
         let lost = |fault| Err(LostFile { path: self.path.clone(), fault });
-        match fs::symlink_metadata(&self.path) {
-            Ok(found) if FileId::of(&found) != self.id => lost(FileFault::Replaced),
-            Ok(found) if found.len() < least => lost(FileFault::Truncated),
-            Ok(found) => Ok(found.len()),
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                lost(FileFault::Missing)
-            }
+        // The plain call: the standard library's asks for more than is needed, with every push.
+        match rustix::fs::lstat(&self.path).map(|found| (FileId::of_stat(&found), found.st_size.cast_unsigned())) {
+            Ok((id, _)) if id != self.id => lost(FileFault::Replaced),
+            Ok((_, size)) if size < least => lost(FileFault::Truncated),
+            Ok((_, size)) => Ok(size),
+            Err(Errno::NOENT | Errno::NOTDIR) => lost(FileFault::Missing),
             // Such as a folder above that may not be entered: the files are there.
             Err(_) => Ok(least),
         }
@@ -113,6 +112,8 @@ impl WatchedFile {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

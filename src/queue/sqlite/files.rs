@@ -5,10 +5,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, Stat};
 use rustix::io::Errno;
 
 use super::lock::StoreLock;
+use crate::clock::UnixMillis;
 use crate::queue::Error;
 
 /// The database in the store's folder.
@@ -94,6 +95,12 @@ pub(super) fn flush(path: &Path) -> Result<(), Error> {
     flushed.map_err(|source| Error::io(path, source))
 }
 
+/// A second as the names of folders have it: `20261130T081500Z`.
+pub(super) fn stamp(now: UnixMillis) -> String {
+    let second = now.to_string().replace(['-', ':'], "");
+    format!("{}Z", second.split('.').next().unwrap_or_default())
+}
+
 /// A file, whatever its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId {
@@ -104,6 +111,10 @@ pub(super) struct FileId {
 impl FileId {
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
+    }
+
+    pub(super) fn of_stat(stat: &Stat) -> Self {
+        Self { device: stat.st_dev, inode: stat.st_ino }
     }
 
     /// The file that has this name now.

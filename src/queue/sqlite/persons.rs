@@ -67,10 +67,8 @@ fn collect<'e>(element: &'e Element, take: &mut impl FnMut(&'e str)) {
 
 fn names_person(name: &str) -> bool {
     let ends_with = |end: &str| {
-        name.len()
-            .checked_sub(end.len())
-            .and_then(|at| name.get(at..))
-            .is_some_and(|tail| tail.eq_ignore_ascii_case(end))
+        let start = name.len().checked_sub(end.len());
+        start.is_some_and(|start| name.as_bytes()[start..].eq_ignore_ascii_case(end.as_bytes()))
     };
     NAMES.into_iter().any(ends_with) && !name.eq_ignore_ascii_case(NO_PERSON)
 }

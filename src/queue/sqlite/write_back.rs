@@ -91,8 +91,7 @@ fn put_in_place(folder: &Path, ours: Option<&FileWatch>) -> Result<(), Error> {
 }
 
 fn make_aside(folder: &Path) -> io::Result<PathBuf> {
-    let now = jiff::Timestamp::from_millisecond(UnixMillis::now().0).unwrap_or_default();
-    let now = now.strftime("%Y%m%dT%H%M%SZ");
+    let now = files::stamp(UnixMillis::now());
     for number in 1..SAME_SECOND {
         let suffix = if number == 1 { String::new() } else { format!("-{number}") };
         let path = folder.join(format!("{REPLACED}{now}{suffix}"));

@@ -190,8 +190,7 @@ fn names(folder: &Path, start: &str) -> io::Result<Vec<String>> {
 
 /// Makes `moving-STAMP`, with a stamp that no folder has.
 fn make_folder(folder: &Path) -> Result<(PathBuf, String), Error> {
-    let moment = jiff::Timestamp::from_millisecond(UnixMillis::now().0).unwrap_or_default();
-    let second = moment.strftime("%Y%m%dT%H%M%SZ").to_string();
+    let second = files::stamp(UnixMillis::now());
     let mut last = ErrorKind::AlreadyExists.into();
     for number in 1..=SAME_SECOND {
         let stamp = if number == 1 { second.clone() } else { format!("{second}-{number}") };
