@@ -10,6 +10,7 @@ mod accounts;
 mod admin_access;
 mod certificates;
 mod conditions;
+mod cross_checks;
 mod error;
 mod file;
 mod fixed_reply;
@@ -35,11 +36,8 @@ pub use restart::needs_restart;
 use self::accounts::KnownTargets;
 use self::key_reader::{KeyReader, LoadContext};
 use self::layers::{Environment, Layers, ParsedLayers};
-use crate::deliver::{Format, Role};
 use crate::dispatcher::TargetSettings;
 use crate::push::Account;
-use crate::route::Route;
-use crate::wechat::Mode;
 use crate::{admin, otlp, queue, server, telemetry};
 
 /// Where a configuration is searched for if none is named.
@@ -119,10 +117,10 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
     let targets = targets::targets(&reader.at("targets"), &file.targets);
     let known = KnownTargets { names: file.targets.keys().map(String::as_str).collect(), targets: &targets };
     let accounts = accounts::accounts(&reader.at("accounts"), &file.accounts, &known);
-    check_references(&reader.at("targets"), &accounts, &targets);
+    cross_checks::references(&reader.at("targets"), &accounts, &targets);
     own_url::check(&reader.at("targets"), &server.listen, &accounts, &targets);
     queue.replay_window = accounts::replay_window(&accounts, queue.dedup_window);
-    check_windows(reader, &accounts, &queue);
+    cross_checks::windows(reader, &accounts, &queue);
     Some(Config {
         server,
         admin: admin?,
@@ -137,74 +135,6 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
     })
 }
 
-/// Warns of settings that contradict each other about how long a push is recognised.
-fn check_windows(reader: &KeyReader<'_>, accounts: &[Account], queue: &queue::Settings) {
-    let words = |span| humantime::format_duration(span);
-    let (retention, kept) = (queue.retention, queue.retention.max(queue.dedup_window));
-    if retention < queue.dedup_window {
-        reader.at("queue").at("retention").warn(format_args!(
-            "shorter than dedup_window ({}), for which finished events are kept all the same",
-            words(queue.dedup_window)
-        ));
-    }
-    for account in accounts {
-        let reader = reader.at("accounts").at(&account.name);
-        match account.max_skew {
-            None => reader.at("max_skew").warn(format_args!(
-                "off, so a captured push that is sent again after {} is another event",
-                words(kept)
-            )),
-            Some(skew) if kept < skew * 2 => reader.at("max_skew").warn(format_args!(
-                "a push is accepted for {} (twice max_skew), but its event may be deleted after {} (queue.retention): \
-                 one sent again is recognised, but does not get the first reply",
-                words(skew * 2),
-                words(kept)
-            )),
-            Some(_) => {}
-        }
-    }
-}
-
-/// Checks that need accounts and targets together.
-fn check_references(reader: &KeyReader<'_>, accounts: &[Account], targets: &[TargetSettings]) {
-    let named = |account: &Account, target: &str| {
-        let in_route = |route: &Route| route.to.iter().any(|name| &**name == target);
-        account.routes.routes().iter().any(in_route)
-    };
-    if targets.is_empty() {
-        reader.warn(format_args!("none, so events are stored and delivered nowhere"));
-    } else if targets.iter().all(|settings| settings.target.role != Role::Identity) {
-        reader.warn(format_args!("none has role = \"identity\", so no identity provider receives scans and follows"));
-    }
-    for target in targets.iter().map(|settings| &settings.target) {
-        let reader = reader.at(&target.name);
-        let routing: Vec<_> = accounts.iter().filter(|account| named(account, &target.name)).collect();
-        if routing.is_empty() {
-            reader.warn(format_args!("no route names it, so it receives nothing"));
-        }
-        let lacks_key = |account: &&Account| {
-            let mode = target.credentials.mode.unwrap_or(account.credentials.mode);
-            let key = target.credentials.aes_key.as_ref().or(account.credentials.aes_key.as_ref());
-            mode != Mode::Plaintext && key.is_none()
-        };
-        for account in &routing {
-            let asked = |route: &Route| route.reply.as_ref().is_some_and(|rule| rule.asked.contains(&target.name));
-            let replies = account.routes.routes().iter().any(asked);
-            if replies && account.reply_window.is_some_and(|window| target.timeout < window.length) {
-                reader.at("timeout").warn(format_args!(
-                    "shorter than accounts.{}.reply_window: its later replies are lost",
-                    account.name
-                ));
-            }
-        }
-        if target.format == Format::Wechat && routing.into_iter().any(|account| lacks_key(&account)) {
-            let expected =
-                "a key, since mode is \"compatible\" or \"secure\" and an account that routes to it has none";
-            reader.at("encoding_aes_key").report(Problem::Missing(expected));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
@@ -214,6 +144,7 @@ mod tests {
     use super::routing_table::RoutingTable;
     use super::*;
     use crate::backoff::Schedule;
+    use crate::deliver::{Format, Role};
 
     const ROOT: &str = env!("CARGO_MANIFEST_DIR");
     const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";

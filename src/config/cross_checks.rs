@@ -1,0 +1,78 @@
+//! Checks that need several sections together.
+
+use super::error::Problem;
+use super::key_reader::KeyReader;
+use crate::deliver::{Format, Role};
+use crate::dispatcher::TargetSettings;
+use crate::push::Account;
+use crate::queue;
+use crate::route::Route;
+use crate::wechat::Mode;
+
+/// Warns of settings that contradict each other about how long a push is recognised.
+pub(super) fn windows(reader: &KeyReader<'_>, accounts: &[Account], queue: &queue::Settings) {
+    let words = |span| humantime::format_duration(span);
+    let (retention, kept) = (queue.retention, queue.retention.max(queue.dedup_window));
+    if retention < queue.dedup_window {
+        reader.at("queue").at("retention").warn(format_args!(
+            "shorter than dedup_window ({}), for which finished events are kept all the same",
+            words(queue.dedup_window)
+        ));
+    }
+    for account in accounts {
+        let reader = reader.at("accounts").at(&account.name);
+        match account.max_skew {
+            None => reader.at("max_skew").warn(format_args!(
+                "off, so a captured push that is sent again after {} is another event",
+                words(kept)
+            )),
+            Some(skew) if kept < skew * 2 => reader.at("max_skew").warn(format_args!(
+                "a push is accepted for {} (twice max_skew), but its event may be deleted after {} (queue.retention): \
+                 one sent again is recognised, but does not get the first reply",
+                words(skew * 2),
+                words(kept)
+            )),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Checks that need accounts and targets together.
+pub(super) fn references(reader: &KeyReader<'_>, accounts: &[Account], targets: &[TargetSettings]) {
+    let named = |account: &Account, target: &str| {
+        let in_route = |route: &Route| route.to.iter().any(|name| &**name == target);
+        account.routes.routes().iter().any(in_route)
+    };
+    if targets.is_empty() {
+        reader.warn(format_args!("none, so events are stored and delivered nowhere"));
+    } else if targets.iter().all(|settings| settings.target.role != Role::Identity) {
+        reader.warn(format_args!("none has role = \"identity\", so no identity provider receives scans and follows"));
+    }
+    for target in targets.iter().map(|settings| &settings.target) {
+        let reader = reader.at(&target.name);
+        let routing: Vec<_> = accounts.iter().filter(|account| named(account, &target.name)).collect();
+        if routing.is_empty() {
+            reader.warn(format_args!("no route names it, so it receives nothing"));
+        }
+        let lacks_key = |account: &&Account| {
+            let mode = target.credentials.mode.unwrap_or(account.credentials.mode);
+            let key = target.credentials.aes_key.as_ref().or(account.credentials.aes_key.as_ref());
+            mode != Mode::Plaintext && key.is_none()
+        };
+        for account in &routing {
+            let asked = |route: &Route| route.reply.as_ref().is_some_and(|rule| rule.asked.contains(&target.name));
+            let replies = account.routes.routes().iter().any(asked);
+            if replies && account.reply_window.is_some_and(|window| target.timeout < window.length) {
+                reader.at("timeout").warn(format_args!(
+                    "shorter than accounts.{}.reply_window: its later replies are lost",
+                    account.name
+                ));
+            }
+        }
+        if target.format == Format::Wechat && routing.into_iter().any(|account| lacks_key(&account)) {
+            let expected =
+                "a key, since mode is \"compatible\" or \"secure\" and an account that routes to it has none";
+            reader.at("encoding_aes_key").report(Problem::Missing(expected));
+        }
+    }
+}
