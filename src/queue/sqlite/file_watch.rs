@@ -5,8 +5,10 @@
 //! commit, about 2 µs beside a flush.
 
 use std::cell::Cell;
-use std::fmt;
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use rustix::io::Errno;
 
@@ -27,7 +29,8 @@ pub(super) struct FileWatch {
 
 #[derive(Debug)]
 struct WatchedFile {
-    path: PathBuf,
+    /// As the system call takes it: each push pays for the call.
+    path: CString,
     id: FileId,
 }
 
@@ -58,10 +61,7 @@ impl fmt::Display for FileFault {
 impl FileWatch {
     /// Of a database that was just opened, and whose log and index exist.
     pub(super) fn new(database: &Path) -> Result<Self, Error> {
-        let watched = |path: PathBuf| match FileId::at(&path) {
-            Ok(id) => Ok(WatchedFile { path, id }),
-            Err(source) => Err(Error::io(&path, source)),
-        };
+        let watched = |path: PathBuf| WatchedFile::new(&path).map_err(|source| Error::io(&path, source));
         let [log, index] = ["-wal", "-shm"].map(|end| watched(files::beside(database, end)));
         Ok(Self { database: watched(database.to_owned())?, log: log?, index: index?, database_size: Cell::new(0) })
     }
@@ -90,16 +90,24 @@ impl FileWatch {
     }
 
     pub(super) fn is_log(&self, path: &Path) -> bool {
-        self.log.path == path
+        self.log.path() == path
     }
 }
 
 impl WatchedFile {
+    fn new(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: CString::new(path.as_os_str().as_bytes())?, id: FileId::at(path)? })
+    }
+
+    fn path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(self.path.as_bytes()))
+    }
+
     /// Its size.
     fn check(&self, least: u64) -> Result<u64, LostFile> {
-        let lost = |fault| Err(LostFile { path: self.path.clone(), fault });
+        let lost = |fault| Err(LostFile { path: self.path().to_owned(), fault });
         // The plain call: the standard library's asks for more than is needed, with every push.
-        match rustix::fs::lstat(&self.path).map(|found| (FileId::of_stat(&found), found.st_size.cast_unsigned())) {
+        match rustix::fs::lstat(&*self.path).map(|found| (FileId::of_stat(&found), found.st_size.cast_unsigned())) {
             Ok((id, _)) if id != self.id => lost(FileFault::Replaced),
             Ok((_, size)) if size < least => lost(FileFault::Truncated),
             Ok((_, size)) => Ok(size),
