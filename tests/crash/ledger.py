@@ -49,10 +49,11 @@ class Ledger:
 
 
 def audit(binary, config):
-    """`wxrelay audit --json`; its exit code and what it says."""
+    """`wxrelay audit --json`; its exit code and what it says, with a damage that the next start would move aside."""
     run = subprocess.run([str(binary), "audit", "-c", str(config), "--json"], capture_output=True, text=True, timeout=120)
     try:
-        return run.returncode, json.loads(run.stdout)
+        damage = {"damage": run.stderr.strip()} if "damaged store" in run.stderr else {}
+        return run.returncode, json.loads(run.stdout) | damage
     except ValueError:
         return run.returncode, {"error": (run.stdout + run.stderr).strip()}
 

@@ -133,9 +133,8 @@ class Cuts:
         write_config(config, image / "store", self.scene.targets)
         try:
             # Before the first answer the store may be incomplete: then only the relay itself can open it.
-            if cut.answered:
-                self.compare(image, config, cut)
-            if deliver or not cut.answered:
+            is_sound = not cut.answered or self.compare(image, config, cut)
+            if is_sound and (deliver or not cut.answered):
                 self.started += 1
                 asyncio.run(self.deliver(image, config, cut))
         except Exception as error:  # told with its cut; the others are still looked at
@@ -144,9 +143,15 @@ class Cuts:
         shutil.rmtree(image)
 
     def compare(self, image, config, cut):
+        """Notes what is lost. Returns whether the store is one that a start goes on with."""
         code, told = ledger.audit(self.arguments.binary, config)
         if code != 0 and "no store" in str(told):
-            return self.losses.append((image.name, len(cut.answered), f"{cut}: there is no store any more"))
+            self.losses.append((image.name, len(cut.answered), f"{cut}: there is no store any more"))
+            return True
+        # A disk that lies loses the log behind the record of the last commit, which tells.
+        if self.arguments.lie and code == 1 and "damage" in told:
+            self.losses.append((image.name, 0, f"{cut}: {told['damage']}"))
+            return False
         expect(code, 0, f"exit code of `wxrelay audit`, which says {told}")
         found = ledger.Ledger(image / "store")
         expect(found.check, "ok", "quick_check")
@@ -158,6 +163,7 @@ class Cuts:
             if found.numbers.get(event) != number and number not in missing:
                 what = f"{cut}: push {number} was delivered as {event}, which is not in the ledger"
                 self.losses.append((image.name, 0, what))
+        return True
 
     async def deliver(self, image, config, cut):
         """Starts the relay on the image and lets it deliver the rest, to targets of its own."""
