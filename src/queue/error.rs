@@ -117,16 +117,16 @@ pub enum Error {
         reason: DamageReason,
     },
     /// A file or folder of the store could not be used.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
-        source: io::Error,
+        /// Why. Not the error's source, as its text is in this one's.
+        cause: io::Error,
     },
     /// The engine failed.
     #[error("the store failed: {0}")]
-    Engine(#[source] rusqlite::Error),
+    Engine(rusqlite::Error),
 }
 
 impl Error {
@@ -182,9 +182,9 @@ impl Error {
             | Self::ForeignOwner { .. }
             | Self::Schema { .. }
             | Self::KeyMissing { .. } => true,
-            Self::Io { source, .. } => {
+            Self::Io { cause, .. } => {
                 matches!(
-                    source.kind(),
+                    cause.kind(),
                     ErrorKind::NotADirectory
                         | ErrorKind::AlreadyExists
                         | ErrorKind::PermissionDenied
@@ -202,7 +202,7 @@ impl Error {
             ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { path: path.to_owned() },
             // What `O_NOFOLLOW` makes of a link.
             _ if source.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Self::NotAFile { path: path.to_owned() },
-            _ => Self::Io { path: path.to_owned(), source },
+            _ => Self::Io { path: path.to_owned(), cause: source },
         }
     }
 }

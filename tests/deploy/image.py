@@ -134,7 +134,8 @@ class Container:
         environment = dict(re.findall(r"^      (WXRELAY__\w+): ['\"](.*)['\"]$", (DOCKER / "compose.yaml").read_text(), re.M))
         expect(len(environment), 2, "variables in compose.yaml")
         self.image.environment |= environment
-        expect(self.run(*self.image.entrypoint, "check")[0], 0, "exit code of check")
+        code, told = self.run(*self.image.entrypoint, "check", contained=True)
+        expect(code, 0, f"exit code of check: {told}")
         # For the run, a port that nobody else has, on loopback.
         self.image.environment["WXRELAY__ADMIN__LISTEN"] = f"127.0.0.1:{free_port()}"
 

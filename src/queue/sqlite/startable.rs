@@ -15,7 +15,7 @@ use crate::queue::{Error, Settings};
 pub(in crate::queue) fn check(settings: &Settings) -> Result<(), Error> {
     let folder = &settings.path;
     let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
-    let fault = |source| Error::Io { path: existing.to_owned(), source };
+    let fault = |cause| Error::Io { path: existing.to_owned(), cause };
     if !fs::metadata(existing).map_err(fault)?.is_dir() {
         return Err(fault(io::ErrorKind::NotADirectory.into()));
     }
