@@ -20,6 +20,7 @@ use crate::clock::UnixMillis;
 use crate::config::{self, Config};
 use crate::deliver::{ClientError, SystemRoots, Upstream};
 use crate::dispatcher::{Dispatcher, Policy};
+use crate::login::Logins;
 use crate::metrics::Metrics;
 use crate::otlp::Exporter;
 use crate::push::{Account, Accounts, Pipeline};
@@ -105,6 +106,7 @@ impl StoreNotClosed {
 /// A running relay.
 pub struct App {
     pipeline: Arc<Pipeline>,
+    logins: Arc<Logins>,
     dispatcher: Arc<Dispatcher>,
     queue: Queue,
     metrics: Arc<Metrics>,
@@ -150,6 +152,9 @@ impl App {
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
         let pipeline = Pipeline::new(accounts, queue.clone(), metrics.clone(), tail.clone(), config.server.max_body);
 
+        let logins = Logins::default();
+        logins.apply(&config.logins, &metrics);
+
         let mut push_listeners = Vec::new();
         for listen in &config.server.listen {
             push_listeners.extend(server::bind(listen).await?);
@@ -165,6 +170,7 @@ impl App {
         let (reload, reloads) = mpsc::channel(1);
         let app = Arc::new(Self {
             pipeline,
+            logins: Arc::new(logins),
             dispatcher,
             queue,
             metrics,
@@ -201,11 +207,18 @@ impl App {
         let config = self.config();
         let options = server::Options::new(&config.server);
         let admin_connections = self.divide_descriptors(&config);
-        let pipeline = self.pipeline.clone();
+        let (logins, pipeline) = (self.logins.clone(), self.pipeline.clone());
         let pushes = tower::service_fn(move |request: http::Request<hyper::body::Incoming>| {
             let peer = request.extensions().get::<server::Peer>().and_then(|peer| peer.0);
+            let pipeline = pipeline.clone();
+            let page = logins.answer(&request, peer);
             // Boxed here: else each layer would move the whole future of a push.
-            Box::pin(pipeline.clone().handle(request, peer))
+            Box::pin(async move {
+                match page {
+                    Some(page) => Ok(page),
+                    None => pipeline.handle(request, peer).await,
+                }
+            })
         });
         let pushes = stack::around(pushes, stack::Limits::PUSHES);
         let push_server = server::serve(
@@ -291,6 +304,7 @@ impl App {
         self.divide_descriptors(&config);
         self.queue.clock().set_bound(clock_bound(&config));
         self.dispatcher.apply(policies);
+        self.logins.apply(&config.logins, &self.metrics);
         self.pipeline.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
         *self.config.lock() = Arc::new(config);
         self.record_config();

@@ -7,7 +7,7 @@
 //! | 5 | [`cli`] | one file per command |
 //! | 4 | [`app`], [`config`], [`health`] | the wiring, the configuration, and the watch over running parts |
 //! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; the push pipeline; delivery |
-//! | 3 | [`otlp`] | spans to a collector |
+//! | 3 | [`otlp`], [`login`] | spans to a collector; login callbacks and verification files |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
 //! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`host`], [`trace`] | pure: protocol, event, routing, schedule, trace |
 //! | 0 | [`secret`], [`escape`], [`bounded_file`], [`certificate`], [`clock`], [`metrics`], [`telemetry`], [`tuning`] | foundation |
@@ -28,6 +28,7 @@ pub mod escape;
 pub mod event;
 pub mod health;
 pub mod host;
+pub mod login;
 pub mod metrics;
 pub mod otlp;
 pub mod push;

@@ -45,7 +45,7 @@ pub(super) fn accounts(
         let reader = reader.at(name);
         let Some(account) = account(&reader, name, file, known) else { continue };
         if let Some(earlier) = accounts.iter().find(|earlier| earlier.path == account.path) {
-            reader.at("path").report(Problem::SamePath(earlier.name.to_string()));
+            reader.at("path").report(Problem::SamePath(format!("accounts.{}", earlier.name)));
         }
         if let Some(earlier) = accounts.iter().find(|earlier| share_plaintext_token(earlier, &account)) {
             let earlier = &earlier.name;

@@ -77,8 +77,8 @@ pub enum Problem {
         /// The target with the smallest edit distance, if it is small.
         nearest: Option<String>,
     },
-    /// The path is that of another account, which is named.
-    #[error("accounts.{0} has the same path")]
+    /// The path is taken by the key that is named.
+    #[error("{0} has the same path")]
     SamePath(String),
     /// The variable of `{ env = ".." }` is not set.
     #[error("the environment variable {0} is not set or empty")]
@@ -150,7 +150,7 @@ impl Problem {
             Self::UnknownTarget { nearest: name, .. } => {
                 nearest(name).unwrap_or_else(|| expected("the name of a [targets.NAME] table"))
             }
-            Self::SamePath(_) => expected("a different path for each account"),
+            Self::SamePath(_) => expected("a different path for each"),
             Self::Environment(_) => Remedy::Action("set it, or give the value by `file` or `credential`".into()),
             Self::Unreadable { .. } => expected("a file that this user may read"),
             Self::Exposed { path, .. } => Remedy::Action(format!("chmod 600 {}", path.display()).into()),

@@ -25,6 +25,7 @@ pub(super) struct ConfigFile {
     pub(super) telemetry: TelemetrySection,
     pub(super) accounts: BTreeMap<String, AccountSection>,
     pub(super) targets: BTreeMap<String, TargetSection>,
+    pub(super) logins: BTreeMap<String, LoginSection>,
 }
 
 /// `[server]`
@@ -39,6 +40,7 @@ pub(super) struct ServerSection {
     pub(super) drain: Option<Scalar>,
     pub(super) max_body: Option<Scalar>,
     pub(super) strict: Option<Scalar>,
+    pub(super) verify_files: Option<List>,
 }
 
 /// `server.tls`
@@ -117,6 +119,16 @@ pub(super) struct AccountSection {
     pub(super) dedup_window: Option<Scalar>,
     pub(super) allow_from: Option<ListOrTable<AllowFromSection>>,
     pub(super) routes: Vec<RouteSection>,
+}
+
+/// `[logins.NAME]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct LoginSection {
+    pub(super) path: Option<Scalar>,
+    pub(super) to: Option<Scalar>,
+    pub(super) pass: Option<List>,
+    pub(super) home: Option<Scalar>,
 }
 
 /// `allow_from` of an account.

@@ -16,6 +16,7 @@ mod file;
 mod fixed_reply;
 mod key_reader;
 mod layers;
+mod logins;
 mod own_url;
 mod provider;
 mod restart;
@@ -60,6 +61,8 @@ pub struct Config {
     pub accounts: Vec<Account>,
     /// `[targets.NAME]`, by name.
     pub targets: Vec<TargetSettings>,
+    /// `[logins.NAME]`, by name, and `server.verify_files`.
+    pub logins: login::Settings,
     /// What is allowed but is probably a mistake.
     pub warnings: Vec<String>,
     /// Whether the relay refuses to start where other users can access secrets or the store.
@@ -121,6 +124,7 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
     own_url::check(&reader.at("targets"), &server.listen, &accounts, &targets);
     queue.replay_window = accounts::replay_window(&accounts, queue.dedup_window);
     cross_checks::windows(reader, &accounts, &queue);
+    let logins = logins::settings(reader, file, &accounts);
     Some(Config {
         server,
         admin: admin?,
@@ -129,6 +133,7 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
         telemetry,
         accounts,
         targets,
+        logins,
         warnings: Vec::new(),
         strict: false,
         sha256,
@@ -234,7 +239,7 @@ mod tests {
     fn the_example_names_every_key() {
         let (_folder, path) = written(
             "x = 1\n[server]\nx = 1\ntls = { x = 1, acme = { x = 1 } }\n[admin]\nx = 1\ntoken = { x = 1 }\n[queue]\nx = 1\n[log]\nx = 1\n\
-             [telemetry]\nx = 1\n[targets.a]\nx = 1\n[accounts.a]\nx = 1\nallow_from = { x = 1 }\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
+             [telemetry]\nx = 1\n[targets.a]\nx = 1\n[accounts.a]\nx = 1\nallow_from = { x = 1 }\n[logins.a]\nx = 1\n[[accounts.a.routes]]\nx = 1\nmatch = { x = 1 }\n\
              reply = { x = 1, image = { x = 1 }, video = { x = 1 }, music = { x = 1 }, news = { x = 1 }, \
              transfer_customer_service = { x = 1 } }\n",
         );
@@ -245,7 +250,7 @@ mod tests {
             _ => None,
         });
         let known: Vec<_> = known.collect();
-        assert_eq!(known.len(), 20, "one list for each kind of table");
+        assert_eq!(known.len(), 21, "one list for each kind of table");
         for key in known.concat() {
             let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
             assert!(written.iter().any(|text| example.contains(text)), "the example lacks `{key}`");

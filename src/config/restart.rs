@@ -6,7 +6,7 @@
 use super::Config;
 use crate::{admin, otlp, queue, server, telemetry};
 
-/// The keys of the compared sections that a reload applies; `replay_window` follows from `accounts.*.max_skew`. It also replaces all `accounts` and `targets`.
+/// The keys of the compared sections that a reload applies; `replay_window` follows from `accounts.*.max_skew`. It also replaces all `accounts`, `targets` and `logins`.
 const RELOADED: [&str; 3] = ["log.level", "log.openid", "queue.replay_window"];
 
 /// Each field's key, and whether it differs.
@@ -19,8 +19,19 @@ macro_rules! compare {
 
 /// The keys that differ and need a restart.
 pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
-    let Config { server, admin, queue, log, telemetry, accounts: _, targets: _, warnings: _, strict: _, sha256: _ } =
-        old;
+    let Config {
+        server,
+        admin,
+        queue,
+        log,
+        telemetry,
+        accounts: _,
+        targets: _,
+        logins: _,
+        warnings: _,
+        strict: _,
+        sha256: _,
+    } = old;
     let mut compared = Vec::new();
     compared.extend(compare!(
         "server",
@@ -95,11 +106,14 @@ mod tests {
         ("targets.*.timeout", "targets.crm.timeout", "3s", None),
     ];
 
-    /// Keys that [`CHANGES`] need not have. `strict` and `type` are only checked while loading; an encryption key is
+    /// Keys that [`CHANGES`] need not have. `verify_files` names files beside the configuration; `strict` and `type` are only checked while loading; an encryption key is
     /// compared in its own test; the others are parts of an account or a target, which a reload replaces as a whole.
     fn is_checked_elsewhere(key: &str) -> bool {
-        let checked = ["server.strict", "queue.type", "queue.encryption_keys"];
-        checked.contains(&key) || key.starts_with("accounts.*.") || key.starts_with("targets.*.")
+        let checked = ["server.strict", "server.verify_files", "queue.type", "queue.encryption_keys"];
+        checked.contains(&key)
+            || key.starts_with("accounts.*.")
+            || key.starts_with("targets.*.")
+            || key.starts_with("logins.*.")
     }
 
     fn example(overrides: &[(&str, &str)]) -> Config {
@@ -114,7 +128,7 @@ mod tests {
     fn known_keys() -> BTreeSet<String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
-        let tables = ["server", "admin", "queue", "log", "telemetry", "accounts.a", "targets.a"];
+        let tables = ["server", "admin", "queue", "log", "telemetry", "accounts.a", "targets.a", "logins.a"];
         std::fs::write(&path, tables.map(|table| format!("[{table}]\nx = 1\n")).concat()).unwrap();
         let errors = load(Some(&path), [], &[]).unwrap_err();
         let keys = errors.iter().flat_map(|error| {

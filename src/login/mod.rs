@@ -15,7 +15,7 @@ mod query;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -94,7 +94,8 @@ struct Served {
 impl Logins {
     /// Serves these from now on. The path of a removed login keeps its error page.
     pub fn apply(&self, settings: &Settings, metrics: &Metrics) {
-        let mut by_path: HashMap<String, Page> = self.served.load().login_paths().map(|path| (path, Page::Removed)).collect();
+        let mut by_path: HashMap<String, Page> =
+            self.served.load().login_paths().map(|path| (path, Page::Removed)).collect();
         for login in &settings.logins {
             let metrics = metrics.login(&login.name);
             let (path, throttle) = (login.path.clone(), LogThrottle::at_most(LOG_LINES));

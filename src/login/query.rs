@@ -133,9 +133,26 @@ mod tests {
         let long = format!("code=abc&state={}", "x".repeat(MAX_QUERY));
         let long_code = format!("code={}", "x".repeat(MAX_CODE + 1));
         let cases = [
-            "", "&", "a=1", "code=", "code", "code=abc&code=abc", "code=abc&code=other", "state=a&state=b",
-            "code=abc&state=%", "code=abc&state=%4", "code=abc&state=%zz", "code=abc&state=%00", "code=abc&state=%0d%0a",
-            "code=abc&state=%7f", "code=abc&state=a\u{1}b", "code=a%41", "code=a/b", "c%6fde=abc", &long, &long_code,
+            "",
+            "&",
+            "a=1",
+            "code=",
+            "code",
+            "code=abc&code=abc",
+            "code=abc&code=other",
+            "state=a&state=b",
+            "code=abc&state=%",
+            "code=abc&state=%4",
+            "code=abc&state=%zz",
+            "code=abc&state=%00",
+            "code=abc&state=%0d%0a",
+            "code=abc&state=%7f",
+            "code=abc&state=a\u{1}b",
+            "code=a%41",
+            "code=a/b",
+            "c%6fde=abc",
+            &long,
+            &long_code,
         ];
         for query in cases {
             assert_eq!(pass(query, &DEFAULT_PASS), Err(Malformed), "{query}");

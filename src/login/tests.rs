@@ -6,7 +6,13 @@ use super::*;
 
 fn login(to: &str) -> Login {
     let pass = DEFAULT_PASS.map(str::to_owned).to_vec();
-    Login { name: "site".into(), path: "/login/site".into(), to: to.into(), pass, home: Some("https://a.example/?x=1&y=2".into()) }
+    Login {
+        name: "site".into(),
+        path: "/login/site".into(),
+        to: to.into(),
+        pass,
+        home: Some("https://a.example/?x=1&y=2".into()),
+    }
 }
 
 fn serve(logins: Vec<Login>, verify_files: Vec<VerifyFile>) -> (Logins, Arc<Metrics>) {

@@ -56,6 +56,7 @@ pub struct Metrics {
     config_info: IntGaugeVec,
     tls_expiry: IntGaugeVec,
     spans: IntCounterVec,
+    logins: IntCounterVec,
     tls_renew_by: IntGaugeVec,
     acme_orders: IntCounterVec,
     /// The targets of the last `set_backlogs`.
@@ -110,6 +111,12 @@ pub struct TargetMetrics {
     pub up: IntGauge,
     /// 1 while it is paused.
     pub paused: IntGauge,
+}
+
+/// One login's results.
+#[derive(Clone, Debug)]
+pub struct LoginMetrics {
+    results: [(&'static str, IntCounter); 3],
 }
 
 /// The results of exporting spans.
@@ -209,6 +216,7 @@ impl Metrics {
                 "Time when a served certificate expires.",
                 &["cert"],
             ),
+            logins: counters(at, "wxrelay_logins_total", "Login callbacks by result.", &["login", "result"]),
             spans: counters(at, "wxrelay_spans_total", "Trace spans by result.", &["result"]),
             tls_renew_by: gauges(
                 at,
@@ -328,6 +336,12 @@ impl Metrics {
         metrics
     }
 
+    /// The metrics of a login.
+    pub fn login(&self, name: &str) -> LoginMetrics {
+        let results = ["passed", "refused_by_user", "malformed"];
+        LoginMetrics { results: results.map(|result| (result, self.logins.with_label_values(&[name, result]))) }
+    }
+
     /// The metrics of spans, for the exporter; there is no series before the first call.
     pub fn spans(&self) -> SpanMetrics {
         let count = |result| self.spans.with_label_values(&[result]);
@@ -404,6 +418,15 @@ impl AccountMetrics {
             Some(open) => self.reply_window_open.with_label_values(&[&*self.name]).set(open.into()),
             // Fails only if there is no such series.
             None => drop(self.reply_window_open.remove_label_values(&[&*self.name])),
+        }
+    }
+}
+
+impl LoginMetrics {
+    /// Counts a callback by its result.
+    pub fn count(&self, result: &'static str) {
+        if let Some((_, counter)) = self.results.iter().find(|(known, _)| *known == result) {
+            counter.inc();
         }
     }
 }

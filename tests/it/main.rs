@@ -41,6 +41,7 @@ mod hostile_targets;
 mod http;
 mod isolation;
 mod log_rate;
+mod logins;
 mod lost_files;
 mod memory;
 mod migration;

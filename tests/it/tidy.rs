@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [(u8, &[&str]); 6] = [
     (5, &["main", "cli"]),
     (4, &["app", "config", "health", "simulation"]),
-    (3, &["server", "admin", "push", "dispatcher", "otlp"]),
+    (3, &["server", "admin", "push", "login", "dispatcher", "otlp"]),
     (2, &["queue", "deliver", "tail"]),
     (1, &["wechat", "route", "backoff", "event", "host", "trace"]),
     (0, &["secret", "escape", "bounded_file", "certificate", "clock", "metrics", "telemetry", "tuning"]),

@@ -23,6 +23,7 @@ pub(crate) struct Setup {
     body: String,
     env: Vec<(&'static str, String)>,
     ulimit: Option<&'static str>,
+    files: Vec<(&'static str, &'static str)>,
 }
 
 impl Setup {
@@ -39,6 +40,7 @@ impl Setup {
             body: body.into(),
             env: Vec::new(),
             ulimit: None,
+            files: Vec::new(),
         }
     }
 
@@ -51,6 +53,12 @@ impl Setup {
     /// A variable of its environment.
     pub(crate) fn env(mut self, name: &'static str, value: String) -> Self {
         self.env.push((name, value));
+        self
+    }
+
+    /// A file beside the configuration.
+    pub(crate) fn file(mut self, name: &'static str, text: &'static str) -> Self {
+        self.files.push((name, text));
         self
     }
 
@@ -93,6 +101,9 @@ impl Setup {
     /// Starts the relay and waits until it is ready.
     pub(crate) async fn start(self) -> Relay {
         let dir = tempfile::tempdir().expect("a temporary folder");
+        for (name, text) in &self.files {
+            fs::write(dir.path().join(name), text).expect("a file beside the config can be written");
+        }
         let config = dir.path().join("config.toml");
         fs::write(&config, self.toml(dir.path())).expect("the config can be written");
         fs::set_permissions(&config, Permissions::from_mode(0o600)).expect("it holds secrets");
