@@ -14,6 +14,7 @@ import api
 import backend
 import envelopes
 import identity
+import logins
 import monitoring
 import sdks
 import traces
@@ -22,7 +23,7 @@ from harness import HERE, Harness
 from remade import Remade
 from rig import Checks, expect, expect_that
 
-TIME = 400  # seconds
+TIME = 550  # seconds
 
 
 def golden_data_is_current():
@@ -69,7 +70,7 @@ def main():
     signal.alarm(TIME)
     checks, harness, remade = Checks(), Harness(binary), Remade(binary)
     parts = [sdks.Sdks(binary), webhooks.Webhooks(binary), monitoring.Monitoring(binary), api.Api(binary),
-             traces.Traces(binary)]
+             traces.Traces(binary), logins.Logins(binary)]
     try:
         checks.run("the golden data of authing-json is what the packages make", golden_data_is_current)
         for name, check in remade.checks():
