@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::console_paths;
 use super::online::{self, ProbeResult};
 use super::output;
 use super::{BadConfig, ConfigArgs, remedy};
@@ -15,6 +16,7 @@ use crate::config::Config;
 use crate::config::routing_table::{AccountEntry, ReplySource, RouteEntry, RoutingTable, TargetEntry};
 use crate::deliver::Role;
 use crate::escape;
+use crate::login;
 use crate::push::ReplyWindow;
 use crate::wechat::ReplyBody;
 
@@ -43,7 +45,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let table = RoutingTable::of(&config);
     if !args.json {
-        write!(output::stdout(), "{}", text(&table))?;
+        write!(output::stdout(), "{}{}", text(&table), logins(&config.logins))?;
     }
     let probes = if args.online { online::probe_targets(&config).await } else { Vec::new() };
     if args.json {
@@ -104,6 +106,31 @@ fn text(table: &RoutingTable) -> String {
     text
 }
 
+/// Logins with what to enter where, and verification files.
+fn logins(settings: &login::Settings) -> String {
+    let mut text = String::new();
+    for login in &settings.logins {
+        let facts = [
+            ("enter", format!("redirect_uri = https://<callback domain>{}", login.path)),
+            ("to", login.to.clone()),
+            ("pass", login.pass.join(", ")),
+        ];
+        text.push('\n');
+        push_block(&mut text, &format!("login {}", login.name), &facts);
+    }
+    if !settings.logins.is_empty() {
+        text +=
+            &format!("\nenter the callback domain, without scheme and path, at {}\n", console_paths::CALLBACK_DOMAINS);
+    }
+    if !settings.verify_files.is_empty() {
+        text += "\nverification files\n";
+    }
+    for file in &settings.verify_files {
+        text += &format!("  /{}  {} bytes\n", file.name, file.content.len());
+    }
+    text
+}
+
 /// The routing table as JSON.
 fn json(table: &RoutingTable, config: &Config) -> Value {
     let accounts = table.accounts.iter().map(|account| {
@@ -124,8 +151,13 @@ fn json(table: &RoutingTable, config: &Config) -> Value {
             "expire_after": target.expire_after.map(words), "end": end(target),
         })
     });
+    let logins = config.logins.logins.iter().map(|login| {
+        json!({ "name": *login.name, "path": login.path, "to": login.to, "pass": login.pass, "home": login.home })
+    });
+    let verify_files = config.logins.verify_files.iter().map(|file| format!("/{}", file.name));
     json!({
         "accounts": accounts.collect::<Vec<_>>(), "targets": targets.collect::<Vec<_>>(),
+        "logins": logins.collect::<Vec<_>>(), "verify_files": verify_files.collect::<Vec<_>>(),
         "warnings": config.warnings, "sha256": config.sha256,
     })
 }

@@ -34,5 +34,9 @@ pub(super) const ALARMS: ConsolePage = ConsolePage {
     old_path: "mp.weixin.qq.com > 设置与开发 > 开发接口管理 > 运维中心",
 };
 
+/// The domains of login callbacks, of a website app and of an account; these pages did not move.
+pub(super) const CALLBACK_DOMAINS: &str = "open.weixin.qq.com > 管理中心 > 网站应用 > 开发信息 > 授权回调域, or mp.weixin.qq.com > \
+                                           设置与开发 > 账号设置 > 功能设置 > 网页授权域名";
+
 /// Test accounts, which need no registration; this page did not move.
 pub(super) const TEST_ACCOUNT: &str = "mp.weixin.qq.com/debug/cgi-bin/sandbox?t=sandbox/login";

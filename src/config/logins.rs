@@ -14,6 +14,7 @@ use super::value::{self, Parsed};
 use crate::bounded_file;
 use crate::login::{DEFAULT_PASS, Login, Settings, VerifyFile};
 use crate::push::Account;
+use crate::server::{self, Listen};
 
 /// The most parameters that a login passes on.
 const MAX_PASS: usize = 8;
@@ -25,10 +26,25 @@ const MAX_FILE_NAME: usize = 64;
 const MAX_FILE_SIZE: usize = 1024;
 
 /// All logins and verification files without errors.
-pub(super) fn settings(reader: &KeyReader<'_>, file: &file::ConfigFile, accounts: &[Account]) -> Settings {
+pub(super) fn settings(
+    reader: &KeyReader<'_>,
+    file: &file::ConfigFile,
+    server: &server::Settings,
+    accounts: &[Account],
+) -> Settings {
     let verify_files = file.server.verify_files.as_ref().map_or(&[][..], |list| &list.0);
     let verify_files = self::verify_files(&reader.at("server").at("verify_files"), verify_files, accounts);
     let reader = reader.at("logins");
+    let in_clear = |listen: &Listen| matches!(listen, Listen::Tcp(address) if !address.ip().is_loopback());
+    if !file.logins.is_empty()
+        && server.tls.is_empty()
+        && server.trusted_proxies.is_empty()
+        && server.listen.iter().any(in_clear)
+    {
+        reader.warn(format_args!(
+            "neither server.tls nor server.trusted_proxies is set, so codes cross the network in clear"
+        ));
+    }
     let mut logins: Vec<Login> = Vec::new();
     for (name, section) in &file.logins {
         let reader = reader.at(name);

@@ -39,7 +39,7 @@ use self::key_reader::{KeyReader, LoadContext};
 use self::layers::{Environment, Layers, ParsedLayers};
 use crate::dispatcher::TargetSettings;
 use crate::push::Account;
-use crate::{admin, otlp, queue, server, telemetry};
+use crate::{admin, login, otlp, queue, server, telemetry};
 
 /// Where a configuration is searched for if none is named.
 const SEARCH_PATHS: [&str; 2] = ["config.toml", "/etc/wxrelay/config.toml"];
@@ -124,7 +124,7 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
     own_url::check(&reader.at("targets"), &server.listen, &accounts, &targets);
     queue.replay_window = accounts::replay_window(&accounts, queue.dedup_window);
     cross_checks::windows(reader, &accounts, &queue);
-    let logins = logins::settings(reader, file, &accounts);
+    let logins = logins::settings(reader, file, &server, &accounts);
     Some(Config {
         server,
         admin: admin?,

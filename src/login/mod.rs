@@ -162,7 +162,10 @@ impl Login {
         }
         let query = request.uri().query().unwrap_or_default();
         let passed = query::pass(query, &self.pass);
-        let located = passed.and_then(|passed| Ok((passed.has_code, self.location(&passed.pairs)?)));
+        let located = passed.and_then(|passed| {
+            let location = HeaderValue::try_from(self.location(&passed.pairs)).map_err(|_| Malformed)?;
+            Ok((passed.has_code, location))
+        });
         let Ok((has_code, location)) = located else { return malformed(StatusCode::BAD_REQUEST) };
         let mut response = Response::new(Full::default());
         // 303 and not 307: the next request is a GET, whatever this one was (RFC 9700, section 4.12).
@@ -173,13 +176,13 @@ impl Login {
     }
 
     /// The configured URL with the pairs behind it.
-    fn location(&self, pairs: &str) -> Result<HeaderValue, Malformed> {
+    pub fn location(&self, pairs: &str) -> String {
         let separator = match self.to.split_once('?') {
             None => "?",
             Some((_, query)) if query.is_empty() || query.ends_with('&') => "",
             Some(_) => "&",
         };
-        HeaderValue::try_from(format!("{}{separator}{pairs}", self.to)).map_err(|_| Malformed)
+        format!("{}{separator}{pairs}", self.to)
     }
 }
 

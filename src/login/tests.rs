@@ -31,6 +31,7 @@ fn location(to: &str, query: &str) -> Option<String> {
     Some(response.headers().get(header::LOCATION)?.to_str().unwrap().to_owned())
 }
 
+#[expect(clippy::disallowed_methods, reason = "our own answer")]
 async fn text(response: Response<Full<Bytes>>) -> String {
     String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
 }

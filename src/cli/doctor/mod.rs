@@ -6,6 +6,7 @@
 //! - `local.rs`: the certificate, the listeners, the running relay
 //! - `public.rs`: the server URL as WeChat sees it; `exchange.rs`: TLS and the verification; `answer.rs`: its result;
 //!   `chain.rs`: certificates
+//! - `logins.rs`: logins and verification files
 //! - `targets.rs`: every target
 //! - `clock.rs`: our clock compared with the peers'
 //!
@@ -19,6 +20,7 @@ mod chain;
 mod clock;
 mod exchange;
 mod local;
+mod logins;
 mod machine;
 mod public;
 mod report;
@@ -53,8 +55,8 @@ const WRONG_ARGUMENTS: u8 = 2;
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Check the server URL from WeChat's console as WeChat does, such as https://wx.example.com/wechat/events; may be
-    /// repeated [default account: the one with its path, or the only one]
+    /// Check the server URL from WeChat's console as WeChat does, such as https://wx.example.com/wechat/events, or a
+    /// login's redirect_uri as a browser does; may be repeated [default account: the one with its path, or the only one]
     #[arg(long, value_name = "[ACCOUNT=]URL")]
     url: Vec<UrlArg>,
     /// Connect to this address instead of the one that the name resolves to, such as 192.168.1.5:443
@@ -111,11 +113,12 @@ async fn run_checks(config: &Arc<Config>, urls: Vec<PublicUrl>, args: &Args) -> 
         join_ordered(checks).await.into_iter().for_each(|found| findings.add(found));
         findings
     };
-    let (store, listeners, admin, seen, targets) = tokio::join!(
+    let (store, listeners, admin, seen, clients, targets) = tokio::join!(
         machine::store(config.queue.clone()),
         local::listeners(config),
         local::admin(Arc::clone(config), holder),
         seen,
+        logins::check_clients(config, &trust),
         targets::check(Arc::clone(config)),
     );
 
@@ -126,6 +129,7 @@ async fn run_checks(config: &Arc<Config>, urls: Vec<PublicUrl>, args: &Args) -> 
     lines.extend(listeners);
     lines.push(admin);
     let mut answered = seen;
+    answered.lines.extend(clients);
     answered.add(targets);
     let clock = clock::check(config, &answered.clocks);
     lines.extend(answered.lines);

@@ -1,4 +1,4 @@
-//! The server URL as WeChat sees it: name, port, TLS, verification.
+//! The server URL as WeChat sees it: name, port, TLS, verification. And a login's callback, as a browser sees it.
 //!
 //! Checked from this machine, whose view may differ from WeChat's: behind a NAT without hairpinning, `--connect` gives
 //! another address. No push is sent.
@@ -9,15 +9,17 @@ use std::str::FromStr;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 
-use super::answer;
 use super::chain::{LeafCertificate, TrustPolicy, TrustStore};
 use super::clock::is_local_address;
 use super::exchange::{VerificationError, VerificationResult, handshake, verify};
 use super::report::{CheckFailure, CheckResult, CheckResults, DoctorCheck, PeerClock};
 use super::{LIMIT, join_ordered, run_detached};
+use super::{answer, logins};
 use crate::cli::simulate::{Http10Error, ServerUrl};
 use crate::config::Config;
+use crate::login::{Login, VerifyFile};
 use crate::push::Account;
 use crate::wechat::Mode;
 
@@ -44,10 +46,16 @@ impl FromStr for UrlArg {
     }
 }
 
-/// A server URL and its account.
+/// A URL, what it leads to, and the verification files at its root.
 pub(super) struct PublicUrl {
-    account: Account,
+    leads_to: Destination,
     url: ServerUrl,
+    verify_files: Vec<VerifyFile>,
+}
+
+enum Destination {
+    Account(Box<Account>),
+    Login(Login),
 }
 
 /// A `--url` that matches no account.
@@ -65,12 +73,16 @@ pub(super) enum UrlArgError {
 }
 
 impl PublicUrl {
-    /// Selects the account: the one named, else the one with the URL's path, else the only one.
+    /// Selects what is named, else the account or login with the URL's path, else the only account.
     pub(super) fn of(named: &UrlArg, config: &Config) -> Result<Self, UrlArgError> {
         let url = named.url.clone();
         let known = || config.accounts.iter().map(|account| &*account.name).collect::<Vec<_>>().join(", ");
         let path = url.request_target("");
         let path = path.split('?').next().unwrap_or_default().trim_end_matches('/');
+        let verify_files = config.logins.verify_files.clone();
+        if let (None, Some(login)) = (&named.account, config.logins.logins.iter().find(|login| login.path == path)) {
+            return Ok(Self { leads_to: Destination::Login(login.clone()), url, verify_files });
+        }
         let account = match (&named.account, &config.accounts[..]) {
             (Some(name), accounts) => accounts
                 .iter()
@@ -82,7 +94,7 @@ impl PublicUrl {
                 .find(|account| account.path == path)
                 .ok_or_else(|| UrlArgError::Ambiguous { url: without_query(&url), known: known() })?,
         };
-        Ok(Self { account: account.clone(), url })
+        Ok(Self { leads_to: Destination::Account(Box::new(account.clone())), url, verify_files })
     }
 
     pub(super) fn host(&self) -> &str {
@@ -95,46 +107,81 @@ fn without_query(url: &ServerUrl) -> String {
     url.to_string().split('?').next().unwrap_or_default().to_owned()
 }
 
-/// Name, port, TLS, verification: one result each, up to the first failure that prevents the next check.
+/// Name, port, TLS, verification or callback, and verification files: one result each, up to the first failure that
+/// prevents the next check.
 pub(super) async fn check(public: PublicUrl, connect: Option<SocketAddr>, trust: TrustStore) -> CheckResults {
-    let PublicUrl { account, url } = public;
+    let PublicUrl { leads_to, url, verify_files } = public;
     let mut findings = CheckResults::default();
     let of = |name| DoctorCheck::new(name, without_query(&url));
     let addresses = name(&of("dns"), &url, connect.is_some(), &mut findings).await;
     let addresses = connect.map_or(addresses, |instead| vec![instead]);
     let started = Instant::now();
     let Some(stream) = port(&of("port"), &url, addresses, connect, &mut findings).await else { return findings };
-    let here = stream.peer_addr().is_ok_and(|peer| is_local_address(peer.ip()));
-    let verified = if url.is_https() {
-        let stream = match check_tls(&of("tls"), stream, url.host(), trust).await {
+    let address = stream.peer_addr().ok();
+    let stream = if url.is_https() {
+        match check_tls(&of("tls"), stream, url.host(), trust.clone()).await {
             Ok((stream, line)) => {
                 findings.lines.extend(line);
-                stream
+                Either::Left(stream)
             }
             Err(line) => {
                 findings.lines.push(line);
                 return findings;
             }
-        };
-        timeout(LIMIT, verify(stream, &url, &account.credentials)).await
+        }
     } else {
-        findings.lines.push(check_plain_http(&of("tls"), account.credentials.mode));
-        timeout(LIMIT, verify(stream, &url, &account.credentials)).await
+        findings.lines.push(check_plain_http(&of("tls"), &leads_to));
+        Either::Right(stream)
     };
-    let verified = verified.unwrap_or_else(|_| VerificationResult {
-        result: Err(VerificationError::NoAnswer(Http10Error::Timeout)),
-        date: None,
-    });
-    let took = started.elapsed();
-    findings.lines.push(answer::verification_result(&of("verification"), &account, verified.result, took));
-    if let Some(date) = verified.date {
-        findings.clocks.push(PeerClock::of(without_query(&url), date, took, here));
+    match leads_to {
+        Destination::Account(account) => {
+            let verified = timeout(LIMIT, verify(stream, &url, &account.credentials)).await;
+            let verified = verified.unwrap_or_else(|_| VerificationResult {
+                result: Err(VerificationError::NoAnswer(Http10Error::Timeout)),
+                date: None,
+            });
+            let took = started.elapsed();
+            findings.lines.push(answer::verification_result(&of("verification"), &account, verified.result, took));
+            if let Some(date) = verified.date {
+                let here = address.is_some_and(|address| is_local_address(address.ip()));
+                findings.clocks.push(PeerClock::of(without_query(&url), date, took, here));
+            }
+        }
+        Destination::Login(login) => {
+            findings.lines.push(logins::check_callback(&of("callback"), stream, &url, &login).await);
+        }
+    }
+    for file in verify_files {
+        findings.lines.extend(check_verify_file(&url, &file, address, trust.clone()).await);
     }
     findings
 }
 
+/// Fetches a verification file from the root, over a connection of its own.
+async fn check_verify_file(
+    url: &ServerUrl,
+    file: &VerifyFile,
+    address: Option<SocketAddr>,
+    trust: TrustStore,
+) -> Option<CheckResult> {
+    let scheme = if url.is_https() { "https" } else { "http" };
+    let url: ServerUrl = format!("{scheme}://{}/{}", url.authority(), file.name).parse().ok()?;
+    let check = DoctorCheck::new("file", &url);
+    let stream = match reach(address?).await {
+        Ok(stream) => stream,
+        Err(why) => return Some(check.failed(format!("no connection ({why})"), "")),
+    };
+    if !url.is_https() {
+        return Some(logins::check_file(&check, stream, &url, file).await);
+    }
+    Some(match check_tls(&check, stream, url.host(), trust).await {
+        Ok((stream, _)) => logins::check_file(&check, stream, &url, file).await,
+        Err(line) => line,
+    })
+}
+
 /// A TLS handshake, and the result for the certificate.
-async fn check_tls(
+pub(super) async fn check_tls(
     check: &DoctorCheck,
     stream: TcpStream,
     host: &str,
@@ -156,8 +203,14 @@ async fn check_tls(
     Ok((stream, line))
 }
 
-fn check_plain_http(check: &DoctorCheck, mode: Mode) -> CheckResult {
-    match mode {
+fn check_plain_http(check: &DoctorCheck, leads_to: &Destination) -> CheckResult {
+    let account = match leads_to {
+        Destination::Account(account) => account,
+        Destination::Login(_) => {
+            return check.warning("none: http, and a code that crosses a network in clear logs others in", "use https");
+        }
+    };
+    match account.credentials.mode {
         Mode::Plaintext => check
             .warning("none: http, and in plaintext mode anyone on the network path can read the pushes", "use https"),
         Mode::Compatible => check.warning(
@@ -170,22 +223,13 @@ fn check_plain_http(check: &DoctorCheck, mode: Mode) -> CheckResult {
 
 /// The addresses of the host, IPv4 first; empty if there is none.
 async fn name(check: &DoctorCheck, url: &ServerUrl, elsewhere: bool, findings: &mut CheckResults) -> Vec<SocketAddr> {
-    let (host, port) = (url.host().to_owned(), url.port());
-    let found = run_detached(LIMIT, move || (host.as_str(), port).to_socket_addrs().map(Vec::from_iter)).await;
-    let mut addresses = match found {
-        Some(Ok(addresses)) => addresses,
-        Some(Err(error)) => {
-            let remedy = "is the name right, and does it have a public A record?";
-            findings.lines.push(check.failed(format!("{} has no address ({error})", url.host()), remedy));
-            return Vec::new();
-        }
-        None => {
-            findings.lines.push(check.failed(format!("no answer within {LIMIT:?}"), "check this machine's resolver"));
+    let addresses = match resolve(url).await {
+        Ok(addresses) => addresses,
+        Err(failure) => {
+            findings.lines.push(check.failed_with(failure));
             return Vec::new();
         }
     };
-    addresses.sort_unstable_by_key(|address| (address.is_ipv6(), *address));
-    addresses.dedup();
     let shown = addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>().join(", ");
     let hidden = addresses.iter().find_map(|address| Some((address.ip(), unreachable(address.ip())?)));
     findings.lines.push(match hidden {
@@ -202,6 +246,25 @@ async fn name(check: &DoctorCheck, url: &ServerUrl, elsewhere: bool, findings: &
         None => check.ok(if elsewhere { format!("{shown}, not used because of --connect") } else { shown }),
     });
     addresses
+}
+
+/// The addresses of a URL's host, IPv4 first.
+pub(super) async fn resolve(url: &ServerUrl) -> Result<Vec<SocketAddr>, CheckFailure> {
+    let (host, port) = (url.host().to_owned(), url.port());
+    let found = run_detached(LIMIT, move || (host.as_str(), port).to_socket_addrs().map(Vec::from_iter)).await;
+    let mut addresses = match found {
+        Some(Ok(addresses)) => addresses,
+        Some(Err(error)) => {
+            let text = format!("{} has no address ({error})", url.host());
+            return Err(CheckFailure::new(text, "is the name right, and does it have a public A record?"));
+        }
+        None => {
+            return Err(CheckFailure::new(format!("no answer within {LIMIT:?}"), "check this machine's resolver"));
+        }
+    };
+    addresses.sort_unstable_by_key(|address| (address.is_ipv6(), *address));
+    addresses.dedup();
+    Ok(addresses)
 }
 
 /// Why an address is unreachable from the Internet.
@@ -260,7 +323,7 @@ async fn port(
     stream
 }
 
-async fn reach(address: SocketAddr) -> Result<TcpStream, String> {
+pub(super) async fn reach(address: SocketAddr) -> Result<TcpStream, String> {
     match timeout(LIMIT, TcpStream::connect(address)).await {
         Ok(connected) => connected.map_err(|error| error.to_string()),
         Err(_) => Err(format!("no answer within {LIMIT:?}")),

@@ -48,7 +48,11 @@ impl ServerUrl {
     /// The target of the request line: the URL's path and its own query, then `query`.
     pub fn request_target(&self, query: &str) -> String {
         let own = self.uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        let joint = if own.contains('?') { '&' } else { '?' };
+        let joint = match query {
+            "" => "",
+            _ if own.contains('?') => "&",
+            _ => "?",
+        };
         format!("{own}{joint}{query}")
     }
 }
@@ -99,6 +103,7 @@ mod tests {
         assert_eq!(url("http://h/wx").request_target("a=1"), "/wx?a=1");
         assert_eq!(url("http://h/wx?id=7").request_target("a=1"), "/wx?id=7&a=1");
         assert_eq!(url("http://h").request_target("a=1"), "/?a=1");
+        assert_eq!(url("http://h/wx").request_target(""), "/wx");
     }
 
     #[test]
