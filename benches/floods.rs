@@ -24,7 +24,7 @@ use tokio::runtime::Builder;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use support::attack::{Attack, FLOODS, Flood, Listener};
+use support::attack::{Attack, FLOODS, Flood, Listener, login};
 use support::figures::{Latency, mebibytes};
 use support::relay::{Relay, audit};
 use support::tls::Certificate;
@@ -62,7 +62,7 @@ async fn suffer(flood: &Flood, span: Duration, rate: u64, files: Option<u64>) ->
         None => format!("http2 = {}\n", flood.listener == Listener::Http2),
     };
     let route = "[[accounts.shop.routes]]\notherwise = true\nto = []\n";
-    let relay = Relay::start_limited(folder.path(), &server, "", &(account() + route), files).await;
+    let relay = Relay::start_limited(folder.path(), &server, "", &(account() + route + &login()), files).await;
     let tls = certificate.as_ref().map(Certificate::connector);
     let wechat = match &tls {
         Some(tls) => WeChat::over(tls.clone()),

@@ -18,6 +18,9 @@ use tokio_rustls::TlsConnector;
 use super::tls::localhost;
 use super::wechat::{captured, forged};
 
+/// The path of the login that [`login`] configures.
+const LOGIN_PATH: &str = "/login/site";
+
 /// The listener that is attacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Listener {
@@ -105,6 +108,13 @@ pub(crate) const FLOODS: &[Flood] = &[
         let query = "nonce%".repeat(5000);
         Box::pin(repeat(stream, counts, format!("GET /wechat/events?{query} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes()))
     }),
+    flood("logins", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
+        Box::pin(repeat(
+            stream,
+            counts,
+            format!("GET {LOGIN_PATH}?code=0&state=0 HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes(),
+        ))
+    }),
     flood("pipelining, answers not read", Listener::Clear, 64, Source::Everywhere, |stream, counts| {
         Box::pin(unread(stream, counts, "GET / HTTP/1.1\r\nHost: x\r\n\r\n".repeat(500).into_bytes()))
     }),
@@ -150,6 +160,11 @@ pub(crate) const FLOODS: &[Flood] = &[
         }))
     }),
 ];
+
+/// The `[logins.site]` that is attacked.
+pub(crate) fn login() -> String {
+    format!("[logins.site]\npath = \"{LOGIN_PATH}\"\nto = \"https://www.example.com/callback\"\n")
+}
 
 /// One flood against one relay.
 pub(crate) struct Attack {

@@ -21,7 +21,10 @@ fuzz_target!(|bytes: &[u8]| {
     let named = |name| message.root.children.iter().filter(|child| child.name == name).count();
     // The receiver of a push is a text: with elements in it, envelope and tree would name different ones.
     let nested = message.root.child("ToUserName").is_some_and(|name| !name.children.is_empty());
-    if nested || named("ToUserName") > 1 || ["Encrypt", "MsgSignature", "TimeStamp", "Nonce"].iter().any(|name| named(name) > 0) {
+    if nested
+        || named("ToUserName") > 1
+        || ["Encrypt", "MsgSignature", "TimeStamp", "Nonce"].iter().any(|name| named(name) > 0)
+    {
         return;
     }
     for mode in [Mode::Compatible, Mode::Secure] {

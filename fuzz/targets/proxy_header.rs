@@ -37,7 +37,8 @@ fn taken(bytes: &[u8], cut: usize) -> Option<(Option<std::net::IpAddr>, Vec<u8>)
         };
         let receive = async move {
             let balancer = Peer(Some([10, 0, 0, 1].into()));
-            let (mut stream, peer) = proxied::read_header(far, balancer, &["10.0.0.0/8".parse().expect("a network")]).await.ok()?;
+            let (mut stream, peer) =
+                proxied::read_header(far, balancer, &["10.0.0.0/8".parse().expect("a network")]).await.ok()?;
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).await.ok()?;
             Some((peer.0, rest))
