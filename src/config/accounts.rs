@@ -29,6 +29,8 @@ pub(super) struct KnownTargets<'a> {
     pub(super) names: Vec<&'a str>,
     /// The targets without errors.
     pub(super) targets: &'a [TargetSettings],
+    /// As the file has them, for what their providers take.
+    pub(super) sections: &'a BTreeMap<String, file::TargetSection>,
 }
 
 /// All accounts that can be read.

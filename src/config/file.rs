@@ -244,6 +244,7 @@ pub(super) struct TargetSection {
     pub(super) base_url: Option<Scalar>,
     pub(super) domain: Option<Scalar>,
     pub(super) idp_id: Option<Scalar>,
+    pub(super) provider_id: Option<Scalar>,
     pub(super) format: Option<Scalar>,
     pub(super) secret: Option<SecretSources>,
     pub(super) app_id: Option<Scalar>,

@@ -118,7 +118,8 @@ fn config(reader: &KeyReader<'_>, file: &file::ConfigFile, sha256: String) -> Op
     let log = sections::log(&reader.at("log"), &file.log);
     let telemetry = sections::telemetry(&reader.at("telemetry"), &file.telemetry);
     let targets = targets::targets(&reader.at("targets"), &file.targets);
-    let known = KnownTargets { names: file.targets.keys().map(String::as_str).collect(), targets: &targets };
+    let names = file.targets.keys().map(String::as_str).collect();
+    let known = KnownTargets { names, targets: &targets, sections: &file.targets };
     let accounts = accounts::accounts(&reader.at("accounts"), &file.accounts, &known);
     cross_checks::references(&reader.at("targets"), &accounts, &targets);
     own_url::check(&reader.at("targets"), &server.listen, &accounts, &targets);
@@ -150,6 +151,7 @@ mod tests {
     use super::*;
     use crate::backoff::Schedule;
     use crate::deliver::{Format, Role};
+    use crate::wechat::{Message, Mode};
 
     const ROOT: &str = env!("CARGO_MANIFEST_DIR");
     const KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
@@ -380,6 +382,45 @@ mod tests {
         let bamboocloud = login("valid/two-accounts.toml");
         assert_eq!(bamboocloud.url, "https://tenant.example.com:8443/api/v1/callback/wechatmpqr/42");
         assert_eq!(bamboocloud.format, Format::Raw);
+    }
+
+    #[test]
+    fn a_provider_of_the_operator_gets_what_it_takes() {
+        let config = loaded(&data("valid/own-providers.toml"), &[]);
+        let login = &target(&config, "login").target;
+        assert_eq!((login.url.to_string().as_str(), login.role), ("http://127.0.0.1:8000/api/webhook", Role::Identity));
+        assert_eq!((login.format, login.credentials.mode), (Format::Wechat, Some(Mode::Plaintext)));
+        assert!(login.provider.bare_scene && login.provider.body_counts);
+        let codes = &target(&config, "codes").target;
+        assert_eq!(codes.url, "http://127.0.0.1:3000/api/wechat");
+        let plan = |text: &str| {
+            let message = Message::parse(format!("<xml>{text}</xml>").as_bytes()).unwrap();
+            let plan = config.accounts[0].routes.plan(&message);
+            let asked = plan.reply.map(|rule| rule.asked.iter().map(|name| name.to_string()).collect::<Vec<_>>());
+            (plan.targets.iter().map(|name| name.to_string()).collect::<Vec<_>>(), asked.unwrap_or_default())
+        };
+        let to = |target: &str, asked: &[&str]| {
+            (vec![target.to_owned()], asked.iter().map(|&name| name.to_owned()).collect())
+        };
+        let scan = "<MsgType>event</MsgType><Event>SCAN</Event><EventKey>admin/provider_wechat</EventKey>";
+        assert_eq!(plan(scan), to("login", &[]));
+        let follow =
+            "<MsgType>event</MsgType><Event>subscribe</Event><EventKey>qrscene_admin/provider_wechat</EventKey>";
+        assert_eq!(plan(follow), to("login", &[]));
+        assert_eq!(plan(&scan.replace("admin/", "shop/")), to("crm", &[]));
+        assert_eq!(plan("<MsgType>text</MsgType><Content>验证码</Content>"), to("codes", &["codes"]));
+        assert_eq!(plan("<MsgType>text</MsgType><Content>hello</Content>"), to("crm", &[]));
+    }
+
+    #[test]
+    fn a_route_to_a_provider_that_takes_something_else_is_a_warning() {
+        let text = std::fs::read_to_string(data("valid/own-providers.toml")).unwrap();
+        let routes = "[[accounts.shop.routes]]\nmatch = { event = \"SCAN\" }\nto = [\"login\"]\n\
+                      [[accounts.shop.routes]]\notherwise = true\nto = [\"codes\", \"crm\"]\n";
+        let (_folder, path) = written(&(text + routes));
+        let warnings = loaded(&path, &[]).warnings.join("\n");
+        assert!(warnings.contains("accounts.shop.routes[0]: Casdoor refuses"), "{warnings}");
+        assert!(warnings.contains("accounts.shop.routes[1]: wechat-server sends its code as a reply"), "{warnings}");
     }
 
     #[test]

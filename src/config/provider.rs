@@ -1,7 +1,9 @@
-//! The URLs of identity providers, built from the identifiers that their consoles show.
+//! Identity providers: their URLs, built from the identifiers that their consoles show, and what each expects.
 //!
 //! Invariant: an identifier stays within one path segment, whatever its characters. The URLs are as secret as the
 //! identifiers, since nothing else protects those endpoints: no message quotes them.
+
+use std::sync::Arc;
 
 use http::Uri;
 use http::uri::Authority;
@@ -11,7 +13,9 @@ use super::error::Problem;
 use super::file::{Scalar, TargetSection};
 use super::key_reader::KeyReader;
 use super::value::{self, Parsed};
-use crate::deliver::Format;
+use crate::deliver::{Format, ProviderRules};
+use crate::route::{Match, Pattern, Patterns, ReplyRule, Route, When, follows_and_scans};
+use crate::wechat::Mode;
 
 /// The characters that are percent-encoded in a path segment: all except RFC 3986's `unreserved`.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -25,16 +29,35 @@ enum ProviderPreset {
     GenAuth,
     /// <https://www.bamboocloud.cn>
     BambooCloud,
+    /// <https://github.com/casdoor/casdoor>, `controllers/auth.go`, `HandleOfficialAccountEvent`: a plaintext push whose
+    /// key is the provider's own name; errors come with status 200.
+    Casdoor,
+    /// <https://github.com/songquanpeng/wechat-server>, `controller/wechat.go`: a plaintext push; answers the text
+    /// [`CODE_WORD`] with a code for the person to type in.
+    WechatServer,
 }
 
-/// A target's URL and the format that goes with it, from `url` or from `provider` and its keys.
-pub(super) fn endpoint(reader: &KeyReader<'_>, target: &TargetSection) -> Option<(Uri, Format)> {
+/// The text upon which wechat-server sends a code.
+const CODE_WORD: &str = "验证码";
+
+/// Where a target is, and what is preset for it.
+pub(super) struct Endpoint {
+    pub(super) url: Uri,
+    pub(super) format: Format,
+    /// The mode of a `wechat` target; the account's own if there is none.
+    pub(super) mode: Option<Mode>,
+    pub(super) rules: ProviderRules,
+}
+
+/// A target's URL and what goes with it, from `url` or from `provider` and its keys.
+pub(super) fn endpoint(reader: &KeyReader<'_>, target: &TargetSection) -> Option<Endpoint> {
     let Some(name) = &target.provider else {
         refuse_keys(reader, target, &[], "only valid together with `provider`");
         if target.url.is_none() {
             reader.at("url").report(Problem::Missing("an http or https URL, or a `provider`"));
         }
-        return Some((reader.read_secret_text("url", &target.url, value::url)?, Format::Raw));
+        let url = reader.read_secret_text("url", &target.url, value::url)?;
+        return Some(Endpoint { url, format: Format::Raw, mode: None, rules: ProviderRules::default() });
     };
     if target.url.is_some() {
         reader.at("url").report(Problem::expected("`url` and `provider` exclude each other", "only one of them"));
@@ -44,9 +67,50 @@ pub(super) fn endpoint(reader: &KeyReader<'_>, target: &TargetSection) -> Option
         ProviderPreset::Authing => social(reader, target, "https://core.authing.cn"),
         ProviderPreset::GenAuth => social(reader, target, "https://core.genauth.ai"),
         ProviderPreset::BambooCloud => bamboocloud(reader, target),
+        ProviderPreset::Casdoor => casdoor(reader, target),
+        ProviderPreset::WechatServer => wechat_server(reader, target),
     };
-    let format = if provider == ProviderPreset::BambooCloud { Format::Raw } else { Format::AuthingJson };
-    Some((url?, format))
+    let rules = ProviderRules { bare_scene: false, body_counts: true };
+    let (format, mode, rules) = match provider {
+        ProviderPreset::Authing | ProviderPreset::GenAuth => (Format::AuthingJson, None, ProviderRules::default()),
+        ProviderPreset::BambooCloud => (Format::Raw, None, ProviderRules::default()),
+        ProviderPreset::Casdoor => (Format::Wechat, Some(Mode::Plaintext), ProviderRules { bare_scene: true, ..rules }),
+        ProviderPreset::WechatServer => (Format::Wechat, Some(Mode::Plaintext), rules),
+    };
+    Some(Endpoint { url: url?, format, mode, rules })
+}
+
+/// The route of a provider that takes other events than follows and scans, for accounts without routes.
+pub(super) fn own_route(name: &str, target: &TargetSection) -> Option<Route> {
+    let exact = |text: &str, case_blind| Some(Patterns(vec![Pattern::exact(text, case_blind)]));
+    let (when, replies) = match parse(&target.provider.as_ref()?.0).ok()? {
+        ProviderPreset::Casdoor => {
+            let scene = exact(&target.provider_id.as_ref()?.0, false);
+            (Match { event: Some(follows_and_scans()), scene, ..Match::default() }, false)
+        }
+        ProviderPreset::WechatServer => {
+            (Match { msg_type: exact("text", true), content: exact(CODE_WORD, false), ..Match::default() }, true)
+        }
+        ProviderPreset::Authing | ProviderPreset::GenAuth | ProviderPreset::BambooCloud => return None,
+    };
+    let to: Vec<Arc<str>> = vec![name.into()];
+    let reply = replies.then(|| ReplyRule { asked: to.clone(), fixed: None });
+    Some(Route { when: When::Match(when), to, reply })
+}
+
+/// Warns of a route that leads to a provider, but not with what it takes.
+pub(super) fn check_route(reader: &KeyReader<'_>, target: &TargetSection, route: &Route) {
+    let Some(Ok(provider)) = target.provider.as_ref().map(|name| parse(&name.0)) else { return };
+    match (provider, &route.when) {
+        (ProviderPreset::Casdoor, When::Match(Match { scene: Some(_), .. })) => {}
+        (ProviderPreset::Casdoor, _) => reader.warn(format_args!(
+            "Casdoor refuses every event but scans of its own codes; add scene = the target's provider_id to `match`"
+        )),
+        (ProviderPreset::WechatServer, _) if route.reply.is_none() => reader.warn(format_args!(
+            "wechat-server sends its code as a reply, which this route does not ask for; name the target in `reply`"
+        )),
+        _ => {}
+    }
 }
 
 fn parse(name: &str) -> Parsed<ProviderPreset> {
@@ -54,7 +118,9 @@ fn parse(name: &str) -> Parsed<ProviderPreset> {
         "authing" => Ok(ProviderPreset::Authing),
         "genauth" => Ok(ProviderPreset::GenAuth),
         "bamboocloud" => Ok(ProviderPreset::BambooCloud),
-        _ => Err("\"authing\", \"genauth\" or \"bamboocloud\""),
+        "casdoor" => Ok(ProviderPreset::Casdoor),
+        "wechat-server" => Ok(ProviderPreset::WechatServer),
+        _ => Err("\"authing\", \"genauth\", \"bamboocloud\", \"casdoor\" or \"wechat-server\""),
     }
 }
 
@@ -86,6 +152,33 @@ fn bamboocloud(reader: &KeyReader<'_>, target: &TargetSection) -> Option<Uri> {
     let idp = identifier(reader, "idp_id", &target.idp_id, "the ID of the identity provider");
     let url = format!("https://{}/api/v1/callback/wechatmpqr/{}", domain?, idp?);
     url.parse().map_err(|_| reader.report(Problem::Secret("identifiers that make a URL"))).ok()
+}
+
+/// `{base_url}/api/webhook`
+fn casdoor(reader: &KeyReader<'_>, target: &TargetSection) -> Option<Uri> {
+    refuse_keys(reader, target, &["base_url", "provider_id"], "not a key of this `provider`");
+    let expected = "the provider's name in Casdoor with its owner, such as \"admin/provider_wechat\"";
+    let provider_id = |text: &str| if text.trim().is_empty() { Err(expected) } else { Ok(()) };
+    reader.require("provider_id", &target.provider_id, expected, provider_id);
+    own_server(reader, target, "api/webhook")
+}
+
+/// `{base_url}/api/wechat`
+fn wechat_server(reader: &KeyReader<'_>, target: &TargetSection) -> Option<Uri> {
+    refuse_keys(reader, target, &["base_url"], "not a key of this `provider`");
+    own_server(reader, target, "api/wechat")
+}
+
+/// The URL of a program that the operator runs, and that shares a token with the relay.
+fn own_server(reader: &KeyReader<'_>, target: &TargetSection, path: &str) -> Option<Uri> {
+    if target.base_url.is_none() {
+        reader.at("base_url").report(Problem::Missing("the address of your server, such as \"http://127.0.0.1:8000\""));
+    }
+    if target.token.is_none() {
+        reader.at("token").report(Problem::Missing("the Token that the provider's own console has"));
+    }
+    let base = reader.read_secret_text("base_url", &target.base_url, base_url)?;
+    format!("{base}/{path}").parse().map_err(|_| reader.report(Problem::Secret("identifiers that make a URL"))).ok()
 }
 
 fn identifier(reader: &KeyReader<'_>, name: &str, given: &Option<Scalar>, expected: &'static str) -> Option<String> {
@@ -124,6 +217,7 @@ fn refuse_keys(reader: &KeyReader<'_>, target: &TargetSection, allowed: &[&str],
         ("user_pool_id", &target.user_pool_id),
         ("domain", &target.domain),
         ("idp_id", &target.idp_id),
+        ("provider_id", &target.provider_id),
     ];
     for (name, given) in given {
         if given.is_some() && !allowed.contains(&name) {

@@ -8,17 +8,20 @@ use super::error::{Problem, nearest};
 use super::file::{self, ReplierSection};
 use super::fixed_reply;
 use super::key_reader::KeyReader;
-use super::value;
-use crate::deliver::Role;
+use super::{provider, value};
+use crate::deliver::{Role, Target};
 use crate::route::{ReplyRule, Route, Table, When};
 
 /// The routing table of an account: the configured routes, or the Mode 2 default.
 pub(super) fn table(reader: &KeyReader<'_>, file: &[file::RouteSection], known: &KnownTargets<'_>) -> Table {
     let reader = reader.at("routes");
     if file.is_empty() {
-        let of = |role| known.targets.iter().filter(move |settings| settings.target.role == role);
-        let names = |role| of(role).map(|settings| Arc::clone(&settings.target.name)).collect();
-        return Table::mode2(names(Role::Identity), names(Role::Handler));
+        let own_route = |name: &str| provider::own_route(name, known.sections.get(name)?);
+        let of = |role| known.targets.iter().map(|settings| &settings.target).filter(move |target| target.role == role);
+        let own = of(Role::Identity).filter_map(|target| own_route(&target.name)).collect();
+        let identity = of(Role::Identity).filter(|target| own_route(&target.name).is_none());
+        let names = |targets: &mut dyn Iterator<Item = &Target>| targets.map(|target| target.name.clone()).collect();
+        return Table::mode2(own, names(&mut { identity }), names(&mut of(Role::Handler)));
     }
     let routes = file.iter().enumerate().filter_map(|(index, file)| route(&reader.nth(index), file, known)).collect();
     let mut otherwise = file.iter().enumerate().filter(|(_, route)| route.otherwise.is_some());
@@ -35,7 +38,11 @@ fn route(reader: &KeyReader<'_>, file: &file::RouteSection, known: &KnownTargets
     let when = when(reader, file);
     let to = targets(&reader.at("to"), file, known);
     let reply = file.reply.as_ref().and_then(|reply| reply_rule(&reader.at("reply"), reply, file, known));
-    Some(Route { when: when?, to, reply })
+    let route = Route { when: when?, to, reply };
+    for section in route.to.iter().filter_map(|name| known.sections.get(&**name)) {
+        provider::check_route(reader, section, &route);
+    }
+    Some(route)
 }
 
 fn when(reader: &KeyReader<'_>, file: &file::RouteSection) -> Option<When> {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
+use super::accounts;
 use super::error::Problem;
 use super::file::{self, SecretSource};
 use super::key_reader::KeyReader;
+use super::provider::{self, Endpoint};
 use super::value::{self, Parsed};
-use super::{accounts, provider};
 use crate::backoff::Schedule;
 use crate::deliver::{CredentialsOverride, Format, Role, SigningKey, Target, TlsOptions, address};
 use crate::dispatcher::TargetSettings;
@@ -51,10 +52,10 @@ fn target(reader: &KeyReader<'_>, name: &str, file: &file::TargetSection) -> Opt
     accounts::check_name(reader, name);
     let role = role(reader, file);
     let endpoint = provider::endpoint(reader, file);
-    let default_format = endpoint.as_ref().map_or(Format::Raw, |(_, format)| *format);
+    let default_format = endpoint.as_ref().map_or(Format::Raw, |endpoint| endpoint.format);
     let format = reader.read("format", &file.format, format).unwrap_or(default_format);
     let timeout = Duration::from_secs(if role == Role::Identity { 5 } else { 15 });
-    let credentials = credentials(reader, file, format);
+    let mut credentials = credentials(reader, file, format);
     let tls = tls(reader, file);
     let timeout = reader.read("timeout", &file.timeout, value::some_duration).unwrap_or(timeout);
     let headers = headers(&reader.at("headers"), &file.headers);
@@ -65,11 +66,24 @@ fn target(reader: &KeyReader<'_>, name: &str, file: &file::TargetSection) -> Opt
     let concurrency = reader.read("concurrency", &file.concurrency, value::concurrency).unwrap_or(32);
     let rate = reader.read("rate", &file.rate, value::rate);
     let order = reader.read("order", &file.order, order).unwrap_or(DeliveryOrder::None);
-    let (url, _) = endpoint?;
+    let Endpoint { url, mode, rules: provider, .. } = endpoint?;
+    credentials.mode = credentials.mode.or(mode);
     let deny_private = deny_private(reader, file, &url);
     let name = name.into();
-    let target =
-        Target { name, role, url, format, timeout, headers, signing_keys, credentials, tls, proxy, deny_private };
+    let target = Target {
+        name,
+        role,
+        url,
+        format,
+        timeout,
+        headers,
+        signing_keys,
+        credentials,
+        tls,
+        proxy,
+        deny_private,
+        provider,
+    };
     Some(TargetSettings { target, retry, expire_after, concurrency, rate, order })
 }
 

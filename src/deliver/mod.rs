@@ -82,6 +82,17 @@ pub struct Target {
     /// Whether its name must resolve to public addresses. An address in the URL itself is not checked here: the
     /// configuration refuses those.
     pub deny_private: bool,
+    /// What its provider does otherwise than a handler.
+    pub provider: ProviderRules,
+}
+
+/// What an identity provider expects and answers otherwise than a handler, as its source says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ProviderRules {
+    /// With `wechat`: the key of a follow is the scene alone, as in a scan, without `qrscene_`.
+    pub bare_scene: bool,
+    /// A 2xx counts only with a body that WeChat would accept: errors come with status 200 too.
+    pub body_counts: bool,
 }
 
 impl Target {
@@ -247,7 +258,7 @@ impl Upstream {
     fn request(&self, order: &AttemptRequest<'_>, span: SpanId) -> Result<Request<RequestBody>, format::EncodeError> {
         let event = order.event;
         let credentials = self.credentials.get(&event.account);
-        let encoded = format::encode(self.target.format, event, credentials, order.now)?;
+        let encoded = format::encode(&self.target, event, credentials, order.now)?;
         let mut request = Request::new(RequestBody::new(encoded.body.clone()));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = with_query(&self.target.url, encoded.query.as_deref())?;
@@ -269,7 +280,7 @@ impl Upstream {
         Ok(request)
     }
 
-    /// A 2xx status settles the delivery; the body then matters only to a reply.
+    /// A 2xx status settles the delivery, unless the provider's body counts too; else the body matters only to a reply.
     async fn report(
         &self,
         response: http::Response<hyper::body::Incoming>,
@@ -278,16 +289,21 @@ impl Upstream {
         span: SpanId,
     ) -> AttemptReport {
         let status = response.status();
-        let outcome = outcome::classify(status, response.headers(), order.now);
+        let mut outcome = outcome::classify(status, response.headers(), order.now);
         let body = read(response.into_body(), started + self.target.timeout).await;
-        let failed = outcome != Outcome::Delivered;
+        let mut error = (outcome != Outcome::Delivered).then(|| format!("answered {}", status.as_u16()));
+        if error.is_none() && self.target.provider.body_counts && !self.is_acceptable(&body, order.event) {
+            outcome = Outcome::Retry { after: None };
+            error = Some(format!("answered {} with an error in the body", status.as_u16()));
+        }
+        let failed = error.is_some();
         let asked = order.reply_until.is_some() && !failed;
         let reply = asked.then(|| self.reply(&body, order.event));
         let keep_body = failed || matches!(reply, Some(Err(_)));
         AttemptReport {
             outcome,
             status: Some(status),
-            error: failed.then(|| format!("answered {}", status.as_u16())),
+            error,
             no_answer: None,
             answer: (keep_body && !body.bytes.is_empty()).then(|| excerpt(&body.bytes)),
             duration: started.elapsed(),
@@ -295,6 +311,11 @@ impl Upstream {
             span,
             reply,
         }
+    }
+
+    /// Whether WeChat would accept the body: it has no reply, or one in XML.
+    fn is_acceptable(&self, body: &AnswerBody, event: &Event) -> bool {
+        !body.bytes.trim_ascii_start().starts_with(b"{") && self.reply(body, event).is_ok()
     }
 
     fn reply(&self, body: &AnswerBody, event: &Event) -> Result<Option<Reply>, ReplyError> {

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::clock::{UnixMillis, simulated};
 use crate::deliver::scripted::{Script, ScriptedAnswer};
-use crate::deliver::{CredentialsOverride, Format, Role, TlsOptions};
+use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, TlsOptions};
 use crate::event::{ContentKey, Event};
 use crate::queue::{AwaitedReply, EncryptionKeys, Faults, NewEvent, Settings};
 use crate::wechat::{Message, Mode};
@@ -45,6 +45,7 @@ fn policy(concurrency: usize) -> Policy {
         tls: TlsOptions::default(),
         proxy: None,
         deny_private: false,
+        provider: ProviderRules::default(),
     };
     let script = Script(Arc::new(|order| match order.event.message.from_user() {
         "mute" => Box::pin(std::future::pending()),

@@ -40,7 +40,7 @@ impl PipelineFixture {
             reply_budget: Duration::from_millis(4500),
             reply_window: Some(window),
             allow_from: None,
-            routes: route::Table::mode2(Vec::new(), Vec::new()),
+            routes: route::Table::mode2(Vec::new(), Vec::new(), Vec::new()),
         };
         let metrics = Metrics::new();
         let accounts = Accounts::new(vec![account], OpenIds::Hash, &metrics);

@@ -91,18 +91,23 @@ impl Table {
         }
     }
 
-    /// The Mode 2 default of an account without routes: follows and scans to every identity provider, everything else
-    /// to every handler. Without an identity provider the handlers get follows and scans too.
-    pub fn mode2(identity: Vec<Arc<str>>, handlers: Vec<Arc<str>>) -> Self {
-        let mut routes = Vec::new();
+    /// The Mode 2 default of an account without routes: `own` routes of providers, follows and scans to every other
+    /// identity provider, everything else to every handler. Without an identity provider the handlers get follows and
+    /// scans too.
+    pub fn mode2(own: Vec<Route>, identity: Vec<Arc<str>>, handlers: Vec<Arc<str>>) -> Self {
+        let mut routes = own;
         if !identity.is_empty() {
-            let event = Patterns(vec![Pattern::exact("subscribe", true), Pattern::exact("SCAN", true)]);
-            let when = When::Match(Match { event: Some(event), ..Match::default() });
+            let when = When::Match(Match { event: Some(follows_and_scans()), ..Match::default() });
             routes.push(Route { when, to: identity, reply: None });
         }
         routes.push(Route { when: When::Otherwise, to: handlers, reply: None });
         Self::new(routes)
     }
+}
+
+/// What identity providers log people in by.
+pub fn follows_and_scans() -> Patterns {
+    Patterns(vec![Pattern::exact("subscribe", true), Pattern::exact("SCAN", true)])
 }
 
 impl<'t> Plan<'t> {
@@ -262,7 +267,8 @@ impl Pattern {
         Ok(Self { text: text.to_owned(), matcher })
     }
 
-    fn exact(text: &str, case_blind: bool) -> Self {
+    /// The pattern that matches this text alone.
+    pub fn exact(text: &str, case_blind: bool) -> Self {
         Self { text: text.to_owned(), matcher: Matcher::Exact { case_blind } }
     }
 

@@ -60,7 +60,7 @@ fn expressions_too_large_for_one_automaton_are_split() {
 
 #[test]
 fn mode2_separates_logins_from_the_rest_whatever_the_case() {
-    let table = Table::mode2(names(&["login"]), names(&["crm", "log"]));
+    let table = Table::mode2(Vec::new(), names(&["login"]), names(&["crm", "log"]));
     for name in ["subscribe", "SUBSCRIBE", "SCAN", "scan", "Scan"] {
         assert_eq!(targets(&table, &event(name, "7")), ["login"], "{name}");
     }
@@ -70,7 +70,7 @@ fn mode2_separates_logins_from_the_rest_whatever_the_case() {
 
 #[test]
 fn mode2_without_identity_gives_handlers_everything() {
-    let table = Table::mode2(Vec::new(), names(&["crm"]));
+    let table = Table::mode2(Vec::new(), Vec::new(), names(&["crm"]));
     assert_eq!(targets(&table, &event("SCAN", "7")), ["crm"]);
 }
 

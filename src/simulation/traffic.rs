@@ -11,7 +11,7 @@ use super::model::{Model, PushContent, TargetSpec};
 use super::world::{SimulationRng, World};
 use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
-use crate::deliver::{CredentialsOverride, Format, Role, Target, TlsOptions, Upstream};
+use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, Target, TlsOptions, Upstream};
 use crate::dispatcher::{Policy, TargetSettings};
 use crate::event::{ContentKey, Event, EventId};
 use crate::queue::{AwaitedReply, DeliveryOrder, Enqueued, NewEvent, Queue};
@@ -123,6 +123,7 @@ pub(super) fn policy(world: &Arc<World>, spec: &TargetSpec) -> Policy {
         tls: TlsOptions::default(),
         proxy: None,
         deny_private: false,
+        provider: ProviderRules::default(),
     };
     let upstream = Upstream::scripted(target.clone(), world.script(&Arc::new(spec.clone()))).unwrap();
     let settings = TargetSettings {

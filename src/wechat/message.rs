@@ -150,6 +150,18 @@ impl Message {
         scene.filter(|scene| !scene.is_empty())
     }
 
+    /// The text of a follow with the bare scene as its key, as a scan's is; `None` for every other message.
+    pub fn with_bare_scene(&self) -> Option<String> {
+        let scene = self.scene().filter(|scene| *scene != self.event_key())?;
+        let mut root = self.root.clone();
+        let key = root.children.iter_mut().find(|child| child.name == "EventKey")?;
+        key.text = scene.to_owned();
+        Some(match self.syntax {
+            Syntax::Xml => xml::render(&root),
+            Syntax::Json => json::message(&root).to_string(),
+        })
+    }
+
     /// `Event` of an event, without white space around it; `None` for another message.
     pub fn event_name(&self) -> Option<&str> {
         trim(self.msg_type()).eq_ignore_ascii_case("event").then(|| trim(self.event()))

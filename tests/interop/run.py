@@ -16,6 +16,7 @@ import envelopes
 import identity
 import logins
 import monitoring
+import providers
 import sdks
 import traces
 import webhooks
@@ -70,7 +71,7 @@ def main():
     signal.alarm(TIME)
     checks, harness, remade = Checks(), Harness(binary), Remade(binary)
     parts = [sdks.Sdks(binary), webhooks.Webhooks(binary), monitoring.Monitoring(binary), api.Api(binary),
-             traces.Traces(binary), logins.Logins(binary)]
+             traces.Traces(binary), providers.Providers(binary), logins.Logins(binary)]
     try:
         checks.run("the golden data of authing-json is what the packages make", golden_data_is_current)
         for name, check in remade.checks():

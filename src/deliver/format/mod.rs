@@ -7,7 +7,7 @@ pub(super) mod wechat;
 
 use bytes::Bytes;
 
-use super::Format;
+use super::{Format, Target};
 use crate::clock::UnixMillis;
 use crate::event::Event;
 use crate::wechat::Credentials;
@@ -43,18 +43,21 @@ pub enum EncodeError {
     Stored(#[source] crate::wechat::MessageError),
 }
 
-/// Writes `event` in `format`. `credentials` are those the target shares with the event's account.
+/// Writes `event` for a target. `credentials` are those the target shares with the event's account.
 pub(super) fn encode(
-    format: Format,
+    target: &Target,
     event: &Event,
     credentials: Option<&Credentials>,
     now: UnixMillis,
 ) -> Result<Encoded, EncodeError> {
-    match format {
+    match target.format {
         Format::Raw => {
             Ok(Encoded { query: Some(event.query.clone()), content_type: "text/xml", body: event.body.clone() })
         }
-        Format::Wechat => wechat::encode(event, credentials.ok_or(EncodeError::UnknownAccount)?, now),
+        Format::Wechat => {
+            let credentials = credentials.ok_or(EncodeError::UnknownAccount)?;
+            wechat::encode(event, credentials, target.provider.bare_scene, now)
+        }
         Format::Json => json::encode(event),
         Format::CloudEvents => cloudevents::encode(event),
         Format::AuthingJson => authing_json::encode(event),
