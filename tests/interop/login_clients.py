@@ -9,7 +9,7 @@ import socketserver
 import ssl
 import sys
 from types import SimpleNamespace
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urljoin
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 APP_ID, SECRET, CALLBACK_DOMAIN = "wx0123456789abcdef", "0123456789abcdef0123456789abcdef", "https://login.example.com"
@@ -40,6 +40,23 @@ class Site:
         return [page]
 
 
+class Nonces:
+    """What social-auth-core keeps of its states, in memory."""
+
+    def __init__(self):
+        self.known = set()
+
+    def use(self, *nonce):
+        is_new = nonce not in self.known
+        self.known.add(nonce)
+        return is_new
+
+    def consume(self, *nonce):
+        is_known = nonce in self.known
+        self.known.discard(nonce)
+        return is_known
+
+
 class SocialAuth(Site):
     """social-auth-core, backends `weixin` (website app) and `weixinapp` (official account)."""
 
@@ -48,11 +65,12 @@ class SocialAuth(Site):
         from social_core.backends.weixin import WeixinOAuth2, WeixinOAuth2APP
         from social_core.strategy import BaseStrategy
 
+        nonces = Nonces()
         self.backend, self.name = {"weixin": WeixinOAuth2, "weixinapp": WeixinOAuth2APP}[backend], name
 
         class Strategy(BaseStrategy):
             def __init__(self, session, query):
-                super().__init__(storage=SimpleNamespace())
+                super().__init__(storage=SimpleNamespace(nonce=nonces))
                 self.session, self.query = session, query
 
             def get_setting(self, name):
@@ -75,7 +93,7 @@ class SocialAuth(Site):
                 return self.session.pop(name, None)
 
             def build_absolute_uri(self, path=None):
-                return f"https://{name}.example.com{path or ''}"
+                return urljoin(f"https://{name}.example.com/", path or "")
 
             def redirect(self, url):
                 return url

@@ -51,7 +51,7 @@ class Logins:
         text += '[logins.corpus]\npath = "/login/corpus"\nto = "https://corpus.example.com/callback?x=1"\n'
         server = f'verify_files = ["{VERIFY_FILE}"]\ntls = {{ cert = "{self.authority.cert}", key = "{self.authority.key}" }}'
         self.relay = self.stand.serve(text, server=server)
-        ports[DOMAIN] = self.port = int(self.relay.address.rsplit(":", 1)[1])
+        ports[DOMAIN] = self.port = self.relay.address[1]
         environment = {"HTTPS_PROXY": self.names.url, "REQUESTS_CA_BUNDLE": str(self.authority.ca), "NO_PROXY": "",
                        "NODE_EXTRA_CA_CERTS": str(self.authority.ca), "NODE_PATH": str(HERE / "node_modules")}
         pair = [str(self.authority.cert), str(self.authority.key)]
@@ -75,6 +75,12 @@ class Logins:
         yield "1,000 other paths of the callback domain redirect nowhere and show nothing of the request", self.crawl
         yield "no code and no state is in the relay's log or metrics", self.private
         yield "Chromium: two people at two sites at once, no referrer with a code", self.browser
+
+    def exactly(self, browser, url):
+        """The response to this URL, which `requests` would normalize."""
+        request = browser.prepare_request(requests.Request("GET", f"https://{DOMAIN}/"))
+        request.url = url
+        return browser.send(request, allow_redirects=False, timeout=WAIT, proxies={"https": self.names.url}, verify=str(self.authority.ca))
 
     def visit(self, browser, url, method="GET"):
         """The responses from `url` on, redirects included."""
@@ -122,7 +128,7 @@ class Logins:
 
     def stopped(self):
         for query in ("", "?state=a&state=b", "?code=secret123&code=secret123", "?c%6fde=secret123"):
-            response = requests.get(f"https://{DOMAIN}/login/social{query}", allow_redirects=False, timeout=WAIT)
+            response = self.exactly(requests.Session(), f"https://{DOMAIN}/login/social{query}")
             expect((response.status_code, "secret123" in response.text), (400, False), query)
             expect_that("请回到原网站重新登录" in response.text and "https://social.example.com/" in response.text, response.text)
 
@@ -158,7 +164,7 @@ class Logins:
             for two in words:
                 for query in ("?code=c0de&state=x", "?redirect_uri=https://evil.example/c0de", "", "?<script>c0de", "?%0d%0a"):
                     url = f"https://{DOMAIN}/{one}/{two}{query}"
-                    response = browser.send(unnormalized(browser, url), allow_redirects=False, timeout=WAIT, proxies={"https": self.names.url}, verify=str(self.authority.ca))
+                    response = self.exactly(browser, url)
                     asked += 1
                     is_login = response.request.url.split("?")[0].rstrip("/").endswith("/login/social")
                     expect_that(is_login or (response.status_code >= 400 and "location" not in response.headers), f"{url}: {response.status_code}")
@@ -196,13 +202,6 @@ class Logins:
             end()
         self.ends.clear()
         self.stand.end()
-
-
-def unnormalized(browser, url):
-    """A request for exactly this URL."""
-    request = browser.prepare_request(requests.Request("GET", f"https://{DOMAIN}/"))
-    request.url = url
-    return request
 
 
 class OpenRedirect(BaseHTTPRequestHandler):

@@ -18,7 +18,7 @@ use crate::support::wechat::{PATH, WeChat};
 /// The server URL, as entered in WeChat's console.
 const URL: &str = "https://localhost/wechat/events";
 /// The checks in the order in which they are printed.
-const CHECKS: [&str; 19] = [
+const CHECKS: [&str; 22] = [
     "config",
     "key",
     "mode",
@@ -36,6 +36,9 @@ const CHECKS: [&str; 19] = [
     "port",
     "tls",
     "verification",
+    "callback",
+    "file",
+    "login",
     "target",
     "clock",
 ];
@@ -55,7 +58,8 @@ async fn a_sound_setup_passes_every_check() {
     let report = setup.doctor(&args).await;
     assert_eq!(report.code, Some(0), "{}", report.text);
     let names: Vec<_> = report.checks().iter().map(|line| line["check"].as_str().unwrap_or_default()).collect();
-    let expected = CHECKS.iter().filter(|name| **name != "certificate").flat_map(|name| {
+    let absent = ["certificate", "callback", "file", "login"];
+    let expected = CHECKS.iter().filter(|name| !absent.contains(name)).flat_map(|name| {
         // `config` has another line for its warning, and there are two targets.
         let twice = ["config", "target"].contains(name);
         std::iter::repeat_n(*name, if twice { 2 } else { 1 })
@@ -184,6 +188,44 @@ async fn a_foreign_server_at_the_url_is_distinguished_from_the_relay() {
         report.says("verification", "failed", text, remedy);
         assert_eq!(report.code, Some(1), "{}", report.text);
     }
+}
+
+#[tokio::test]
+async fn a_login_and_a_verification_file_are_checked_from_outside() {
+    let (site, authority) = (Target::start().await, Authority::new());
+    let login = format!("[logins.site]\npath = \"/login/site\"\nto = \"{}\"\n", site.url());
+    let file = "verify_files = [\"MP_verify_Ab1.txt\"]";
+    let setup = Setup::with_server(&(WeChat::secure().account() + &login), file);
+    fs::write(setup.config.with_file_name("MP_verify_Ab1.txt"), "Ab1").expect("the file can be written");
+    let _relay = setup.serve().await;
+    let url = "https://localhost/login/site";
+    let identity = authority.issue(&server_for("localhost"));
+    let front = ReverseProxy::start(Some(&identity), Upstream::Relay(setup.push.clone())).await;
+    let ca = authority.file();
+    let args = ["--url", url, "--connect", &front.address, "--ca", ca.to_str().expect("a path of text")];
+    let report = setup.doctor(&args).await;
+    report.says("callback", "ok", &format!("303 to {}, with code and state", site.url()), "");
+    report.says("file", "ok", "served, 3 bytes", "");
+    report.says("login", "ok", " is open", "");
+    assert_eq!((report.code, site.deliveries().len()), (Some(0), 0), "{}", report.text);
+
+    let elsewhere = "303 See Other\r\nLocation: https://elsewhere.example/?code=wxrelayDoctor";
+    for (head, text, remedy) in [
+        ("404 Not Found", "nothing is at this path", "logins.site.path"),
+        ("400 Bad Request", "the query did not arrive", "pass the query on"),
+        ("200 OK", "answered 200, expected 303", "is it this relay"),
+        (elsewhere, "answered 303 to https://elsewhere.example/, expected 303 to logins.site.to", "is it this relay"),
+    ] {
+        let front = ReverseProxy::start(None, Upstream::Page(head, |_| "Ab2".to_owned())).await;
+        let report = setup.doctor(&["--url", "http://localhost/login/site", "--connect", &front.address]).await;
+        report.says("callback", "failed", text, remedy);
+        report.says("tls", "warning", "a code that crosses a network in clear", "use https");
+        let found = if head == "200 OK" { "answered with other bytes" } else { "expected 200" };
+        report.says("file", "failed", found, "reload");
+        assert_eq!(report.code, Some(1), "{}", report.text);
+    }
+    drop(site);
+    setup.doctor(&[]).await.says("login", "failed", "no connection", "logins.site.to");
 }
 
 #[tokio::test]

@@ -1,5 +1,9 @@
 //! Login callbacks and verification files, as a browser and WeChat's console see them.
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::support::command::{run, wxrelay};
 use crate::support::http::{self, Answer, exchange};
 use crate::support::relay::{Relay, Setup};
 use crate::support::wechat::{Mode, PATH, WeChat, text};
@@ -50,10 +54,19 @@ async fn a_callback_goes_to_the_configured_url_with_code_and_state_alone() {
             assert_eq!(answer.header("set-cookie"), None);
         }
     }
-    for method in ["HEAD", "POST", "PUT"] {
+    for method in ["POST", "PUT"] {
         let answer = ask(&relay, method, "/login/site?code=c", "1.1").await;
         assert_eq!((answer.status, answer.header("location"), answer.header("allow")), (405, None, Some("GET")));
     }
+    // A preview of a link must not walk on.
+    let mut stream = TcpStream::connect(&relay.push).await.expect("the relay listens");
+    let head = b"HEAD /login/site?code=c HTTP/1.1\r\nHost: login.example.com\r\nConnection: close\r\n\r\n";
+    stream.write_all(head).await.expect("the request can be sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("an answer");
+    let answer = answer.to_ascii_lowercase();
+    assert!(answer.starts_with("http/1.1 405 ") && answer.contains("\r\nallow: get\r\n"), "{answer}");
+    assert!(answer.ends_with("\r\n\r\n") && !answer.contains("location"), "{answer}");
 }
 
 #[tokio::test]
@@ -100,6 +113,48 @@ async fn a_verification_file_that_is_gone_at_a_reload_stays_served() {
     assert!(refused.status >= 400 && refused.text().contains(NAME), "{}", refused.text());
     relay.log("the file that is missing", |line| line.to_string().contains(NAME)).await;
     assert_eq!(served().await.text(), "Ab2");
+}
+
+#[tokio::test]
+async fn check_prints_what_to_enter_where() {
+    const NAME: &str = "MP_verify_Ab1.txt";
+    let relay = setup(LOGINS).server(&format!("verify_files = [\"{NAME}\"]")).file(NAME, "Ab1").start().await;
+    let told = relay.run(&["check"]).await;
+    assert_eq!(told.code, Some(0), "{told:?}");
+    for part in [
+        "login site\n  enter    redirect_uri = https://<callback domain>/login/site\n  to       https://www.example.com/cb?x=1\n",
+        "授权回调域",
+        "网页授权域名",
+        "verification files\n  /MP_verify_Ab1.txt  3 bytes\n",
+    ] {
+        assert!(told.stdout.contains(part), "{part}: {}", told.stdout);
+    }
+    let json = relay.run(&["check", "--json"]).await;
+    let json: serde_json::Value = serde_json::from_str(&json.stdout).expect("JSON");
+    assert_eq!(json["logins"][0]["to"], "https://www.example.com/cb?x=1");
+    assert_eq!(json["verify_files"][0], "/MP_verify_Ab1.txt");
+}
+
+#[tokio::test]
+async fn a_verification_file_that_is_none_is_refused_with_the_reason() {
+    let long = "a".repeat(2048);
+    for (name, text, reason) in [
+        ("MP_verify_Ab1.txt", long.as_str(), "it is longer than 1 KiB"),
+        ("MP_verify_Ab1.txt", "<script>alert(1)</script>", "it holds more than plain text"),
+        ("MP_verify_Ab1.txt", "", "it is empty"),
+        ("../MP_verify_Ab1.txt", "Ab1", "the name of a file beside this one"),
+    ] {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let config = folder.path().join("config.toml");
+        std::fs::write(folder.path().join("MP_verify_Ab1.txt"), text).expect("the file can be written");
+        let server = format!("[server]\nverify_files = [\"{name}\"]\n");
+        std::fs::write(&config, server + &WeChat::new(Mode::Plaintext).account()).expect("the config can be written");
+        let mut command = wxrelay(["check", "-c"]);
+        command.arg(&config);
+        let told = run(command).await;
+        assert_eq!(told.code, Some(78), "{told:?}");
+        assert!(told.stderr.contains("server.verify_files[0]") && told.stderr.contains(reason), "{}", told.stderr);
+    }
 }
 
 #[tokio::test]
