@@ -235,12 +235,15 @@ async fn check(folder: &Path, block: &str, certificate: &Certificate) -> Finishe
         .replace("/etc/wxrelay", &folder.display().to_string())
         .replace("/etc/letsencrypt/live/relay.example.com/fullchain.pem", &certificate.cert())
         .replace("/etc/letsencrypt/live/relay.example.com/privkey.pem", &certificate.key());
-    if !config.contains("[accounts.") {
+    if !config.lines().any(|line| line.starts_with("[accounts.")) {
         config += "\n[accounts.shop]\npath = \"/wechat/events\"\napp_id = \"wx0123456789abcdef\"\n\
                    token = \"abc123\"\nmode = \"plaintext\"\n";
     }
     if !config.contains("[targets.") {
         config += "\n[targets.crm]\nurl = \"http://127.0.0.1:9000/wechat\"\n";
+    }
+    for file in named(&config, "verify_files = [\"") {
+        fs::write(folder.join(file), "AbCd1234").expect("a verification file can be written");
     }
     let secrets = ["env", "file", "credential"].map(|kind| named(&config, &format!("{{ {kind} = \"")));
     let path = folder.join("config.toml");

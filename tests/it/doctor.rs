@@ -191,44 +191,6 @@ async fn a_foreign_server_at_the_url_is_distinguished_from_the_relay() {
 }
 
 #[tokio::test]
-async fn a_login_and_a_verification_file_are_checked_from_outside() {
-    let (site, authority) = (Target::start().await, Authority::new());
-    let login = format!("[logins.site]\npath = \"/login/site\"\nto = \"{}\"\n", site.url());
-    let file = "verify_files = [\"MP_verify_Ab1.txt\"]";
-    let setup = Setup::with_server(&(WeChat::secure().account() + &login), file);
-    fs::write(setup.config.with_file_name("MP_verify_Ab1.txt"), "Ab1").expect("the file can be written");
-    let _relay = setup.serve().await;
-    let url = "https://localhost/login/site";
-    let identity = authority.issue(&server_for("localhost"));
-    let front = ReverseProxy::start(Some(&identity), Upstream::Relay(setup.push.clone())).await;
-    let ca = authority.file();
-    let args = ["--url", url, "--connect", &front.address, "--ca", ca.to_str().expect("a path of text")];
-    let report = setup.doctor(&args).await;
-    report.says("callback", "ok", &format!("303 to {}, with code and state", site.url()), "");
-    report.says("file", "ok", "served, 3 bytes", "");
-    report.says("login", "ok", " is open", "");
-    assert_eq!((report.code, site.deliveries().len()), (Some(0), 0), "{}", report.text);
-
-    let elsewhere = "303 See Other\r\nLocation: https://elsewhere.example/?code=wxrelayDoctor";
-    for (head, text, remedy) in [
-        ("404 Not Found", "nothing is at this path", "logins.site.path"),
-        ("400 Bad Request", "the query did not arrive", "pass the query on"),
-        ("200 OK", "answered 200, expected 303", "is it this relay"),
-        (elsewhere, "answered 303 to https://elsewhere.example/, expected 303 to logins.site.to", "is it this relay"),
-    ] {
-        let front = ReverseProxy::start(None, Upstream::Page(head, |_| "Ab2".to_owned())).await;
-        let report = setup.doctor(&["--url", "http://localhost/login/site", "--connect", &front.address]).await;
-        report.says("callback", "failed", text, remedy);
-        report.says("tls", "warning", "a code that crosses a network in clear", "use https");
-        let found = if head == "200 OK" { "answered with other bytes" } else { "expected 200" };
-        report.says("file", "failed", found, "reload");
-        assert_eq!(report.code, Some(1), "{}", report.text);
-    }
-    drop(site);
-    setup.doctor(&[]).await.says("login", "failed", "no connection", "logins.site.to");
-}
-
-#[tokio::test]
 async fn every_fault_of_the_chain_that_is_sent_is_named() {
     let (setup, authority) = (Setup::new(&WeChat::secure().account()), Authority::new());
     let ca = authority.file();
@@ -406,10 +368,10 @@ async fn sink() -> (Running, String) {
 }
 
 /// A folder with a configuration whose addresses are known beforehand.
-struct Setup {
+pub(crate) struct Setup {
     dir: TempDir,
-    config: PathBuf,
-    push: String,
+    pub(crate) config: PathBuf,
+    pub(crate) push: String,
     admin: String,
     server: String,
     queue: Option<PathBuf>,
@@ -420,7 +382,7 @@ impl Setup {
         Self::with_server(body, "")
     }
 
-    fn with_server(body: &str, server: &str) -> Self {
+    pub(crate) fn with_server(body: &str, server: &str) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let config = dir.path().join("config.toml");
         let (push, admin) = (free_address(), free_address());
@@ -449,7 +411,7 @@ impl Setup {
         self.queue.clone().unwrap_or_else(|| Path::join(self.dir.path(), "queue"))
     }
 
-    async fn serve(&self) -> Running {
+    pub(crate) async fn serve(&self) -> Running {
         let mut command = wxrelay(["serve", "-c"]);
         command.arg(&self.config);
         let running = Running::spawn(command);
@@ -468,16 +430,16 @@ impl Setup {
     }
 
     /// The output as text and as JSON; neither holds a secret.
-    async fn doctor(&self, args: &[&str]) -> Report {
+    pub(crate) async fn doctor(&self, args: &[&str]) -> Report {
         let text = self.run(args).await;
         Report::new(self.run(&[args, &["--json"]].concat()).await, text.stdout + &text.stderr)
     }
 }
 
-struct Report {
-    code: Option<i32>,
+pub(crate) struct Report {
+    pub(crate) code: Option<i32>,
     report: Value,
-    text: String,
+    pub(crate) text: String,
 }
 
 impl Report {
@@ -503,7 +465,7 @@ impl Report {
     }
 
     /// Asserts that a check has this result, text and fix.
-    fn says(&self, check: &str, verdict: &str, text: &str, remedy: &str) {
+    pub(crate) fn says(&self, check: &str, verdict: &str, text: &str, remedy: &str) {
         let line = self.line(check);
         let holds = |key: &str, part: &str| line[key].as_str().unwrap_or_default().contains(part);
         assert!(line["result"] == verdict && holds("text", text) && holds("remedy", remedy), "{text}: {}", self.text);

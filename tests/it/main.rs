@@ -30,6 +30,7 @@ mod docs;
 mod docs_commands;
 mod docs_names;
 mod doctor;
+mod doctor_logins;
 mod drain;
 mod encryption;
 mod floods;
