@@ -26,6 +26,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use tokio::time::Instant;
 
+use crate::host;
 use crate::metrics::{LoginMetrics, Metrics};
 use crate::telemetry::LogThrottle;
 
@@ -115,7 +116,7 @@ impl Logins {
         }
         Some(match served.by_path.get(request.uri().path().trim_end_matches('/'))? {
             Page::Login(login) => login.answer(request, peer),
-            Page::VerifyFile(content) => verify_file(request.method(), content),
+            Page::VerifyFile(content) => verify_file(request, content),
             Page::Removed => page::page(StatusCode::NOT_FOUND, None),
         })
     }
@@ -160,6 +161,9 @@ impl Login {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
             return (result, response);
         }
+        if !host::is_valid(request) {
+            return malformed(StatusCode::BAD_REQUEST);
+        }
         let query = request.uri().query().unwrap_or_default();
         let passed = query::pass(query, &self.pass);
         let located = passed.and_then(|passed| {
@@ -192,14 +196,18 @@ fn keep_private(headers: &mut HeaderMap) {
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
 }
 
-fn verify_file(method: &Method, content: &Bytes) -> Response<Full<Bytes>> {
-    let is_read = matches!(*method, Method::GET | Method::HEAD);
-    let mut response = Response::new(Full::new(if is_read { content.clone() } else { Bytes::from_static(b"method") }));
+fn verify_file<B>(request: &Request<B>, content: &Bytes) -> Response<Full<Bytes>> {
+    let (status, body) = match *request.method() {
+        Method::GET | Method::HEAD if host::is_valid(request) => (StatusCode::OK, content.clone()),
+        Method::GET | Method::HEAD => (StatusCode::BAD_REQUEST, Bytes::from_static(b"host")),
+        _ => (StatusCode::METHOD_NOT_ALLOWED, Bytes::from_static(b"method")),
+    };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    if !is_read {
+    if status == StatusCode::METHOD_NOT_ALLOWED {
         headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
-        *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
     }
     response
 }

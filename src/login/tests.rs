@@ -22,7 +22,8 @@ fn serve(logins: Vec<Login>, verify_files: Vec<VerifyFile>) -> (Logins, Arc<Metr
 }
 
 fn ask(logins: &Logins, method: Method, path_and_query: &str) -> Option<Response<Full<Bytes>>> {
-    logins.answer(&Request::builder().method(method).uri(path_and_query).body(()).unwrap(), None)
+    let request = Request::builder().method(method).uri(path_and_query).header(header::HOST, "login.example.com");
+    logins.answer(&request.body(()).unwrap(), None)
 }
 
 fn location(to: &str, query: &str) -> Option<String> {

@@ -70,6 +70,18 @@ async fn a_callback_goes_to_the_configured_url_with_code_and_state_alone() {
 }
 
 #[tokio::test]
+async fn a_request_that_names_no_host_or_two_is_refused() {
+    const NAME: &str = "MP_verify_Ab1.txt";
+    let relay = setup(LOGINS).server(&format!("verify_files = [\"{NAME}\"]")).file(NAME, "Ab1").start().await;
+    for target in ["/login/site?code=c", "/MP_verify_Ab1.txt"] {
+        for hosts in ["", "Host: a.example\r\nHost: b.example\r\n", "Host: user@a.example\r\n"] {
+            let answer = exchange(&relay.push, format!("GET {target} HTTP/1.1\r\n{hosts}\r\n").as_bytes()).await;
+            assert_eq!((answer.status, answer.header("location")), (400, None), "{target} {hosts}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn no_code_gets_into_log_or_metrics() {
     let relay = setup(LOGINS).start().await;
     for query in ["code=0a1b2c3d4e&state=f00dface", "code=0a1b2c3d4e&code=0a1b2c3d4e", "f00dface"] {
