@@ -237,6 +237,8 @@ fn example() -> BTreeMap<String, BTreeSet<String>> {
     let mut found: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let (mut table, text) = (String::new(), read("config.toml.example"));
     for line in text.lines() {
+        // A whole table may be a comment.
+        let line = if line.starts_with("# [") && line.ends_with(']') { &line[2..] } else { line };
         if line.starts_with('[') {
             let name = line.trim_matches(['[', ']']);
             let parts: Vec<_> = name.split('.').collect();
