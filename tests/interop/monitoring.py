@@ -108,7 +108,7 @@ class Monitoring:
             stand.end()
 
     def _pushed(self):
-        """A relay with an answered push, a refused one, a duplicate, a login, a dead letter, a reply window and an unexpected address."""
+        """A relay with an answered push, a refused one, a duplicate, logins by a scan and by a callback, a dead letter, a reply window and an unexpected address."""
         self.taps = {name: Tap(name) for name in ("crm", "login", "broken")}
         self.taps["broken"].failing = 2
         self.collector = Tap("collector")
@@ -120,6 +120,7 @@ class Monitoring:
         text += f'[targets.login]\nrole = "identity"\nurl = "{self.taps["login"].url}"\n'
         for name in ("crm", "broken"):
             text += f'[targets.{name}]\nurl = "{self.taps[name].url}"\nretry = ["50ms"]\n'
+        text += '[logins.site]\npath = "/login/site"\nto = "https://www.example.com/callback"\n'
         self.relay = self.pushed.serve(text, admin=f'token = "{TOKEN}"')
         self._push(refused=True)
 
@@ -128,6 +129,7 @@ class Monitoring:
         scan = push(self.account, message("event", Event="SCAN", EventKey="login_7", Ticket="t"))
         for request in (text, text, scan):
             expect(self.relay.post("/wx", request).status, 200, "status")
+        expect(self.relay.get("/login/site", code="c0de", state="s").status, 303, "status of the callback")
         if refused:
             stranger = Account("stranger", "secure", "/wx", self.account.app_id)
             expect(self.relay.post("/wx", push(stranger, message("text", Content="no"))).status, 403, "status")
