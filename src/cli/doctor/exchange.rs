@@ -6,14 +6,13 @@ use std::sync::Arc;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::chain::{ChainRecorder, TrustPolicy, explain_rejection, provider};
 use super::report::CheckFailure;
-use crate::cli::simulate::{Http10Error, RawResponse, ServerUrl, exchange_over, get, salt};
+use crate::cli::simulate::{ClientStream, Http10Error, RawResponse, ServerUrl, exchange_over, get, salt};
 use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 use crate::deliver::{VerificationFailure, VerificationRequest, date_header, judge_verification};
@@ -113,11 +112,7 @@ impl From<Http10Error> for VerificationError {
 }
 
 /// Sends the verification that WeChat sends, with the account's token.
-pub(super) async fn verify(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    url: &ServerUrl,
-    credentials: &Credentials,
-) -> VerificationResult {
+pub(super) async fn verify(stream: ClientStream, url: &ServerUrl, credentials: &Credentials) -> VerificationResult {
     match ask(stream, url, credentials).await {
         Err(refused) => VerificationResult { result: Err(refused), date: None },
         Ok((response, echostr, query)) => {
@@ -136,7 +131,7 @@ pub(super) async fn verify(
 }
 
 async fn ask(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: ClientStream,
     url: &ServerUrl,
     credentials: &Credentials,
 ) -> Result<(RawResponse, String, String), VerificationError> {

@@ -8,6 +8,7 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
+use tokio_util::either::Either;
 
 use super::LIMIT;
 use super::chain::{LeafCertificate, TrustPolicy, explain_rejection, is_for, is_untrusted_only};
@@ -180,16 +181,15 @@ async fn ask(address: SocketAddr, account: &Account, own: Option<CertificateDer<
     let stream = TcpStream::connect(address)
         .await
         .map_err(|error| CheckFailure::new(format!("no connection ({error})"), OTHER))?;
-    let verified = match own {
-        None => verify(stream, &url, &account.credentials).await,
+    let stream = match own {
+        None => Either::Right(stream),
         Some(own) => {
             let name = LeafCertificate::of(std::slice::from_ref(&own)).and_then(|leaf| leaf.sample_name());
             let host = name.unwrap_or_else(|| "localhost".to_owned());
-            let shaken = handshake(stream, &host, TrustPolicy::Own(own)).await;
-            let (stream, _) = shaken?;
-            verify(stream, &url, &account.credentials).await
+            Either::Left(handshake(stream, &host, TrustPolicy::Own(own)).await?.0)
         }
     };
+    let verified = verify(stream, &url, &account.credentials).await;
     let failure = |error: VerificationError| {
         CheckFailure::new(format!("accounts.{}: {}", account.name, error.into_text()), OTHER)
     };

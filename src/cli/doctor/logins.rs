@@ -5,14 +5,13 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 use super::chain::TrustStore;
 use super::public::{check_tls, reach, resolve};
 use super::report::{CheckResult, DoctorCheck};
 use super::{LIMIT, join_ordered};
-use crate::cli::simulate::{Http10Error, RawResponse, ServerUrl, exchange_over, get};
+use crate::cli::simulate::{ClientStream, Http10Error, RawResponse, ServerUrl, exchange_over, get};
 use crate::config::Config;
 use crate::login::{Login, VerifyFile};
 
@@ -24,7 +23,7 @@ const CHECK_SERVER: &str = "is it this relay, with this configuration, that answ
 /// Asks for the callback of a login.
 pub(super) async fn check_callback(
     check: &DoctorCheck,
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: ClientStream,
     url: &ServerUrl,
     login: &Login,
 ) -> CheckResult {
@@ -59,7 +58,7 @@ pub(super) async fn check_callback(
 /// Compares a verification file with what is served at its place.
 pub(super) async fn check_file(
     check: &DoctorCheck,
-    stream: impl AsyncRead + AsyncWrite + Unpin,
+    stream: ClientStream,
     url: &ServerUrl,
     file: &VerifyFile,
 ) -> CheckResult {
@@ -76,11 +75,7 @@ pub(super) async fn check_file(
     }
 }
 
-async fn ask(
-    stream: impl AsyncRead + AsyncWrite + Unpin,
-    url: &ServerUrl,
-    query: &str,
-) -> Result<RawResponse, Http10Error> {
+async fn ask(stream: ClientStream, url: &ServerUrl, query: &str) -> Result<RawResponse, Http10Error> {
     timeout(LIMIT, exchange_over(stream, &get(url, query))).await.map_err(|_| Http10Error::Timeout)?
 }
 

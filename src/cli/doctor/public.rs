@@ -168,16 +168,14 @@ async fn check_verify_file(
     let url: ServerUrl = format!("{scheme}://{}/{}", url.authority(), file.name).parse().ok()?;
     let check = DoctorCheck::new("file", &url);
     let stream = match reach(address?).await {
-        Ok(stream) => stream,
+        Ok(stream) if !url.is_https() => Either::Right(stream),
+        Ok(stream) => match check_tls(&check, stream, url.host(), trust).await {
+            Ok((stream, _)) => Either::Left(stream),
+            Err(line) => return Some(line),
+        },
         Err(why) => return Some(check.failed(format!("no connection ({why})"), "")),
     };
-    if !url.is_https() {
-        return Some(logins::check_file(&check, stream, &url, file).await);
-    }
-    Some(match check_tls(&check, stream, url.host(), trust).await {
-        Ok((stream, _)) => logins::check_file(&check, stream, &url, file).await,
-        Err(line) => line,
-    })
+    Some(logins::check_file(&check, stream, &url, file).await)
 }
 
 /// A TLS handshake, and the result for the certificate.

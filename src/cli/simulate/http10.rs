@@ -5,15 +5,20 @@
 
 use std::io;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_util::either::Either;
 
 use super::url::ServerUrl;
 
 /// The longest answer that is read, in bytes.
 const MAX_ANSWER: usize = 1 << 20;
+
+/// A connection by TLS or without. One type, as the code of an exchange is compiled for each.
+pub(in crate::cli) type ClientStream = Either<TlsStream<TcpStream>, TcpStream>;
 
 /// A full answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -103,16 +108,16 @@ pub(super) async fn exchange(
 ) -> Result<RawResponse, Http10Error> {
     let tcp = TcpStream::connect((url.host(), url.port())).await.map_err(Http10Error::Connect)?;
     tcp.set_nodelay(true).map_err(Http10Error::Connect)?;
-    let Some(tls) = tls else { return exchange_over(tcp, request).await };
+    let Some(tls) = tls else { return exchange_over(Either::Right(tcp), request).await };
     let name = ServerName::try_from(url.host().to_owned())
         .map_err(|error| Http10Error::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))?;
     let stream = tls.connect(name, tcp).await.map_err(Http10Error::Tls)?;
-    exchange_over(stream, request).await
+    exchange_over(Either::Left(stream), request).await
 }
 
 /// Sends `request` over `stream` and reads the answer.
 pub(in crate::cli) async fn exchange_over(
-    mut stream: impl AsyncRead + AsyncWrite + Unpin,
+    mut stream: ClientStream,
     request: &[u8],
 ) -> Result<RawResponse, Http10Error> {
     // A server may refuse and close before it has read everything: its answer has precedence over our failed write.

@@ -25,7 +25,7 @@ use clap::Subcommand;
 
 pub use self::client::{PushAnswer, RetryTiming, WechatClient};
 pub use self::http10::Http10Error;
-pub(super) use self::http10::{RawResponse, exchange_over, get};
+pub(super) use self::http10::{ClientStream, RawResponse, exchange_over, get};
 pub use self::kind::{MessageAddresses, MessageIds, PushKind};
 pub use self::url::{ServerUrl, ServerUrlError};
 pub use self::verdict::{AnswerError, AnswerVerdict, USER_SEES};
