@@ -417,9 +417,15 @@ mod tests {
         let text = std::fs::read_to_string(data("valid/own-providers.toml")).unwrap();
         let routes = "[[accounts.shop.routes]]\nmatch = { event = \"SCAN\" }\nto = [\"login\"]\n\
                       [[accounts.shop.routes]]\notherwise = true\nto = [\"codes\", \"crm\"]\n";
-        let (_folder, path) = written(&(text + routes));
+        let (_folder, path) = written(&(text.clone() + routes));
         let warnings = loaded(&path, &[]).warnings.join("\n");
         assert!(warnings.contains("accounts.shop.routes[0]: Casdoor refuses"), "{warnings}");
+        let with_scene = |scene: &str| routes.replace("\"SCAN\" }", &format!("\"SCAN\", scene = \"{scene}\" }}"));
+        for (scene, is_warned) in [("admin/provider_wechat", false), ("provider_wechat", true)] {
+            let (_folder, path) = written(&(text.clone() + &with_scene(scene)));
+            let warnings = loaded(&path, &[]).warnings.join("\n");
+            assert_eq!(warnings.contains("Casdoor refuses"), is_warned, "{scene}: {warnings}");
+        }
         assert!(warnings.contains("accounts.shop.routes[1]: wechat-server sends its code as a reply"), "{warnings}");
     }
 

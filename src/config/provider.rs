@@ -85,7 +85,7 @@ pub(super) fn own_route(name: &str, target: &TargetSection) -> Option<Route> {
     let exact = |text: &str, case_blind| Some(Patterns(vec![Pattern::exact(text, case_blind)]));
     let (when, replies) = match parse(&target.provider.as_ref()?.0).ok()? {
         ProviderPreset::Casdoor => {
-            let scene = exact(&target.provider_id.as_ref()?.0, false);
+            let scene = exact(target.provider_id.as_ref()?.0.trim(), false);
             (Match { event: Some(follows_and_scans()), scene, ..Match::default() }, false)
         }
         ProviderPreset::WechatServer => {
@@ -102,7 +102,7 @@ pub(super) fn own_route(name: &str, target: &TargetSection) -> Option<Route> {
 pub(super) fn check_route(reader: &KeyReader<'_>, target: &TargetSection, route: &Route) {
     let Some(Ok(provider)) = target.provider.as_ref().map(|name| parse(&name.0)) else { return };
     match (provider, &route.when) {
-        (ProviderPreset::Casdoor, When::Match(Match { scene: Some(_), .. })) => {}
+        (ProviderPreset::Casdoor, When::Match(Match { scene: Some(scene), .. })) if takes_only(scene, target) => {}
         (ProviderPreset::Casdoor, _) => reader.warn(format_args!(
             "Casdoor refuses every event but scans of its own codes; add scene = the target's provider_id to `match`"
         )),
@@ -111,6 +111,12 @@ pub(super) fn check_route(reader: &KeyReader<'_>, target: &TargetSection, route:
         )),
         _ => {}
     }
+}
+
+/// Whether these are the scenes of Casdoor's own codes.
+fn takes_only(scene: &Patterns, target: &TargetSection) -> bool {
+    let own = target.provider_id.as_ref().map(|id| id.0.trim());
+    scene.0.iter().all(|pattern| pattern.exact_text().is_some() && pattern.exact_text() == own)
 }
 
 fn parse(name: &str) -> Parsed<ProviderPreset> {

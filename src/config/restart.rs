@@ -6,7 +6,8 @@
 use super::Config;
 use crate::{admin, otlp, queue, server, telemetry};
 
-/// The keys of the compared sections that a reload applies; `replay_window` follows from `accounts.*.max_skew`. It also replaces all `accounts`, `targets` and `logins`.
+/// The keys of the compared sections that a reload applies; `replay_window` follows from `accounts.*.max_skew`. It also
+/// replaces all `accounts`, `targets` and `logins`.
 const RELOADED: [&str; 3] = ["log.level", "log.openid", "queue.replay_window"];
 
 /// Each field's key, and whether it differs.

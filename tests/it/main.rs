@@ -50,6 +50,7 @@ mod online;
 mod opening;
 mod order;
 mod pause;
+mod providers;
 mod proxies;
 mod proxy_protocol;
 mod reading;
