@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 use super::connection_slots::ConnectionSlot;
 use super::transport::Transport;
@@ -40,6 +40,17 @@ pub(super) struct HalfCloseStream {
 impl HalfCloseStream {
     pub(super) fn new(transport: Transport, slot: Arc<ConnectionSlot>) -> Self {
         Self { transport, slot, buffer: [0; READ_AHEAD], ahead: 0, ended: false }
+    }
+
+    /// Whether the client's first bytes are these, at most [`READ_AHEAD`]. They stay to be read.
+    pub(super) async fn begins_with(&mut self, bytes: &[u8]) -> io::Result<bool> {
+        while self.ahead < bytes.len() && bytes.starts_with(&self.buffer[..self.ahead]) {
+            match self.transport.read(&mut self.buffer[self.ahead..]).await? {
+                0 => break,
+                read => self.ahead += read,
+            }
+        }
+        Ok(self.buffer[..self.ahead].starts_with(bytes))
     }
 
     /// Fails if the client is gone.

@@ -35,7 +35,6 @@ pub mod tls;
 mod transport;
 mod write_timeout;
 
-use std::fmt::Display;
 use std::io;
 use std::ops::DerefMut;
 use std::pin::{Pin, pin};
@@ -47,10 +46,8 @@ use http::{Request, Response};
 use http_body::Body;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulConnection;
 use proxy_header::io::ProxiedStream;
 use tokio::io::{AsyncRead, AsyncWriteExt as _};
 use tokio::sync::Notify;
@@ -176,19 +173,21 @@ impl Server {
     async fn serve_connection(self, stream: Stream, slot: Arc<ConnectionSlot>, shutdown: CancellationToken) {
         let Self { handler, tls, options, refusals, .. } = self;
         let Some((transport, peer)) = handshake(stream, tls.as_ref(), &options, &refusals, &slot).await else { return };
-        let stream = HalfCloseStream::new(transport, slot.clone());
+        let mut stream = HalfCloseStream::new(transport, slot.clone());
+        let Some(is_http2) = speaks_http2(&mut stream, &options).await else { return };
         let io = TokioIo::new(WriteTimeout::new(stream, options.write_timeout));
         let first_request = Arc::new(Notify::new());
         let trusted_proxies = options.trusted_proxies.clone();
         let service = Connected { handler, peer, slot, first_request: first_request.clone(), trusted_proxies };
-        if options.http2 {
-            let builder = http1_and_2(&options);
+        if is_http2 {
             // Boxed, like the handshake: else each connection's task would reserve the space that few need.
-            let connection = Box::pin(builder.serve_connection(io, service));
-            until_closed(connection, options.header_timeout, &first_request, shutdown).await;
+            let connection = Box::pin(http2(&options).serve_connection(io, service));
+            let shut_down = http2::Connection::graceful_shutdown;
+            until_closed(connection, shut_down, options.header_timeout, &first_request, shutdown).await;
         } else {
-            let connection = pin!(http1_only(&options).serve_connection(io, service));
-            until_closed(connection, options.header_timeout, &first_request, shutdown).await;
+            let connection = pin!(http1(&options).serve_connection(io, service));
+            let shut_down = http1::Connection::graceful_shutdown;
+            until_closed(connection, shut_down, options.header_timeout, &first_request, shutdown).await;
         }
     }
 }
@@ -261,20 +260,36 @@ async fn read_proxy_header<I: AsyncRead + Unpin>(
     None
 }
 
+/// Whether the client begins with HTTP/2's preface, with TLS or without; `None` if it ends or says nothing in time.
+///
+/// hyper-util has this too, but with it come HTTP/2's client into the pool of connections to targets, and its code once
+/// more for the stream that tells: 260 KB.
+async fn speaks_http2(stream: &mut HalfCloseStream, options: &Options) -> Option<bool> {
+    if !options.http2 {
+        return Some(false);
+    }
+    match timeout(options.header_timeout, stream.begins_with(HTTP2_PREFACE)).await {
+        Ok(Ok(is_http2)) => return Some(is_http2),
+        Ok(Err(error)) => tracing::debug!(%error, "connection failed"),
+        Err(_) => tracing::debug!("first request timed out"),
+    }
+    None
+}
+
 /// Drives a connection to its end, with a timeout of its own for the first request.
 ///
 /// hyper has one timeout for the headers of a first request and for the pause before a further one; this adds the
-/// shorter timeout for the first. Before the first request is read, `graceful_shutdown` would close without a response,
-/// so it is called after that.
+/// shorter timeout for the first. Before the first request is read, `shut_down` would close without a response, so it is
+/// called after that.
 async fn until_closed<P, C>(
     mut connection: Pin<P>,
+    shut_down: fn(Pin<&mut C>),
     header_timeout: Duration,
     first_request: &Notify,
     shutdown: CancellationToken,
 ) where
     P: DerefMut<Target = C>,
-    C: GracefulConnection,
-    C::Error: Display,
+    C: Future<Output = hyper::Result<()>>,
 {
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
@@ -288,7 +303,7 @@ async fn until_closed<P, C>(
         None => tokio::select! {
             ended = connection.as_mut() => ended,
             () = shutdown.cancelled() => {
-                connection.as_mut().graceful_shutdown();
+                shut_down(connection.as_mut());
                 connection.await
             }
         },
@@ -329,7 +344,7 @@ impl hyper::service::Service<Request<Incoming>> for Connected {
 
 /// Without `pipeline_flush`: with it, hyper 1.12 delays a response while its buffer has unread bytes, so that a request
 /// that it cannot parse gets no response.
-fn http1_only(options: &Options) -> http1::Builder {
+fn http1(options: &Options) -> http1::Builder {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -341,17 +356,9 @@ fn http1_only(options: &Options) -> http1::Builder {
     builder
 }
 
-fn http1_and_2(options: &Options) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
+fn http2(options: &Options) -> http2::Builder<TokioExecutor> {
+    let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(options.idle_timeout)
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_BUFFER)
-        .half_close(true);
-    builder
-        .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(100)
         .max_header_list_size(16 << 10)
@@ -360,6 +367,8 @@ fn http1_and_2(options: &Options) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// What a client of HTTP/2 sends first (RFC 9113, 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The wait for one more connection from the backlog.
 const BACKLOG_POLL: Duration = Duration::from_millis(1);
 /// The pause after a failed `accept`.

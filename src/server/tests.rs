@@ -390,6 +390,22 @@ async fn http_2_is_spoken_only_where_asked_for() {
     assert!(ask_http_2(&server).await.is_err());
 }
 
+#[tokio::test]
+async fn http_1_is_spoken_beside_http_2_however_its_bytes_arrive() {
+    let options = Options { http2: true, header_timeout: Duration::from_millis(500), ..Options::default() };
+    let server = run(read, LIMITS, options).await;
+    // As HTTP/2's preface begins.
+    for cut in [1, 2] {
+        let request = "PRI / HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi";
+        let mut stream = server.send(&request[..cut]).await;
+        tokio::task::yield_now().await;
+        stream.write_all(&request.as_bytes()[cut..]).await.unwrap();
+        assert!(rest(&mut stream).await.ends_with("\r\n\r\nhi"));
+    }
+    assert_eq!(server.ask("").await, "", "a silent client is not waited for");
+    assert_eq!(server.ask("PRI * HTTP/2.0\r\n\r\n").await, "", "nor one that stops in the preface");
+}
+
 async fn ask_http_2(server: &Running) -> hyper::Result<Bytes> {
     let io = TokioIo::new(server.send("").await);
     let (mut client, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await?;
