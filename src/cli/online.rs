@@ -46,7 +46,7 @@ pub async fn probe_targets(config: &Config) -> Vec<ProbeResult> {
         }
     }
     let mut findings = asked.join_all().await;
-    findings.sort_by_key(|(index, _)| *index);
+    findings.sort_unstable_by_key(|(index, _)| *index);
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 

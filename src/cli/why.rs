@@ -123,11 +123,11 @@ impl Relay {
     async fn find(&self, alarm: &Alarm) -> anyhow::Result<Found> {
         let status: Status = self.api.get("/api/status").await?;
         let EventPage { events: mut candidates, .. } = self.api.get(&self.query(alarm, &status)).await?;
-        if let Some(stamp) = alarm.stamp {
-            candidates.sort_by_key(|event| distance(event.received_at, stamp));
-        }
         // Those of the kind first: many others may be nearer.
-        candidates.sort_by_key(|event| !alarm.is_about(&event.msg_type, &event.event, &event.event_key));
+        candidates.sort_by_key(|event| {
+            let is_about = alarm.is_about(&event.msg_type, &event.event, &event.event_key);
+            (!is_about, alarm.stamp.map(|stamp| distance(event.received_at, stamp)))
+        });
         let mut found = Found::default();
         for event in candidates.iter().take(MAX_CANDIDATES) {
             let event: EventDetail = self.api.get(&format!("/api/events/{}", event.id)).await?;

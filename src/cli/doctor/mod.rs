@@ -164,7 +164,7 @@ async fn join_ordered<T: Send + 'static>(
         running.spawn(async move { (index, future.await) });
     }
     let mut results = running.join_all().await;
-    results.sort_by_key(|(index, _)| *index);
+    results.sort_unstable_by_key(|(index, _)| *index);
     results.into_iter().map(|(_, result)| result).collect()
 }
 
