@@ -89,6 +89,7 @@ impl Visit for JsonLine {
     }
 }
 
+#[inline]
 fn push(bytes: &mut Vec<u8>, value: impl Serialize) {
     // Strings and numbers always serialize, and writing to a Vec cannot fail.
     serde_json::to_writer(bytes, &value).ok();
