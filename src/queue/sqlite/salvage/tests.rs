@@ -114,7 +114,7 @@ fn stored(folder: &Path, is_encrypted: bool) -> Stored {
             let answers: Vec<_> = one.attempts.iter().map(|attempt| attempt.answer.clone()).collect();
             (one.target.clone(), format!("{} {answers:?}", one.state.name()))
         };
-        (event.deliveries.iter().map(delivery).collect(), format!("{:?} {}", event.reply, event.text))
+        (event.deliveries.iter().map(delivery).collect(), format!("{:?}\n{}", event.reply, event.text))
     };
     listed.iter().map(|event| (event.id, detail(event.id))).collect()
 }
@@ -200,7 +200,9 @@ fn assert_nothing_is_lost_in_silence(done: &SalvagedStore, before: &Stored, afte
         match after.get(id) {
             None => assert!(named, "{id} is lost in silence: {done:?}"),
             Some((found, found_text)) => {
-                assert!(found_text.split_once(' ').map(|two| two.1) == text.split_once(' ').map(|two| two.1), "{id}");
+                // A damaged reply is left out: WeChat's retry is answered without it.
+                let text_of = |both: &str| both.split_once('\n').map(|(_, text)| text.to_owned());
+                assert_eq!(text_of(found_text), text_of(text), "{id}");
                 for (target, state) in deliveries.iter().filter(|(_, state)| state.starts_with("pending")) {
                     let is_pending = found.iter().any(|(name, state)| name == target && state.starts_with("pending"));
                     assert!(is_pending || named, "{id} {target} {state}: {found:?} {done:?}");
