@@ -174,7 +174,9 @@ impl Server {
         let Self { handler, tls, options, refusals, .. } = self;
         let Some((transport, peer)) = handshake(stream, tls.as_ref(), &options, &refusals, &slot).await else { return };
         let mut stream = HalfCloseStream::new(transport, slot.clone());
-        let Some(is_http2) = speaks_http2(&mut stream, &options).await else { return };
+        // For the preface and the first request together.
+        let deadline = Instant::now() + options.header_timeout;
+        let Some(is_http2) = speaks_http2(&mut stream, options.http2, deadline).await else { return };
         let io = TokioIo::new(WriteTimeout::new(stream, options.write_timeout));
         let first_request = Arc::new(Notify::new());
         let trusted_proxies = options.trusted_proxies.clone();
@@ -183,11 +185,11 @@ impl Server {
             // Boxed, like the handshake: else each connection's task would reserve the space that few need.
             let connection = Box::pin(http2(&options).serve_connection(io, service));
             let shut_down = http2::Connection::graceful_shutdown;
-            until_closed(connection, shut_down, options.header_timeout, &first_request, shutdown).await;
+            until_closed(connection, shut_down, deadline, &first_request, shutdown).await;
         } else {
             let connection = pin!(http1(&options).serve_connection(io, service));
             let shut_down = http1::Connection::graceful_shutdown;
-            until_closed(connection, shut_down, options.header_timeout, &first_request, shutdown).await;
+            until_closed(connection, shut_down, deadline, &first_request, shutdown).await;
         }
     }
 }
@@ -264,11 +266,11 @@ async fn read_proxy_header<I: AsyncRead + Unpin>(
 ///
 /// hyper-util has this too, but with it come HTTP/2's client into the pool of connections to targets, and its code once
 /// more for the stream that tells: 260 KB.
-async fn speaks_http2(stream: &mut HalfCloseStream, options: &Options) -> Option<bool> {
-    if !options.http2 {
+async fn speaks_http2(stream: &mut HalfCloseStream, is_offered: bool, deadline: Instant) -> Option<bool> {
+    if !is_offered {
         return Some(false);
     }
-    match timeout(options.header_timeout, stream.begins_with(HTTP2_PREFACE)).await {
+    match timeout_at(deadline, stream.begins_with(HTTP2_PREFACE)).await {
         Ok(Ok(is_http2)) => return Some(is_http2),
         Ok(Err(error)) => tracing::debug!(%error, "connection failed"),
         Err(_) => tracing::debug!("first request timed out"),
@@ -276,7 +278,7 @@ async fn speaks_http2(stream: &mut HalfCloseStream, options: &Options) -> Option
     None
 }
 
-/// Drives a connection to its end, with a timeout of its own for the first request.
+/// Drives a connection to its end; the first request must come by `deadline`.
 ///
 /// hyper has one timeout for the headers of a first request and for the pause before a further one; this adds the
 /// shorter timeout for the first. Before the first request is read, `shut_down` would close without a response, so it is
@@ -284,7 +286,7 @@ async fn speaks_http2(stream: &mut HalfCloseStream, options: &Options) -> Option
 async fn until_closed<P, C>(
     mut connection: Pin<P>,
     shut_down: fn(Pin<&mut C>),
-    header_timeout: Duration,
+    deadline: Instant,
     first_request: &Notify,
     shutdown: CancellationToken,
 ) where
@@ -293,7 +295,7 @@ async fn until_closed<P, C>(
 {
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),
-        first = timeout(header_timeout, first_request.notified()) => match first {
+        first = timeout_at(deadline, first_request.notified()) => match first {
             Ok(()) => None,
             Err(_) => return tracing::debug!("first request timed out"),
         },
