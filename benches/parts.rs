@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use wxrelay::clock::UnixMillis;
 use wxrelay::event::{ContentKey, Event};
-use wxrelay::queue::{EncryptionKeys, Enqueued, NewEvent, Queue, Settings};
+use wxrelay::queue::{EncryptionKeys, Engine, Enqueued, NewEvent, Queue, Settings};
 use wxrelay::route::{Match, Pattern, Patterns, Route, Table, When};
 use wxrelay::secret::Secret;
 use wxrelay::wechat::{AesKey, Credentials, Message, Mode, Query, Salt};
@@ -168,7 +168,7 @@ fn enqueue(bencher: Bencher<'_, '_>, concurrency: usize) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let runtime = Runtime::new().expect("a runtime");
     let settings = Settings {
-        path: folder.path().join("queue"),
+        engine: Engine::Embedded { path: folder.path().join("queue") },
         retention: Duration::from_hours(24),
         dedup_window: Duration::from_mins(2),
         replay_window: Duration::from_mins(20),
@@ -176,7 +176,7 @@ fn enqueue(bencher: Bencher<'_, '_>, concurrency: usize) {
         max_memory: 64 << 20,
         encryption_keys: EncryptionKeys::default(),
     };
-    let queue = Queue::open(&settings, drop).expect("a store");
+    let queue = runtime.block_on(Queue::open(&settings, drop)).expect("a store");
     let push = Push::made();
     let mut made = 0_u64;
     bencher

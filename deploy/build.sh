@@ -12,12 +12,12 @@ for registry in "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/; do
   from+=("${registry%/}")
   to+=(/crates)
 done
-rust=() c=
+rust= c=
 for ((i = 0; i < ${#from[@]}; i++)); do
-  rust+=("--remap-path-prefix=${from[i]}=${to[i]}")
+  rust+="'--remap-path-prefix=${from[i]}=${to[i]}', "
   c+=" -ffile-prefix-map=${from[i]}=${to[i]}"
 done
-printf -v flags '%s\x1f' "${rust[@]}"
-export CARGO_ENCODED_RUSTFLAGS=${flags%$'\x1f'}
 export CFLAGS="${CFLAGS:-}$c"
-exec cargo build --profile dist --locked --bin wxrelay "$@"
+# In the environment, flags would replace those of .cargo/config.toml; as configuration, they are added.
+unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
+exec cargo --config "target.'cfg(all())'.rustflags = [$rust]" build --profile dist --locked --bin wxrelay "$@"

@@ -32,9 +32,16 @@ pub async fn watch(app: &App) -> &'static str {
         }
         let stalled = app.queue().obstacle() == Some(Obstacle::Stalled);
         store.observe(stalled, || {
+            let remedy = match app.config().queue.folder() {
+                Some(_) => "check the disk, which completes no flush; the relay continues by itself",
+                None => {
+                    "check PostgreSQL: its disk, locks, and the synchronous standby that commits wait for; the relay \
+                     continues by itself"
+                }
+            };
             tracing::warn!(
                 waited_ms = u64::try_from(app.queue().oldest_wait().as_millis()).unwrap_or(u64::MAX),
-                remedy = "check the disk, which completes no flush; the relay continues by itself",
+                remedy,
                 "store stalled, pushes are not stored"
             );
         });
@@ -127,7 +134,12 @@ mod tests {
             app.reload(config(folder.path(), TARGET)).unwrap();
         }
         assert!(app.dispatcher().stuck_lanes(Duration::ZERO).is_empty(), "asked for the first time");
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        let stuck = async {
+            while app.dispatcher().stuck_lanes(Duration::ZERO).is_empty() {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(SOON, stuck).await.unwrap();
         assert_eq!(app.dispatcher().stuck_lanes(Duration::ZERO), ["crm".into()]);
         let word = "dispatcher-stalled";
         app.ready().set_stuck(Some(word));

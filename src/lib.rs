@@ -9,7 +9,7 @@
 //! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; the push pipeline; delivery |
 //! | 3 | [`otlp`], [`login`] | spans to a collector; login callbacks and verification files |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
-//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`host`], [`trace`] | pure: protocol, event, routing, schedule, trace |
+//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`host`], [`trace`], [`trust`] | pure: protocol, event, routing, schedule, trace, certificates |
 //! | 0 | [`secret`], [`escape`], [`bounded_file`], [`certificate`], [`clock`], [`metrics`], [`telemetry`], [`tuning`] | foundation |
 //!
 //! To learn the structure, read [`push`], then [`dispatcher`], then [`app`].
@@ -41,5 +41,6 @@ mod simulation;
 pub mod tail;
 pub mod telemetry;
 pub mod trace;
+pub mod trust;
 pub mod tuning;
 pub mod wechat;

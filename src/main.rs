@@ -2,7 +2,6 @@
 
 use std::io;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
 use mimalloc::MiMalloc;
@@ -12,9 +11,6 @@ use wxrelay::cli::{Cli, early_signals, exit_code, print_error};
 /// simple version, glibc's allocator, for 80 KB of binary.
 #[global_allocator]
 static ALLOCATOR: MiMalloc = MiMalloc;
-
-/// How long the end of the process waits for threads that block, such as one that resolves a name.
-const THREAD_GRACE: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     // First, as a signal ends the process until it is caught.
@@ -27,7 +23,7 @@ fn main() -> ExitCode {
     }));
     // All rustls configurations of the process share this provider. Fails only if one is installed already.
     rustls::crypto::ring::default_provider().install_default().ok();
-    match start(cli) {
+    match cli.run() {
         Ok(code) => code,
         // `wxrelay ... | head` closes the pipe early, which is no error.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
@@ -36,15 +32,6 @@ fn main() -> ExitCode {
             exit_code(&error).into()
         }
     }
-}
-
-fn start(cli: Cli) -> anyhow::Result<ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let code = runtime.block_on(cli.run());
-    // Dropping the runtime would wait for every blocking call: the system's resolver may take half a minute, and a
-    // disk that stands still takes for ever.
-    runtime.shutdown_timeout(THREAD_GRACE);
-    code
 }
 
 fn is_closed_pipe(error: &anyhow::Error) -> bool {

@@ -56,11 +56,21 @@ impl Relay {
         config: &str,
         files: Option<u64>,
     ) -> Self {
+        let queue = format!("path = \"{}\"\n{queue}", folder.join("queue").display());
+        Self::run(folder, server, &queue, config, files).await
+    }
+
+    /// Starts it on PostgreSQL; the folder holds its log.
+    pub(crate) async fn start_on_postgres(folder: &Path, url: &str, config: &str) -> Self {
+        let queue = format!("type = \"postgres\"\nurl = \"{url}\"\ntls = \"off\"\nstandby = \"none\"\n");
+        Self::run(folder, "", &queue, config, None).await
+    }
+
+    async fn run(folder: &Path, server: &str, queue: &str, config: &str, files: Option<u64>) -> Self {
         let file = folder.join("config.toml");
         let text = format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}[admin]\nlisten = \"127.0.0.1:0\"\n\
-             [queue]\npath = \"{}\"\n{queue}\n{config}",
-            folder.join("queue").display()
+             [queue]\n{queue}\n{config}"
         );
         fs::write(&file, text).expect("the folder can be written");
         let log = folder.join("log");
@@ -106,8 +116,13 @@ impl Relay {
 
     /// The body of the admin listener's answer, if that is 200.
     pub(crate) async fn get(&self, path: &str) -> Option<String> {
+        self.ask("GET", path).await
+    }
+
+    /// The same for a request with this method, and no body.
+    pub(crate) async fn ask(&self, method: &str, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(self.admin).await.ok()?;
-        let request = format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin);
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin);
         stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;

@@ -51,8 +51,8 @@ pub(super) enum Error {
     #[error("the relay is stopping")]
     Stopped,
     /// The configuration's errors, as text from the app.
-    #[error("not reloaded; the old configuration stays in use: {0}")]
-    Reload(String),
+    #[error("not reloaded; the old configuration stays in use: {}", .0.join("\n"))]
+    Reload(Vec<String>),
     #[error("the relay accepts no reload now")]
     NoReload,
     #[error("the body: expected {0}")]
@@ -132,7 +132,11 @@ impl Error {
 
 impl IntoResponse for Error {
     fn into_response(self) -> Response {
-        let mut response = (self.status(), Json(json!({ "error": self.to_string() }))).into_response();
+        let mut body = json!({ "error": self.to_string() });
+        if let Self::Reload(errors) = &self {
+            body["errors"] = json!(errors);
+        }
+        let mut response = (self.status(), Json(body)).into_response();
         match self {
             Self::Token => response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")),
             Self::TooManyTokens(remaining) => {

@@ -37,7 +37,7 @@ pub(super) async fn list(
     let page = filter.limit;
     // One more than requested shows whether there is a next page.
     filter.limit += 1;
-    let mut events = context.inspect(move |store| store.events(&filter)).await?;
+    let mut events = context.inspect(move |store| async move { store.events(&filter).await }).await?;
     let more = events.len() > page;
     events.truncate(page);
     let cursor = events.last().filter(|_| more).map(|last| last.id.to_string());
@@ -49,7 +49,7 @@ pub(super) async fn show(
     id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<EventDetail>, Error> {
     let id: EventId = id?.0.parse()?;
-    context.inspect(move |store| store.event(id)).await?.map(Json).ok_or(Error::NoSuchEvent)
+    context.inspect(move |store| async move { store.event(id).await }).await?.map(Json).ok_or(Error::NoSuchEvent)
 }
 
 impl Filters {

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::events::Filters;
 use super::{Context, Error, object};
 use crate::clock::UnixMillis;
-use crate::queue::{Inspect, Sweep, SweepAction};
+use crate::queue::{Sweep, SweepAction};
 use crate::telemetry::{self, OpenIds};
 
 /// Selects a user's events.
@@ -44,12 +44,13 @@ pub(super) async fn page(
     let filters = Filters { from: Some(openid), account, until, ..Filters::default() };
     let mut filter = filters.parse(UnixMillis::now())?;
     if filter.until.is_none() {
-        filter.until = Some(context.inspect(Inspect::end).await?);
+        filter.until = Some(context.inspect(|store| async move { store.end().await }).await?);
     }
     let page = context.sweep(Sweep { filter, events: None, action: SweepAction::Forget }, after).await?;
     tracing::info!(count = page.changed, openid = hash, "events of a user forgotten");
     if page.next.is_none() {
         context.state.queue.wipe().await.map_err(Error::NotWiped)?;
     }
-    Ok(Json(json!({ "forgotten": page.changed, "next": page.next.map(|id| id.to_string()) })))
+    let answer = json!({ "forgotten": page.changed, "next": page.next.map(|id| id.to_string()) });
+    Ok(if page.next.is_none() { context.acted(answer).await } else { Json(answer) })
 }

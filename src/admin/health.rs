@@ -56,7 +56,16 @@ pub(super) async fn livez() -> &'static str {
 /// The reason is one word, as unauthenticated clients can read it: `starting`, `draining`,
 /// `dispatcher-stalled`, or a word of [`crate::queue::Obstacle`].
 pub(super) async fn readyz(State(context): State<Context>) -> (StatusCode, &'static str) {
-    match context.obstacle().await {
+    answer(context.obstacle().await)
+}
+
+/// Whether pushes are stored where they are delivered from: a balancer prefers such replicas to those that spool.
+pub(super) async fn readyz_direct(State(context): State<Context>) -> (StatusCode, &'static str) {
+    answer(context.direct_obstacle().await)
+}
+
+fn answer(obstacle: Option<&'static str>) -> (StatusCode, &'static str) {
+    match obstacle {
         None => (StatusCode::OK, "ready"),
         Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
     }

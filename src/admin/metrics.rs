@@ -5,6 +5,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 
 use super::Context;
+use crate::metrics::NO_LABEL;
 use crate::telemetry;
 
 pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse {
@@ -13,6 +14,12 @@ pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse 
     let is_ready = context.obstacle().await.is_none();
     context.state.metrics.ready.set(is_ready.into());
     context.state.metrics.commit_wait.set(context.state.queue.oldest_wait().as_secs_f64());
+    if let Some(spool) = context.state.queue.spool() {
+        let metrics = &context.state.metrics;
+        let known = metrics.spooled.with_label_values(NO_LABEL);
+        known.inc_by(spool.spooled.saturating_sub(known.get()));
+        metrics.spool_events.with_label_values(NO_LABEL).set(i64::try_from(spool.events).unwrap_or(i64::MAX));
+    }
     context.stats.get().await.ok();
     context.state.metrics.log_lines_lost.inc_by(telemetry::take_dropped());
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], context.state.metrics.render())

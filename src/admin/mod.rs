@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /livez` | health.rs | 200 while the process serves |
 //! | `GET /readyz` | health.rs | 200, or 503 and the reason in one word |
+//! | `GET /readyz/direct` | health.rs | the same, not counting a spool |
 //! | `GET /metrics` | metrics.rs | Prometheus' text format |
 //! | `GET /api/status` | status.rs | version, accounts, targets, and the queue's totals |
 //! | `GET /api/audit` | audit.rs | the ledger, counted row by row |
@@ -21,7 +22,7 @@
 //! | `POST /api/targets/{name}/drop-dead` | targets.rs | cancels dead letters |
 //! | `POST /api/targets/{name}/drop-pending` | targets.rs | cancels pending deliveries |
 //! | `POST /api/targets/{name}/redirect` | targets.rs | moves pending deliveries to another target |
-//! | `POST /api/reload` | reload.rs | reloads the configuration |
+//! | `POST /api/reload` | reload.rs | reloads the configuration, and shows what changed |
 //! | `GET /api/openapi.json` | openapi.rs | describes the API as an OpenAPI 3.1 document |
 //!
 //! Invariants: everything except health passes the guard (`guard.rs`, `failures.rs`) and then admission
@@ -49,17 +50,16 @@ mod status;
 mod tail;
 mod targets;
 
-use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, mpsc};
@@ -70,14 +70,17 @@ use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::host;
 use crate::metrics::Metrics;
-use crate::queue::{self, EncryptionKeys, Inspect, Obstacle, Queue, Sweep, SweepProgress};
+use crate::queue::{self, Inspect, Obstacle, Queue, Seen, Sweep, SweepProgress};
 use crate::secret::Secret;
 use crate::server::Listen;
 use crate::tail::Tail;
 
 pub use clock_watch::watch_clock;
 pub use health::Ready;
-pub use overview::{AccountOverview, ConfiguredTarget, EventPage, QueueTotals, Status, TargetList, TargetOverview};
+pub use overview::{
+    AccountOverview, ConfiguredTarget, EventPage, KeyChange, KeyChangeKind, QueueTotals, ReloadReport, Status,
+    TargetList, TargetOverview,
+};
 pub use reload::Reload;
 
 use admission::Admission;
@@ -100,10 +103,8 @@ pub type Pause =
 #[derive(Clone)]
 pub struct State {
     pub queue: Queue,
-    /// The folder of the queue's store, which the API also reads by itself.
-    pub store: PathBuf,
-    /// The keys that decrypt payloads in the store.
-    pub encryption_keys: EncryptionKeys,
+    /// The settings of the queue, whose store the API also reads by itself.
+    pub store: queue::Settings,
     pub metrics: Arc<Metrics>,
     pub ready: Ready,
     /// The configured targets; `None` once the app has stopped.
@@ -126,6 +127,8 @@ const API_WAITING: usize = 32;
 /// The same for `/metrics`, which shares none of them: it is needed most when the API is busy.
 const METRICS_SLOTS: usize = 4;
 const METRICS_WAITING: usize = 16;
+/// How long an action waits until every replica has seen it.
+const SEEN_WAIT: Duration = Duration::from_secs(2);
 /// The deadline of a request.
 const DEADLINE: Duration = Duration::from_secs(30);
 /// The deadline of an operator action on many deliveries. As long as the commands wait, since a million takes minutes.
@@ -136,7 +139,7 @@ const STEP_DEADLINE: Duration = Duration::from_secs(30);
 /// The admin listener's service, for [`crate::server::serve`].
 pub fn service(state: State, settings: &Settings) -> Router {
     let context = Context {
-        stats: StatsCache::new(state.queue.clone(), state.store.clone(), state.metrics.clone()),
+        stats: StatsCache::new(state.queue.clone(), state.store.folder(), state.metrics.clone()),
         salvage: salvage::SalvageRun::default(),
         readers: Arc::new(Semaphore::new(API_SLOTS)),
         state,
@@ -181,6 +184,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
     Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
+        .route("/readyz/direct", get(health::readyz_direct))
         .merge(guarded)
         .layer(middleware::from_fn(check_host))
         .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()))
@@ -202,8 +206,28 @@ impl Context {
     /// Why pushes are not accepted, in one word; `None` if they are.
     async fn obstacle(&self) -> Option<&'static str> {
         match self.state.ready.obstacle().or_else(|| self.state.queue.obstacle().map(Obstacle::word)) {
-            // The queue's writer has its files open, and may not notice that the store was removed.
-            None if self.stats.get().await.is_err() => Some(Obstacle::Failing.word()),
+            // The queue's writer has its files open, and may not notice that the store was removed. With PostgreSQL the
+            // queue knows.
+            None if self.state.store.folder().is_some() && self.stats.get().await.is_err() => {
+                Some(Obstacle::Failing.word())
+            }
+            obstacle => obstacle,
+        }
+    }
+
+    /// The answer to an action, with how many replicas have seen it; waits for them a moment.
+    async fn acted(&self, mut answer: Value) -> Json<Value> {
+        // The action is done, whatever becomes of this question.
+        if let Ok(Some(Seen { replicas, seen })) = self.state.queue.await_seen(SEEN_WAIT).await {
+            (answer["replicas"], answer["seen"]) = (replicas.into(), seen.into());
+        }
+        Json(answer)
+    }
+
+    /// As [`Context::obstacle`], but for a spool.
+    async fn direct_obstacle(&self) -> Option<&'static str> {
+        match self.obstacle().await {
+            None => self.state.queue.direct_obstacle().map(Obstacle::word),
             obstacle => obstacle,
         }
     }
@@ -249,20 +273,21 @@ impl Context {
         step.map_err(|_| Error::Late(STEP_DEADLINE))?.map_err(Error::Store)
     }
 
-    /// Reads the store, on a thread that may block.
-    async fn inspect<T, F>(&self, look: F) -> Result<T, Error>
+    /// Reads the store; to its end, even if the request is gone, so that no more readers run than are allowed.
+    async fn inspect<T, F, R>(&self, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
-        F: FnOnce(&Inspect) -> Result<T, queue::Error> + Send + 'static,
+        F: FnOnce(Inspect) -> R + Send + 'static,
+        R: Future<Output = Result<T, queue::Error>> + Send,
     {
-        let (store, keys) = (self.state.store.clone(), self.state.encryption_keys.clone());
+        let store = self.state.store.clone();
         // The semaphore is never closed.
         let permit = self.readers.clone().acquire_owned().await.map_err(|_| Error::Internal)?;
-        let looking = tokio::task::spawn_blocking(move || {
+        let reading = tokio::spawn(async move {
             let _permit = permit;
-            look(&Inspect::open(&store)?.with_keys(&keys))
+            read(Inspect::open(&store).await?).await
         });
-        looking.await.map_err(|_| Error::Internal)?.map_err(Error::Store)
+        reading.await.map_err(|_| Error::Internal)?.map_err(Error::Store)
     }
 }
 

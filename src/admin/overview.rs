@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::UnixMillis;
 use crate::queue::view::{Counts, EventSummary, TargetStats};
-use crate::queue::{MemoryUsage, Stats};
+use crate::queue::{MemoryUsage, Replica, Stats};
 
 /// `/api/status`: version and configuration, whether pushes are accepted, and the queue's totals.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,6 +20,18 @@ pub struct Status {
     /// How many configurations were in use since the start.
     pub generation: u64,
     pub config_sha256: String,
+    /// When this configuration came into use.
+    #[serde(default)]
+    pub config_since: Option<UnixMillis>,
+    /// Changed keys that are applied by a restart only.
+    #[serde(default)]
+    pub needs_restart: Vec<String>,
+    /// What is allowed in the configuration but is probably a mistake.
+    #[serde(default)]
+    pub warnings: Vec<String>,
+    /// The store: its folder, or its PostgreSQL.
+    #[serde(default)]
+    pub store: String,
     /// The addresses that accept pushes, with the ports that the system chose.
     pub listen: Vec<String>,
     pub accounts: Vec<AccountOverview>,
@@ -31,6 +43,9 @@ pub struct Status {
     #[serde(default)]
     pub clock: String,
     pub queue: QueueTotals,
+    /// The replicas that share the store; none with the embedded engine.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<Replica>,
 }
 
 /// An account of [`Status`].
@@ -47,6 +62,45 @@ pub struct AccountOverview {
 pub struct ConfiguredTarget {
     pub name: String,
     pub paused: bool,
+}
+
+/// `/api/reload`: what a reload did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Always true.
+    pub reloaded: bool,
+    pub generation: u64,
+    pub config_sha256: String,
+    pub changes: Vec<KeyChange>,
+    /// Changed keys that are applied by a restart only.
+    pub needs_restart: Vec<String>,
+    /// What is allowed in the configuration but is probably a mistake.
+    pub warnings: Vec<String>,
+}
+
+/// A key that differs between two configurations.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyChange {
+    pub key: String,
+    pub change: KeyChangeKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyChangeKind {
+    Added,
+    Removed,
+    Changed,
+}
+
+impl KeyChangeKind {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Added => "added",
+            Self::Removed => "removed",
+            Self::Changed => "changed",
+        }
+    }
 }
 
 /// The queue in [`Status`].

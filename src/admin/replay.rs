@@ -33,6 +33,8 @@ pub(super) struct ReplayRequest {
     all: bool,
     /// The `next` of the previous page.
     cursor: Option<String>,
+    /// Counts the deliveries, and replays none.
+    dry_run: bool,
 }
 
 /// Selects deliveries of one event, and a target.
@@ -42,6 +44,8 @@ struct ReplayOneRequest {
     target: Option<String>,
     state: Option<String>,
     to: Option<String>,
+    /// Counts the deliveries, and replays none.
+    dry_run: bool,
 }
 
 pub(super) async fn page(
@@ -55,15 +59,22 @@ pub(super) async fn page(
         false if query == ReplayRequest::default() => object(&body).map_err(Error::Json)?,
         false => return Err(Error::BadBody("none, as the query says what to replay")),
     };
-    let ReplayRequest { account, event, from, target, state, since, until, to, all, cursor } = asked;
+    let ReplayRequest { account, event, from, target, state, since, until, to, all, cursor, dry_run } = asked;
     let after = cursor.map(|id| id.parse()).transpose()?;
     let filters = Filters { account, event, from, target, state, since, until, ..Filters::default() };
     let filter = filters.parse(UnixMillis::now())?;
     if !all && filter.is_all() {
         return Err(Error::NoFilter);
     }
-    let swept = replay(&context, filter, None, to, after).await?;
-    Ok(Json(json!({ "replayed": swept.changed, "next": swept.next.map(|id| id.to_string()) })))
+    let sweep = sweep(&context, filter, None, to).await?;
+    if dry_run {
+        let would_replay = count(&context, sweep, after).await?;
+        return Ok(Json(json!({ "replayed": 0, "next": null, "would_replay": would_replay })));
+    }
+    let swept = replay(&context, sweep, after).await?;
+    let answer = json!({ "replayed": swept.changed, "next": swept.next.map(|id| id.to_string()) });
+    // The last page has the total.
+    Ok(if swept.next.is_none() { context.acted(answer).await } else { Json(answer) })
 }
 
 pub(super) async fn one(
@@ -73,31 +84,48 @@ pub(super) async fn one(
 ) -> Result<Json<Value>, Error> {
     let id: EventId = id?.0.parse()?;
     let asked = if body.is_empty() { Ok(ReplayOneRequest::default()) } else { object(&body) };
-    let ReplayOneRequest { target, state, to } = asked.map_err(Error::Json)?;
-    if context.inspect(move |store| store.event(id)).await?.is_none() {
+    let ReplayOneRequest { target, state, to, dry_run } = asked.map_err(Error::Json)?;
+    if context.inspect(move |store| async move { store.event(id).await }).await?.is_none() {
         return Err(Error::NoSuchEvent);
     }
     let filter = Filters { target, state, ..Filters::default() }.parse(UnixMillis::now())?;
-    let swept = replay(&context, filter, Some(vec![id]), to, None).await?;
-    Ok(Json(json!({ "replayed": swept.changed })))
+    let sweep = sweep(&context, filter, Some(vec![id]), to).await?;
+    if dry_run {
+        return Ok(Json(json!({ "replayed": 0, "would_replay": count(&context, sweep, None).await? })));
+    }
+    let swept = replay(&context, sweep, None).await?;
+    Ok(context.acted(json!({ "replayed": swept.changed })).await)
 }
 
-/// Replays a page.
-async fn replay(
+/// The sweep that a request describes.
+async fn sweep(
     context: &Context,
     filter: EventFilter,
     events: Option<Vec<EventId>>,
     to: Option<String>,
-    after: Option<EventId>,
-) -> Result<SweepProgress, Error> {
+) -> Result<Sweep, Error> {
     if let Some(target) = &filter.target {
         targets::expect_known(context, target).await?;
     }
     if let Some(to) = &to {
         targets::expect_configured(context, to)?;
     }
-    let fate = to.as_deref().map_or(SweepAction::Replay, |to| SweepAction::ReplayTo(to.into()));
-    let page = context.sweep(Sweep { filter, events, action: fate }, after).await?;
-    tracing::info!(count = page.changed, to, "events replayed by an operator");
+    let action = to.as_deref().map_or(SweepAction::Replay, |to| SweepAction::ReplayTo(to.into()));
+    Ok(Sweep { filter, events, action })
+}
+
+/// How many deliveries a sweep would change.
+async fn count(context: &Context, sweep: Sweep, after: Option<EventId>) -> Result<u64, Error> {
+    context.inspect(move |store| async move { store.count(&sweep, after).await }).await
+}
+
+/// Replays a page.
+async fn replay(context: &Context, sweep: Sweep, after: Option<EventId>) -> Result<SweepProgress, Error> {
+    let to = match &sweep.action {
+        SweepAction::ReplayTo(to) => Some(to.clone()),
+        _ => None,
+    };
+    let page = context.sweep(sweep, after).await?;
+    tracing::info!(count = page.changed, to = to.as_deref(), "events replayed by an operator");
     Ok(page)
 }

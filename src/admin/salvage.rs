@@ -38,11 +38,12 @@ struct SalvageRequest {
 pub(super) async fn start(State(context): State<Context>, body: Bytes) -> Result<Json<Value>, Error> {
     let asked = if body.is_empty() { Ok(SalvageRequest::default()) } else { object(&body) };
     let SalvageRequest { folder, dry_run } = asked.map_err(Error::Json)?;
+    let store = context.state.store.folder().ok_or(Error::NoSuchFolder)?.to_owned();
     let from = match folder {
-        Some(name) if name.contains('/') || name.starts_with('.') || !context.state.store.join(&name).is_dir() => {
+        Some(name) if name.contains('/') || name.starts_with('.') || !store.join(&name).is_dir() => {
             return Err(Error::NoSuchFolder);
         }
-        name => name.map(|name| context.state.store.join(name)),
+        name => name.map(|name| store.join(name)),
     };
     let run = context.salvage.clone();
     {
@@ -52,8 +53,8 @@ pub(super) async fn start(State(context): State<Context>, body: Bytes) -> Result
         }
         *state = RunState::Running;
     }
-    let (queue, keys) = (context.state.queue.clone(), context.state.encryption_keys.clone());
-    let order = Salvage { store: context.state.store.clone(), from, dry_run, keys };
+    let (queue, keys) = (context.state.queue.clone(), context.state.store.encryption_keys.clone());
+    let order = Salvage { store, from, dry_run, keys };
     tokio::spawn(async move {
         let ended = match salvage(&queue, &order).await {
             Ok(report) => RunState::Done(report),

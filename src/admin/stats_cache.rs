@@ -1,6 +1,6 @@
 //! The queue's statistics, cached for a second for all requests, and published as metrics with each refresh.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,7 +10,11 @@ use tokio::time::{Instant, timeout};
 
 use super::Error;
 use crate::clock::UnixMillis;
-use crate::metrics::{Backlog, Metrics};
+use crate::metrics::{Backlog, Metrics, NO_LABEL};
+#[cfg(feature = "postgres")]
+use crate::queue::postgres::Observation;
+#[cfg(feature = "postgres")]
+use crate::queue::{Obstacle, Replica};
 use crate::queue::{Queue, Stats};
 use crate::telemetry::LogThrottle;
 
@@ -23,8 +27,8 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct StatsCache {
     queue: Queue,
-    /// The store's folder, for the free space of its disk.
-    store: Arc<PathBuf>,
+    /// The store's folder, if it has one: for the free space of its disk.
+    folder: Option<Arc<Path>>,
     metrics: Arc<Metrics>,
     warnings: Arc<LogThrottle>,
     cache: Arc<Mutex<Cache>>,
@@ -44,8 +48,8 @@ struct CachedStats {
 }
 
 impl StatsCache {
-    pub(super) fn new(queue: Queue, store: PathBuf, metrics: Arc<Metrics>) -> Self {
-        Self { queue, store: Arc::new(store), metrics, warnings: Arc::default(), cache: Arc::default() }
+    pub(super) fn new(queue: Queue, folder: Option<&Path>, metrics: Arc<Metrics>) -> Self {
+        Self { queue, folder: folder.map(Arc::from), metrics, warnings: Arc::default(), cache: Arc::default() }
     }
 
     /// The queue's statistics, not older than a second.
@@ -74,6 +78,10 @@ impl StatsCache {
 
     async fn refresh(self) -> Option<Arc<Stats>> {
         let free = self.disk_free().await;
+        #[cfg(feature = "postgres")]
+        if let Some(seen) = self.queue.observation() {
+            self.publish_observation(&seen);
+        }
         match self.queue.stats().await {
             Ok(stats) => {
                 self.publish(&stats, free);
@@ -96,15 +104,32 @@ impl StatsCache {
 
     /// The free bytes of the store's disk for this user. Runs on a blocking thread, as the disk may hang.
     async fn disk_free(&self) -> Option<u64> {
-        let store = self.store.clone();
-        let disk = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&*store)).await.ok()?.ok()?;
+        let folder = self.folder.clone()?;
+        let disk = tokio::task::spawn_blocking(move || rustix::fs::statvfs(&*folder)).await.ok()?.ok()?;
         Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+    }
+
+    #[cfg(feature = "postgres")]
+    fn publish_observation(&self, seen: &Observation) {
+        let is_up = self.queue.direct_obstacle() != Some(Obstacle::Away);
+        self.metrics.store_up.with_label_values(NO_LABEL).set(is_up.into());
+        if let Some(has_standby) = seen.has_standby {
+            self.metrics.store_standby.with_label_values(NO_LABEL).set(has_standby.into());
+        }
+        let replicas = self.queue.replicas().unwrap_or_default();
+        let count = |which: fn(&&Replica) -> bool| replicas.iter().filter(which).count().try_into().unwrap_or(i64::MAX);
+        self.metrics.replicas.with_label_values(NO_LABEL).set(count(|one| one.live));
+        self.metrics.replicas_differ.with_label_values(NO_LABEL).set(count(|one| one.live && !one.same_config));
+        for (table, rows) in &seen.dead_tuples {
+            self.metrics.store_dead_tuples.with_label_values(&[table]).set(*rows);
+        }
+        self.metrics.store_xmin_age.with_label_values(NO_LABEL).set(seen.xmin_age.as_secs_f64());
     }
 
     fn publish(&self, stats: &Stats, disk_free: Option<u64>) {
         let now = UnixMillis::now();
         if let Some(free) = disk_free {
-            self.metrics.disk_free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
+            self.metrics.disk_free_bytes.with_label_values(NO_LABEL).set(i64::try_from(free).unwrap_or(i64::MAX));
         }
         self.metrics.queue_bytes.set(i64::try_from(stats.bytes).unwrap_or(i64::MAX));
         let memory = self.queue.memory().used;

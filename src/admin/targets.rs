@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use super::{Context, Error, TargetList, TargetOverview, object};
 use crate::event::EventId;
-use crate::queue::{Inspect, Sweep, SweepAction};
+use crate::queue::{Sweep, SweepAction};
 
 type Name = Result<Path<String>, PathRejection>;
 
 pub(super) async fn list(State(context): State<Context>) -> Result<Json<TargetList>, Error> {
-    let paused = context.inspect(Inspect::paused).await?;
+    let paused = context.inspect(|store| async move { store.paused().await }).await?;
     Ok(Json(TargetList { targets: overviews(&context, paused).await? }))
 }
 
@@ -32,7 +32,7 @@ async fn set_paused(context: &Context, name: Name, paused: bool) -> Result<Json<
     let Path(name) = name?;
     expect_known(context, &name).await?;
     (context.state.pause)(name.clone(), paused).await.map_err(Error::Store)?;
-    Ok(Json(json!({ "name": name, "paused": paused })))
+    Ok(context.acted(json!({ "name": name, "paused": paused })).await)
 }
 
 pub(super) async fn retry_dead(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
@@ -84,7 +84,7 @@ async fn sweep_all(context: &Context, sweep: Sweep, fate: &'static str) -> Resul
     context.stats.invalidate().await;
     let count = count?;
     tracing::info!(target, fate, count, "deliveries changed by an operator");
-    Ok(Json(json!({ fate: count })))
+    Ok(context.acted(json!({ fate: count })).await)
 }
 
 /// Selects dead letters.

@@ -14,7 +14,7 @@ use tower::ServiceExt;
 use super::*;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
-use crate::queue::{self, Disposition, EncryptionKeys, NewEvent, Settlement};
+use crate::queue::{self, Disposition, NewEvent, Settlement};
 use crate::wechat::{Message, Mode};
 
 fn configured() -> Vec<ConfiguredTarget> {
@@ -29,6 +29,10 @@ fn status(obstacle: Option<&'static str>, queue: QueueTotals) -> Status {
         uptime_seconds: 1,
         generation: 1,
         config_sha256: "aa".to_owned(),
+        config_since: Some(UnixMillis(0)),
+        needs_restart: vec!["server.listen".to_owned()],
+        warnings: vec!["targets: none".to_owned()],
+        store: "/var/lib/wxrelay".to_owned(),
         listen: vec!["127.0.0.1:8080".to_owned()],
         accounts: vec![AccountOverview { name, path, mode, app_id }],
         targets: configured(),
@@ -36,6 +40,18 @@ fn status(obstacle: Option<&'static str>, queue: QueueTotals) -> Status {
         not_ready_because: obstacle.map(str::to_owned),
         clock: "agrees".to_owned(),
         queue,
+        replicas: Vec::new(),
+    }
+}
+
+pub(super) fn report() -> ReloadReport {
+    ReloadReport {
+        reloaded: true,
+        generation: 2,
+        config_sha256: "aa".to_owned(),
+        changes: vec![KeyChange { key: "targets.crm.url".to_owned(), change: KeyChangeKind::Changed }],
+        needs_restart: vec!["server.listen".to_owned()],
+        warnings: vec!["targets: none".to_owned()],
     }
 }
 
@@ -43,27 +59,17 @@ fn status(obstacle: Option<&'static str>, queue: QueueTotals) -> Status {
 pub(super) struct Relay {
     pub(super) state: State,
     pub(super) reloads: mpsc::Receiver<Reload>,
-    _folder: TempDir,
+    pub(super) folder: TempDir,
 }
 
 impl Relay {
-    pub(super) fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let retention = Duration::from_secs(3600);
-        let settings = queue::Settings {
-            path: folder.path().to_owned(),
-            retention,
-            dedup_window: retention,
-            replay_window: retention,
-            max_size: 1 << 30,
-            max_memory: 64 << 20,
-            encryption_keys: EncryptionKeys::default(),
-        };
+        let settings = queue::Settings::for_tests(folder.path());
         let (reload, reloads) = mpsc::channel(1);
         let state = State {
-            queue: Queue::open(&settings, |_| {}).unwrap(),
-            store: settings.path,
-            encryption_keys: settings.encryption_keys,
+            queue: Queue::open(&settings, |_| {}).await.unwrap(),
+            store: settings,
             metrics: Metrics::new(),
             ready: Ready::default(),
             targets: Arc::new(|| Some(configured())),
@@ -73,7 +79,7 @@ impl Relay {
             reload,
         };
         state.ready.set_ready();
-        Self { state, reloads, _folder: folder }
+        Self { state, reloads, folder }
     }
 
     /// Stores a text message for `crm`.
@@ -144,14 +150,14 @@ async fn send(router: Router, request: Request<Body>) -> (StatusCode, String) {
 
 #[tokio::test]
 async fn ready_means_started_not_draining_and_with_a_store() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let readyz = async || relay.ask(Method::GET, "/readyz").await;
     assert_eq!(readyz().await, (StatusCode::OK, "ready".to_owned()));
     relay.state.ready.set_unready("draining");
     assert_eq!(readyz().await, (StatusCode::SERVICE_UNAVAILABLE, "draining".to_owned()));
     assert_eq!(relay.ask(Method::GET, "/livez").await.0, StatusCode::OK);
     relay.state.ready.set_ready();
-    std::fs::remove_file(relay.state.store.join("wxrelay.db")).unwrap();
+    std::fs::remove_file(relay.folder.path().join("wxrelay.db")).unwrap();
     assert_eq!(readyz().await, (StatusCode::SERVICE_UNAVAILABLE, "store-failing".to_owned()));
     assert_eq!(relay.get("/api/status").await.0, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(Ready::default().obstacle(), Some("starting"));
@@ -161,7 +167,7 @@ async fn ready_means_started_not_draining_and_with_a_store() {
 
 #[tokio::test]
 async fn all_but_health_is_guarded() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let ask = async |path: &str, headers: &[(&str, &str)], token| {
         let mut request = Request::get(path);
         for (name, value) in headers {
@@ -184,7 +190,7 @@ async fn all_but_health_is_guarded() {
 
 #[tokio::test]
 async fn a_scrape_shows_what_waits() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let dead = relay.push("first").await;
     relay.push("second").await;
     relay.die(dead).await;
@@ -199,7 +205,7 @@ async fn a_scrape_shows_what_waits() {
 
 #[tokio::test(start_paused = true)]
 async fn the_queue_is_asked_once_a_second_at_most() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let router = relay.router(None);
     let pending = async || {
         let request = Request::get("/api/status").header("host", "localhost").body(Body::empty()).unwrap();
@@ -215,7 +221,7 @@ async fn the_queue_is_asked_once_a_second_at_most() {
 
 #[tokio::test]
 async fn status_is_what_the_app_says_and_the_queue() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     relay.push("first").await;
     let (_, status) = relay.get("/api/status").await;
     assert_eq!((&status["version"], &status["ready"]), (&json!("1.2.3"), &json!(true)));
@@ -224,7 +230,7 @@ async fn status_is_what_the_app_says_and_the_queue() {
 
 #[tokio::test]
 async fn the_audit_adds_up() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let dead = relay.push("first").await;
     relay.push("second").await;
     relay.die(dead).await;
@@ -239,7 +245,7 @@ async fn the_audit_adds_up() {
 
 #[tokio::test]
 async fn events_come_by_page_the_newest_first() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let mut ids = Vec::new();
     for content in ["a", "b", "c"] {
         ids.push(relay.push(content).await.to_string());
@@ -256,7 +262,7 @@ async fn events_come_by_page_the_newest_first() {
 
 #[tokio::test]
 async fn events_are_filtered() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let dead = relay.push("first").await;
     relay.push("second").await;
     relay.die(dead).await;
@@ -278,7 +284,7 @@ async fn events_are_filtered() {
 
 #[tokio::test]
 async fn an_event_shows_its_text_and_never_its_signature() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let id = relay.push("first").await;
     let (status, event) = relay.get(&format!("/api/events/{id}")).await;
     assert_eq!((status, &event["id"]), (StatusCode::OK, &json!(id.to_string())));
@@ -288,7 +294,7 @@ async fn an_event_shows_its_text_and_never_its_signature() {
 
 #[tokio::test]
 async fn what_is_asked_wrongly_is_told_in_json() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     for (path, status, part) in [
         ("/api/events?state=lost", StatusCode::BAD_REQUEST, "state"),
         ("/api/events?since=yesterday", StatusCode::BAD_REQUEST, "since"),
@@ -310,7 +316,7 @@ async fn what_is_asked_wrongly_is_told_in_json() {
 
 #[tokio::test]
 async fn targets_are_those_configured_and_those_with_deliveries() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     relay.push("first").await;
     let (_, answer) = relay.get("/api/targets").await;
     let targets = answer["targets"].as_array().unwrap();
@@ -322,7 +328,7 @@ async fn targets_are_those_configured_and_those_with_deliveries() {
 
 #[tokio::test]
 async fn dead_letters_are_retried_and_dropped_by_target() {
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let dead = relay.push("first").await;
     relay.die(dead).await;
     assert_eq!(relay.post("/api/targets/crm/retry-dead").await, (StatusCode::OK, json!({ "revived": 1 })));
@@ -335,15 +341,22 @@ async fn dead_letters_are_retried_and_dropped_by_target() {
 
 #[tokio::test]
 async fn a_reload_is_answered_by_the_app() {
-    let mut relay = Relay::new();
+    let mut relay = Relay::new().await;
     for (result, status) in
-        [(Ok(()), StatusCode::OK), (Err("queue.path: ..".to_owned()), StatusCode::UNPROCESSABLE_ENTITY)]
+        [(Ok(report()), StatusCode::OK), (Err(vec!["queue.path: ..".to_owned()]), StatusCode::UNPROCESSABLE_ENTITY)]
     {
         let router = relay.router(None);
         let request = Request::post("/api/reload").header("host", "localhost").body(Body::empty()).unwrap();
         let asked = tokio::spawn(send(router, request));
         relay.reloads.recv().await.unwrap().answer.send(result).unwrap();
-        assert_eq!(asked.await.unwrap().0, status);
+        let (found, text) = asked.await.unwrap();
+        assert_eq!(found, status);
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        if status == StatusCode::OK {
+            assert_eq!(answer["changes"], json!([{ "key": "targets.crm.url", "change": "changed" }]));
+        } else {
+            assert_eq!(answer["errors"], json!(["queue.path: .."]));
+        }
     }
     relay.reloads.close();
     assert_eq!(relay.post("/api/reload").await.0, StatusCode::SERVICE_UNAVAILABLE);
@@ -352,7 +365,7 @@ async fn a_reload_is_answered_by_the_app() {
 #[tokio::test]
 async fn the_listener_serves_it() {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    let relay = Relay::new();
+    let relay = Relay::new().await;
     let bound = crate::server::bind(&Listen::Tcp("127.0.0.1:0".parse().unwrap())).await.unwrap();
     let address = bound[0].tcp_address().unwrap();
     let options = crate::server::Options::default();

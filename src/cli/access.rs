@@ -1,21 +1,22 @@
 //! How commands reach events and targets: in the store, or through the running relay, whose address is enough.
 //!
-//! Without `--admin` a command reads the store, which works without a running relay too. It asks the relay instead if
-//! the configuration has errors, or if only the service's user may read the store.
+//! Without `--admin` a command reads the store, which works without a running relay too, and needs `[queue]` only. It
+//! asks the relay instead if that has errors, or if only the service's user may read the store.
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::json;
 
 use super::api::{AdminAddress, Api};
-use super::{BadConfig, ConfigArgs, output};
+use super::{BadConfig, ConfigArgs, ONLY_QUEUE, output};
 use crate::admin::{EventPage, TargetList, TargetOverview};
 use crate::bounded_file;
 use crate::clock::UnixMillis;
-use crate::config::{self, Config};
+use crate::config::{self, StoreAccess};
 use crate::event::EventId;
 use crate::queue::view::{DeadLetter, DeliveryDetail, EventDetail, EventSummary};
 use crate::queue::{DeliveryState, EventFilter, Inspect, Sweep};
@@ -38,10 +39,20 @@ pub(super) struct RelayArgs {
     admin_token_file: Option<PathBuf>,
 }
 
+/// Which relay, and whether what it says is printed as JSON.
+#[derive(clap::Args)]
+pub struct ReportArgs {
+    #[command(flatten)]
+    pub(super) relay: RelayArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
 /// What a command works on.
 pub(super) enum Access {
     /// The store of this configuration, and the relay that may have it open.
-    Store(Box<Config>),
+    Store(Box<StoreAccess>),
     /// The running relay alone.
     Relay(Api),
 }
@@ -62,9 +73,23 @@ impl RelayArgs {
         Ok(Api::configured(access)?.with_token(token))
     }
 
-    /// The whole configuration; `None` where the relay's address was given, or there are errors.
-    pub(super) fn config(&self) -> anyhow::Result<Option<Config>> {
-        Ok(if self.address()?.is_some() { None } else { self.config.load().ok() })
+    /// How long finished events are kept; `None` where the relay's address was given, or `[queue]` is wrong.
+    pub(super) fn retention(&self) -> anyhow::Result<Option<Duration>> {
+        let store = if self.address()?.is_some() { None } else { self.config.lenient_store() };
+        Ok(store.map(|store| store.queue.retention))
+    }
+
+    /// The store, if it is in PostgreSQL: any process may read it. `None` where the relay's address was given.
+    pub(super) fn shared_store(&self) -> anyhow::Result<Option<StoreAccess>> {
+        let store = if self.address()?.is_some() { None } else { self.config.lenient_store() };
+        Ok(store.filter(|store| store.is_named && store.queue.folder().is_none()))
+    }
+
+    /// The configured accounts, by name and AppID, if the configuration is valid.
+    pub(super) fn accounts(&self) -> Option<Vec<(String, String)>> {
+        let config = self.config.load().ok()?;
+        let of = |account: &crate::push::Account| (account.name.to_string(), account.credentials.app_id.to_string());
+        Some(config.accounts.iter().map(of).collect())
     }
 
     /// The store, or the running relay where that is all there is.
@@ -72,25 +97,33 @@ impl RelayArgs {
         if self.address()?.is_some() {
             return Ok(Access::Relay(self.api()?));
         }
-        let errors = match self.config.load() {
-            Ok(mut config) => {
-                config.admin.token = self.token()?.or(config.admin.token);
-                let is_denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-                if std::fs::read_dir(&config.queue.path).is_err_and(|error| is_denied(&error)) {
-                    return Ok(Access::Relay(Api::of(&config)?));
-                }
-                return Ok(Access::Store(Box::new(config)));
-            }
-            Err(errors) => errors,
+        let (store, errors) = match self.config.load() {
+            Ok(config) => (Some(StoreAccess::from(config)), None),
+            Err(errors) => (self.config.lenient_store(), Some(errors)),
         };
-        match self.api() {
-            Ok(api) if api.is_reachable().await => {
+        if let Some(store) = store.as_ref().filter(|store| store.is_named && !is_denied(store)) {
+            return self.of_store(store.clone(), errors.is_some());
+        }
+        let Some(errors) = errors else { return Ok(Access::Relay(self.api()?)) };
+        match (self.api(), store) {
+            (Ok(api), _) if api.is_reachable().await => {
                 let hint = "the configuration has errors, see `wxrelay check`; asking the running relay";
                 output::stderr().write_line(&format!("warning: {hint}"))?;
                 Ok(Access::Relay(api))
             }
-            Ok(_) | Err(_) => Err(errors.into()),
+            (_, Some(store)) if !is_denied(&store) => self.of_store(store, true),
+            (Ok(_) | Err(_), _) => Err(errors.into()),
         }
+    }
+
+    fn of_store(&self, mut store: StoreAccess, has_errors: bool) -> anyhow::Result<Access> {
+        if has_errors {
+            output::stderr().write_line(ONLY_QUEUE)?;
+        }
+        if let (Some(token), Ok(admin)) = (self.token()?, &mut store.admin) {
+            admin.token = Ok(Some(token));
+        }
+        Ok(Access::Store(Box::new(store)))
     }
 
     fn address(&self) -> anyhow::Result<Option<AdminAddress>> {
@@ -113,11 +146,17 @@ impl RelayArgs {
     }
 }
 
+/// Whether only another user, that of the service, may read the store.
+fn is_denied(store: &StoreAccess) -> bool {
+    let read = store.queue.folder().map_or(Ok(()), |folder| std::fs::read_dir(folder).map(drop));
+    read.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+}
+
 impl Access {
     /// The newest events of a filter.
     pub(super) async fn events(&self, filter: &EventFilter) -> anyhow::Result<Vec<EventSummary>> {
         let api = match self {
-            Self::Store(config) => return Ok(store(config)?.events(filter)?),
+            Self::Store(access) => return Ok(store(access).await?.events(filter).await?),
             Self::Relay(api) => api,
         };
         let (mut found, mut before) = (Vec::new(), filter.before);
@@ -134,7 +173,7 @@ impl Access {
     /// One event with every attempt.
     pub(super) async fn event(&self, id: EventId) -> anyhow::Result<Option<EventDetail>> {
         let api = match self {
-            Self::Store(config) => return Ok(store(config)?.event(id)?),
+            Self::Store(access) => return Ok(store(access).await?.event(id).await?),
             Self::Relay(api) => api,
         };
         let path = format!("/api/events/{id}");
@@ -153,8 +192,8 @@ impl Access {
         limit: usize,
         before: Option<EventId>,
     ) -> anyhow::Result<Vec<DeadLetter>> {
-        if let Self::Store(config) = self {
-            return Ok(store(config)?.dead(target, limit, before)?);
+        if let Self::Store(access) = self {
+            return Ok(store(access).await?.dead(target, limit, before).await?);
         }
         let filter = EventFilter {
             target: target.map(str::to_owned),
@@ -174,17 +213,17 @@ impl Access {
     }
 
     /// How many deliveries or events a sweep would change; `None` where only the relay knows.
-    pub(super) fn count(&self, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Option<u64>> {
+    pub(super) async fn count(&self, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Option<u64>> {
         match self {
-            Self::Store(config) => Ok(Some(store(config)?.count(sweep, after)?)),
+            Self::Store(access) => Ok(Some(store(access).await?.count(sweep, after).await?)),
             Self::Relay(_) => Ok(None),
         }
     }
 
     /// After the newest event.
-    pub(super) fn end(&self) -> anyhow::Result<UnixMillis> {
+    pub(super) async fn end(&self) -> anyhow::Result<UnixMillis> {
         match self {
-            Self::Store(config) => Ok(store(config)?.end()?),
+            Self::Store(access) => Ok(store(access).await?.end().await?),
             Self::Relay(_) => Ok(UnixMillis::now()),
         }
     }
@@ -192,10 +231,10 @@ impl Access {
     /// Every target that is configured or has deliveries.
     pub(super) async fn targets(&self) -> anyhow::Result<Vec<TargetOverview>> {
         match self {
-            Self::Store(config) => {
-                let store = Inspect::open(&config.queue.path)?;
-                let configured = config.targets.iter().map(|settings| &*settings.target.name);
-                Ok(TargetOverview::merge(configured, &store.stats()?.targets, &store.paused()?))
+            Self::Store(access) => {
+                let store = store(access).await?;
+                let configured = access.targets.iter().map(|(name, _)| &**name);
+                Ok(TargetOverview::merge(configured, &store.stats().await?.targets, &store.paused().await?))
             }
             Self::Relay(api) => {
                 let TargetList { targets } = api.get("/api/targets").await?;
@@ -205,8 +244,8 @@ impl Access {
     }
 }
 
-fn store(config: &Config) -> anyhow::Result<Inspect> {
-    Ok(Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys))
+async fn store(access: &StoreAccess) -> anyhow::Result<Inspect> {
+    Ok(Inspect::open(&access.queue).await?)
 }
 
 /// A filter as the query of a request.

@@ -19,7 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::fixable::fixable;
-use crate::config::{AdminAccess, Config};
+use crate::config::{AdminAccess, StoreAccess};
+use crate::queue::Replica;
 use crate::secret::Secret;
 use crate::server::Listen;
 
@@ -82,12 +83,18 @@ impl FromStr for AdminAddress {
 }
 
 impl Api {
-    /// The relay that runs with this configuration. Fails if the listener's address cannot be known from outside.
-    pub(super) fn of(config: &Config) -> anyhow::Result<Self> {
-        Self::configured(AdminAccess { listen: config.admin.listen.clone(), token: Ok(config.admin.token.clone()) })
+    /// The relay that has this store open.
+    pub(super) fn of(store: &StoreAccess) -> anyhow::Result<Self> {
+        let admin = store.admin.clone().map_err(|problem| {
+            fixable(
+                format!("the relay has the store open, and its address is not known: {problem}"),
+                "give it by --admin URL",
+            )
+        })?;
+        Self::configured(admin)
     }
 
-    /// The same, by the part of a configuration that matters here.
+    /// The relay whose configuration has this `[admin]`. Fails if its address cannot be known from outside.
     pub(super) fn configured(AdminAccess { listen, token }: AdminAccess) -> anyhow::Result<Self> {
         ensure!(
             matches!(listen, Listen::Unix(_)) || listen.reachable().is_some(),
@@ -105,6 +112,12 @@ impl Api {
     pub(super) fn with_token(mut self, token: Option<Secret>) -> Self {
         self.token = token.or(self.token);
         self
+    }
+
+    /// Another replica, with the same token; `None` if it has not told its address.
+    pub(super) fn of_replica(&self, replica: &Replica) -> Option<Self> {
+        let address = replica.admin.as_ref()?.parse().ok()?;
+        Some(Self { address, ..self.clone() })
     }
 
     /// Whether anything listens there.

@@ -8,9 +8,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::console_paths;
+#[cfg(feature = "postgres")]
+use super::database;
+use super::fixable::on_one_line;
 use super::online::{self, ProbeResult};
 use super::output;
-use super::{BadConfig, ConfigArgs, remedy};
+use super::shares::Shares;
+use super::{BadConfig, ConfigArgs, taken_addresses};
 use crate::app;
 use crate::config::Config;
 use crate::config::routing_table::{AccountEntry, ReplySource, RouteEntry, RoutingTable, TargetEntry};
@@ -18,6 +22,7 @@ use crate::deliver::Role;
 use crate::escape;
 use crate::login;
 use crate::push::ReplyWindow;
+use crate::queue::{Engine, Inspect};
 use crate::wechat::ReplyBody;
 
 /// `wxrelay check`
@@ -25,8 +30,8 @@ use crate::wechat::ReplyBody;
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Probe every target: send WeChat's verification to `wechat` targets, connect to the others, and exit with 1 if one
-    /// fails. Sends no event
+    /// Probe every target and PostgreSQL: send WeChat's verification to `wechat` targets, connect to the others, and exit
+    /// with 1 if one fails. Sends no event
     #[arg(long)]
     online: bool,
     /// Print the routing table as JSON
@@ -40,40 +45,99 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     for warning in &config.warnings {
         output::stderr().write_line(&format!("warning: {warning}"))?;
     }
-    if report_start_errors(&config)? {
+    if report_start_errors(&config).await? {
         return Ok(BadConfig::EXIT_CODE.into());
     }
     let table = RoutingTable::of(&config);
     if !args.json {
         write!(output::stdout(), "{}{}", text(&table), logins(&config.logins))?;
     }
-    let probes = if args.online { online::probe_targets(&config).await } else { Vec::new() };
+    let Online { targets, store, replicas } = if args.online { Online::of(&config).await } else { Online::default() };
     if args.json {
         let mut printed = json(&table, &config);
         if args.online {
-            printed["online"] = probes.iter().map(ProbeResult::to_json).collect();
+            printed["online"] = targets.iter().map(ProbeResult::to_json).collect();
+        }
+        if let Some(store) = &store {
+            printed["store"] = store.json.clone();
+        }
+        if let Some(Replicas { json, .. }) = &replicas {
+            printed["replicas"] = json.clone();
         }
         writeln!(output::stdout(), "{printed:#}")?;
-    } else if !probes.is_empty() {
+    } else if store.is_some() || !targets.is_empty() {
         writeln!(output::stdout(), "\nonline")?;
-        for probe in &probes {
-            output::stdout().write_line(&format!("  {probe}"))?;
+        let lines = store.iter().map(|store| store.text.clone()).chain(targets.iter().map(ToString::to_string));
+        for line in lines.chain(replicas.into_iter().flat_map(|replicas| replicas.lines)) {
+            output::stdout().write_line(&format!("  {line}"))?;
         }
     }
-    let well = probes.iter().all(|probe| probe.result.is_ok());
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let is_well = targets.iter().all(|probe| probe.result.is_ok()) && store.is_none_or(|store| store.is_ok);
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What `--online` found.
+#[derive(Default)]
+struct Online {
+    targets: Vec<ProbeResult>,
+    /// `None` for a store of files.
+    store: Option<StoreResult>,
+    /// The same.
+    replicas: Option<Replicas>,
+}
+
+/// The live replicas, for people and for scripts.
+struct Replicas {
+    lines: Vec<String>,
+    json: Value,
+}
+
+/// The result for the store, for people and for scripts.
+struct StoreResult {
+    text: String,
+    json: Value,
+    is_ok: bool,
+}
+
+impl Online {
+    async fn of(config: &Config) -> Self {
+        let store = async {
+            match &config.queue.engine {
+                Engine::Embedded { .. } => None,
+                #[cfg(feature = "postgres")]
+                Engine::Postgres(settings) => {
+                    let probe = database::probe(settings).await;
+                    Some(StoreResult { text: probe.to_string(), json: probe.to_json(), is_ok: probe.is_ok() })
+                }
+            }
+        };
+        let (targets, store, replicas) = tokio::join!(online::probe_targets(config), store, live_replicas(config));
+        Self { targets, store, replicas }
+    }
+}
+
+/// The replicas, where there are tables that name them.
+async fn live_replicas(config: &Config) -> Option<Replicas> {
+    if config.queue.folder().is_none()
+        && let Ok(store) = Inspect::open(&config.queue).await
+        && let Ok(Some(replicas)) = store.replicas().await
+    {
+        let shares = Shares::of(config, &replicas);
+        return Some(Replicas { lines: shares.lines(), json: shares.to_json() });
+    }
+    None
 }
 
 /// Prints what would keep the relay from starting, one error per line; whether there is any.
-fn report_start_errors(config: &Config) -> anyhow::Result<bool> {
+async fn report_start_errors(config: &Config) -> anyhow::Result<bool> {
     let mut found = false;
-    for error in app::check(config) {
+    let taken = taken_addresses::find(config).await.into_iter().map(app::StartError::Bind);
+    for error in app::check(config).into_iter().chain(taken) {
         // Depends on the user and the unit of the service more than on the configuration.
         let is_warning = error.depends_on_user();
         let error = anyhow::Error::from(error);
-        let remedy = remedy(&error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
         let label = if is_warning { "warning: " } else { "" };
-        output::stderr().write_line(&format!("{label}{error:#}{remedy}"))?;
+        output::stderr().write_line(&format!("{label}{}", on_one_line(&error)))?;
         found |= !is_warning;
     }
     Ok(found)

@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 
 use super::access::{Access, RelayArgs};
+use super::changes::{self, Changed, SweepRequest};
+use super::confirmation::{ConfirmationArgs, PlannedAction, confirm, counted};
 use super::description::excerpt;
 use super::output;
-use super::store::{self, SweepRequest};
 use crate::event::EventId;
-use crate::queue::{Sweep, SweepAction};
+use crate::queue::view::EventDetail;
+use crate::queue::{DeliveryState, Sweep, SweepAction};
 
 /// `wxrelay dead`
 #[derive(clap::Args)]
@@ -42,45 +44,104 @@ enum Action {
     Retry {
         /// Retry those of this target, such as crm [default: every target's]
         target: Option<String>,
-        /// Retry those of these events: evt_... [default: all]
+        /// Retry those of these events: evt_... [default: all, after a confirmation]
         ids: Vec<EventId>,
+        #[command(flatten)]
+        confirmation: ConfirmationArgs,
     },
     /// Cancel a target's dead letters for good
     Drop {
         /// Name the target, such as crm
         target: String,
-        /// Cancel those of these events: evt_... [default: all]
+        /// Cancel those of these events: evt_... [default: all, after a confirmation]
         ids: Vec<EventId>,
+        #[command(flatten)]
+        confirmation: ConfirmationArgs,
     },
 }
 
 /// Lists from the store; changes through the relay while it runs, else in the store.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let access = args.relay.access().await?;
-    let (target, ids, action, done) = match args.action {
+    let (target, ids, confirmation, action, [verb, done]) = match args.action {
         Action::Ls { target, before, limit } => {
             return list(&access, target.as_deref(), before, limit, args.json).await;
         }
-        Action::Retry { target, ids } => (target, ids, SweepAction::Replay, "retried"),
-        Action::Drop { target, ids } => (Some(target), ids, SweepAction::Drop, "dropped"),
+        Action::Retry { target, ids, confirmation } => {
+            (target, ids, confirmation, SweepAction::Replay, ["retry", "retried"])
+        }
+        Action::Drop { target, ids, confirmation } => {
+            (Some(target), ids, confirmation, SweepAction::Drop, ["drop", "dropped"])
+        }
     };
-    let targets = targets(&access, target).await?;
-    for target in targets {
-        let changed = change(&access, &target, &ids, action.clone()).await?;
+    let counts = counts(&access, target, &ids).await?;
+    if confirmation.dry_run {
+        return changes::print_dry_run(verb, "dead letters", &counts, args.json);
+    }
+    let planned = plan(verb, &counts, &action);
+    // Events that are named need no confirmation.
+    if ids.is_empty() && !confirm(confirmation, &planned)? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let (mut total, mut last) = (0, None);
+    for (target, _) in counts {
+        let Changed { count: changed, seen } = change(&access, &target, &ids, action.clone()).await?;
+        total += changed;
+        last = seen;
         if args.json {
-            writeln!(output::stdout(), "{}", serde_json::json!({ "target": target, done: changed }))?;
+            let printed = changes::with_seen(serde_json::json!({ "target": target, done: changed }), seen);
+            writeln!(output::stdout(), "{printed}")?;
         } else {
             writeln!(output::stdout(), "{done} {changed} dead letters of {target}")?;
         }
     }
+    if total > 0 && !args.json {
+        changes::print_seen(last)?;
+        output::stderr().write_line(&format!("undo: {}", planned.undo))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The named target, or all.
-async fn targets(access: &Access, named: Option<String>) -> anyhow::Result<Vec<String>> {
-    let Some(named) = named else { return store::known_targets(access).await };
-    store::expect_known(access, &named).await?;
-    Ok(vec![named])
+/// The named target or all, each with the number of its dead letters, or of those among the named events.
+async fn counts(access: &Access, named: Option<String>, ids: &[EventId]) -> anyhow::Result<Vec<(String, u64)>> {
+    let mut counts: Vec<_> = access.targets().await?.into_iter().map(|one| (one.name, one.counts.dead)).collect();
+    if let Some(named) = named {
+        changes::expect(&named, counts.iter().map(|(name, _)| name.clone()).collect())?;
+        counts.retain(|(name, _)| *name == named);
+    }
+    if ids.is_empty() {
+        return Ok(counts);
+    }
+    let mut events = Vec::new();
+    for id in ids {
+        events.extend(access.event(*id).await?);
+    }
+    let is_dead = |target: &str, event: &EventDetail| {
+        event.deliveries.iter().any(|one| one.target == target && one.state == DeliveryState::Dead)
+    };
+    for (target, count) in &mut counts {
+        *count = events.iter().filter(|event| is_dead(target, event)).count() as u64;
+    }
+    Ok(counts)
+}
+
+fn plan(verb: &str, counts: &[(String, u64)], action: &SweepAction) -> PlannedAction {
+    let count = counts.iter().map(|(_, count)| count).sum();
+    let names: Vec<_> = counts.iter().filter(|(_, count)| *count > 0).map(|(name, _)| name.as_str()).collect();
+    let (one, letters) = (names.first().copied().unwrap_or("TARGET"), counted(count, "dead letter", "dead letters"));
+    let undo = match action {
+        SweepAction::Drop => format!("{}, while queue.retention keeps them", changes::replay_cancelled(one)),
+        _ if names.len() > 1 => {
+            "`wxrelay targets drop TARGET` cancels those not delivered yet; a delivery cannot be undone".to_owned()
+        }
+        _ => format!("`wxrelay targets drop {one}` cancels those not delivered yet; a delivery cannot be undone"),
+    };
+    let of = match (&names[..], counts) {
+        ([], [(target, _)]) => target.clone(),
+        ([], _) => "any target".to_owned(),
+        (names, _) => names.join(", "),
+    };
+    PlannedAction { count: Some(count), action: format!("{verb} {letters} of {of}"), undo }
 }
 
 async fn list(
@@ -111,7 +172,7 @@ async fn list(
     Ok(ExitCode::SUCCESS)
 }
 
-async fn change(access: &Access, target: &str, ids: &[EventId], action: SweepAction) -> anyhow::Result<u64> {
+async fn change(access: &Access, target: &str, ids: &[EventId], action: SweepAction) -> anyhow::Result<Changed> {
     let (path, count) = match action {
         SweepAction::Replay => ("retry-dead", "revived"),
         SweepAction::Drop | SweepAction::ReplayTo(_) | SweepAction::Redirect(_) | SweepAction::Forget => {
@@ -122,5 +183,5 @@ async fn change(access: &Access, target: &str, ids: &[EventId], action: SweepAct
     let body = Some(listed).filter(|_| !ids.is_empty());
     let events = Some(ids.to_vec()).filter(|ids| !ids.is_empty());
     let request = SweepRequest { path: format!("/api/targets/{target}/{path}"), body, count };
-    store::sweep(access, Sweep::dead(target, events, action), request).await
+    changes::sweep(access, Sweep::dead(target, events, action), request).await
 }

@@ -24,6 +24,12 @@ pub fn remedy(error: &anyhow::Error) -> Option<&str> {
     own.or_else(|| error.chain().find_map(remedy_of))
 }
 
+/// An error with its causes and its remedy, on one line.
+pub(super) fn on_one_line(error: &anyhow::Error) -> String {
+    let remedy = remedy(error).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+    format!("{error:#}{remedy}")
+}
+
 /// The exit code of an error: 78 (`EX_CONFIG` of sysexits.h) if only a change of the configuration fixes it, 74
 /// (`EX_IOERR`) if the relay cannot start on a damaged store, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
@@ -45,7 +51,9 @@ fn remedy_of(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> 
         Some(app::StartError::Bind(error)) => Some(error),
         _ => cause.downcast_ref::<BindError>(),
     };
+    let of_client = matches!(start, Some(app::StartError::Target { .. } | app::StartError::Collector(_)));
     bind.map(BindError::remedy)
+        .or(of_client.then_some("check the files with certificates that it names: ca, client_cert and client_key"))
         .or_else(|| cause.downcast_ref::<tls::Error>().map(tls::Error::remedy))
         .or_else(|| cause.downcast_ref::<queue::Error>()?.remedy())
 }

@@ -12,12 +12,12 @@ use serde_json::json;
 
 use super::access::Access;
 use super::api::Api;
-use super::output;
-use super::steps::{self, Executor, StepsResult};
+use super::steps::{self, Executor, Step, StepsResult};
+use super::{changes, output};
 use crate::clock::UnixMillis;
 use crate::escape;
 use crate::event::EventId;
-use crate::queue::{DeliveryState, EventFilter, Sweep, SweepAction, SweepProgress};
+use crate::queue::{DeliveryState, EventFilter, Seen, Sweep, SweepAction};
 
 /// `wxrelay events forget`
 #[derive(clap::Args)]
@@ -40,18 +40,18 @@ pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Resu
         bail!("no terminal for the confirmation: add --yes to forget without it");
     }
     // Excludes events that are received from now on.
-    let until = Some(access.end()?);
+    let until = Some(access.end().await?);
     let filter = EventFilter { from: Some(openid), account, until, ..EventFilter::default() };
     let sweep = Arc::new(Sweep { filter, events: None, action: SweepAction::Forget });
-    let count = access.count(&sweep, None)?;
-    if !yes && count != Some(0) && !confirm(access, &sweep, count)? {
+    let count = access.count(&sweep, None).await?;
+    if !yes && count != Some(0) && !confirm(access, &sweep, count).await? {
         writeln!(output::stderr(), "nothing is forgotten")?;
         return Ok(ExitCode::FAILURE);
     }
     // Even if there is nothing to delete: an earlier run may have been stopped before the wipe.
-    let executor = Executor::of(access)?;
+    let executor = Executor::of(access).await?;
     let done = steps::run(None, &steps::progress_bar(count, "events"), async |after| match &executor {
-        Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
+        Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?.into()),
         Executor::Relay(api) => page(api, &sweep, after).await,
     })
     .await;
@@ -60,12 +60,12 @@ pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Resu
         // The relay wipes with the last page.
         Executor::Relay(_) => Ok(()),
     };
-    executor.close().await;
-    let StepsResult { changed: forgotten, next, failed } = done;
+    let seen = executor.close().await;
+    let StepsResult { changed: forgotten, next, seen: told, failed } = done;
     if let Some(error) = failed.or(wiped.err().map(Into::into)) {
         return Err(error.context(format!("forgot {forgotten} events; run it again to continue")));
     }
-    print_result(forgotten, json)?;
+    print_result(forgotten, seen.or(told), json)?;
     if next.is_none() {
         return Ok(ExitCode::SUCCESS);
     }
@@ -73,21 +73,22 @@ pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Resu
     Ok(ExitCode::FAILURE)
 }
 
-fn print_result(forgotten: u64, json: bool) -> io::Result<()> {
+fn print_result(forgotten: u64, seen: Option<Seen>, json: bool) -> io::Result<()> {
     match (json, forgotten) {
-        (true, _) => writeln!(output::stdout(), "{}", json!({ "forgotten": forgotten })),
+        (true, _) => writeln!(output::stdout(), "{}", changes::with_seen(json!({ "forgotten": forgotten }), seen)),
         (false, 0) => writeln!(output::stderr(), "no event of this user"),
         (false, _) => {
             writeln!(output::stdout(), "forgot {forgotten} events")?;
+            changes::print_seen(seen)?;
             writeln!(output::stderr(), "not changed: backups, logs, and the data of handlers")
         }
     }
 }
 
 /// Asks for confirmation on the terminal.
-fn confirm(access: &Access, sweep: &Sweep, count: Option<u64>) -> anyhow::Result<bool> {
+async fn confirm(access: &Access, sweep: &Sweep, count: Option<u64>) -> anyhow::Result<bool> {
     let filter = EventFilter { state: Some(DeliveryState::Pending), ..sweep.filter.clone() };
-    let pending = access.count(&Sweep { filter, ..sweep.clone() }, None)?.unwrap_or(0);
+    let pending = access.count(&Sweep { filter, ..sweep.clone() }, None).await?.unwrap_or(0);
     let count = count.map_or_else(|| "all".to_owned(), |count| count.to_string());
     let shown: String = sweep.filter.from.iter().flat_map(|openid| openid.chars()).take(4).collect();
     let waiting = match pending {
@@ -103,7 +104,7 @@ fn confirm(access: &Access, sweep: &Sweep, count: Option<u64>) -> anyhow::Result
 }
 
 /// A page of steps, made by the relay.
-async fn page(api: &Api, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
+async fn page(api: &Api, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Step> {
     let EventFilter { from, account, until, .. } = &sweep.filter;
     let body = json!({
         "openid": from,

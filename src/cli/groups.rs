@@ -8,9 +8,9 @@ use clap::{Command as ClapCommand, Subcommand as _};
 use super::Command;
 
 const GROUPS: [(&str, &[&str]); 4] = [
-    ("Run", &["init", "check", "serve", "healthcheck", "keygen", "completions", "man"]),
+    ("Run", &["init", "check", "serve", "reload", "healthcheck", "keygen", "completions", "man"]),
     ("Try", &["demo", "simulate", "sink"]),
-    ("Inspect", &["doctor", "events", "top", "why", "audit"]),
+    ("Inspect", &["status", "replicas", "doctor", "events", "top", "why", "audit"]),
     ("Fix", &["dead", "targets", "store"]),
 ];
 

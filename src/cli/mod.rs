@@ -6,9 +6,13 @@ mod access;
 mod alarm;
 mod api;
 pub mod audit;
+mod changes;
 pub mod check;
 pub mod completions;
+mod confirmation;
 mod console_paths;
+#[cfg(feature = "postgres")]
+mod database;
 pub mod dead;
 pub mod demo;
 mod description;
@@ -25,16 +29,20 @@ pub mod keygen;
 pub mod man;
 pub mod online;
 mod output;
+pub mod reload;
 mod replay;
-pub mod salvage;
+pub mod replicas;
 mod samples;
 pub mod serve;
 mod service;
+mod shares;
 pub mod simulate;
 pub mod sink;
+pub mod status;
 mod steps;
-mod store;
+pub mod store;
 mod tail;
+mod taken_addresses;
 mod target_problem;
 pub mod targets;
 pub mod top;
@@ -42,12 +50,16 @@ pub mod why;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
 pub use self::fixable::{FixableError, exit_code, remedy};
 pub use self::output::print_error;
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, StoreAccess};
+
+/// How long the end of the process waits for threads that block, such as one that resolves a name.
+const THREAD_GRACE: Duration = Duration::from_millis(50);
 
 /// All errors of the configuration, one per line.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +83,8 @@ pub struct Cli {
 pub enum Command {
     /// Run the relay; SIGHUP reloads the configuration, SIGTERM drains and stops
     Serve(serve::Args),
+    /// Let the running relay read its configuration again, and print what changed or every error
+    Reload(access::ReportArgs),
     /// Check the configuration: print every error, or the routing table; --online probes the targets
     Check(check::Args),
     /// Check DNS, port, TLS, clock, keys, disk and targets, and print how to fix what fails
@@ -85,6 +99,10 @@ pub enum Command {
     Sink(sink::Args),
     /// List, show, follow and replay events; forget a user
     Events(events::Args),
+    /// Show the running relay on one screen: configuration, readiness, accounts, targets, store, warnings
+    Status(access::ReportArgs),
+    /// List the replicas that share a store in PostgreSQL: who is alive, who differs
+    Replicas(access::ReportArgs),
     /// Watch accounts, targets, rates, backlogs and dead letters on a live screen
     Top(top::Args),
     /// Find the event that an alarm of WeChat is about, such as `[OpenID=..][Stamp=..][Event=..]`
@@ -95,8 +113,8 @@ pub enum Command {
     Dead(dead::Args),
     /// Count the deliveries in the store: is every one accounted for?
     Audit(audit::Args),
-    /// Read back a damaged store that was moved aside
-    Store(salvage::Args),
+    /// Read back a damaged store that was moved aside; copy a store to PostgreSQL or back; print the SQL that makes one there
+    Store(store::Args),
     /// Exit with 0 if the relay is ready
     Healthcheck(healthcheck::Args),
     /// Print a fresh token, EncodingAESKey, webhook secret and store key
@@ -108,29 +126,49 @@ pub enum Command {
 }
 
 impl Cli {
-    pub async fn run(self) -> anyhow::Result<ExitCode> {
-        match self.command {
-            Command::Serve(args) => serve::run(args).await,
-            Command::Check(args) => check::run(args).await,
-            Command::Doctor(args) => doctor::run(args).await,
-            Command::Demo(args) => demo::run(args).await,
-            Command::Events(args) => events::run(args).await,
-            Command::Top(args) => top::run(args).await,
-            Command::Why(args) => why::run(args).await,
-            Command::Targets(args) => targets::run(args).await,
-            Command::Dead(args) => dead::run(args).await,
-            Command::Audit(args) => audit::run(&args),
-            Command::Store(args) => salvage::run(args).await,
-            Command::Healthcheck(args) => healthcheck::run(args).await,
-            Command::Init(args) => init::run(args).await,
-            Command::Simulate(args) => simulate::run(args).await,
-            Command::Sink(args) => sink::run(args).await,
-            Command::Keygen(args) => keygen::run(args).await,
-            Command::Completions(args) => completions::run(&args),
-            Command::Man(args) => man::run(&args),
+    /// Runs the command to its end.
+    ///
+    /// Not async: the crate that awaited it would contain every command's code a second time, 0.6 MB of the binary.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let code = runtime.block_on(self.command.run());
+        // Dropping the runtime would wait for every blocking call: the system's resolver may take half a minute, and a
+        // disk that stands still takes for ever.
+        runtime.shutdown_timeout(THREAD_GRACE);
+        code
+    }
+}
+
+impl Command {
+    async fn run(self) -> anyhow::Result<ExitCode> {
+        match self {
+            Self::Serve(args) => serve::run(args).await,
+            Self::Reload(args) => reload::run(args).await,
+            Self::Status(args) => status::run(args).await,
+            Self::Replicas(args) => replicas::run(args).await,
+            Self::Check(args) => check::run(args).await,
+            Self::Doctor(args) => doctor::run(args).await,
+            Self::Demo(args) => demo::run(args).await,
+            Self::Events(args) => events::run(args).await,
+            Self::Top(args) => top::run(args).await,
+            Self::Why(args) => why::run(args).await,
+            Self::Targets(args) => targets::run(args).await,
+            Self::Dead(args) => dead::run(args).await,
+            Self::Audit(args) => audit::run(&args).await,
+            Self::Store(args) => store::run(args).await,
+            Self::Healthcheck(args) => healthcheck::run(args).await,
+            Self::Init(args) => init::run(args).await,
+            Self::Simulate(args) => simulate::run(args).await,
+            Self::Sink(args) => sink::run(args).await,
+            Self::Keygen(args) => keygen::run(args).await,
+            Self::Completions(args) => completions::run(&args),
+            Self::Man(args) => man::run(&args),
         }
     }
 }
+
+/// Printed before a command continues although the configuration has errors.
+const ONLY_QUEUE: &str = "warning: the configuration has errors, see `wxrelay check`; only [queue] is used";
 
 /// The configuration file.
 #[derive(Clone, Debug, clap::Args)]
@@ -144,6 +182,28 @@ impl ConfigArgs {
     /// Loads the configuration.
     pub fn load(&self) -> Result<Config, BadConfig> {
         config::load(self.file().as_deref(), config::environment(), &[]).map_err(BadConfig)
+    }
+
+    /// Loads what a command needs that works on the store: `[queue]`, whatever is wrong elsewhere.
+    pub(crate) fn load_store(&self) -> anyhow::Result<StoreAccess> {
+        let errors = match self.load() {
+            Ok(config) => return Ok(config.into()),
+            Err(errors) => errors,
+        };
+        match self.lenient_store() {
+            Some(store) => {
+                output::stderr().write_line(ONLY_QUEUE)?;
+                Ok(store)
+            }
+            None => Err(errors.into()),
+        }
+    }
+
+    /// `[queue]` alone; without such a table its default folder, if that is there.
+    fn lenient_store(&self) -> Option<StoreAccess> {
+        let store = config::store_access(self.file().as_deref(), config::environment()).ok()?;
+        let is_there = || store.queue.folder().is_some_and(|folder| folder.exists());
+        (store.is_named || is_there()).then_some(store)
     }
 
     /// The file to read, if there is one.

@@ -1,5 +1,6 @@
 //! `wxrelay events replay`: delivers events again.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,15 +10,19 @@ use serde_json::{Value, json};
 
 use super::access::Access;
 use super::api::Api;
+use super::changes;
+use super::confirmation::{ConfirmationArgs, PlannedAction, confirm};
 use super::event_filter::FilterArgs;
 use super::output;
-use super::steps::{self, Executor, StepsResult};
+use super::steps::{self, Executor, Step, StepsResult};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{Sweep, SweepAction, SweepProgress};
 
 /// The key of the number of replayed deliveries in the API's responses.
 const COUNT: &str = "replayed";
+/// The same where nothing is replayed.
+const WOULD_REPLAY: &str = "would_replay";
 
 /// `wxrelay events replay`
 #[derive(clap::Args)]
@@ -33,6 +38,8 @@ pub(super) struct Args {
     /// Replay every event
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    confirmation: ConfirmationArgs,
     /// Continue after this event, where an earlier replay stopped: evt_...
     #[arg(long, value_name = "ID")]
     after: Option<EventId>,
@@ -40,16 +47,16 @@ pub(super) struct Args {
 
 /// Counts, then replays step by step; if it is stopped, prints how to continue.
 pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Result<ExitCode> {
-    let Args { ids, filter, to, all, after } = args;
+    let Args { ids, filter, to, all, after, confirmation } = args;
     let mut filter = filter.filter();
     if ids.is_empty() && !all && filter.is_all() {
         bail!("which events? Give an id, a filter (--target, --state, --since, ..), or --all");
     }
     if let Some(target) = &filter.target {
-        super::store::expect_known(access, target).await?;
+        changes::expect_known(access, target).await?;
     }
     if let Some(to) = &to {
-        super::store::expect_configured(access, to).await?;
+        changes::expect_configured(access, to).await?;
     }
     for id in &ids {
         access
@@ -62,14 +69,25 @@ pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Resu
     let until = filter.until;
     let action = to.map_or(SweepAction::Replay, |to| SweepAction::ReplayTo(to.into()));
     let sweep = Arc::new(Sweep { filter, events: Some(ids).filter(|ids| !ids.is_empty()), action });
-    let bar = steps::progress_bar(access.count(&sweep, after)?, "deliveries");
-    let executor = Executor::of(access)?;
-    let StepsResult { changed: replayed, next, failed } = steps::run(after, &bar, async |after| match &executor {
-        Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?),
-        Executor::Relay(api) => page(api, &sweep, after).await,
-    })
-    .await;
-    executor.close().await;
+    // Events that are named need no confirmation.
+    let is_named = sweep.events.is_some();
+    let count = if is_named && !confirmation.dry_run { None } else { count(access, &sweep, after).await? };
+    let planned = plan(&sweep, count);
+    if confirmation.dry_run {
+        return print_dry_run(&planned, json);
+    }
+    if !is_named && !confirm(confirmation, &planned)? {
+        return Ok(ExitCode::FAILURE);
+    }
+    let bar = steps::progress_bar(count, "deliveries");
+    let executor = Executor::of(access).await?;
+    let StepsResult { changed: replayed, next, seen, failed } =
+        steps::run(after, &bar, async |after| match &executor {
+            Executor::Local(queue) => Ok(queue.sweep(&sweep, after, UnixMillis::now()).await?.into()),
+            Executor::Relay(api) => page(api, &sweep, after).await,
+        })
+        .await;
+    let seen = executor.close().await.or(seen);
     let how_to_continue = || {
         let until = until.map(|until| format!(" --until {until}")).unwrap_or_default();
         let after = next.map(|next| format!(" --after {next}")).unwrap_or_default();
@@ -80,9 +98,13 @@ pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Resu
     }
     if json {
         let next = next.map(|id| id.to_string());
-        writeln!(output::stdout(), "{}", json!({ "replayed": replayed, "next": next }))?;
+        writeln!(output::stdout(), "{}", changes::with_seen(json!({ "replayed": replayed, "next": next }), seen))?;
     } else {
         writeln!(output::stdout(), "replayed {replayed} deliveries")?;
+        if replayed > 0 {
+            changes::print_seen(seen)?;
+            output::stderr().write_line(&format!("undo: {}", planned.undo))?;
+        }
     }
     if next.is_none() {
         return Ok(ExitCode::SUCCESS);
@@ -91,8 +113,51 @@ pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Resu
     Ok(ExitCode::FAILURE)
 }
 
+fn print_dry_run(planned: &PlannedAction, json: bool) -> anyhow::Result<ExitCode> {
+    let count = planned.count.context("the relay's answer has no count")?;
+    if json {
+        writeln!(output::stdout(), "{}", json!({ "dry_run": true, "would_change": count }))?;
+    } else {
+        output::stdout().write_line(&format!("would {}", planned.action))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// How many deliveries would change.
+async fn count(access: &Access, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Option<u64>> {
+    let api = match access {
+        Access::Store(_) => return access.count(sweep, after).await,
+        Access::Relay(api) => api,
+    };
+    let Some(events) = &sweep.events else {
+        let mut body = filter(sweep, after);
+        body["dry_run"] = true.into();
+        return Ok(api.post("/api/events/replay", Some(&body)).await?[WOULD_REPLAY].as_u64());
+    };
+    let mut total = 0;
+    for id in BTreeSet::from_iter(events) {
+        let mut body = of_one(sweep);
+        body["dry_run"] = true.into();
+        let answer = api.post(&format!("/api/events/{id}/replay"), Some(&body)).await?;
+        total += answer[WOULD_REPLAY].as_u64().unwrap_or(0);
+    }
+    Ok(Some(total))
+}
+
+fn plan(sweep: &Sweep, count: Option<u64>) -> PlannedAction {
+    let deliveries = count.map_or_else(|| "the".to_owned(), |count| count.to_string());
+    let target = to(sweep).or(sweep.filter.target.as_deref());
+    let action = match to(sweep) {
+        Some(to) => format!("replay {deliveries} deliveries to {to}"),
+        None => format!("replay {deliveries} deliveries"),
+    };
+    let target = target.unwrap_or("TARGET");
+    let undo = format!("`wxrelay targets drop {target}` cancels those not delivered yet; a delivery cannot be undone");
+    PlannedAction { count, action, undo }
+}
+
 /// Replays a page, or one of the named events.
-async fn page(api: &Api, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<SweepProgress> {
+async fn page(api: &Api, sweep: &Sweep, after: Option<EventId>) -> anyhow::Result<Step> {
     match &sweep.events {
         None => steps::parse_step(&api.post("/api/events/replay", Some(&filter(sweep, after))).await?, COUNT),
         Some(events) => one(api, sweep, events, after).await,
@@ -100,16 +165,21 @@ async fn page(api: &Api, sweep: &Sweep, after: Option<EventId>) -> anyhow::Resul
 }
 
 /// Replays the next of the named events.
-async fn one(api: &Api, sweep: &Sweep, events: &[EventId], after: Option<EventId>) -> anyhow::Result<SweepProgress> {
+async fn one(api: &Api, sweep: &Sweep, events: &[EventId], after: Option<EventId>) -> anyhow::Result<Step> {
     let mut rest: Vec<_> = events.iter().copied().filter(|event| Some(*event) > after).collect();
     rest.sort_unstable();
     rest.dedup();
-    let Some(id) = rest.first() else { return Ok(SweepProgress { changed: 0, next: None }) };
+    let Some(id) = rest.first() else { return Ok(SweepProgress { changed: 0, next: None }.into()) };
+    let answer = api.post(&format!("/api/events/{id}/replay"), Some(&of_one(sweep))).await?;
+    let mut step = steps::parse_step(&answer, COUNT)?;
+    step.progress.next = Some(*id).filter(|_| rest.len() > 1);
+    Ok(step)
+}
+
+/// The body of a replay of one event.
+fn of_one(sweep: &Sweep) -> Value {
     let (target, state) = (&sweep.filter.target, sweep.filter.state.map(|state| state.name()));
-    let body = json!({ "target": target, "state": state, "to": to(sweep) });
-    let answer = api.post(&format!("/api/events/{id}/replay"), Some(&body)).await?;
-    let SweepProgress { changed, .. } = steps::parse_step(&answer, COUNT)?;
-    Ok(SweepProgress { changed, next: Some(*id).filter(|_| rest.len() > 1) })
+    json!({ "target": target, "state": state, "to": to(sweep) })
 }
 
 fn filter(sweep: &Sweep, after: Option<EventId>) -> Value {

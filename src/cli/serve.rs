@@ -15,9 +15,10 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
+use super::fixable::on_one_line;
 use super::service::{self, notify};
-use super::{ConfigArgs, early_signals};
-use crate::admin::Reload;
+use super::{BadConfig, ConfigArgs, early_signals};
+use crate::admin::{Reload, ReloadReport};
 use crate::app::App;
 use crate::config::Config;
 use crate::secret::seal_process;
@@ -69,11 +70,18 @@ async fn serve(args: Args, log_limit: &mut Duration) -> anyhow::Result<ExitCode>
     let reloads =
         tokio::spawn(Reloader { app: app.clone(), args: args.config, logs: logs.into() }.run(hangup, requests));
     let ended = tokio::select! {
-        () = stop.received() => None,
-        part = health::watch(&app) => Some(part),
+        () = stop.received() => Ended::Asked,
+        part = health::watch(&app) => Ended::Part(part),
+        error = app.queue().outdated() => Ended::Outdated(error),
     };
-    if let Some(part) = ended {
-        tracing::error!(part, remedy = "report it with the error before this line", "component ended, exiting");
+    match &ended {
+        Ended::Asked => {}
+        Ended::Part(part) => {
+            tracing::error!(part, remedy = "report it with the error before this line", "component ended, exiting");
+        }
+        Ended::Outdated(error) => {
+            tracing::error!(%error, remedy = error.remedy(), "store too new for this release, exiting");
+        }
     }
     let end = Instant::now() + app.drain() + LOG_GRACE;
     end_process_after(app.drain() + PROCESS_GRACE);
@@ -86,10 +94,21 @@ async fn serve(args: Args, log_limit: &mut Duration) -> anyhow::Result<ExitCode>
         tracing::error!(%error, remedy = error.remedy(), "stop incomplete, exiting");
     }
     Ok(match (ended, stopped) {
-        (Some(_), _) => EXIT_INTERNAL.into(),
-        (None, Err(_)) => queue::EXIT_IO.into(),
-        (None, Ok(())) => ExitCode::SUCCESS,
+        (Ended::Part(_), _) => EXIT_INTERNAL.into(),
+        // As a start would: a restart of this release is of no use.
+        (Ended::Outdated(_), _) => BadConfig::EXIT_CODE.into(),
+        (Ended::Asked, Err(_)) => queue::EXIT_IO.into(),
+        (Ended::Asked, Ok(())) => ExitCode::SUCCESS,
     })
+}
+
+/// Why the relay ends.
+enum Ended {
+    Asked,
+    /// This part has ended by itself.
+    Part(&'static str),
+    /// A newer release has changed the tables.
+    Outdated(queue::Error),
 }
 
 /// Reads the configuration, on a thread that may block: a file may be on a disk that hangs.
@@ -169,27 +188,35 @@ impl Reloader {
     }
 
     /// Reloads the configuration. An invalid file changes nothing; its errors go to the log and to the caller.
-    async fn reload(&self) -> Result<(), String> {
+    async fn reload(&self) -> Result<ReloadReport, Vec<String>> {
         if let Ok(reloading) = sd_notify::NotifyState::monotonic_usec_now() {
             notify(&[sd_notify::NotifyState::Reloading, reloading]);
         }
         let result = self.try_reload().await;
         match &result {
-            Ok(()) => tracing::info!("config reloaded"),
-            Err(error) => tracing::error!(%error, "config reload failed, the old configuration stays in use"),
+            Ok(report) => {
+                let changed: Vec<_> = report.changes.iter().map(|change| &*change.key).collect();
+                tracing::info!(changed = changed.join(", "), "config reloaded");
+            }
+            Err(errors) => {
+                let error = errors.join("\n");
+                tracing::error!(error, "config reload failed, the old configuration stays in use");
+            }
         }
         notify(&[sd_notify::NotifyState::Ready]);
         result
     }
 
-    async fn try_reload(&self) -> Result<(), String> {
+    async fn try_reload(&self) -> Result<ReloadReport, Vec<String>> {
         let (app, args, logs) = (self.app.clone(), self.args.clone(), self.logs.clone());
         let reload = move || {
-            let config = args.load().map_err(|errors| errors.to_string())?;
+            let config =
+                args.load().map_err(|BadConfig(errors)| errors.iter().map(ToString::to_string).collect::<Vec<_>>())?;
             let level = config.log.level.clone();
-            app.reload(config).map_err(|error| format!("{:#}", anyhow::Error::from(error)))?;
-            logs.set_level(&level).map_err(|error| error.to_string())
+            let report = app.reload(config).map_err(|error| vec![on_one_line(&error.into())])?;
+            logs.set_level(&level).map_err(|error| vec![error.to_string()])?;
+            Ok(report)
         };
-        spawn_blocking(reload).await.map_err(|error| error.to_string())?
+        spawn_blocking(reload).await.map_err(|error| vec![error.to_string()])?
     }
 }

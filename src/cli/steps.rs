@@ -1,4 +1,4 @@
-//! Runs the steps of a sweep in this process, or in the relay that has the store open, until the end or Ctrl-C.
+//! Runs the steps of a sweep in this process, or in the relay that has the store open alone, until the end or Ctrl-C.
 //!
 //! The command defines the steps and prints the result.
 
@@ -9,34 +9,49 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
 use super::api::Api;
-use super::store;
+use super::changes;
 use crate::event::EventId;
-use crate::queue::{Queue, SweepProgress};
+use crate::queue::{Queue, Seen, SweepProgress};
 
 /// Where the steps run.
 pub(super) enum Executor {
-    /// In this process: no relay runs.
+    /// In this process: no relay has the store open alone.
     Local(Queue),
-    /// In the relay that has the store open, one page of steps per request.
+    /// In the relay that has the store of files open, one page of steps per request.
     Relay(Api),
 }
 
 impl Executor {
-    pub(super) fn of(access: &Access) -> anyhow::Result<Self> {
-        let config = match access {
-            Access::Store(config) => config,
+    pub(super) async fn of(access: &Access) -> anyhow::Result<Self> {
+        let store = match access {
+            Access::Store(store) => store,
             Access::Relay(api) => return Ok(Self::Relay(api.clone())),
         };
-        Ok(match store::open(config)? {
+        Ok(match changes::open(store).await? {
             Some(queue) => Self::Local(queue),
-            None => Self::Relay(Api::of(config)?),
+            None => Self::Relay(Api::of(store)?),
         })
     }
 
-    pub(super) async fn close(self) {
-        if let Self::Local(queue) = self {
-            queue.close().await;
-        }
+    /// Closes the store; with replicas, waits a moment before until they have seen what was done.
+    pub(super) async fn close(self) -> Option<Seen> {
+        let Self::Local(queue) = self else { return None };
+        let seen = changes::await_seen(&queue).await;
+        queue.close().await;
+        seen
+    }
+}
+
+/// A step, made here or by the relay.
+pub(super) struct Step {
+    pub(super) progress: SweepProgress,
+    /// Who has seen it, if the relay said so.
+    pub(super) seen: Option<Seen>,
+}
+
+impl From<SweepProgress> for Step {
+    fn from(progress: SweepProgress) -> Self {
+        Self { progress, seen: None }
     }
 }
 
@@ -45,6 +60,8 @@ pub(super) struct StepsResult {
     pub(super) changed: u64,
     /// The event after which to continue; `None` at the end and before the first step.
     pub(super) next: Option<EventId>,
+    /// Who has seen the last step, as the relay said.
+    pub(super) seen: Option<Seen>,
     /// The error of a step.
     pub(super) failed: Option<anyhow::Error>,
 }
@@ -53,7 +70,7 @@ pub(super) struct StepsResult {
 pub(super) async fn run(
     after: Option<EventId>,
     bar: &ProgressBar,
-    mut step: impl AsyncFnMut(Option<EventId>) -> anyhow::Result<SweepProgress>,
+    mut step: impl AsyncFnMut(Option<EventId>) -> anyhow::Result<Step>,
 ) -> StepsResult {
     let stop = CancellationToken::new();
     let interrupted = stop.clone();
@@ -62,15 +79,16 @@ pub(super) async fn run(
             interrupted.cancel();
         }
     });
-    let mut done = StepsResult { changed: 0, next: after, failed: None };
+    let mut done = StepsResult { changed: 0, next: after, seen: None, failed: None };
     loop {
         match step(done.next).await {
             Err(error) => {
                 done.failed = Some(error);
                 break;
             }
-            Ok(SweepProgress { changed, next }) => {
+            Ok(Step { progress: SweepProgress { changed, next }, seen }) => {
                 done.changed += changed;
+                done.seen = seen;
                 done.next = next;
                 bar.inc(changed);
                 if next.is_none() || stop.is_cancelled() {
@@ -85,9 +103,10 @@ pub(super) async fn run(
 }
 
 /// Parses a step from the relay's response; `count` is the key of the number of changes.
-pub(super) fn parse_step(answer: &Value, count: &str) -> anyhow::Result<SweepProgress> {
+pub(super) fn parse_step(answer: &Value, count: &str) -> anyhow::Result<Step> {
     let changed = answer[count].as_u64().context("the relay's answer has no count")?;
-    Ok(SweepProgress { changed, next: answer["next"].as_str().map(str::parse).transpose()? })
+    let progress = SweepProgress { changed, next: answer["next"].as_str().map(str::parse).transpose()? };
+    Ok(Step { progress, seen: changes::parse_seen(answer) })
 }
 
 /// A progress bar, which is shown on a terminal only.

@@ -3,8 +3,10 @@
 //! A relay that cannot be reached at the start is an error. If it stops later, for a restart, the command reports that
 //! on stderr and retries every second, until the relay is back or Ctrl-C. Activity missed meanwhile is in `events ls`.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, ensure};
@@ -13,14 +15,18 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
+use tokio::task::JoinHandle;
 
 use super::api::Api;
 use super::output;
+use crate::admin::Status;
 
 /// Longer than the 15 s after which the relay sends at least a comment.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 /// The wait between two tries to reconnect.
 const RECONNECT_WAIT: Duration = Duration::from_secs(1);
+/// Between two questions who is alive.
+const LOOK: Duration = Duration::from_secs(2);
 /// The longest line that is accepted, in bytes; no activity is nearly as long.
 const MAX_LINE: usize = 64 << 10;
 
@@ -38,13 +44,19 @@ pub(super) struct Args {
     /// Follow attempts at one target, such as crm; no pushes
     #[arg(long)]
     target: Option<String>,
+    /// Follow all replicas that share the store, and not only the one that is asked
+    #[arg(long)]
+    all: bool,
 }
 
 pub(super) async fn run(api: &Api, args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+    if args.all {
+        return follow_all(api, args, json).await;
+    }
     let path = args.path();
     let mut answer = accepted(api, api.open(&path).await?).await?;
     loop {
-        let why = follow(answer, json).await?;
+        let why = follow(answer, json, None).await?;
         writeln!(output::stderr(), "-- {why}; retrying every second until it is back, Ctrl-C ends")?;
         answer = reconnect(api, &path).await?;
         writeln!(output::stderr(), "-- connected again; missed activity is in `wxrelay events ls`")?;
@@ -53,12 +65,48 @@ pub(super) async fn run(api: &Api, args: &Args, json: bool) -> anyhow::Result<Ex
 
 impl Args {
     fn path(&self) -> String {
-        let Self { account, event, from, target } = self;
+        let Self { account, event, from, target, all: _ } = self;
         let filters = [("account", account), ("event", event), ("from", from), ("target", target)];
         let given = filters.into_iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
         let query = given.map(|(key, value)| format!("{key}={}", utf8_percent_encode(value, NON_ALPHANUMERIC)));
         format!("/api/tail?{}", query.collect::<Vec<_>>().join("&"))
     }
+}
+
+/// Follows every replica that is alive; those that come later too.
+async fn follow_all(api: &Api, args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+    let path: Arc<str> = args.path().into();
+    let mut followed: HashMap<i32, JoinHandle<()>> = HashMap::new();
+    let mut status: Status = api.get("/api/status").await?;
+    ensure!(!status.replicas.is_empty(), "the store is not in PostgreSQL, and there are no replicas: leave --all out");
+    loop {
+        followed.retain(|_, task| !task.is_finished());
+        for replica in status.replicas.iter().filter(|replica| replica.live) {
+            let Some(api) = api.of_replica(replica) else { continue };
+            let (name, path) = (replica.name.clone(), Arc::clone(&path));
+            followed.entry(replica.incarnation).or_insert_with(|| {
+                tokio::spawn(async move {
+                    let why = match follow_replica(&api, &name, &path, json).await {
+                        Ok(why) => why.to_owned(),
+                        Err(error) => format!("{error:#}"),
+                    };
+                    // Nothing is left to report to.
+                    output::stderr().write_line(&format!("-- {name}: {why}")).ok();
+                })
+            });
+        }
+        tokio::time::sleep(LOOK).await;
+        // If the one that is asked is gone, the others are followed on.
+        if let Ok(now) = api.get("/api/status").await {
+            status = now;
+        }
+    }
+}
+
+async fn follow_replica(api: &Api, name: &str, path: &str, json: bool) -> anyhow::Result<&'static str> {
+    let answer = accepted(api, api.open(path).await?).await?;
+    output::stderr().write_line(&format!("-- {name}: followed"))?;
+    follow(answer, json, Some(name)).await
 }
 
 /// Retries until a relay answers.
@@ -85,7 +133,7 @@ async fn accepted(api: &Api, answer: Response<Incoming>) -> anyhow::Result<Respo
 }
 
 /// Prints the stream; returns why it ended.
-async fn follow(answer: Response<Incoming>, json: bool) -> anyhow::Result<&'static str> {
+async fn follow(answer: Response<Incoming>, json: bool, replica: Option<&str>) -> anyhow::Result<&'static str> {
     let (mut body, mut rest) = (answer.into_body(), Vec::new());
     loop {
         let frame = match tokio::time::timeout(SILENCE_TIMEOUT, body.frame()).await {
@@ -97,21 +145,28 @@ async fn follow(answer: Response<Incoming>, json: bool) -> anyhow::Result<&'stat
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
             if let Some(data) = line.strip_prefix(b"data: ") {
-                print(data.trim_ascii_end(), json)?;
+                print(data.trim_ascii_end(), json, replica)?;
             }
         }
         ensure!(rest.len() <= MAX_LINE, "not a relay: its line has no end");
     }
 }
 
-fn print(data: &[u8], json: bool) -> anyhow::Result<()> {
+fn print(data: &[u8], json: bool, replica: Option<&str>) -> anyhow::Result<()> {
     let mut out = output::stdout();
-    if json {
+    if json && replica.is_none() {
         out.write_all(data)?;
         writeln!(out)?;
-    } else {
-        let activity: Value = serde_json::from_slice(data).context("the relay sent no JSON")?;
-        out.write_line(&line(&activity))?;
+        return Ok(out.flush()?);
+    }
+    let mut activity: Value = serde_json::from_slice(data).context("the relay sent no JSON")?;
+    match replica {
+        Some(replica) if json => {
+            activity["replica"] = replica.into();
+            writeln!(out, "{activity}")?;
+        }
+        Some(replica) => out.write_line(&format!("{replica:12}  {}", line(&activity)))?,
+        None => out.write_line(&line(&activity))?,
     }
     Ok(out.flush()?)
 }

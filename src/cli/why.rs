@@ -1,25 +1,25 @@
 //! `wxrelay why`: finds the event that WeChat's alarm is about, over the admin API.
 //!
-//! If there is none, the command prints why: refused, no longer kept, or never arrived.
+//! If there is none, the command prints why: refused, no longer kept, or never arrived. A store in PostgreSQL is read
+//! itself where no relay answers: the one that got the push may run elsewhere, or no more.
 
 use std::io::{self, Read, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use super::access::RelayArgs;
+use super::access::{Access, RelayArgs};
 use super::alarm::Alarm;
 use super::api::Api;
 use super::console_paths::ALARMS;
 use super::description::{EventTexts, description};
 use super::output;
 use super::samples;
-use crate::admin::{EventPage, Status};
+use crate::admin::Status;
 use crate::clock::UnixMillis;
-use crate::config::Config;
 use crate::escape;
+use crate::queue::EventFilter;
 use crate::queue::view::EventDetail;
 use crate::wechat::Message;
 
@@ -29,7 +29,8 @@ const AROUND: Duration = Duration::from_secs(600);
 const CLOSE_AROUND: Duration = Duration::from_secs(30);
 /// The largest difference between CreateTime and the alarm's stamp that counts as the same push: WeChat tries for 15 s.
 const SAME: Duration = Duration::from_secs(30);
-/// The most events that are fetched one by one.
+/// The most events that are looked through, and those of them that are fetched one by one.
+const LISTED: usize = 500;
 const MAX_CANDIDATES: usize = 20;
 /// The most events that are shown if several may be meant.
 const SHOWN: usize = 5;
@@ -51,8 +52,8 @@ pub struct Args {
     alarm: Vec<String>,
 }
 
-/// Exits with 0 if an event was found, 1 if the relay cannot be reached, 2 if the text names neither a user nor a time,
-/// and 3 if nothing was found.
+/// Exits with 0 if an event was found, 1 if neither the relay nor PostgreSQL can be reached, 2 if the text names neither a
+/// user nor a time, and 3 if nothing was found.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let alarm = Alarm::parse(&text(args.alarm)?);
     if !alarm.names_a_push() {
@@ -66,10 +67,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         )?;
         return Ok(NO_ALARM.into());
     }
-    let relay = Relay { api: args.relay.api()?, config: args.relay.config()? };
-    let found = relay.find(&alarm).await?;
+    let source = Source::of(&args.relay).await?;
+    let found = source.find(&alarm).await?;
     let Found { events, near } = found;
-    let reason = if events.is_empty() { Some(relay.reason(&alarm).await?) } else { None };
+    let reason = if events.is_empty() { Some(source.reason(&alarm).await?) } else { None };
     if args.json {
         writeln!(output::stdout(), "{}", to_json(&alarm, &events, &near, reason.as_ref()))?;
     } else if let Some(reason) = &reason {
@@ -111,18 +112,36 @@ struct Found {
     near: Vec<EventDetail>,
 }
 
-/// The running relay.
-struct Relay {
-    api: Api,
-    /// Its configuration, if it can be read here.
-    config: Option<Config>,
+/// Where events are looked for.
+struct Source {
+    access: Access,
+    /// The running relay, and what it says of itself; `None` where the store is read instead.
+    relay: Option<(Api, Status)>,
+    /// The accounts, by name and AppID; `None` where they are not known.
+    accounts: Option<Vec<(String, String)>>,
+    /// How long finished events are kept, if the configuration can be read here.
+    retention: Option<Duration>,
 }
 
-impl Relay {
+impl Source {
+    async fn of(args: &RelayArgs) -> anyhow::Result<Self> {
+        let retention = args.retention()?;
+        let api = match (args.api(), args.shared_store()?) {
+            (api, None) => api?,
+            (Ok(api), Some(_)) if api.is_reachable().await => api,
+            (Ok(_) | Err(_), Some(store)) => {
+                let access = Access::Store(Box::new(store));
+                return Ok(Self { access, relay: None, accounts: args.accounts(), retention });
+            }
+        };
+        let status: Status = api.get("/api/status").await?;
+        let accounts = status.accounts.iter().map(|account| (account.name.clone(), account.app_id.clone())).collect();
+        Ok(Self { access: Access::Relay(api.clone()), relay: Some((api, status)), accounts: Some(accounts), retention })
+    }
+
     /// The events that the alarm is or may be about, the nearest to its stamp first.
     async fn find(&self, alarm: &Alarm) -> anyhow::Result<Found> {
-        let status: Status = self.api.get("/api/status").await?;
-        let EventPage { events: mut candidates, .. } = self.api.get(&self.query(alarm, &status)).await?;
+        let mut candidates = self.access.events(&self.filter(alarm)).await?;
         // Those of the kind first: many others may be nearer.
         candidates.sort_by_key(|event| {
             let is_about = alarm.is_about(&event.msg_type, &event.event, &event.event_key);
@@ -130,7 +149,8 @@ impl Relay {
         });
         let mut found = Found::default();
         for event in candidates.iter().take(MAX_CANDIDATES) {
-            let event: EventDetail = self.api.get(&format!("/api/events/{}", event.id)).await?;
+            // It may be deleted meanwhile.
+            let Some(event) = self.access.event(event.id).await? else { continue };
             let is_same = |stamp| !alarm.is_exact || distance(created(&event), stamp) <= SAME;
             let is_about = alarm.is_about(&event.msg_type, &event.event, &event.event_key);
             if is_about && alarm.stamp.is_none_or(is_same) { &mut found.events } else { &mut found.near }.push(event);
@@ -147,33 +167,29 @@ impl Relay {
         Ok(found)
     }
 
-    fn query(&self, alarm: &Alarm, status: &Status) -> String {
-        let mut filters = vec![("limit", "500".to_owned())];
-        if let Some(openid) = &alarm.openid {
-            filters.push(("from", openid.clone()));
+    fn filter(&self, alarm: &Alarm) -> EventFilter {
+        let around = if alarm.openid.is_some() { AROUND } else { CLOSE_AROUND };
+        let around = i64::try_from(around.as_millis()).unwrap_or(i64::MAX);
+        EventFilter {
+            account: alarm.app_id.as_ref().and_then(|app_id| self.account(app_id)),
+            from: alarm.openid.clone(),
+            since: alarm.stamp.map(|stamp| UnixMillis(stamp.0.saturating_sub(around))),
+            until: alarm.stamp.map(|stamp| UnixMillis(stamp.0.saturating_add(around))),
+            limit: LISTED,
+            ..EventFilter::default()
         }
-        if let Some(stamp) = alarm.stamp {
-            let around = if alarm.openid.is_some() { AROUND } else { CLOSE_AROUND };
-            let around = i64::try_from(around.as_millis()).unwrap_or(i64::MAX);
-            filters.push(("since", UnixMillis(stamp.0.saturating_sub(around)).to_string()));
-            filters.push(("until", UnixMillis(stamp.0.saturating_add(around)).to_string()));
-        }
-        if let Some(account) = alarm.app_id.as_ref().and_then(|app_id| self.account(app_id, status)) {
-            filters.push(("account", account));
-        }
-        let encoded = |(key, value): (&str, String)| format!("{key}={}", utf8_percent_encode(&value, NON_ALPHANUMERIC));
-        format!("/api/events?{}", filters.into_iter().map(encoded).collect::<Vec<_>>().join("&"))
     }
 
     /// The account with that AppID, if only one has it.
-    fn account(&self, app_id: &str, status: &Status) -> Option<String> {
-        let mut with = status.accounts.iter().filter(|account| account.app_id == app_id);
-        with.next().filter(|_| with.next().is_none()).map(|account| account.name.clone())
+    fn account(&self, app_id: &str) -> Option<String> {
+        let mut with = self.accounts.iter().flatten().filter(|(_, of)| *of == app_id);
+        with.next().filter(|_| with.next().is_none()).map(|(name, _)| name.clone())
     }
 
-    async fn reason(&self, alarm: &Alarm) -> anyhow::Result<Reason> {
-        let metrics: String = self.api.get("/metrics").await?;
-        let status: Status = self.api.get("/api/status").await?;
+    /// How many pushes the running relay has refused.
+    async fn refused(&self) -> anyhow::Result<Vec<Refused>> {
+        let Some((api, _)) = &self.relay else { return Ok(Vec::new()) };
+        let metrics: String = api.get("/metrics").await?;
         let pushes = samples::of(&metrics, "wxrelay_pushes_total");
         let label = |sample: &samples::Sample<'_>, key| sample.label(key).unwrap_or_default().to_owned();
         let mut refused: Vec<Refused> = Vec::new();
@@ -187,17 +203,25 @@ impl Relay {
                 None => refused.push(Refused { account, result, count: sample.value }),
             }
         }
-        let retention = self.config.as_ref().map(|config| config.queue.retention);
+        Ok(refused)
+    }
+
+    async fn reason(&self, alarm: &Alarm) -> anyhow::Result<Reason> {
+        let refused = self.refused().await?;
+        let retention = self.retention;
         let now = UnixMillis::now();
         let gone = alarm.stamp.zip(retention).is_some_and(|(stamp, retention)| now.since(stamp) > retention);
-        let foreign = alarm.app_id.as_ref().filter(|id| status.accounts.iter().all(|account| account.app_id != **id));
+        let known = self.accounts.as_ref().zip(alarm.app_id.as_ref());
+        let foreign = known.filter(|(accounts, id)| accounts.iter().all(|(_, app_id)| app_id != *id));
         let word = match (foreign, gone, refused.is_empty()) {
             (Some(_), ..) => "other_account",
             (None, true, _) => "no_longer_kept",
             (None, false, false) => "refused_or_never_arrived",
+            (None, false, true) if self.relay.is_none() => "refused_or_never_arrived",
             (None, false, true) => "never_arrived",
         };
-        Ok(Reason { word, refused, counted_since: status.started_at, retention })
+        let counted_since = self.relay.as_ref().map(|(_, status)| status.started_at);
+        Ok(Reason { word, refused, counted_since, retention })
     }
 }
 
@@ -205,8 +229,8 @@ impl Relay {
 struct Reason {
     word: &'static str,
     refused: Vec<Refused>,
-    /// The start of the relay, since which refused pushes are counted.
-    counted_since: UnixMillis,
+    /// The start of the relay, since which refused pushes are counted; `None` where none answers.
+    counted_since: Option<UnixMillis>,
     retention: Option<Duration>,
 }
 
@@ -237,10 +261,12 @@ impl Reason {
             "never_arrived" => ".\nNo push was refused either, so it never arrived: check DNS, firewall, TLS and the proxy before the relay.\n".to_owned(),
             _ => ".\nIt was refused, or it never arrived (DNS, firewall, TLS, the proxy before the relay).\n".to_owned(),
         };
+        let Some(counted_since) = self.counted_since else {
+            return out + "No relay answers here: the log of the one that got the push has a line if it was refused.\n";
+        };
         if !self.refused.is_empty() {
             out += &format!(
-                "Refused since {} (wxrelay_pushes_total; the log has a line for each, with its stamp):\n",
-                self.counted_since
+                "Refused since {counted_since} (wxrelay_pushes_total; the log has a line for each, with its stamp):\n"
             );
             for Refused { account, result, count } in &self.refused {
                 let account = if account.is_empty() { "(no account's path)" } else { account };

@@ -6,9 +6,11 @@
 use std::path::Path;
 
 use super::error::{ConfigError, Problem};
-use super::key_reader::LoadContext;
-use super::layers::{Environment, Layers, ParsedLayers};
+use super::file::ConfigFile;
+use super::key_reader::{KeyReader, LoadContext};
+use super::layers::{Environment, Layers, ParsedLayers, PartialLayers};
 use super::sections;
+use crate::admin;
 use crate::secret::Secret;
 use crate::server::Listen;
 
@@ -20,6 +22,12 @@ pub struct AdminAccess {
     pub token: Result<Option<Secret>, String>,
 }
 
+impl From<&admin::Settings> for AdminAccess {
+    fn from(settings: &admin::Settings) -> Self {
+        Self { listen: settings.listen.clone(), token: Ok(settings.token.clone()) }
+    }
+}
+
 /// Reads `[admin]` of a configuration whose other parts may be wrong.
 ///
 /// # Errors
@@ -29,23 +37,45 @@ pub fn admin_access(
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<AdminAccess, Vec<ConfigError>> {
     let env: Environment = env.into_iter().map(|(name, text)| (name, text.into())).collect();
-    let layers = Layers::read_table(file, "admin", &env).map_err(|error| vec![error])?;
+    let PartialLayers { layers, lost, syntax } =
+        Layers::read_tables(file, &["admin"], &env).map_err(|error| vec![error])?;
+    if let Some(syntax) = syntax.filter(|_| !lost.is_empty()) {
+        return Err(vec![syntax]);
+    }
     let ParsedLayers { file: sections, errors, damaged } = layers.parse();
     let context = LoadContext::new(&layers, &env, file, errors, damaged);
-    let reader = context.root().at("admin");
+    let read = read(&context.root(), &sections);
+    read.finish(context.finish(false).0)
+}
+
+/// `[admin]` before the errors of its keys are known.
+pub(super) struct AdminKeys {
+    listen: Option<Listen>,
+    token: Option<Secret>,
+}
+
+/// Reads the keys.
+pub(super) fn read(root: &KeyReader<'_>, sections: &ConfigFile) -> AdminKeys {
+    let reader = root.at("admin");
     let listen = sections::admin_listen(&reader, &sections.admin);
-    let token = reader.secret("token", &sections.admin.token);
-    let (errors, _) = context.finish(false);
-    let of_token = |error: &ConfigError| error.key.starts_with("admin.token");
-    let token = errors.iter().find(|error| of_token(error)).map_or(Ok(token), |error| Err(error.to_string()));
-    // A misspelt `listen` is not the default address.
-    let is_listen = |problem: &Problem| matches!(problem, Problem::UnknownKey { nearest, .. } if nearest.as_deref() == Some("listen"));
-    let is_fatal = |error: &ConfigError| {
-        let is_within = error.key == "admin" || error.key.starts_with("admin.");
-        error.key == "admin" || error.key.starts_with("admin.listen") || is_within && is_listen(&error.problem)
-    };
-    match listen {
-        Some(listen) if !errors.iter().any(is_fatal) => Ok(AdminAccess { listen, token }),
-        _ => Err(errors.into_iter().filter(is_fatal).collect()),
+    AdminKeys { listen, token: reader.secret("token", &sections.admin.token) }
+}
+
+impl AdminKeys {
+    /// The result, by the errors of the whole configuration.
+    pub(super) fn finish(self, errors: Vec<ConfigError>) -> Result<AdminAccess, Vec<ConfigError>> {
+        let Self { listen, token } = self;
+        let of_token = |error: &ConfigError| error.key.starts_with("admin.token");
+        let token = errors.iter().find(|error| of_token(error)).map_or(Ok(token), |error| Err(error.to_string()));
+        // A misspelt `listen` is not the default address.
+        let is_listen = |problem: &Problem| matches!(problem, Problem::UnknownKey { nearest, .. } if nearest.as_deref() == Some("listen"));
+        let is_fatal = |error: &ConfigError| {
+            let is_within = error.key == "admin" || error.key.starts_with("admin.");
+            error.key == "admin" || error.key.starts_with("admin.listen") || is_within && is_listen(&error.problem)
+        };
+        match listen {
+            Some(listen) if !errors.iter().any(is_fatal) => Ok(AdminAccess { listen, token }),
+            _ => Err(errors.into_iter().filter(is_fatal).collect()),
+        }
     }
 }

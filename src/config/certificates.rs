@@ -8,8 +8,19 @@ use super::key_reader::KeyReader;
 use super::value;
 use crate::server::{AcmeSettings, Certificate, TlsFiles, acme};
 
+/// Where certificates from ACME are kept.
+pub(super) enum Kept<'p> {
+    /// In the folder of the store.
+    Files(&'p Path),
+    /// In PostgreSQL, sealed with a key if there is one.
+    Postgres {
+        /// Whether there is.
+        has_key: bool,
+    },
+}
+
 /// One certificate, or several selected by SNI, the default first.
-pub(super) fn all(reader: &KeyReader<'_>, file: &file::Tables<file::TlsSection>, store: &Path) -> Vec<Certificate> {
+pub(super) fn all(reader: &KeyReader<'_>, file: &file::Tables<file::TlsSection>, store: &Kept<'_>) -> Vec<Certificate> {
     let list = match file {
         file::Tables::One(tls) => return one(reader, tls, store).into_iter().collect(),
         file::Tables::Several(list) => list,
@@ -33,7 +44,7 @@ pub(super) fn all(reader: &KeyReader<'_>, file: &file::Tables<file::TlsSection>,
     certificates
 }
 
-fn one(reader: &KeyReader<'_>, file: &file::TlsSection, store: &Path) -> Option<Certificate> {
+fn one(reader: &KeyReader<'_>, file: &file::TlsSection, store: &Kept<'_>) -> Option<Certificate> {
     let Some(acme) = &file.acme else { return files(reader, file).map(Certificate::Files) };
     if file.cert.is_some() || file.key.is_some() {
         reader.report(Problem::expected(
@@ -55,7 +66,7 @@ fn files(reader: &KeyReader<'_>, file: &file::TlsSection) -> Option<TlsFiles> {
     Some(TlsFiles { cert: cert?, key: key? })
 }
 
-fn by_acme(reader: &KeyReader<'_>, file: &file::AcmeSection, store: &Path) -> Option<AcmeSettings> {
+fn by_acme(reader: &KeyReader<'_>, file: &file::AcmeSection, store: &Kept<'_>) -> Option<AcmeSettings> {
     let at = reader.at("domains");
     let given = file.domains.as_ref().map_or(&[][..], |list| &list.0);
     if given.is_empty() {
@@ -76,6 +87,17 @@ fn by_acme(reader: &KeyReader<'_>, file: &file::AcmeSection, store: &Path) -> Op
     };
     let email = reader.read("email", &file.email, value::email);
     let ca = reader.existing_file("ca", &file.ca);
+    let (store, shared) = match store {
+        Kept::Files(folder) => (*folder, false),
+        Kept::Postgres { has_key } => {
+            if !has_key {
+                let broken = "with queue.type = \"postgres\" its private key is kept there, and must be encrypted";
+                reader.report(Problem::action(broken, "set queue.encryption_keys, or end TLS at the load balancer"));
+                return None;
+            }
+            (Path::new("postgresql"), true)
+        }
+    };
     let file = acme::file(store, &directory, domains.first()?);
-    Some(AcmeSettings { domains, email, directory, ca, file })
+    Some(AcmeSettings { domains, email, directory, ca, file, shared })
 }

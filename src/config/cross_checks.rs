@@ -5,7 +5,7 @@ use super::key_reader::KeyReader;
 use crate::deliver::{Format, Role};
 use crate::dispatcher::TargetSettings;
 use crate::push::Account;
-use crate::queue;
+use crate::queue::{self, DeliveryOrder};
 use crate::route::Route;
 use crate::wechat::Mode;
 
@@ -37,6 +37,24 @@ pub(super) fn windows(reader: &KeyReader<'_>, accounts: &[Account], queue: &queu
     }
 }
 
+/// Warns of `order` and `rate` that cannot hold, as another target delivers to the same URL.
+pub(super) fn shared_urls(reader: &KeyReader<'_>, targets: &[TargetSettings]) {
+    for (index, settings) in targets.iter().enumerate() {
+        let is_same = |other: &&TargetSettings| other.target.url == settings.target.url;
+        let mut others = targets.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, other)| other);
+        let Some(other) = others.find(is_same) else { continue };
+        let (reader, other) = (reader.at(&settings.target.name), &other.target.name);
+        if settings.order == DeliveryOrder::PerUser {
+            reader
+                .at("order")
+                .warn(format_args!("targets.{other} has the same url, and its events keep no order with these"));
+        }
+        if settings.rate.is_some() {
+            reader.at("rate").warn(format_args!("targets.{other} has the same url, and its attempts are not counted"));
+        }
+    }
+}
+
 /// Checks that need accounts and targets together.
 pub(super) fn references(reader: &KeyReader<'_>, accounts: &[Account], targets: &[TargetSettings]) {
     let named = |account: &Account, target: &str| {
@@ -48,7 +66,8 @@ pub(super) fn references(reader: &KeyReader<'_>, accounts: &[Account], targets: 
     } else if targets.iter().all(|settings| settings.target.role != Role::Identity) {
         reader.warn(format_args!("none has role = \"identity\", so no identity provider receives scans and follows"));
     }
-    for target in targets.iter().map(|settings| &settings.target) {
+    for settings in targets {
+        let target = &settings.target;
         let reader = reader.at(&target.name);
         let routing: Vec<_> = accounts.iter().filter(|account| named(account, &target.name)).collect();
         if routing.is_empty() {
@@ -62,6 +81,12 @@ pub(super) fn references(reader: &KeyReader<'_>, accounts: &[Account], targets: 
         for account in &routing {
             let asked = |route: &Route| route.reply.as_ref().is_some_and(|rule| rule.asked.contains(&target.name));
             let replies = account.routes.routes().iter().any(asked);
+            if replies && settings.order == DeliveryOrder::PerUser {
+                reader.at("order").warn(format_args!(
+                    "accounts.{} waits for its replies: while an event of a user is retried, the user's next ones get none",
+                    account.name
+                ));
+            }
             if replies && account.reply_window.is_some_and(|window| target.timeout < window.length) {
                 reader.at("timeout").warn(format_args!(
                     "shorter than accounts.{}.reply_window: its later replies are lost",

@@ -83,6 +83,9 @@ pub enum Problem {
     /// The variable of `{ env = ".." }` is not set.
     #[error("the environment variable {0} is not set or empty")]
     Environment(String),
+    /// A credential that is neither given by systemd nor in the configuration's folder.
+    #[error("the environment variable CREDENTIALS_DIRECTORY is not set, and cannot read {}: {source}", path.display())]
+    Credential { path: PathBuf, source: io::Error },
     /// The file that a key names cannot be read.
     #[error("cannot read {}: {source}", path.display())]
     Unreadable { path: PathBuf, source: io::Error },
@@ -97,6 +100,9 @@ pub enum Problem {
     ForeignStore { path: PathBuf, owner: u32 },
     #[error("{0}{reason}", reason = Reason(.0))]
     Pattern(#[source] PatternError),
+    /// What is wrong with the settings of a database. Shows no part of its URL but hosts.
+    #[error("{text}")]
+    Database { text: String, remedy: &'static str },
     #[error("WeChat would not accept this reply: {0}")]
     Reply(#[source] ReplyError),
 }
@@ -147,11 +153,15 @@ impl Problem {
             }
             Self::KeyLength(_) => expected("exactly 43 characters of A-Z, a-z and 0-9"),
             Self::Rule(_, remedy) => remedy.clone(),
+            Self::Database { remedy, .. } => Remedy::Action((*remedy).into()),
             Self::UnknownTarget { nearest: name, .. } => {
                 nearest(name).unwrap_or_else(|| expected("the name of a [targets.NAME] table"))
             }
             Self::SamePath(_) => expected("a different path for each"),
             Self::Environment(_) => Remedy::Action("set it, or give the value by `file` or `credential`".into()),
+            Self::Credential { .. } => Remedy::Action(
+                "run it as a user that may read this file, or set the variable to the folder of the credentials".into(),
+            ),
             Self::Unreadable { .. } => expected("a file that this user may read"),
             Self::Exposed { path, .. } => Remedy::Action(format!("chmod 600 {}", path.display()).into()),
             Self::ExposedStore { path, .. } => Remedy::Action(format!("chmod 700 {}", path.display()).into()),

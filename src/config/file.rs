@@ -81,6 +81,25 @@ pub(super) struct QueueSection {
     pub(super) max_size: Option<Scalar>,
     pub(super) max_memory: Option<Scalar>,
     pub(super) encryption_keys: Option<SecretSources>,
+    pub(super) url: Option<SecretSource>,
+    pub(super) password: Option<SecretSource>,
+    pub(super) tls: Option<OrTable<QueueTlsSection>>,
+    pub(super) schema: Option<Scalar>,
+    pub(super) pooler: Option<Scalar>,
+    pub(super) standby: Option<Scalar>,
+    pub(super) accept_weak_durability: Option<Scalar>,
+    pub(super) replica: Option<Scalar>,
+    pub(super) spool: Option<Scalar>,
+    pub(super) spool_size: Option<Scalar>,
+}
+
+/// `queue.tls`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct QueueTlsSection {
+    pub(super) ca: Option<Scalar>,
+    pub(super) client_cert: Option<Scalar>,
+    pub(super) client_key: Option<Scalar>,
 }
 
 /// `[log]`

@@ -16,6 +16,8 @@ use rustix::process::geteuid;
 
 use super::error::{Advised, ConfigError, Problem};
 use super::file::{Scalar, SecretLocation, SecretSource, SecretSources};
+use super::fingerprint::{self, SecretPrint};
+use super::key_changes;
 use super::layers::{Environment, KeyPath, Layers};
 use crate::bounded_file;
 use crate::escape;
@@ -40,6 +42,10 @@ pub(super) struct LoadContext<'a> {
     damaged: Vec<KeyPath>,
     errors: RefCell<Vec<ConfigError>>,
     warnings: RefCell<Vec<String>>,
+    /// Hashes of what keys refer to: secrets elsewhere, and files.
+    referred: RefCell<Vec<(String, u64)>>,
+    /// What each secret adds to the fingerprint.
+    secrets: RefCell<BTreeMap<String, SecretPrint>>,
     /// Files with secrets, and a store, that other users can access, each with the key that names it.
     exposed: RefCell<BTreeMap<PathBuf, (KeyPath, Problem)>>,
 }
@@ -61,13 +67,33 @@ impl<'a> LoadContext<'a> {
         damaged: Vec<KeyPath>,
     ) -> Self {
         let folder = file.and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
-        let (warnings, exposed) = (RefCell::default(), RefCell::default());
-        Self { layers, env, file, folder, damaged, errors: RefCell::new(errors), warnings, exposed }
+        Self {
+            layers,
+            env,
+            file,
+            folder,
+            damaged,
+            errors: RefCell::new(errors),
+            warnings: RefCell::default(),
+            referred: RefCell::default(),
+            secrets: RefCell::default(),
+            exposed: RefCell::default(),
+        }
     }
 
     /// The reader of the root table.
     pub(super) fn root(&'a self) -> KeyReader<'a> {
         KeyReader { context: self, key: KeyPath::default() }
+    }
+
+    /// The hashes of what keys refer to, each with its key.
+    pub(super) fn referred(&self) -> Vec<(String, u64)> {
+        self.referred.borrow().clone()
+    }
+
+    /// The fingerprint of what must be the same at all replicas, once every secret has been read.
+    pub(super) fn fingerprint(&self) -> String {
+        fingerprint::of_tables(self.layers.tree(), &self.secrets.borrow())
     }
 
     /// All errors and warnings. With `strict`, a file with a secret or a store that others can access is an error.
@@ -170,7 +196,10 @@ impl KeyReader<'_> {
     fn find_file(&self, name: &str, given: &Option<Scalar>) -> Option<(PathBuf, Metadata)> {
         let path = self.path(name, given)?;
         match fs::metadata(&path) {
-            Ok(metadata) => Some((path, metadata)),
+            Ok(metadata) => {
+                self.at(name).refer(key_changes::of_file(&metadata));
+                Some((path, metadata))
+            }
             Err(source) => {
                 self.at(name).report(Problem::Unreadable { path, source });
                 None
@@ -284,7 +313,19 @@ impl KeyReader<'_> {
                 Err(Problem::expected("no location, or several", "exactly one of `env`, `file` and `credential`"))
             }
         };
-        opened.map_err(|problem| self.report(problem)).ok()
+        let opened = opened.map_err(|problem| self.report(problem)).ok()?;
+        let key = self.key.to_string();
+        let print = fingerprint::of_secret(&key, &opened);
+        self.context.secrets.borrow_mut().insert(key, print);
+        if let SecretSource::Location(_) = source {
+            self.refer(key_changes::of_secret(&opened));
+        }
+        Some(opened)
+    }
+
+    /// Records the state of what this key refers to.
+    fn refer(&self, hash: u64) {
+        self.context.referred.borrow_mut().push((self.key.to_string(), hash));
     }
 
     fn variable(&self, name: &str) -> Result<Secret, Problem> {
@@ -297,10 +338,30 @@ impl KeyReader<'_> {
         if name.is_empty() || name.contains('/') || name.starts_with('.') {
             return Err(Problem::expected("a path", "the name of a credential"));
         }
-        let folder = self.context.env.get(CREDENTIALS).ok_or_else(|| Problem::Environment(CREDENTIALS.to_owned()))?;
-        let path = Path::new(folder.as_str()).join(name);
+        let folder = self.context.env.get(CREDENTIALS).map(|folder| Path::new(folder.as_str()).join(name));
         // No check of permissions: systemd sets them, and may use an access list, which looks like group access.
-        read(&path).map(|(secret, _)| secret).map_err(|source| Problem::Unreadable { path, source })
+        let missing = match folder.map(|path| (read(&path), path)) {
+            Some((Ok((secret, _)), _)) => return Ok(secret),
+            Some((Err(source), path)) => Some((source, path)),
+            None => None,
+        };
+        if self.context.file.is_none()
+            || missing.as_ref().is_some_and(|(error, _)| error.kind() != io::ErrorKind::NotFound)
+        {
+            return Err(missing.map_or_else(
+                || Problem::Environment(CREDENTIALS.to_owned()),
+                |(source, path)| Problem::Unreadable { path, source },
+            ));
+        }
+        // For commands outside the service: the file that systemd loads is usually beside the configuration.
+        let path = self.context.folder.join(name);
+        let (secret, metadata) = match (read(&path), missing) {
+            (Ok(found), _) => found,
+            (Err(_), Some((source, path))) => return Err(Problem::Unreadable { path, source }),
+            (Err(source), None) => return Err(Problem::Credential { path, source }),
+        };
+        self.check_permissions(&path, &metadata);
+        Ok(secret)
     }
 }
 

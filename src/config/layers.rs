@@ -25,7 +25,7 @@ use crate::bounded_file;
 const PREFIX: &str = "WXRELAY__";
 
 /// The keys of a table that names where a secret is stored.
-const LOCATION_KEYS: [&str; 3] = ["env", "file", "credential"];
+pub(super) const LOCATION_KEYS: [&str; 3] = ["env", "file", "credential"];
 
 /// The process's environment, zeroized on drop.
 pub(super) type Environment = BTreeMap<String, Zeroizing<String>>;
@@ -53,6 +53,15 @@ enum KeyStep {
     Index(usize),
 }
 
+/// Some tables of a file that may not be TOML as a whole.
+pub(super) struct PartialLayers<'t> {
+    pub(super) layers: Layers,
+    /// The tables whose own lines are not TOML either.
+    pub(super) lost: Vec<&'t str>,
+    /// Why the file is not TOML.
+    pub(super) syntax: Option<ConfigError>,
+}
+
 /// The tree, parsed as far as possible.
 pub(super) struct ParsedLayers {
     pub(super) file: ConfigFile,
@@ -74,12 +83,27 @@ impl Layers {
         Ok(Self::merge(file, &text, lower, env, overrides))
     }
 
-    /// The same for the table `table` alone, which is found even if the rest of the file is not TOML.
-    pub(super) fn read_table(file: Option<&Path>, table: &str, env: &Environment) -> Result<Self, ConfigError> {
+    /// The same for these tables alone, which are found even if the rest of the file is not TOML.
+    pub(super) fn read_tables<'t>(
+        file: Option<&Path>,
+        tables: &[&'t str],
+        env: &Environment,
+    ) -> Result<PartialLayers<'t>, ConfigError> {
         let text = read_file(file)?;
-        let lower = parse_file(file, &text)
-            .or_else(|error| parse_file(file, &Zeroizing::new(lines_of(table, &text))).map_err(|_| error))?;
-        Ok(Self::merge(file, &text, lower, env, &[]))
+        let (mut lower, mut lost, mut syntax) = (Dict::new(), Vec::new(), None);
+        match parse_file(file, &text) {
+            Ok(whole) => lower = whole,
+            Err(error) => {
+                syntax = Some(error);
+                for table in tables {
+                    match parse_file(file, &Zeroizing::new(lines_of(table, &text))) {
+                        Ok(found) => lower.extend(found),
+                        Err(_) => lost.push(*table),
+                    }
+                }
+            }
+        }
+        Ok(PartialLayers { layers: Self::merge(file, &text, lower, env, &[]), lost, syntax })
     }
 
     fn merge(file: Option<&Path>, text: &str, mut lower: Dict, env: &Environment, overrides: &[(&str, &str)]) -> Self {
@@ -152,6 +176,16 @@ impl Layers {
     pub(super) fn is_of_file(&self, key: &KeyPath) -> bool {
         let metadata = self.find(key).and_then(|value| self.figment.get_metadata(value.tag()));
         metadata.is_some_and(|metadata| metadata.name == FILE)
+    }
+
+    /// The merged tables.
+    pub(super) fn tree(&self) -> &Value {
+        &self.tree
+    }
+
+    /// Whether a table or key of this name is given.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.find(&KeyPath::default().name(name)).is_some()
     }
 
     fn find(&self, key: &KeyPath) -> Option<&Value> {

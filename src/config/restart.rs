@@ -4,6 +4,9 @@
 //! compile until it is compared here; then its change needs a restart, unless it is one of [`RELOADED`].
 
 use super::Config;
+use crate::queue::Engine;
+#[cfg(feature = "postgres")]
+use crate::queue::postgres;
 use crate::{admin, otlp, queue, server, telemetry};
 
 /// The keys of the compared sections that a reload applies; `replay_window` follows from `accounts.*.max_skew`. It also
@@ -16,6 +19,38 @@ macro_rules! compare {
         let $type { $($field),+ } = $old;
         [$((concat!($section, ".", stringify!($field)), *$field != $new.$field)),+]
     }};
+}
+
+/// The keys of the engine, each with whether it differs.
+fn compare_engines(old: &Engine, new: &Engine) -> Vec<(&'static str, bool)> {
+    match (old, new) {
+        (Engine::Embedded { path }, Engine::Embedded { path: new }) => vec![("queue.path", path != new)],
+        #[cfg(feature = "postgres")]
+        (Engine::Postgres(old), Engine::Postgres(new)) => {
+            let compared = compare!(
+                "queue",
+                postgres::Settings {
+                    server,
+                    password,
+                    tls,
+                    schema,
+                    pooler,
+                    standby,
+                    accept_weak_durability,
+                    replica,
+                    spool,
+                    spool_size
+                },
+                &**old,
+                new
+            );
+            compared.to_vec()
+        }
+        #[cfg(feature = "postgres")]
+        (Engine::Embedded { .. }, Engine::Postgres(_)) | (Engine::Postgres(_), Engine::Embedded { .. }) => {
+            vec![("queue.type", true)]
+        }
+    }
 }
 
 /// The keys that differ and need a restart.
@@ -32,6 +67,8 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         warnings: _,
         strict: _,
         sha256: _,
+        shared_sha256: _,
+        keys: _,
     } = old;
     let mut compared = Vec::new();
     compared.extend(compare!(
@@ -43,10 +80,13 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
     compared.extend(compare!("admin", admin::Settings { listen, token }, admin, new.admin));
     compared.extend(compare!(
         "queue",
-        queue::Settings { path, retention, dedup_window, replay_window, max_size, max_memory, encryption_keys },
+        queue::Settings { engine, retention, dedup_window, replay_window, max_size, max_memory, encryption_keys },
         queue,
         new.queue
     ));
+    // The engine's keys are compared one by one.
+    compared.retain(|(key, _)| *key != "queue.engine");
+    compared.extend(compare_engines(&queue.engine, &new.queue.engine));
     compared.extend(compare!("log", telemetry::Settings { format, level, openid }, log, new.log));
     compared.extend(compare!("telemetry", otlp::Settings { url, headers, service_name }, telemetry, new.telemetry));
     let changed = compared.into_iter().filter(|(key, differs)| *differs && !RELOADED.contains(key));
@@ -56,6 +96,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
 /// The key in the configuration of a field, which may have another name.
 fn documented(key: &'static str) -> &'static str {
     match key {
+        "queue.server" => "queue.url",
         "queue.dedup_window" => "accounts.*.dedup_window",
         "telemetry.url" => "telemetry.otlp",
         key => key,
@@ -107,11 +148,40 @@ mod tests {
         ("targets.*.timeout", "targets.crm.timeout", "3s", None),
     ];
 
+    /// The same for the keys of PostgreSQL.
+    #[cfg(feature = "postgres")]
+    const CHANGES_WITH_POSTGRES: [(&str, &str, &str, Option<&str>); 10] = [
+        ("queue.url", "queue.url", "postgres://wxrelay@pg2/wxrelay", Some("queue.url")),
+        ("queue.password", "queue.password", "another", Some("queue.password")),
+        ("queue.tls", "queue.tls.ca", "", Some("queue.tls")),
+        ("queue.schema", "queue.schema", "other", Some("queue.schema")),
+        ("queue.pooler", "queue.pooler", "true", Some("queue.pooler")),
+        ("queue.standby", "queue.standby", "required", Some("queue.standby")),
+        ("queue.accept_weak_durability", "queue.accept_weak_durability", "true", Some("queue.accept_weak_durability")),
+        ("queue.replica", "queue.replica", "other", Some("queue.replica")),
+        ("queue.spool", "queue.spool", "/var/lib/wxrelay-spool", Some("queue.spool")),
+        ("queue.spool_size", "queue.spool_size", "2GiB", Some("queue.spool_size")),
+    ];
+    /// The keys that belong to PostgreSQL.
+    const KEYS_OF_POSTGRES: [&str; 10] = [
+        "url",
+        "password",
+        "tls",
+        "schema",
+        "pooler",
+        "standby",
+        "accept_weak_durability",
+        "replica",
+        "spool",
+        "spool_size",
+    ];
+
     /// Keys that [`CHANGES`] need not have. `verify_files` names files beside the configuration; `strict` and `type` are only checked while loading; an encryption key is
     /// compared in its own test; the others are parts of an account or a target, which a reload replaces as a whole.
     fn is_checked_elsewhere(key: &str) -> bool {
         let checked = ["server.strict", "server.verify_files", "queue.type", "queue.encryption_keys"];
         checked.contains(&key)
+            || key.strip_prefix("queue.").is_some_and(|key| KEYS_OF_POSTGRES.contains(&key))
             || key.starts_with("accounts.*.")
             || key.starts_with("targets.*.")
             || key.starts_with("logins.*.")
@@ -164,6 +234,36 @@ mod tests {
             assert_eq!(needs_restart(&old, &new), Vec::from_iter(restart), "{key}");
             assert_eq!(needs_restart(&new, &new), Vec::<&str>::new(), "{key}");
         }
+    }
+
+    #[cfg(feature = "postgres")]
+    #[test]
+    fn every_key_of_postgresql_is_reported_as_needing_a_restart() {
+        let base = [
+            "queue.type=postgres",
+            "queue.url=postgres://wxrelay@pg1/wxrelay",
+            "queue.password=one",
+            "queue.replica=relay-1",
+        ];
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.toml");
+        let account = "[accounts.shop]\npath = \"/wx\"\napp_id = \"wx0\"\ntoken = \"abc\"\nmode = \"plaintext\"\n";
+        std::fs::write(&path, account).unwrap();
+        let load = |overrides: &[(&str, &str)]| {
+            let all: Vec<_> =
+                base.iter().filter_map(|line| line.split_once('=')).chain(overrides.iter().copied()).collect();
+            load(Some(&path), [], &all).unwrap_or_else(|errors| panic!("{overrides:?}: {errors:#?}"))
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let old = load(&[]);
+        for (key, name, text, restart) in CHANGES_WITH_POSTGRES {
+            let text = if key == "queue.tls" { file.path().to_str().unwrap() } else { text };
+            assert_eq!(needs_restart(&old, &load(&[(name, text)])), Vec::from_iter(restart), "{key}");
+        }
+        assert_eq!(needs_restart(&old, &old), Vec::<&str>::new());
+        let tried: BTreeSet<_> = CHANGES_WITH_POSTGRES.iter().filter_map(|(key, ..)| key.split('.').nth(1)).collect();
+        assert_eq!(tried, BTreeSet::from(KEYS_OF_POSTGRES));
+        assert!(needs_restart(&example(&[]), &old).contains(&"queue.type"));
     }
 
     #[test]

@@ -1,16 +1,15 @@
-//! `[server]`, `[admin]`, `[queue]`, `[log]` and `[telemetry]`: settings of the relay as a whole.
+//! `[server]`, `[admin]`, `[log]` and `[telemetry]`: settings of the relay as a whole.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::certificates::Kept;
 use super::error::Problem;
 use super::file;
 use super::key_reader::KeyReader;
 use super::{certificates, targets, value};
-use crate::queue::{EncryptionKey, EncryptionKeys};
 use crate::server::{self, Listen};
 use crate::telemetry::{LogFormat, OpenIds};
 use crate::{admin, otlp, queue, telemetry};
@@ -18,11 +17,13 @@ use crate::{admin, otlp, queue, telemetry};
 /// A bearer token shorter than this many characters can be guessed.
 const SHORT_TOKEN: usize = 16;
 
-/// `[server]`. Certificates from ACME are kept in the store's folder.
-pub(super) fn server(reader: &KeyReader<'_>, file: &file::ServerSection, store: &Path) -> server::Settings {
+/// `[server]`. Certificates from ACME are kept in the store.
+pub(super) fn server(reader: &KeyReader<'_>, file: &file::ServerSection, queue: &queue::Settings) -> server::Settings {
     let default = vec!["0.0.0.0:8080".to_owned()];
     let listen = listen_list(&reader.at("listen"), file.listen.as_ref().map_or(&default, |list| &list.0));
-    let tls = file.tls.as_ref().map_or_else(Vec::new, |tls| certificates::all(&reader.at("tls"), tls, store));
+    let has_key = queue.encryption_keys.first().is_some();
+    let store = queue.folder().map_or(Kept::Postgres { has_key }, Kept::Files);
+    let tls = file.tls.as_ref().map_or_else(Vec::new, |tls| certificates::all(&reader.at("tls"), tls, &store));
     let proxies = file.trusted_proxies.as_ref().map_or(&[][..], |list| &list.0);
     let proxy_protocol = reader.read("proxy_protocol", &file.proxy_protocol, value::boolean).unwrap_or(false);
     let all_unix = listen.iter().all(|address| matches!(address, Listen::Unix(_)));
@@ -129,34 +130,6 @@ fn check_bearer(reader: &KeyReader<'_>, token: &str) {
     } else if token.len() < SHORT_TOKEN {
         reader.warn(format_args!("a token of less than {SHORT_TOKEN} characters can be guessed"));
     }
-}
-
-/// `[queue]`
-pub(super) fn queue(reader: &KeyReader<'_>, file: &file::QueueSection) -> queue::Settings {
-    let engine = |text: &str| if text == "embedded" { Ok(()) } else { Err("\"embedded\"") };
-    reader.read("type", &file.engine, engine);
-    let path = reader.path("path", &file.path).unwrap_or_else(|| "/var/lib/wxrelay".into());
-    reader.at("path").check_store(&path);
-    queue::Settings {
-        path,
-        retention: reader
-            .read("retention", &file.retention, value::some_duration)
-            .unwrap_or(Duration::from_hours(7 * 24)),
-        dedup_window: Duration::ZERO,
-        replay_window: Duration::ZERO,
-        max_size: reader.read("max_size", &file.max_size, value::max_size).unwrap_or(10 << 30),
-        max_memory: reader.read("max_memory", &file.max_memory, value::max_memory).unwrap_or(64 << 20),
-        encryption_keys: EncryptionKeys::new(reader.parse_secrets(
-            "encryption_keys",
-            &file.encryption_keys,
-            encryption_key,
-        )),
-    }
-}
-
-fn encryption_key(text: &str) -> Result<EncryptionKey, Problem> {
-    let expected = "the base64 of 32 bytes, as `wxrelay keygen` or `openssl rand -base64 32` makes it";
-    EncryptionKey::parse(text).ok_or(Problem::Secret(expected))
 }
 
 /// `[log]`

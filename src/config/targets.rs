@@ -108,7 +108,8 @@ pub(super) fn format_word(format: Format) -> &'static str {
     FORMATS.iter().find(|(_, known)| *known == format).map_or("", |(word, _)| word)
 }
 
-fn order(text: &str) -> Parsed<DeliveryOrder> {
+/// The values of `order`.
+pub(super) fn order(text: &str) -> Parsed<DeliveryOrder> {
     match text {
         "none" => Ok(DeliveryOrder::None),
         "per_user" => Ok(DeliveryOrder::PerUser),

@@ -30,8 +30,8 @@ use tower::{BoxError, Service, ServiceExt as _};
 
 use super::ANSWER_CAP;
 use super::resolver::Resolver;
-use super::trust::{self, FileVerifier};
 use crate::bounded_file;
+use crate::trust::{self, FileVerifier};
 
 /// What is sent: whole, with a Content-Length.
 pub type RequestBody = Full<Bytes>;
@@ -157,6 +157,10 @@ impl Connector {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIMEOUT.min(options.timeout)));
         tcp.set_keepalive(Some(Duration::from_secs(60)));
+        // Also of a connection that is closed: else the kernel sends the request of an attempt that has timed out as soon
+        // as the network is back, perhaps after the next attempt.
+        #[cfg(target_os = "linux")]
+        tcp.set_tcp_user_timeout(Some(options.timeout));
         let tls = if options.https { client_config(options.tls, trust)? } else { no_tls() };
         let connector = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1();
         Ok(match options.proxy {

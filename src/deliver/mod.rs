@@ -15,7 +15,6 @@ mod probe;
 mod resolver;
 #[cfg(test)]
 pub(crate) mod scripted;
-mod trust;
 mod webhook;
 
 use std::collections::HashMap;

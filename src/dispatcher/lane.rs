@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::mem;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +70,7 @@ pub(super) async fn run(
         is_short_of_memory: false,
         poll_throttle: LogThrottle::default(),
     };
+    lane.apply_share();
     while lane.step().await {}
     lane.finish().await;
 }
@@ -111,18 +113,17 @@ impl LaneTask {
     async fn step(&mut self) -> bool {
         self.heartbeat.beat();
         let concurrency = self.policy.borrow().concurrency;
+        if concurrency == 0 {
+            // The others make these. It was on its way here, from a push or a poll, when this replica lost its share.
+            self.ready.clear();
+        }
         self.start_attempts(concurrency);
         let has_slot = self.has_slot(concurrency);
-        let takes_fresh = self.ready.is_empty() && has_slot;
+        let takes_fresh = concurrency == 0 || self.ready.is_empty() && has_slot;
+        // A reply is awaited here and nowhere else.
         let takes_awaited =
-            self.awaited.len() < concurrency && self.in_flight() < 2 * self.tuning.in_flight.max(concurrency);
-        // Ahead of need, but not for a target that is down.
-        let needs_more = if self.breaker.is_closed() {
-            self.ready.len() < 2 * self.tuning.lease_batch
-        } else {
-            self.ready.is_empty()
-        };
-        let poll_at = self.poll_at.filter(|_| needs_more && self.poll.is_empty());
+            self.awaited.len() < concurrency.max(1) && self.in_flight() < 2 * self.tuning.in_flight.max(concurrency);
+        let poll_at = self.next_poll().filter(|_| self.poll.is_empty());
         let probe_at = self.breaker.probe_at().filter(|_| has_slot && !self.ready.is_empty());
         tokio::select! {
             biased;
@@ -138,9 +139,42 @@ impl LaneTask {
             () = until(poll_at) => self.poll_store(),
             () = until(probe_at) => {}
             Some(lease) = self.inbox.fresh.recv(), if takes_fresh => self.ready.push_back(lease),
-            Ok(()) = self.policy.changed() => {}
+            Ok(()) = self.policy.changed() => self.apply_share(),
         }
         true
+    }
+
+    /// When to poll the store: ahead of need, but for a target that is down only when a probe is due. What is leased by
+    /// then is kept from others that may reach the target.
+    fn next_poll(&self) -> Option<Instant> {
+        if self.breaker.is_closed() {
+            let batch = self.lease_batch();
+            return self.poll_at.filter(|_| batch > 0 && self.ready.len() < 2 * batch);
+        }
+        let at = self.poll_at.filter(|_| self.ready.is_empty() && self.lease_batch() > 0)?;
+        Some(at.max(self.breaker.probe_at()?))
+    }
+
+    /// Bounds what waits here by what is attempted here: others could do it. Without slots nothing waits, but awaited
+    /// attempts are made.
+    fn apply_share(&mut self) {
+        let (concurrency, is_shared) = {
+            let policy = self.policy.borrow();
+            (policy.concurrency, policy.is_shared())
+        };
+        self.context.queue.set_room(&self.name, if is_shared { 2 * concurrency } else { usize::MAX });
+        if concurrency == 0 {
+            while self.inbox.fresh.try_recv().is_ok() {}
+        }
+        self.poll_at = Some(Instant::now());
+    }
+
+    /// Returns the leases of a target that is down.
+    fn release_leases(&mut self) {
+        self.context.queue.set_accepting(&self.name, false);
+        self.ready.clear();
+        while self.inbox.fresh.try_recv().is_ok() {}
+        while self.inbox.awaited.try_recv().is_ok() {}
     }
 
     /// A lease has ended: there may be memory for another.
@@ -181,12 +215,13 @@ impl LaneTask {
         }
     }
 
-    fn attempt(&self, lease: Lease, probe: bool) -> impl Future<Output = EndedAttempt> + Send + 'static {
+    /// Boxed, as is its settling: starting and ending a task would copy these large futures eight times.
+    fn attempt(&self, lease: Lease, probe: bool) -> Pin<Box<impl Future<Output = EndedAttempt> + Send + 'static>> {
         let attempt = self.context.clone().attempt(self.policy.borrow().clone(), lease, probe);
-        async move {
+        Box::pin(async move {
             let (end, unsettled) = attempt.await;
             EndedAttempt { end, unsettled, probe }
-        }
+        })
     }
 
     /// Settles an attempt and updates the breaker. One that panicked (`None`) is in the log, and its lease is released.
@@ -195,7 +230,7 @@ impl LaneTask {
         let not_made = EndedAttempt { end: AttemptEnd::NotMade, unsettled: None, probe: !was_closed };
         let EndedAttempt { end, unsettled, probe } = ended.unwrap_or(not_made);
         match unsettled {
-            Some(unsettled) => drop(self.settling.spawn(self.context.clone().settle(unsettled))),
+            Some(unsettled) => drop(self.settling.spawn(Box::pin(self.context.clone().settle(unsettled)))),
             None => self.note_release(),
         }
         match (end, probe) {
@@ -208,10 +243,13 @@ impl LaneTask {
         }
         match (was_closed, self.breaker.is_closed()) {
             (true, false) => {
+                self.release_leases();
                 self.context.metrics.up.set(0);
                 tracing::warn!(target = %self.name, "breaker opened");
             }
             (false, true) => {
+                self.context.queue.set_accepting(&self.name, true);
+                self.poll_at = Some(Instant::now());
                 self.context.metrics.up.set(1);
                 tracing::info!(target = %self.name, "breaker closed");
             }
@@ -219,11 +257,19 @@ impl LaneTask {
         }
     }
 
+    /// How many deliveries to lease at a time: one, to probe with, while the target is down; of a target that others
+    /// serve too, no more than soon get a slot.
+    fn lease_batch(&self) -> usize {
+        let policy = self.policy.borrow();
+        let most = if policy.is_shared() { 2 * policy.concurrency } else { usize::MAX };
+        if self.breaker.is_closed() { self.tuning.lease_batch.min(most) } else { 1.min(most) }
+    }
+
     /// Starts to lease due deliveries from the store.
     fn poll_store(&mut self) {
         (self.poll_at, self.is_short_of_memory) = (None, false);
         let (context, name, now) = (self.context.clone(), self.name.clone(), UnixMillis::now());
-        let batch = self.tuning.lease_batch;
+        let batch = self.lease_batch();
         self.poll.spawn(async move { (now, context.queue.lease(&name, batch, now).await) });
     }
 
@@ -232,11 +278,16 @@ impl LaneTask {
     fn take_leases(&mut self, found: Option<(UnixMillis, Result<Leases, Error>)>) {
         let next = match found {
             Some((now, Ok(found))) => {
-                let more = found.due.len() == self.tuning.lease_batch;
+                // A poll that began before the breaker opened or closed asked for another number.
+                let more = found.due.len() >= self.lease_batch();
                 while let Ok(lease) = self.inbox.fresh.try_recv() {
                     self.ready.push_back(lease);
                 }
                 self.ready.extend(found.due);
+                if !self.breaker.is_closed() {
+                    // The poll began before the breaker opened.
+                    self.ready.truncate(1);
+                }
                 let next = found.next_due.map(|due| Instant::now() + due.since(now).min(MAX_SLEEP));
                 self.is_short_of_memory = found.is_short_of_memory;
                 if found.is_short_of_memory {
@@ -274,7 +325,7 @@ impl LaneTask {
                 else => break,
             };
             if let Ok(EndedAttempt { unsettled: Some(unsettled), .. }) = ended {
-                self.settling.spawn(self.context.clone().settle(unsettled));
+                self.settling.spawn(Box::pin(self.context.clone().settle(unsettled)));
             }
         }
         self.context.annotations.close();

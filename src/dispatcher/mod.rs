@@ -21,19 +21,23 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backoff::Schedule;
 use crate::deliver::{Target, Upstream};
 use crate::metrics::{Metrics, TargetMetrics};
-use crate::queue::{self, DeliveryOrder, Queue};
+use crate::queue::{self, DeliveryOrder, Queue, Share};
 use crate::tail::Tail;
 use crate::telemetry::OpenIds;
 use crate::tuning::Tuning;
 
 use attempt::AttemptContext;
 use heartbeat::Heartbeat;
+
+/// Between two tries to read which targets are paused.
+const PAUSES_RETRY: Duration = Duration::from_secs(1);
 
 /// One `[targets.NAME]` of the configuration.
 #[derive(Clone, Debug)]
@@ -44,9 +48,9 @@ pub struct TargetSettings {
     pub retry: Schedule,
     /// How long after the push a delivery is still useful; `None` = always.
     pub expire_after: Option<Duration>,
-    /// How many concurrent attempts are made.
+    /// How many concurrent attempts are made, by all replicas.
     pub concurrency: usize,
-    /// The most attempts a second; `None` = no limit.
+    /// The most attempts a second, of all replicas; `None` = no limit.
     pub rate: Option<NonZeroU32>,
     /// In what order events go out.
     pub order: DeliveryOrder,
@@ -56,15 +60,19 @@ pub struct TargetSettings {
 #[derive(Debug)]
 pub struct Policy {
     /// Where attempts go.
-    pub upstream: Upstream,
+    pub upstream: Arc<Upstream>,
     /// When a failed attempt is made again.
     pub retry: Schedule,
     /// How long after the push a delivery is still useful.
     pub expire_after: Option<Duration>,
-    /// How many concurrent attempts are made.
+    /// How many concurrent attempts this process makes; 0 = the other replicas make them all.
     pub concurrency: usize,
-    /// Limits attempts to the target's rate.
+    /// Limits attempts to this process's share of the target's rate.
     pub rate: Option<RateLimiter>,
+    /// What all replicas together may do.
+    limits: TargetLimits,
+    /// This process's share of that.
+    share: Share,
     /// In what order events go out.
     pub order: DeliveryOrder,
     /// How OpenIDs are shown in logs.
@@ -74,16 +82,58 @@ pub struct Policy {
 /// A token bucket.
 pub type RateLimiter = governor::DefaultDirectRateLimiter;
 
+/// What limits a target's attempts, wherever they are made.
+#[derive(Clone, Copy, Debug)]
+struct TargetLimits {
+    concurrency: usize,
+    rate: Option<NonZeroU32>,
+}
+
+impl TargetLimits {
+    /// A share of the rate. It is exact, so that no replica is left without: one attempt a second is one in three
+    /// seconds for each of three.
+    fn rate_of(self, share: Share) -> Option<RateLimiter> {
+        let rate = self.rate?;
+        let interval = Duration::from_secs(1) * share.live() / rate.get();
+        let burst = NonZeroU32::new(rate.get() / share.live()).unwrap_or(NonZeroU32::MIN);
+        Some(RateLimiter::direct(governor::Quota::with_period(interval)?.allow_burst(burst)))
+    }
+}
+
 impl Policy {
+    /// The policy of the only replica.
     pub fn new(settings: &TargetSettings, upstream: Upstream, openids: OpenIds) -> Self {
+        let limits = TargetLimits { concurrency: settings.concurrency, rate: settings.rate };
         Self {
-            upstream,
+            upstream: Arc::new(upstream),
             retry: settings.retry.clone(),
             expire_after: settings.expire_after,
-            concurrency: settings.concurrency,
-            rate: settings.rate.map(|rate| RateLimiter::direct(governor::Quota::per_second(rate))),
+            concurrency: limits.concurrency,
+            rate: limits.rate_of(Share::WHOLE),
+            limits,
+            share: Share::WHOLE,
             order: settings.order,
             openids,
+        }
+    }
+
+    /// Whether other replicas make attempts too.
+    fn is_shared(&self) -> bool {
+        self.share.live() > 1
+    }
+
+    /// The same target, of whose limits this process has another share.
+    fn with_share(&self, share: Share) -> Self {
+        Self {
+            upstream: Arc::clone(&self.upstream),
+            retry: self.retry.clone(),
+            expire_after: self.expire_after,
+            concurrency: share.of(self.limits.concurrency),
+            rate: self.limits.rate_of(share),
+            limits: self.limits,
+            share,
+            order: self.order,
+            openids: self.openids,
         }
     }
 }
@@ -96,6 +146,8 @@ pub struct Dispatcher {
     lanes: Mutex<BTreeMap<Arc<str>, Lane>>,
     /// The targets that get no attempts, configured or not.
     paused: Mutex<BTreeSet<String>>,
+    /// Of the targets' limits; changed together with the lanes' policies.
+    share: Mutex<Share>,
     /// Allows one change of `paused` at a time, in the store and here.
     pausing: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -119,6 +171,7 @@ impl Dispatcher {
             tail,
             lanes,
             paused: Mutex::new(paused),
+            share: Mutex::new(Share::WHOLE),
             pausing,
             tasks: TaskTracker::new(),
             tuning: Tuning::default(),
@@ -135,7 +188,9 @@ impl Dispatcher {
     /// with its attempts in progress; one whose target is gone stops, and its deliveries stay pending.
     pub fn apply(&self, policies: Vec<Policy>) {
         let mut lanes = self.lanes();
-        let named: BTreeMap<_, _> = policies.into_iter().map(|p| (p.upstream.target().name.clone(), p)).collect();
+        let share = *self.share.lock();
+        let policies = policies.into_iter().map(|policy| policy.with_share(share));
+        let named: BTreeMap<_, _> = policies.map(|p| (p.upstream.target().name.clone(), p)).collect();
         lanes.retain(|name, lane| {
             let kept = named.contains_key(name);
             if !kept {
@@ -146,6 +201,7 @@ impl Dispatcher {
         for (name, policy) in named {
             self.queue.keep_order(&name, policy.order);
             self.queue.bound_waits(&name, policy.retry.longest_wait());
+            self.queue.bound_attempts(&name, policy.upstream.target().timeout);
             match lanes.get(&name) {
                 Some(lane) => drop(lane.policy.send_replace(Arc::new(policy))),
                 None => {
@@ -164,6 +220,15 @@ impl Dispatcher {
         }
     }
 
+    /// Takes another share of every target's limits.
+    pub fn divide(&self, share: Share) {
+        let lanes = self.lanes();
+        *self.share.lock() = share;
+        for lane in lanes.values() {
+            lane.policy.send_modify(|policy| *policy = Arc::new(policy.with_share(share)));
+        }
+    }
+
     /// Whether an operator has paused a target.
     pub fn is_paused(&self, target: &str) -> bool {
         self.paused.lock().contains(target)
@@ -177,6 +242,32 @@ impl Dispatcher {
     pub async fn pause(&self, target: &str, paused: bool) -> Result<(), queue::Error> {
         let _one_at_a_time = self.pausing.lock().await;
         self.queue.pause(target.into(), paused).await?;
+        self.note_pause(target, paused);
+        Ok(())
+    }
+
+    /// Follows the operators that pause and resume targets by way of other processes. Never returns where they can.
+    pub async fn follow_pauses(&self) {
+        let Some(mut changes) = self.queue.operator_changes() else { return };
+        while changes.changed().await.is_ok() {
+            let change = *changes.borrow_and_update();
+            let _one_at_a_time = self.pausing.lock().await;
+            let Ok(stored) = self.queue.paused().await else {
+                // The queue logs why.
+                sleep(PAUSES_RETRY).await;
+                changes.mark_changed();
+                continue;
+            };
+            let before = self.paused.lock().clone();
+            for target in before.symmetric_difference(&stored) {
+                self.note_pause(target, stored.contains(target));
+            }
+            self.queue.note_acted(change).await;
+        }
+    }
+
+    /// Acts on a pause that is stored.
+    fn note_pause(&self, target: &str, paused: bool) {
         let mut lanes = self.lanes();
         {
             let mut all = self.paused.lock();
@@ -186,7 +277,7 @@ impl Dispatcher {
                 all.remove(target)
             };
         }
-        let Some(lane) = lanes.get_mut(target) else { return Ok(()) };
+        let Some(lane) = lanes.get_mut(target) else { return };
         let name = lane.policy.borrow().upstream.target().name.clone();
         match (paused, lane.stop.is_some()) {
             (true, true) => {
@@ -201,7 +292,6 @@ impl Dispatcher {
             }
             (true, false) | (false, true) => {}
         }
-        Ok(())
     }
 
     fn start(&self, name: &Arc<str>, lane: &mut Lane) {

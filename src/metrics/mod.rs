@@ -4,6 +4,7 @@
 //! an account or a target exist, at zero, from the moment its handles are created. Callers hold [`AccountMetrics`] or
 //! [`TargetMetrics`], which are resolved once, so that a push looks up no account by name.
 
+mod buckets;
 mod registry;
 #[cfg(test)]
 mod tests;
@@ -18,19 +19,11 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use self::buckets::{COMMIT_BUCKETS, DELIVERY_BUCKETS, IDENTITY_BUCKETS, PUSH_BUCKETS};
 use self::registry::{counters, describe_process, gauges, histograms, registered};
 
-/// Seconds to answer WeChat, which hangs up after 5.
-const PUSH_BUCKETS: &[f64] =
-    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 3.0, 4.0, 4.5, 5.0];
-/// Seconds of one attempt at a target.
-const DELIVERY_BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-/// Seconds from a push to the identity provider's 2xx, over all attempts; useless after two minutes.
-const IDENTITY_BUCKETS: &[f64] =
-    &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0];
-/// Seconds to commit a batch.
-const COMMIT_BUCKETS: &[f64] =
-    &[0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0];
+/// The labels of a gauge that is absent where it has no value.
+pub const NO_LABEL: &[&str] = &[];
 
 /// The outcomes of an attempt.
 const OUTCOMES: [&str; 4] = ["delivered", "retry", "dead", "expired"];
@@ -66,10 +59,28 @@ pub struct Metrics {
     /// How long the oldest change has been waiting for its commit, in seconds.
     pub commit_wait: Gauge,
     pub queue_bytes: IntGauge,
-    pub queue_max_bytes: IntGauge,
+    /// Absent where the store has no limit.
+    pub queue_max_bytes: IntGaugeVec,
     pub queue_memory_bytes: IntGauge,
     pub queue_max_memory_bytes: IntGauge,
-    pub disk_free_bytes: IntGauge,
+    /// Absent where the store has no disk of its own.
+    pub disk_free_bytes: IntGaugeVec,
+    /// Whether PostgreSQL answers; absent with the embedded engine.
+    pub store_up: IntGaugeVec,
+    /// Pushes that were answered from the spool; absent without one.
+    pub spooled: IntCounterVec,
+    /// Events in the spool.
+    pub spool_events: IntGaugeVec,
+    /// Whether commits wait for a synchronous standby; absent where none is wanted.
+    pub store_standby: IntGaugeVec,
+    /// The live replicas; absent with the embedded engine.
+    pub replicas: IntGaugeVec,
+    /// Those of them whose configuration differs from that of the most.
+    pub replicas_differ: IntGaugeVec,
+    /// PostgreSQL's, by table; absent with the embedded engine.
+    pub store_dead_tuples: IntGaugeVec,
+    /// PostgreSQL's; absent with the embedded engine.
+    pub store_xmin_age: GaugeVec,
     pub unaccounted: IntGauge,
     /// Damaged stores that were moved aside and not salvaged yet.
     pub store_damaged: IntGauge,
@@ -247,9 +258,11 @@ impl Metrics {
                 ),
             ),
             queue_bytes: registered(at, IntGauge::new("wxrelay_queue_bytes", "Size of the store on disk.")),
-            queue_max_bytes: registered(
+            queue_max_bytes: gauges(
                 at,
-                IntGauge::new("wxrelay_queue_max_bytes", "Limit of the size of the store: queue.max_size."),
+                "wxrelay_queue_max_bytes",
+                "Limit of the size of the store: queue.max_size.",
+                NO_LABEL,
             ),
             queue_memory_bytes: registered(
                 at,
@@ -259,9 +272,43 @@ impl Metrics {
                 at,
                 IntGauge::new("wxrelay_queue_max_memory_bytes", "Limit of that size: queue.max_memory."),
             ),
-            disk_free_bytes: registered(
+            disk_free_bytes: gauges(at, "wxrelay_disk_free_bytes", "Free space on the disk of the store.", NO_LABEL),
+            store_up: gauges(at, "wxrelay_store_up", "1 while PostgreSQL answers.", NO_LABEL),
+            spooled: counters(
                 at,
-                IntGauge::new("wxrelay_disk_free_bytes", "Free space on the disk of the store."),
+                "wxrelay_spooled_total",
+                "Pushes that were answered from the spool while PostgreSQL was away.",
+                NO_LABEL,
+            ),
+            spool_events: gauges(at, "wxrelay_spool_events", "Events that wait in the spool for PostgreSQL.", NO_LABEL),
+            store_standby: gauges(
+                at,
+                "wxrelay_store_standby",
+                "1 while PostgreSQL's commits wait for a synchronous standby.",
+                NO_LABEL,
+            ),
+            replicas: gauges(at, "wxrelay_replicas", "Live replicas that share the store.", NO_LABEL),
+            replicas_differ: gauges(
+                at,
+                "wxrelay_replicas_differ",
+                "Live replicas whose configuration differs from that of the most.",
+                NO_LABEL,
+            ),
+            store_dead_tuples: gauges(
+                at,
+                "wxrelay_store_dead_tuples",
+                "Dead rows that PostgreSQL has not removed yet, by table.",
+                &["table"],
+            ),
+            store_xmin_age: registered(
+                at,
+                GaugeVec::new(
+                    Opts::new(
+                        "wxrelay_store_xmin_age_seconds",
+                        "How long the oldest snapshot in PostgreSQL has been held.",
+                    ),
+                    NO_LABEL,
+                ),
             ),
             unaccounted: registered(
                 at,

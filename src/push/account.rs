@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::sources::AllowFrom;
 use super::window::{FailureBudget, ReplyWindow};
 use crate::metrics::{AccountMetrics, Metrics};
+use crate::queue::Share;
 use crate::route;
 use crate::telemetry::{LogThrottle, OpenIds};
 use crate::wechat::Credentials;
@@ -98,6 +99,13 @@ impl Accounts {
         Self { by_path: accounts.into_iter().map(serve).collect(), openids }
     }
 
+    /// Divides the failure budgets among the live replicas.
+    pub(super) fn divide(&self, share: Share) {
+        for served in self.by_path.values() {
+            served.budget.set_replicas(share.live());
+        }
+    }
+
     /// The account of that name.
     pub(super) fn named(&self, name: &str) -> Option<&Arc<ServedAccount>> {
         self.by_path.values().find(|served| *served.account.name == *name)
@@ -107,8 +115,9 @@ impl Accounts {
         self.by_path.get(path.trim_end_matches('/')).cloned()
     }
 
-    /// Starts the failure budgets. An account that was in `previous` keeps its budget, so that no failure is forgotten.
-    pub(super) fn with_budgets_of(mut self, previous: Option<&Self>) -> Self {
+    /// Starts the failure budgets, of each of which this process has its share. An account that was in `previous` keeps
+    /// its budget, so that no failure is forgotten.
+    pub(super) fn with_budgets_of(mut self, previous: Option<&Self>, share: Share) -> Self {
         let mut old: HashMap<&str, &Arc<FailureBudget>> = HashMap::new();
         for served in previous.into_iter().flat_map(|previous| previous.by_path.values()) {
             old.insert(&served.account.name, &served.budget);
@@ -119,6 +128,7 @@ impl Accounts {
             }
             served.budget.set_window(served.account.reply_window);
         }
+        self.divide(share);
         for removed in old.into_values() {
             removed.set_window(None);
         }

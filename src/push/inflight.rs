@@ -4,14 +4,14 @@
 //! answered `success` at once would destroy the reply. The queue remembers finished pushes: this map has no more
 //! entries than there are pushes in progress.
 //!
-//! The leader does not wait on the channel for a result that it computes itself. The simple version, in which it was a
+//! The leader does not wait for the publishing of a result that it computes itself. The simple version, in which it was a
 //! follower too, woke the connection's task once more for each push.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -27,6 +27,17 @@ enum Progress {
     AwaitingReply,
     /// `None` where it could not be relayed.
     Finished(Option<RelayOutcome>),
+    /// The leader is gone without an outcome, as by a panic.
+    Abandoned,
+}
+
+/// What the tries of one push share.
+///
+/// Not a `watch` channel, which has eight lists of waiters to go through at each change: 1,000 instructions per push.
+struct Push {
+    progress: Mutex<Progress>,
+    /// Notified at the end of [`Self::progress`].
+    ended: Notify,
 }
 
 /// The pushes in progress, by content.
@@ -41,19 +52,17 @@ pub(super) enum Joined {
     Follower(Follower),
 }
 
-/// The duty to publish the outcome. Dropped without one, as by a panic, it closes the channel, which followers see.
+/// The duty to publish the outcome, which ends with it.
 pub(super) struct Leader {
     inflight: Inflight,
     key: ContentKey,
-    /// Pairs with [`Follower::progress`].
-    progress: watch::Sender<Progress>,
+    push: Arc<Push>,
 }
 
 /// One try's view of its push.
 #[derive(Clone)]
 pub(super) struct Follower {
-    /// Pairs with [`Leader::progress`].
-    progress: watch::Receiver<Progress>,
+    push: Arc<Push>,
     /// When the first try arrived.
     pub(super) first_arrival: Instant,
     /// The trace that the first try began.
@@ -72,11 +81,11 @@ impl Inflight {
         if let Some(follower) = pushes.get(&key) {
             return Joined::Follower(follower.clone());
         }
-        let (sender, receiver) = watch::channel(Progress::Storing);
+        let push = Arc::new(Push { progress: Mutex::new(Progress::Storing), ended: Notify::new() });
         let (first_arrival, answer_now) = (Instant::now(), CancellationToken::new());
-        let follower = Follower { progress: receiver, first_arrival, trace, window_ends, answer_now };
+        let follower = Follower { push: push.clone(), first_arrival, trace, window_ends, answer_now };
         pushes.insert(key, follower.clone());
-        Joined::Leader(Leader { inflight: self.clone(), key, progress: sender }, follower)
+        Joined::Leader(Leader { inflight: self.clone(), key, push }, follower)
     }
 }
 
@@ -87,35 +96,46 @@ impl Leader {
 
     /// Publishes that the push is stored, and that only its reply is awaited.
     pub(super) fn await_reply(&self) {
-        self.progress.send_replace(Progress::AwaitingReply);
+        *self.push.progress.lock() = Progress::AwaitingReply;
     }
 
     /// Publishes the outcome to the followers.
     pub(super) fn finish(self, outcome: Option<RelayOutcome>) {
-        self.progress.send_replace(Progress::Finished(outcome));
+        *self.push.progress.lock() = Progress::Finished(outcome);
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
         self.inflight.0.lock().remove(&self.key);
+        let mut progress = self.push.progress.lock();
+        if !matches!(*progress, Progress::Finished(_)) {
+            *progress = Progress::Abandoned;
+        }
+        drop(progress);
+        self.push.ended.notify_waiters();
     }
 }
 
 impl Follower {
     /// Waits for the outcome of the push, as another try sees it.
-    pub(super) async fn outcome(mut self) -> Result<RelayOutcome, PushError> {
-        let is_finished = |progress: &Progress| matches!(progress, Progress::Finished(_));
-        let progress = self.progress.wait_for(is_finished).await.map_err(|_| PushError::Internal)?;
-        match &*progress {
-            Progress::Finished(Some(outcome)) => Ok(outcome.clone()),
-            Progress::Finished(None) | Progress::Storing | Progress::AwaitingReply => Err(PushError::Unavailable),
+    pub(super) async fn outcome(self) -> Result<RelayOutcome, PushError> {
+        loop {
+            // First, so that an end after the look is not missed.
+            let ended = self.push.ended.notified();
+            match &*self.push.progress.lock() {
+                Progress::Finished(Some(outcome)) => return Ok(outcome.clone()),
+                Progress::Finished(None) => return Err(PushError::Unavailable),
+                Progress::Abandoned => return Err(PushError::Internal),
+                Progress::Storing | Progress::AwaitingReply => {}
+            }
+            ended.await;
         }
     }
 
     /// Whether the push is stored, and only its reply is awaited.
     pub(super) fn awaits_reply(&self) -> bool {
-        matches!(*self.progress.borrow(), Progress::AwaitingReply)
+        matches!(*self.push.progress.lock(), Progress::AwaitingReply)
     }
 }
 

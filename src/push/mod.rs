@@ -41,7 +41,7 @@ use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::host;
 use crate::metrics::Metrics;
-use crate::queue::{Enqueued, NewEvent, Queue};
+use crate::queue::{Enqueued, Known, NewEvent, Queue, Share};
 use crate::tail::Tail;
 use crate::trace::Trace;
 use crate::wechat::{Credentials, Message, Opened, Query, ReplySealing, Salt};
@@ -61,9 +61,6 @@ use window::FailureCharge;
 
 /// How much of the budget must remain after a target's reply, to encrypt and send it.
 const REPLY_MARGIN: Duration = Duration::from_millis(100);
-
-/// How much of that storing the reply may take, where no other time is left.
-const STORE_MARGIN: Duration = Duration::from_millis(50);
 
 /// The most pushes in progress whose request is gone, for example answered 503 while the disk stalls; bounds the memory
 /// that they take.
@@ -96,7 +93,7 @@ struct WeChatAnswer {
 impl Pipeline {
     /// A pipeline into `queue`. Bodies over `max_body` bytes are refused.
     pub fn new(accounts: Accounts, queue: Queue, metrics: Arc<Metrics>, tail: Tail, max_body: usize) -> Self {
-        let accounts = ArcSwap::from_pointee(accounts.with_budgets_of(None));
+        let accounts = ArcSwap::from_pointee(accounts.with_budgets_of(None, *queue.shares().borrow()));
         let (inflight, tasks, stop) = (Inflight::default(), TaskTracker::new(), CancellationToken::new());
         let bodies = BodyTable::new(max_body, usize::MAX);
         Self { accounts, queue, inflight, metrics, tail, tasks, stop, bodies }
@@ -109,8 +106,14 @@ impl Pipeline {
 
     /// Accepts pushes for these accounts from now on; pushes in progress finish with the old ones.
     pub fn apply(&self, accounts: Accounts) {
-        let accounts = accounts.with_budgets_of(Some(&self.accounts.load()));
+        let share = *self.queue.shares().borrow();
+        let accounts = accounts.with_budgets_of(Some(&self.accounts.load()), share);
         self.accounts.store(Arc::new(accounts));
+    }
+
+    /// Takes another share of every account's failure budget.
+    pub fn divide(&self, share: Share) {
+        self.accounts.load().divide(share);
     }
 
     /// Closes every reply window for good: pushes that wait in one are answered, as no further try will reach this
@@ -319,7 +322,14 @@ impl Pipeline {
             }
             Ok(Enqueued::Duplicate { id, reply }) => {
                 served.metrics.duplicates.inc();
-                Ok(RelayOutcome { event: id, result: "duplicate", reply: reply.map(Into::into) })
+                let reply = match reply {
+                    Known::Answered(reply) => Ok(reply),
+                    Known::Asking(until) => {
+                        leader.await_reply();
+                        self.reply_elsewhere(id, until, &push, reply_deadline).await
+                    }
+                };
+                reply.map(|reply| RelayOutcome { event: id, result: "duplicate", reply: reply.map(Into::into) })
             }
             Err(error) => {
                 if let Some(suppressed) = served.failures.unstored.allow() {
@@ -333,6 +343,25 @@ impl Pipeline {
         outcome
     }
 
+    /// The reply that another process gets from a target, if it comes in time. `success` in its place would be WeChat's
+    /// last word about the push: so it is stored before, and where that fails, WeChat tries again.
+    async fn reply_elsewhere(
+        &self,
+        event: EventId,
+        until: UnixMillis,
+        push: &Follower,
+        deadline: Instant,
+    ) -> Result<Option<String>, PushError> {
+        let reply = tokio::select! {
+            reply = self.queue.reply_of(event, until) => reply,
+            _ = tokio::time::timeout_at(deadline, push.answer_now.cancelled()) => self.queue.decide_no_reply(event).await,
+        };
+        reply.map_err(|error| {
+            tracing::warn!(%event, %error, "reply of another replica not read; WeChat will retry");
+            PushError::Unavailable
+        })
+    }
+
     /// The clear reply. A target's reply is stored before WeChat sees it, so that a retry, even after a restart, gets
     /// the same one.
     async fn reply(
@@ -343,6 +372,7 @@ impl Pipeline {
         push: &Follower,
         deadline: Instant,
     ) -> Option<Arc<str>> {
+        let asks = replier.asks();
         let over = async || drop(tokio::time::timeout_at(deadline, push.answer_now.cancelled()).await);
         let ChosenReply { reply, by_target, result } =
             replier.reply(event, &served.metrics, &served.failures.reply_illegal, over()).await;
@@ -350,18 +380,28 @@ impl Pipeline {
             let rescued = by_target && push.first_arrival.elapsed() > served.account.reply_budget;
             served.metrics.reply(if rescued { "rescued" } else { result });
         }
+        if asks && !by_target {
+            // A retry that reaches another process waits no longer.
+            self.queue.note_no_reply(event);
+        }
         let clear = reply?;
         if by_target {
             let late = async {
                 over().await;
-                tokio::time::sleep(STORE_MARGIN).await;
+                tokio::time::sleep(self.queue.reply_margin()).await;
             };
             let stored = tokio::select! {
-                stored = self.queue.record_reply(event, clear.clone()) => stored.is_ok(),
-                () = late => false,
+                stored = self.queue.record_reply(event, clear.clone()) => stored.ok(),
+                () = late => None,
             };
+            if stored == Some(false) {
+                tracing::info!(%event, "reply not used: another replica has answered without it");
+                return None;
+            }
             // The reply goes out all the same: the event is stored, and only a retry would miss the reply.
-            if !stored && let Some(suppressed) = served.failures.reply_unstored.allow() {
+            if stored.is_none()
+                && let Some(suppressed) = served.failures.reply_unstored.allow()
+            {
                 tracing::warn!(%event, held_back = suppressed, "reply not stored in time");
             }
         }

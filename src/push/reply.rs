@@ -68,6 +68,11 @@ impl Replier {
         (Self { asked, fixed: rule.fixed.as_ref().map(render) }, awaited)
     }
 
+    /// Whether a target is asked.
+    pub(super) fn asks(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
     /// The reply that is stored with the event.
     pub(super) fn fixed(&self) -> Option<String> {
         self.fixed.clone()

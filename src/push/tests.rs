@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::queue::{EncryptionKeys, Faults, Settings};
+use crate::queue::{Faults, Settings};
 use crate::telemetry::OpenIds;
 use crate::wechat::{Mode, SealedPush};
 use crate::{route, secret::Secret};
@@ -20,15 +20,7 @@ struct PipelineFixture {
 impl PipelineFixture {
     fn new(stall: Duration, fails: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let settings = Settings {
-            path: folder.path().to_owned(),
-            retention: HOUR,
-            dedup_window: HOUR,
-            replay_window: HOUR,
-            max_size: u64::MAX,
-            max_memory: 64 << 20,
-            encryption_keys: EncryptionKeys::default(),
-        };
+        let settings = Settings::for_tests(folder.path());
         let faults = Faults { stall: Box::new(move || stall), fails: Box::new(move || fails) };
         let queue = Queue::simulated(&settings, drop, faults).unwrap();
         let window = ReplyWindow { length: Duration::from_secs(14), failures: 4, period: Duration::from_secs(300) };

@@ -4,6 +4,9 @@
 //! minute to a server that fails too often (MarkFail), so each account has a budget of failures. Invariants: every
 //! deliberate timeout is charged before it is made; other failures that WeChat sees are charged too, where the answer
 //! is decided; when the budget is used up the window is closed, until half of it has aged out.
+//!
+//! Replicas divide the budget without asking each other: each has the part that it would have had among the most
+//! replicas within `period`, so that all together never overdraw it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -20,7 +23,7 @@ pub struct ReplyWindow {
     /// How long after the first try a late reply is still useful; at most 14 s, as WeChat hangs up on its third try
     /// 15 s after the first.
     pub length: Duration,
-    /// How many failures within `period` close the window.
+    /// How many failures within `period` close the window, of all replicas together.
     pub failures: usize,
     /// How long a failure counts.
     pub period: Duration,
@@ -38,11 +41,40 @@ struct BudgetState {
     /// The times of the failures, the oldest first; no more than close the window.
     failures: VecDeque<Instant>,
     open: bool,
+    replicas: Replicas,
+}
+
+/// Among how many replicas the budget is divided.
+#[derive(Clone, Copy)]
+struct Replicas {
+    live: usize,
+    /// The most that lived at once within `period`, and until when that counts.
+    most: usize,
+    until: Option<Instant>,
+}
+
+impl Replicas {
+    const ONE: Self = Self { live: 1, most: 1, until: None };
+
+    fn set(&mut self, live: usize, period: Duration) {
+        if live < self.live {
+            self.until = Some(Instant::now() + period);
+        }
+        (self.live, self.most) = (live, self.most.max(live));
+    }
+
+    /// The divisor now.
+    fn most(&mut self) -> usize {
+        if self.until.is_none_or(|until| Instant::now() >= until) {
+            (self.most, self.until) = (self.live, None);
+        }
+        self.most
+    }
 }
 
 impl FailureBudget {
     pub(super) fn new(account: Arc<str>, metrics: AccountMetrics) -> Arc<Self> {
-        let state = BudgetState { window: None, failures: VecDeque::new(), open: true };
+        let state = BudgetState { window: None, failures: VecDeque::new(), open: true, replicas: Replicas::ONE };
         Arc::new(Self { account, metrics, state: Mutex::new(state) })
     }
 
@@ -52,6 +84,18 @@ impl FailureBudget {
         state.window = window;
         self.update(&mut state);
         self.metrics.reply_window(window.map(|_| state.open));
+    }
+
+    /// Sets how many replicas live, this one among them.
+    pub(super) fn set_replicas(self: &Arc<Self>, live: u32) {
+        let mut state = self.state.lock();
+        let period = state.window.map_or(Duration::ZERO, |window| window.period);
+        state.replicas.set(usize::try_from(live).unwrap_or(usize::MAX).max(1), period);
+        self.update(&mut state);
+        if !state.open {
+            // It may open when a replica that is gone counts no more.
+            tokio::spawn(reopen(Arc::downgrade(self)));
+        }
     }
 
     /// How long a late reply to a push that arrives now is useful; `None` while the window is closed, or if there is
@@ -89,17 +133,17 @@ impl FailureBudget {
             state.open = true;
             return;
         };
-        let now = Instant::now();
+        let (now, failures) = (Instant::now(), failures / state.replicas.most());
         while state.failures.len() > failures || state.failures.front().is_some_and(|at| now >= *at + period) {
             state.failures.pop_front();
         }
         let count = state.failures.len();
-        if state.open && count == failures {
+        if state.open && count >= failures {
             state.open = false;
             self.metrics.reply_window(Some(false));
             tracing::warn!(account = %self.account, failures, ?period, "reply window closed");
             tokio::spawn(reopen(Arc::downgrade(self)));
-        } else if !state.open && count <= failures / 2 {
+        } else if !state.open && failures > 0 && count <= failures / 2 {
             state.open = true;
             self.metrics.reply_window(Some(true));
             tracing::info!(account = %self.account, failures = count, "reply window opened");
@@ -111,8 +155,10 @@ impl FailureBudget {
         let mut state = self.state.lock();
         self.update(&mut state);
         let ReplyWindow { failures, period, .. } = state.window.filter(|_| !state.open)?;
-        let last = state.failures.len().checked_sub(failures / 2 + 1)?;
-        state.failures.get(last).map(|at| *at + period)
+        let failures = failures / state.replicas.most();
+        let last = state.failures.len().checked_sub(failures / 2 + 1).filter(|_| failures > 0);
+        let aged_out = last.and_then(|last| state.failures.get(last)).map(|at| *at + period);
+        aged_out.into_iter().chain(state.replicas.until).min()
     }
 }
 
@@ -230,6 +276,34 @@ mod tests {
         assert!(budget.window().is_none());
         pass(250).await;
         assert_eq!(gauge(&metrics).as_deref(), Some("1"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn replicas_divide_the_budget_and_never_overdraw_it_together() {
+        let (budget, metrics) = budget();
+        budget.set_replicas(2);
+        assert!(budget.spend() && budget.spend() && !budget.spend(), "two of four are this one's");
+        pass(301).await;
+        assert_eq!(gauge(&metrics).as_deref(), Some("1"));
+        budget.set_replicas(1);
+        assert!(budget.spend() && budget.spend() && !budget.spend(), "the other may have spent its part just now");
+        pass(301).await;
+        assert!(budget.spend() && budget.spend() && budget.spend() && budget.spend() && !budget.spend());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_replicas_than_failures_close_the_window_until_they_are_gone() {
+        let (budget, metrics) = budget();
+        budget.set_replicas(5);
+        assert!(budget.window().is_none() && !budget.spend());
+        pass(3000).await;
+        assert_eq!(gauge(&metrics).as_deref(), Some("0"));
+        budget.set_replicas(4);
+        pass(299).await;
+        assert!(budget.window().is_none(), "the fifth may have spent its part");
+        pass(2).await;
+        assert_eq!(gauge(&metrics).as_deref(), Some("1"), "without a push");
+        assert!(budget.spend() && !budget.spend());
     }
 
     #[tokio::test(start_paused = true)]

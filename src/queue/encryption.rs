@@ -125,6 +125,13 @@ impl fmt::Debug for EncryptionKey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Fingerprint(pub(super) [u8; 8]);
 
+impl Fingerprint {
+    /// As a store holds it.
+    pub(super) fn bytes(self) -> [u8; 8] {
+        self.0
+    }
+}
+
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:016x}", u64::from_be_bytes(self.0))
@@ -140,6 +147,9 @@ pub(super) enum SealContext {
     Reply(EventId),
     /// A target's answer to an attempt: the event, the number of the target in the store, the number of the attempt.
     Answer(EventId, i64, i64),
+    /// A value of a replica's beside the events: the hash of its name.
+    #[cfg(feature = "postgres")]
+    Kept([u64; 3]),
 }
 
 impl SealContext {
@@ -150,6 +160,8 @@ impl SealContext {
             Self::Clear(event) => (2, event, 0, 0),
             Self::Reply(event) => (3, event, 0, 0),
             Self::Answer(event, target, attempt) => (4, event, target, attempt),
+            #[cfg(feature = "postgres")]
+            Self::Kept([first, second, third]) => (5, EventId(first), second.cast_signed(), third.cast_signed()),
         };
         let mut bytes = [column; 25];
         bytes[1..9].copy_from_slice(&event.0.to_be_bytes());
@@ -161,7 +173,7 @@ impl SealContext {
 
 /// Why a value could not be encrypted.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum EncryptError {
+pub enum EncryptError {
     /// The system gives no random bytes.
     #[error("the system's random generator failed: {0}")]
     Random(#[source] getrandom::Error),

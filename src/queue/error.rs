@@ -2,18 +2,22 @@
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+#[cfg(feature = "postgres")]
+use std::sync::Arc;
 
 use rusqlite::ErrorCode;
 use rusqlite::ffi;
 use rustix::io::Errno;
 
-use super::encryption::Fingerprint;
+use super::encryption::{EncryptError, Fingerprint};
+#[cfg(feature = "postgres")]
+use super::postgres::Failure;
 use super::sqlite::damage::quarantine::DamageReason;
 
 /// Why a call of the queue failed. Its text says what failed and where; [`Error::remedy`] says how to fix it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is no free space. New events are accepted again when there is.
+    /// There is no free space for the embedded engine. New events are accepted again when there is.
     #[error("the store is full")]
     Full,
     /// The queue was closed.
@@ -124,6 +128,22 @@ pub enum Error {
         /// Why. Not the error's source, as its text is in this one's.
         cause: io::Error,
     },
+    /// PostgreSQL is away, and the spool has no space.
+    #[error("the spool is full, and postgresql is away")]
+    SpoolFull,
+    /// The spool cannot be used.
+    #[error("spool: {0}")]
+    Spool(Box<Self>),
+    /// PostgreSQL was not reached in time, or its answer was lost. A change may be stored or not.
+    #[error("postgresql did not answer in time")]
+    Away,
+    /// PostgreSQL cannot be used, or refused something.
+    #[cfg(feature = "postgres")]
+    #[error(transparent)]
+    Postgres(Arc<Failure>),
+    /// A payload could not be encrypted.
+    #[error("not encrypted: {0}")]
+    NotEncrypted(EncryptError),
     /// The engine failed.
     #[error("the store failed: {0}")]
     Engine(rusqlite::Error),
@@ -134,6 +154,8 @@ impl Error {
     pub fn remedy(&self) -> Option<&'static str> {
         Some(match self {
             Self::Full => "free some disk space, or raise queue.max_size",
+            Self::SpoolFull => "bring PostgreSQL back; meanwhile free some disk space, or raise queue.spool_size",
+            Self::Spool(error) => return remedy_of_spool(error),
             Self::Busy => "end the transaction that another program left open, for example a sqlite3 shell",
             Self::Locked { .. } => "stop that process, or set another queue.path",
             Self::NetworkFilesystem { .. } => "set queue.path to a local disk",
@@ -159,8 +181,24 @@ impl Error {
                 "keep a copy of the store's folder and check the disk; a start moves a store aside that cannot be \
                  used, and `wxrelay store salvage` reads back what can be read"
             }
-            Self::Closed | Self::Io { .. } | Self::Engine(_) => return None,
+            Self::Io { cause, .. } if cause.kind() == ErrorKind::NotADirectory => "set queue.path to a folder",
+            #[cfg(feature = "postgres")]
+            Self::Postgres(failure) => return failure.remedy(),
+            Self::Away => "check that PostgreSQL runs and can be reached: `wxrelay check --online`",
+            Self::Closed | Self::Io { .. } | Self::NotEncrypted(_) | Self::Engine(_) => return None,
         })
+    }
+
+    /// The key of the configuration that names the store.
+    pub fn key(&self) -> &'static str {
+        match self {
+            Self::Away => "queue.url",
+            Self::SpoolFull => "queue.spool_size",
+            Self::Spool(_) => "queue.spool",
+            #[cfg(feature = "postgres")]
+            Self::Postgres(_) => "queue.url",
+            _ => "queue.path",
+        }
     }
 
     /// Whether the store is damaged: the process ends with [`super::EXIT_IO`], and its next start continues.
@@ -168,6 +206,17 @@ impl Error {
         match self {
             Self::MovedAside { .. } => true,
             Self::Engine(error) => is_lost(error),
+            Self::Spool(error) => error.is_damage(),
+            _ => false,
+        }
+    }
+
+    /// Whether PostgreSQL was not reached, or its answer was lost, so that another try may succeed.
+    #[cfg(feature = "postgres")]
+    pub(super) fn is_away(&self) -> bool {
+        match self {
+            Self::Away => true,
+            Self::Postgres(failure) => failure.is_away() && !failure.is_configuration(),
             _ => false,
         }
     }
@@ -182,6 +231,9 @@ impl Error {
             | Self::ForeignOwner { .. }
             | Self::Schema { .. }
             | Self::KeyMissing { .. } => true,
+            Self::Spool(error) => error.is_configuration(),
+            #[cfg(feature = "postgres")]
+            Self::Postgres(failure) => failure.is_configuration(),
             Self::Io { cause, .. } => {
                 matches!(
                     cause.kind(),
@@ -207,8 +259,37 @@ impl Error {
     }
 }
 
+/// As [`Error::remedy`], where the key is another one.
+fn remedy_of_spool(error: &Error) -> Option<&'static str> {
+    Some(match error {
+        Error::Full => "free some disk space, or raise queue.spool_size",
+        Error::Locked { .. } => "stop that process, or set another queue.spool",
+        Error::NetworkFilesystem { .. } => "set queue.spool to a local disk",
+        Error::ReadOnly { .. } => "remount it for writing, or set queue.spool to another disk",
+        Error::NotAFile { .. } | Error::Foreign { .. } | Error::Pragma { .. } => {
+            "set queue.spool to a folder of its own"
+        }
+        Error::Io { .. } => "set queue.spool to a folder that the relay's user may write",
+        other => return other.remedy(),
+    })
+}
+
 fn known(pid: Option<u32>) -> String {
     pid.map_or_else(|| "unknown".to_owned(), |pid| pid.to_string())
+}
+
+#[cfg(feature = "postgres")]
+impl From<Failure> for Error {
+    fn from(failure: Failure) -> Self {
+        Self::from(Arc::new(failure))
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl From<Arc<Failure>> for Error {
+    fn from(failure: Arc<Failure>) -> Self {
+        Self::Postgres(failure)
+    }
 }
 
 impl From<rusqlite::Error> for Error {
@@ -269,6 +350,15 @@ mod tests {
         assert!(matches!(Error::from(failure(ffi::SQLITE_IOERR_SHMSIZE)), Error::Full));
         assert!(matches!(Error::from(failure(ffi::SQLITE_BUSY)), Error::Busy));
         assert!(matches!(Error::from(failure(ffi::SQLITE_IOERR_WRITE)), Error::Engine(_)));
+    }
+
+    #[cfg(feature = "postgres")]
+    #[test]
+    fn the_remedy_for_a_full_disk_is_that_of_the_engine() {
+        let (code, message) = (tokio_postgres::error::SqlState::DISK_FULL, "no space left on device".to_owned());
+        let remedy = Error::from(Failure::Refused { code, message }).remedy().unwrap();
+        assert!(remedy.contains("disk of PostgreSQL") && !remedy.contains("max_size"), "{remedy}");
+        assert!(Error::Full.remedy().is_some_and(|remedy| remedy.contains("queue.max_size")));
     }
 
     #[test]

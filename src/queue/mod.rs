@@ -17,24 +17,52 @@
 //! distributed engine, with consumers on several machines, become another variant.
 
 #![warn(missing_docs)]
+#![cfg_attr(
+    not(feature = "postgres"),
+    allow(dead_code, irrefutable_let_patterns, unused_variables, reason = "what engines share; SQLite needs a part")
+)]
 
+mod checksum;
 mod clock;
+mod columns;
 #[cfg(test)]
 mod conformance;
+#[cfg(feature = "postgres")]
+pub mod copy;
 mod encryption;
 #[cfg(test)]
 mod encryption_tests;
 mod error;
 #[cfg(test)]
+mod fixture;
+#[cfg(test)]
 mod forget_tests;
+mod inboxes;
+mod inspect;
+mod kept;
+mod key_ring;
+mod lease;
 mod lease_table;
 mod memory;
+#[cfg(test)]
+pub(crate) mod model;
+#[cfg(test)]
+mod model_tests;
 mod obstacle;
 #[cfg(test)]
 mod order_tests;
+mod persons;
+#[cfg(feature = "postgres")]
+pub mod postgres;
+mod read_back;
+mod replicas;
+mod replies;
 mod resume;
 mod settings;
+mod settlement;
+mod share;
 mod sqlite;
+mod stored;
 mod sweep;
 #[cfg(test)]
 mod sweep_tests;
@@ -44,33 +72,34 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::watch;
 
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::tuning::Tuning;
-use crate::wechat::ReplyError;
 
 pub use self::encryption::{DecryptError, EncryptionKey, EncryptionKeys, Fingerprint};
 pub use self::error::Error;
-use self::lease_table::LeaseGuard;
+pub use self::inspect::{Inspect, Spools};
+pub use self::key_ring::EncryptionStatus;
+pub use self::lease::{Inbox, Lease, Leases};
 pub use self::memory::MemoryUsage;
 pub use self::obstacle::Obstacle;
+pub use self::read_back::{Flaw, OpenDelivery, StoredEvent, StoredPage};
+pub use self::replicas::{Replica, ReplicaFacts, Seen};
+pub use self::replies::{AwaitedReply, Known, ReplyChoice, ReplyOffer};
 pub use self::resume::Unanswered;
-pub use self::settings::Settings;
+pub use self::settings::{Engine, Settings, UNLIMITED};
+pub use self::settlement::{AttemptNote, AttemptRecord, DeliveryState, Disposition, Settlement};
+pub use self::share::Share;
 #[cfg(test)]
 pub(crate) use self::sqlite::Faults;
-pub use self::sqlite::Sqlite;
 pub use self::sqlite::build_options::SqliteBuild;
-pub use self::sqlite::check_owner;
 pub use self::sqlite::damage::find_damage;
 pub use self::sqlite::damage::quarantine::{DamageReason, DamagedStore, MoveRecord, list_damaged};
-pub use self::sqlite::deep::{Flaw, OpenDelivery, StoredEvent};
-pub use self::sqlite::inspect::Inspect;
-pub use self::sqlite::key_ring::EncryptionStatus;
 pub use self::sqlite::salvage::{Salvage, SalvageFlaw, SalvageReport, SalvagedStore, run as salvage};
 pub use self::sqlite::survey::{LockHolder, SCHEMA, Survey, survey};
+pub use self::sqlite::{Sqlite, check_owner};
 pub use self::sweep::{Sweep, SweepAction, SweepProgress};
 pub use self::view::{Audit, DeadLetter, EventDetail, EventFilter, EventSummary, Stats};
 
@@ -82,7 +111,41 @@ pub const EXIT_IO: u8 = 74;
 pub enum Queue {
     /// SQLite, in this process.
     Embedded(Sqlite),
+    /// PostgreSQL, which several processes may share.
+    #[cfg(feature = "postgres")]
+    Postgres(postgres::Postgres),
+    /// A store in memory, which the replicas of a simulation share.
+    #[cfg(test)]
+    Model(model::ModelEngine),
 }
+
+/// Calls a method of whichever engine it is.
+macro_rules! on_engine {
+    ($queue:expr, $engine:ident => $call:expr) => {
+        match $queue {
+            $crate::queue::Queue::Embedded($engine) => $call,
+            #[cfg(feature = "postgres")]
+            $crate::queue::Queue::Postgres($engine) => $call,
+            #[cfg(test)]
+            $crate::queue::Queue::Model($engine) => $call,
+        }
+    };
+}
+pub(super) use on_engine;
+
+/// What PostgreSQL alone has; the other engines answer alike.
+macro_rules! on_postgres {
+    ($queue:expr, $engine:ident => $call:expr, else $other:expr) => {
+        match $queue {
+            #[cfg(feature = "postgres")]
+            Queue::Postgres($engine) => $call,
+            Queue::Embedded(_) => $other,
+            #[cfg(test)]
+            Queue::Model(_) => $other,
+        }
+    };
+}
+use on_postgres;
 
 impl Queue {
     /// Opens the queue, and creates it if it does not exist. `on_commit` is called with the duration of each commit.
@@ -92,8 +155,8 @@ impl Queue {
     /// # Errors
     /// If the store is in use by another process, is on a network filesystem, was made by a newer release or by another
     /// program, holds events that are encrypted with a key not configured, or cannot be opened.
-    pub fn open(settings: &Settings, on_commit: impl Fn(Duration) + Send + 'static) -> Result<Self, Error> {
-        Self::open_tuned(settings, &Tuning::default(), on_commit)
+    pub async fn open(settings: &Settings, on_commit: impl Fn(Duration) + Send + 'static) -> Result<Self, Error> {
+        Self::open_tuned(settings, &Tuning::default(), on_commit).await
     }
 
     /// Checks that the store can be opened, without opening or changing it; a running relay may have it open.
@@ -101,19 +164,52 @@ impl Queue {
     /// # Errors
     /// The errors of [`Queue::open`] that a restart does not fix.
     pub fn check(settings: &Settings) -> Result<(), Error> {
-        sqlite::startable::check(settings)
+        match &settings.engine {
+            Engine::Embedded { path } => sqlite::startable::check(path, &settings.encryption_keys),
+            // Only a connection shows more: `check --online` and the start.
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => postgres.spool.as_ref().map_or(Ok(()), |path| {
+                let checked = sqlite::startable::check(path, &settings.encryption_keys);
+                checked.map_err(|error| Error::Spool(Box::new(error)))
+            }),
+        }
+    }
+
+    /// Opens the queue for a command: it changes what is stored, and delivers nothing. `None` if a relay has the store
+    /// open, and only it may change it.
+    ///
+    /// # Errors
+    /// As for [`Queue::open`].
+    pub async fn open_for_commands(settings: &Settings) -> Result<Option<Self>, Error> {
+        match &settings.engine {
+            Engine::Embedded { .. } => match Self::open(settings, drop).await {
+                Ok(queue) => Ok(Some(queue)),
+                Err(Error::Locked { .. }) => Ok(None),
+                Err(error) => Err(error),
+            },
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => {
+                postgres::Postgres::open_for_commands(postgres, settings).await.map(Self::Postgres).map(Some)
+            }
+        }
     }
 
     /// As [`Queue::open`], with other sizes than the shipped ones.
     ///
     /// # Errors
     /// As for [`Queue::open`].
-    pub fn open_tuned(
+    pub async fn open_tuned(
         settings: &Settings,
         tuning: &Tuning,
         on_commit: impl Fn(Duration) + Send + 'static,
     ) -> Result<Self, Error> {
-        Sqlite::open(settings, tuning, Box::new(on_commit)).map(Self::Embedded)
+        match &settings.engine {
+            Engine::Embedded { path } => Sqlite::open(path, settings, tuning, Box::new(on_commit)).map(Self::Embedded),
+            #[cfg(feature = "postgres")]
+            Engine::Postgres(postgres) => {
+                postgres::Postgres::open(postgres, settings, tuning, Box::new(on_commit)).await.map(Self::Postgres)
+            }
+        }
     }
 
     /// Opens the queue as a part of a simulation: all its work is done by tasks of the runtime that it is opened in.
@@ -123,7 +219,18 @@ impl Queue {
         on_commit: impl Fn(Duration) + Send + 'static,
         faults: Faults,
     ) -> Result<Self, Error> {
-        Sqlite::simulated(settings, Box::new(on_commit), faults).map(Self::Embedded)
+        let path = settings.folder().expect("simulations are of the embedded engine");
+        Sqlite::simulated(path, settings, Box::new(on_commit), faults).map(Self::Embedded)
+    }
+
+    /// Opens a replica of a cluster in memory, as a part of a simulation.
+    #[cfg(test)]
+    pub(crate) async fn model(
+        store: &Arc<model::ModelStore>,
+        link: Arc<model::StoreLink>,
+        tuning: &Tuning,
+    ) -> Result<Self, Error> {
+        model::ModelEngine::open(store, link, 64 << 20, tuning).await.map(Self::Model)
     }
 
     /// Stores a fresh event with its deliveries; returns when they are on stable storage.
@@ -131,12 +238,10 @@ impl Queue {
     /// Waits while the channel to the writer is full. If this future is dropped, the event may or may not be stored.
     ///
     /// # Errors
-    /// [`Error::Full`] when there is no space on the disk or within `max_size`: enqueue again later. Whatever the
-    /// error, the event is not stored.
+    /// [`Error::Full`] when the embedded engine has no space, on the disk or within `max_size`: enqueue again later.
+    /// Whatever the error, the event is not stored.
     pub async fn enqueue(&self, new: NewEvent) -> Result<Enqueued, Error> {
-        match self {
-            Self::Embedded(engine) => engine.enqueue(new).await,
-        }
+        on_engine!(self, engine => engine.enqueue(new).await)
     }
 
     /// Leases up to `max` deliveries of a target that are due at `now`.
@@ -144,9 +249,7 @@ impl Queue {
     /// # Errors
     /// If the store cannot be read.
     pub async fn lease(&self, target: &str, max: usize, now: UnixMillis) -> Result<Leases, Error> {
-        match self {
-            Self::Embedded(engine) => engine.lease(target, max, now).await,
-        }
+        on_engine!(self, engine => engine.lease(target, max, now).await)
     }
 
     /// Records the outcome of an attempt, or ends a delivery without one; returns when that is on stable storage.
@@ -158,19 +261,7 @@ impl Queue {
     /// If it could not be stored: the lease is still outstanding then, so settle again, or drop the lease to have the
     /// delivery attempted again.
     pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
-        match self {
-            Self::Embedded(engine) => engine.settle(settlement).await,
-        }
-    }
-
-    /// Stores the clear reply that an event was answered with, for WeChat's retries of it.
-    ///
-    /// # Errors
-    /// If it could not be stored.
-    pub async fn record_reply(&self, event: EventId, reply: String) -> Result<(), Error> {
-        match self {
-            Self::Embedded(engine) => engine.record_reply(event, reply).await,
-        }
+        on_engine!(self, engine => engine.settle(settlement).await)
     }
 
     /// Changes the error of an attempt's record; does nothing where there is no such record.
@@ -178,39 +269,40 @@ impl Queue {
     /// # Errors
     /// If it could not be stored.
     pub async fn annotate(&self, note: AttemptNote) -> Result<(), Error> {
-        match self {
-            Self::Embedded(engine) => engine.annotate(note).await,
-        }
+        on_engine!(self, engine => engine.annotate(note).await)
     }
 
     /// Opens a target's inbox for up to `capacity` fresh leases; an earlier inbox of that target is closed.
     ///
     /// Its `wake` is notified once at the start: [`Queue::lease`] returns what was pending before.
     pub fn subscribe(&self, target: Arc<str>, capacity: usize) -> Inbox {
-        match self {
-            Self::Embedded(engine) => engine.subscribe(target, capacity),
-        }
+        on_engine!(self, engine => engine.subscribe(target, capacity))
+    }
+
+    /// Sets whether fresh leases come into a target's inbox. While they do not, its consumer is woken for each, and
+    /// [`Queue::lease`] returns it: what waits in an inbox is kept from every other consumer.
+    pub fn set_accepting(&self, target: &str, accepts: bool) {
+        on_engine!(self, engine => engine.set_accepting(target, accepts))
+    }
+
+    /// Sets how many fresh leases may wait in a target's inbox, besides its capacity.
+    pub fn set_room(&self, target: &str, room: usize) {
+        on_engine!(self, engine => engine.set_room(target, room))
     }
 
     /// Sets the order in which a target gets the events stored from now on; [`DeliveryOrder::None`] until it is set.
     pub fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
-        match self {
-            Self::Embedded(engine) => engine.keep_order(target, order),
-        }
+        on_engine!(self, engine => engine.keep_order(target, order))
     }
 
     /// Sets how long a push is recognised at least, even when its event is deleted; see [`Settings::replay_window`].
     pub fn set_replay_window(&self, window: Duration) {
-        match self {
-            Self::Embedded(engine) => engine.set_replay_window(window),
-        }
+        on_engine!(self, engine => engine.set_replay_window(window))
     }
 
     /// Closes a target's inbox: its receivers end once they are empty. The target's deliveries stay pending.
     pub fn unsubscribe(&self, target: &str) {
-        match self {
-            Self::Embedded(engine) => engine.unsubscribe(target),
-        }
+        on_engine!(self, engine => engine.unsubscribe(target))
     }
 
     /// Stores whether a target is paused; the dispatcher acts on it.
@@ -218,9 +310,7 @@ impl Queue {
     /// # Errors
     /// If it could not be stored.
     pub async fn pause(&self, target: Arc<str>, paused: bool) -> Result<(), Error> {
-        match self {
-            Self::Embedded(engine) => engine.pause(target, paused).await,
-        }
+        on_engine!(self, engine => engine.pause(target, paused).await)
     }
 
     /// The targets that are paused.
@@ -228,9 +318,7 @@ impl Queue {
     /// # Errors
     /// If the store cannot be read.
     pub async fn paused(&self) -> Result<BTreeSet<String>, Error> {
-        match self {
-            Self::Embedded(engine) => engine.paused().await,
-        }
+        on_engine!(self, engine => engine.paused().await)
     }
 
     /// Waits until the writer has executed all earlier commands. Never returns if the writer hangs.
@@ -238,9 +326,7 @@ impl Queue {
     /// # Errors
     /// [`Error::Closed`] if the writer has ended.
     pub async fn ping(&self) -> Result<(), Error> {
-        match self {
-            Self::Embedded(engine) => engine.ping().await,
-        }
+        on_engine!(self, engine => engine.ping().await)
     }
 
     /// A summary of the queue; cheap enough for every scrape.
@@ -248,30 +334,89 @@ impl Queue {
     /// # Errors
     /// If the store cannot be read.
     pub async fn stats(&self) -> Result<Stats, Error> {
-        match self {
-            Self::Embedded(engine) => engine.stats().await,
-        }
+        on_engine!(self, engine => engine.stats().await)
     }
 
     /// The bytes that wait in memory for targets. Does not read the store.
     pub fn memory(&self) -> MemoryUsage {
-        match self {
-            Self::Embedded(engine) => engine.memory(),
-        }
+        on_engine!(self, engine => engine.memory())
     }
 
     /// Why the queue refuses new events now, if it does. Does not read the store.
     pub fn obstacle(&self) -> Option<Obstacle> {
+        on_engine!(self, engine => engine.obstacle())
+    }
+
+    /// Changes when an operator has acted by way of another process; `None` where none can.
+    pub fn operator_changes(&self) -> Option<watch::Receiver<i64>> {
+        on_engine!(self, engine => engine.operator_changes())
+    }
+
+    /// Says that this process has acted on what operators did, up to that number of [`Queue::operator_changes`].
+    pub async fn note_acted(&self, change: i64) {
+        on_postgres!(self, engine => engine.note_acted(change).await, else ())
+    }
+
+    /// Waits until every live replica has acted on all that operators did until now, at most so long; `None` where there
+    /// is one process only.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn await_seen(&self, wait: Duration) -> Result<Option<Seen>, Error> {
+        on_postgres!(self, engine => engine.await_seen(wait).await.map(Some), else Ok(None))
+    }
+
+    /// Sets what this process tells the other replicas of itself.
+    pub fn tell(&self, facts: ReplicaFacts) {
+        on_postgres!(self, engine => engine.tell(facts), else ())
+    }
+
+    /// The replicas that share the store, as they were seen last; `None` where there is one process only. Does not read
+    /// the store.
+    pub fn replicas(&self) -> Option<Vec<Replica>> {
+        on_postgres!(self, engine => Some(engine.replicas()), else None)
+    }
+
+    /// Returns when a newer release has made the store unusable for this one, with the reason.
+    pub async fn outdated(&self) -> Error {
+        on_postgres!(self, engine => engine.outdated().await, else std::future::pending().await)
+    }
+
+    /// This process's share of each target's limits and of each account's budget; changes as replicas come and go.
+    pub fn shares(&self) -> watch::Receiver<Share> {
         match self {
-            Self::Embedded(engine) => engine.obstacle(),
+            Self::Embedded(_) => watch::channel(Share::WHOLE).1,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(engine) => engine.shares(),
+            #[cfg(test)]
+            Self::Model(engine) => engine.shares(),
         }
+    }
+
+    /// What was seen last of PostgreSQL's upkeep; `None` with another engine.
+    #[cfg(feature = "postgres")]
+    pub fn observation(&self) -> Option<postgres::Observation> {
+        if let Self::Postgres(engine) = self { Some(engine.observation()) } else { None }
+    }
+
+    /// Lets what a spool holds be stored; call it when [`Queue::keep_order`] has been called for each target.
+    pub fn begin_draining(&self) {
+        on_postgres!(self, engine => engine.begin_draining(), else ());
+    }
+
+    /// What the spool holds; `None` without one.
+    pub fn spool(&self) -> Option<SpoolUsage> {
+        on_postgres!(self, engine => engine.spool_usage(), else None)
+    }
+
+    /// Why new events are not stored where they are delivered from: as [`Queue::obstacle`], but for a spool.
+    pub fn direct_obstacle(&self) -> Option<Obstacle> {
+        on_postgres!(self, engine => engine.direct_obstacle(), else self.obstacle())
     }
 
     /// How long the oldest change has been waiting for its commit; zero if none waits. Does not wait for the writer.
     pub fn oldest_wait(&self) -> Duration {
-        match self {
-            Self::Embedded(engine) => engine.oldest_wait(),
-        }
+        on_engine!(self, engine => engine.oldest_wait())
     }
 
     /// Commits the waiting commands, closes all inboxes, and releases the store; returns when another process may open
@@ -279,16 +424,12 @@ impl Queue {
     ///
     /// Later calls fail with [`Error::Closed`], also through other handles.
     pub async fn close(self) {
-        match self {
-            Self::Embedded(engine) => engine.close().await,
-        }
+        on_engine!(self, engine => engine.close().await)
     }
 
     /// The id for an event received at `now`: greater than every id given before, by this process or an earlier one.
     pub fn next_id(&self, now: UnixMillis) -> EventId {
-        match self {
-            Self::Embedded(engine) => engine.next_id(now),
-        }
+        on_engine!(self, engine => engine.next_id(now))
     }
 }
 
@@ -307,34 +448,13 @@ pub struct NewEvent {
     pub awaited: Vec<(Arc<str>, AwaitedReply)>,
 }
 
-/// A reply that WeChat's push waits for.
-#[derive(Debug)]
-pub struct AwaitedReply {
-    /// Until when it is useful.
-    pub until: UnixMillis,
-    /// Whether the target is the first that is asked: its reply is used if it comes in time. A reply of any other
-    /// target is held in reserve.
-    pub first: bool,
-    /// Where the target's answer goes; dropped without one if the attempt failed.
-    pub sender: oneshot::Sender<ReplyOffer>,
-}
-
-/// A target's answer, offered to the push that waits.
-#[derive(Debug)]
-pub struct ReplyOffer {
-    /// The clear reply; `None` where the target sends none.
-    pub reply: Result<Option<String>, ReplyError>,
-    /// Receives whether the reply is used; dropped if the push no longer waits.
-    pub choice: oneshot::Sender<ReplyChoice>,
-}
-
-/// Whether a reply is used.
+/// The spool of this process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReplyChoice {
-    /// WeChat gets it.
-    Used,
-    /// WeChat gets the reply of another target.
-    Outdone,
+pub struct SpoolUsage {
+    /// How many events it holds.
+    pub events: u64,
+    /// How many pushes were answered from it since the start.
+    pub spooled: u64,
 }
 
 /// The result of [`Queue::enqueue`].
@@ -346,57 +466,9 @@ pub enum Enqueued {
     Duplicate {
         /// The id of the stored event.
         id: EventId,
-        /// The clear reply that it was answered with, if any.
-        reply: Option<String>,
+        /// What it was answered.
+        reply: Known,
     },
-}
-
-/// The right to make one attempt at a delivery.
-#[derive(Debug)]
-pub struct Lease {
-    /// The event to deliver.
-    pub event: Arc<Event>,
-    /// The name of the target to deliver it to.
-    pub target: Arc<str>,
-    /// The number of this attempt, from 1.
-    pub attempt: u32,
-    /// How many attempts have failed since the retry schedule last started: the position in the schedule.
-    pub failures: u32,
-    /// Where the target's reply goes, if it is awaited.
-    pub reply: Option<AwaitedReply>,
-    /// Returns the delivery when the lease is dropped unsettled.
-    guard: LeaseGuard,
-}
-
-impl Lease {
-    /// Whether an operator has cancelled the delivery since the lease was granted: then make no attempt.
-    pub fn is_revoked(&self) -> bool {
-        self.guard.is_revoked()
-    }
-}
-
-/// What [`Queue::lease`] found.
-#[derive(Debug, Default)]
-pub struct Leases {
-    /// The deliveries that are due, oldest first.
-    pub due: Vec<Lease>,
-    /// When the next delivery that is not leased becomes due, if there is one.
-    pub next_due: Option<UnixMillis>,
-    /// Whether more deliveries are due, but the target may not take more memory: lease again when one of its leases has
-    /// ended.
-    pub is_short_of_memory: bool,
-}
-
-/// A target's end of the queue, held by its one consumer.
-#[derive(Debug)]
-pub struct Inbox {
-    /// Leases of fresh events.
-    pub fresh: mpsc::Receiver<Lease>,
-    /// Leases whose reply is awaited: in a channel of their own, so that no backlog delays them.
-    pub awaited: mpsc::Receiver<Lease>,
-    /// Notified when [`Queue::lease`] may return more, or earlier than it announced: the inbox was full, a delivery is
-    /// to be retried, a lease was dropped, an operator made deliveries pending.
-    pub wake: Arc<Notify>,
 }
 
 /// The order in which a target gets its events.
@@ -407,90 +479,4 @@ pub enum DeliveryOrder {
     /// The events of one user one at a time, in the order in which WeChat sent them: while one is pending, later ones
     /// are not leased. A delivery that an operator makes pending again takes its place in that order.
     PerUser,
-}
-
-/// The outcome of an attempt, to be recorded.
-#[derive(Clone, Debug)]
-pub struct Settlement {
-    /// The event.
-    pub event: EventId,
-    /// The target.
-    pub target: Arc<str>,
-    /// The next state of the delivery.
-    pub disposition: Disposition,
-    /// The attempt that led to it; `None` without one, as when an old delivery expires.
-    pub attempt: Option<AttemptRecord>,
-}
-
-/// What a settlement does to a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Disposition {
-    /// It stays pending; the next attempt is due at this time.
-    Retry(UnixMillis),
-    /// As `Retry`, but the attempt does not count against the retry schedule.
-    Postpone(UnixMillis),
-    /// It ends in this state.
-    End(DeliveryState),
-}
-
-/// The state of a delivery.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DeliveryState {
-    /// Waiting for an attempt, or in one.
-    Pending,
-    /// The target answered 2xx.
-    Delivered,
-    /// Its attempts are used up, or the target refused it for good; an operator can retry it.
-    Dead,
-    /// Its deadline passed before it was delivered.
-    Expired,
-    /// An operator ended it.
-    Cancelled,
-}
-
-impl DeliveryState {
-    /// Every state, in the order of their numbers in the store.
-    pub const ALL: [Self; 5] = [Self::Pending, Self::Delivered, Self::Dead, Self::Expired, Self::Cancelled];
-
-    /// Its name in the store's views, the API and the metrics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Delivered => "delivered",
-            Self::Dead => "dead",
-            Self::Expired => "expired",
-            Self::Cancelled => "cancelled",
-        }
-    }
-}
-
-/// The record of one attempt.
-#[derive(Clone, Debug)]
-pub struct AttemptRecord {
-    /// Its number, from 1.
-    pub number: u32,
-    /// When it began.
-    pub at: UnixMillis,
-    /// How long it took.
-    pub duration: Duration,
-    /// The HTTP status, if there was an answer.
-    pub status: Option<u16>,
-    /// Why it failed, or why its reply was not used, in a few words without secrets.
-    pub error: Option<String>,
-    /// The first 1 KiB of a failed answer's body, or of the clear reply.
-    pub answer: Option<Vec<u8>>,
-}
-
-/// A change of the `error` of an attempt's record.
-#[derive(Clone, Debug)]
-pub struct AttemptNote {
-    /// The event.
-    pub event: EventId,
-    /// The target.
-    pub target: Arc<str>,
-    /// The number of the attempt.
-    pub attempt: u32,
-    /// The new text.
-    pub error: Option<String>,
 }

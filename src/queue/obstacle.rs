@@ -11,6 +11,10 @@ pub enum Obstacle {
     Failing,
     /// The oldest change has been waiting for its commit for more than 2 s: the disk completes no flush.
     Stalled,
+    /// PostgreSQL has not answered for more than 5 s.
+    Away,
+    /// PostgreSQL has no synchronous standby, and `queue.standby` requires one.
+    NoStandby,
     /// The queue was closed, or its writer is gone.
     Closed,
 }
@@ -23,6 +27,8 @@ impl Obstacle {
             Self::SizeLimit => "queue-full",
             Self::Failing => "store-failing",
             Self::Stalled => "store-stalled",
+            Self::Away => "store-away",
+            Self::NoStandby => "no-standby",
             Self::Closed => "store-closed",
         }
     }
@@ -30,26 +36,13 @@ impl Obstacle {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::queue::{EncryptionKeys, Error, Queue, Settings};
+    use crate::queue::{Error, Queue, Settings};
 
     #[tokio::test]
     async fn a_closed_queue_takes_no_events() {
         let folder = tempfile::tempdir().unwrap();
-        let (path, day) = (folder.path().to_owned(), Duration::from_secs(86_400));
-        let encryption_keys = EncryptionKeys::default();
-        let settings = Settings {
-            path,
-            retention: day,
-            dedup_window: day,
-            replay_window: day,
-            max_size: 1 << 30,
-            max_memory: 64 << 20,
-            encryption_keys,
-        };
-        let queue = Queue::open(&settings, drop).unwrap();
+        let queue = Queue::open(&Settings::for_tests(folder.path()), drop).await.unwrap();
         assert_eq!(queue.obstacle(), None);
         assert!(queue.ping().await.is_ok());
         queue.clone().close().await;

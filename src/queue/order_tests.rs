@@ -8,18 +8,14 @@ use bytes::Bytes;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::{
-    DeliveryOrder, DeliveryState, Disposition, EncryptionKeys, Enqueued, Lease, NewEvent, Queue, Settings, Settlement,
-};
+use super::fixture::{NOW, QueueFixture, TestEngine, on_every_engine};
+use super::{DeliveryOrder, DeliveryState, Disposition, Enqueued, Lease, NewEvent, Queue, Settlement};
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::wechat::{Message, Mode};
 
-const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
-const DAY: std::time::Duration = std::time::Duration::from_secs(86_400);
-
 struct OrderFixture {
-    folder: tempfile::TempDir,
+    fixture: Option<QueueFixture>,
     queue: Queue,
     target: Arc<str>,
     pushes: u64,
@@ -28,17 +24,20 @@ struct OrderFixture {
 }
 
 impl OrderFixture {
-    fn open() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let (queue, target) = open(&folder);
-        Self { folder, queue, target, pushes: 0, out: HashMap::new() }
+    async fn open(engine: TestEngine) -> Self {
+        let fixture = QueueFixture::open(engine).await;
+        let (queue, target) = (fixture.queue.clone(), Arc::from("crm"));
+        queue.keep_order(&target, DeliveryOrder::PerUser);
+        Self { fixture: Some(fixture), queue, target, pushes: 0, out: HashMap::new() }
     }
 
     /// Leases are lost, the store stays.
     async fn reopen(&mut self) {
         self.out.clear();
-        self.queue.clone().close().await;
-        (self.queue, self.target) = open(&self.folder);
+        let fixture = self.fixture.take().unwrap().reopen().await;
+        self.queue = fixture.queue.clone();
+        self.queue.keep_order(&self.target, DeliveryOrder::PerUser);
+        self.fixture = Some(fixture);
     }
 
     async fn push(&mut self, user: u8) -> EventId {
@@ -82,26 +81,8 @@ impl OrderFixture {
     }
 }
 
-fn open(folder: &tempfile::TempDir) -> (Queue, Arc<str>) {
-    let path = folder.path().to_owned();
-    let encryption_keys = EncryptionKeys::default();
-    let settings = Settings {
-        path,
-        retention: DAY * 365_000,
-        dedup_window: DAY,
-        replay_window: DAY,
-        max_size: 1 << 40,
-        max_memory: 64 << 20,
-        encryption_keys,
-    };
-    let (queue, target) = (Queue::open(&settings, drop).unwrap(), Arc::from("crm"));
-    queue.keep_order(&target, DeliveryOrder::PerUser);
-    (queue, target)
-}
-
-#[tokio::test]
-async fn a_users_next_event_waits_for_the_one_before_and_other_users_go_on() {
-    let mut fixture = OrderFixture::open();
+async fn a_users_next_event_waits_for_the_one_before_and_other_users_go_on(engine: TestEngine) {
+    let mut fixture = OrderFixture::open(engine).await;
     let (first, second, other) = (fixture.push(1).await, fixture.push(1).await, fixture.push(2).await);
     assert_eq!(fixture.lease().await, [first, other]);
     fixture.settle(first, Disposition::Retry(NOW)).await;
@@ -110,20 +91,19 @@ async fn a_users_next_event_waits_for_the_one_before_and_other_users_go_on() {
     assert_eq!(fixture.lease().await, [second]);
 }
 
-#[tokio::test]
-async fn fresh_events_are_handed_over_in_memory_only_when_it_is_their_turn() {
-    let mut fixture = OrderFixture::open();
+async fn fresh_events_are_handed_over_in_memory_only_when_it_is_their_turn(engine: TestEngine) {
+    let mut fixture = OrderFixture::open(engine).await;
     let mut inbox = fixture.queue.subscribe(Arc::clone(&fixture.target), 8);
     let (first, second) = (fixture.push(1).await, fixture.push(1).await);
-    assert_eq!(inbox.fresh.recv().await.map(|lease| lease.event.id), Some(first));
+    let lease = inbox.fresh.recv().await.unwrap();
+    assert_eq!(lease.event.id, first);
     assert!(inbox.fresh.try_recv().is_err());
     fixture.settle(first, Disposition::End(DeliveryState::Delivered)).await;
     assert_eq!(fixture.lease().await, [second]);
 }
 
-#[tokio::test]
-async fn after_the_clock_went_back_a_users_next_event_is_due_when_its_turn_comes() {
-    let mut fixture = OrderFixture::open();
+async fn after_the_clock_went_back_a_users_next_event_is_due_when_its_turn_comes(engine: TestEngine) {
+    let mut fixture = OrderFixture::open(engine).await;
     // An id from before, when the clock was an hour ahead.
     fixture.queue.next_id(UnixMillis::now().after(std::time::Duration::from_secs(3600)));
     let (first, second) = (fixture.push(1).await, fixture.push(1).await);
@@ -133,9 +113,8 @@ async fn after_the_clock_went_back_a_users_next_event_is_due_when_its_turn_comes
     assert_eq!(due.iter().map(|lease| lease.event.id).collect::<Vec<_>>(), [second]);
 }
 
-#[tokio::test]
-async fn what_was_held_is_told_of_though_the_target_keeps_order_no_more() {
-    let mut fixture = OrderFixture::open();
+async fn what_was_held_is_told_of_though_the_target_keeps_order_no_more(engine: TestEngine) {
+    let mut fixture = OrderFixture::open(engine).await;
     let (first, second) = (fixture.push(1).await, fixture.push(1).await);
     fixture.lease().await;
     let inbox = fixture.queue.subscribe(Arc::clone(&fixture.target), 8);
@@ -169,18 +148,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    #[test]
-    fn whatever_happens_each_user_is_served_in_order(steps in prop::collection::vec(step(), 1..60)) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(steps))?;
-    }
+fn whatever_happens_each_user_is_served_in_order(engine: TestEngine) {
+    proptest!(engine.cases(24), |(steps in prop::collection::vec(step(), 1..60))| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(run(engine, steps))?;
+    });
 }
 
 /// Plays the steps against the simplest model: each user's pending events in a list, of which the first may be leased.
-async fn run(steps: Vec<Step>) -> Result<(), TestCaseError> {
-    let mut fixture = OrderFixture::open();
+async fn run(engine: TestEngine, steps: Vec<Step>) -> Result<(), TestCaseError> {
+    let mut fixture = OrderFixture::open(engine).await;
     let mut pending: HashMap<u8, Vec<EventId>> = HashMap::new();
     for step in steps {
         match step {
@@ -231,3 +207,11 @@ async fn end(
         pending.values_mut().for_each(|events| events.retain(|other| *other != event));
     }
 }
+
+on_every_engine!(
+    a_users_next_event_waits_for_the_one_before_and_other_users_go_on,
+    fresh_events_are_handed_over_in_memory_only_when_it_is_their_turn,
+    after_the_clock_went_back_a_users_next_event_is_due_when_its_turn_comes,
+    what_was_held_is_told_of_though_the_target_keeps_order_no_more;
+    properties: whatever_happens_each_user_is_served_in_order
+);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event};
+use crate::queue::on_engine;
 use crate::queue::{AwaitedReply, Error, Lease, Queue};
 
 /// A stored event with a delivery that was never attempted to its end.
@@ -25,9 +26,7 @@ impl Queue {
     /// # Errors
     /// If the store cannot be read.
     pub async fn unanswered(&self, since: UnixMillis) -> Result<Vec<Unanswered>, Error> {
-        match self {
-            Self::Embedded(engine) => engine.unanswered(since).await,
-        }
+        on_engine!(self, engine => engine.unanswered(since).await)
     }
 
     /// Leases the deliveries of an event to these targets whose first attempt is due and has not ended.
@@ -39,15 +38,11 @@ impl Queue {
         event: Arc<Event>,
         awaited: Vec<(Arc<str>, AwaitedReply)>,
     ) -> Result<Vec<Lease>, Error> {
-        match self {
-            Self::Embedded(engine) => engine.lease_awaited(event, awaited).await,
-        }
+        on_engine!(self, engine => engine.lease_awaited(event, awaited).await)
     }
 
     /// Puts the lease into its target's inbox; without one, or if it is full, the delivery waits in the store.
     pub fn hand_over(&self, lease: Lease) {
-        match self {
-            Self::Embedded(engine) => engine.hand_over(lease),
-        }
+        on_engine!(self, engine => engine.hand_over(lease))
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::{DeliveryState, Error, EventFilter, Queue};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::queue::on_engine;
 
 /// A change of many deliveries.
 #[derive(Clone, Debug)]
@@ -34,7 +35,7 @@ pub enum SweepAction {
     /// Pending and dead deliveries become cancelled.
     Drop,
     /// Pending deliveries become cancelled, and this target gets one in their place, unless the event has a delivery
-    /// for it already.
+    /// for it already: a cancelled one becomes pending again, as for [`SweepAction::Replay`], and others stay.
     Redirect(Arc<str>),
     /// The events are deleted with all that belongs to them, whatever the state of their deliveries; pending ones are
     /// cancelled first. If the filter names neither target nor state, events without any delivery are included.
@@ -78,9 +79,7 @@ impl Queue {
         after: Option<EventId>,
         now: UnixMillis,
     ) -> Result<SweepProgress, Error> {
-        match self {
-            Self::Embedded(engine) => engine.sweep(sweep, after.unwrap_or(EventId(0)), now).await,
-        }
+        on_engine!(self, engine => engine.sweep(sweep, after.unwrap_or(EventId(0)), now).await)
     }
 
     /// Erases deleted data from the store's files: from unused pages and from the log.
@@ -88,9 +87,7 @@ impl Queue {
     /// # Errors
     /// If it could not be written; [`Error::Busy`] if readers keep the log in use all the time. Another call continues.
     pub async fn wipe(&self) -> Result<(), Error> {
-        match self {
-            Self::Embedded(engine) => engine.wipe().await,
-        }
+        on_engine!(self, engine => engine.wipe().await)
     }
 
     /// Makes all steps of a sweep. Returns the sum of [`SweepProgress::changed`].

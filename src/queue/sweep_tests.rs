@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use tokio::time::timeout;
 
-use super::conformance::{DAY, NOW, PATIENCE, QueueFixture, concurrently, ids, settlement};
+use super::fixture::{DAY, NOW, PATIENCE, QueueFixture, TestEngine, concurrently, ids, on_every_engine, settlement};
 use super::*;
 use crate::tuning::Tuning;
 
@@ -14,7 +14,7 @@ impl QueueFixture {
     /// Makes a whole sweep of all deliveries that the filter lets through.
     async fn sweep(&self, filter: EventFilter, action: SweepAction) -> u64 {
         let sweep = Sweep { filter, events: None, action };
-        let counted = Inspect::open(self.folder.path()).unwrap().count(&sweep, None).unwrap();
+        let counted = self.inspect().await.count(&sweep, None).await.unwrap();
         let changed = self.queue.sweep_all(sweep, NOW).await.unwrap();
         assert_eq!(counted, changed, "counted before, changed then");
         changed
@@ -22,15 +22,15 @@ impl QueueFixture {
 
     async fn sweep_events(&self, events: &[EventId], filter: EventFilter, action: SweepAction) -> u64 {
         let sweep = Sweep { filter, events: Some(events.to_vec()), action };
-        let counted = Inspect::open(self.folder.path()).unwrap().count(&sweep, None).unwrap();
+        let counted = self.inspect().await.count(&sweep, None).await.unwrap();
         let changed = self.queue.sweep_all(sweep, NOW).await.unwrap();
         assert_eq!(counted, changed, "counted before, changed then");
         changed
     }
 
     /// The states of an event's deliveries, by target.
-    fn states(&self, event: EventId) -> Vec<(String, DeliveryState)> {
-        let detail = Inspect::open(self.folder.path()).unwrap().event(event).unwrap().unwrap();
+    async fn states(&self, event: EventId) -> Vec<(String, DeliveryState)> {
+        let detail = self.inspect().await.event(event).await.unwrap().unwrap();
         detail.deliveries.into_iter().map(|delivery| (delivery.target, delivery.state)).collect()
     }
 
@@ -60,9 +60,8 @@ fn in_state(state: DeliveryState) -> EventFilter {
     EventFilter { state: Some(state), ..EventFilter::default() }
 }
 
-#[tokio::test]
-async fn dead_letters_are_retried_with_a_new_schedule() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn dead_letters_are_retried_with_a_new_schedule(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     let inbox = fixture.queue.subscribe("crm".into(), 1);
     let mut dead = Vec::new();
     for content in ["a", "b", "c"] {
@@ -83,35 +82,33 @@ async fn dead_letters_are_retried_with_a_new_schedule() {
     assert_eq!((leases.due[0].attempt, leases.due[0].failures), (3, 0), "numbered on, its schedule restarted");
     assert_eq!(sweep("crm", Some(vec![dead[0]]), SweepAction::Drop).await, 1);
     assert_eq!(sweep("crm", None, SweepAction::Replay).await, 1);
-    let counts = fixture.audit().counts;
+    let counts = fixture.audit().await.counts;
     assert_eq!((counts.dead, counts.cancelled, counts.pending), (0, 1, 5));
 }
 
-#[tokio::test]
-async fn more_than_one_step_takes_is_swept_whole() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn more_than_one_step_takes_is_swept_whole(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     fixture.store_ended(600, DeliveryState::Dead).await;
     fixture.store_ended(600, DeliveryState::Delivered).await;
     let dead = Sweep::dead("crm", None, SweepAction::Replay);
     assert_eq!(fixture.queue.sweep_all(dead, NOW).await.unwrap(), 600);
-    assert_eq!(fixture.audit().counts.pending, 600);
+    assert_eq!(fixture.audit().await.counts.pending, 600);
     assert_eq!(fixture.sweep(of_target("crm"), SweepAction::Replay).await, 600);
     assert_eq!(fixture.sweep(all(), SweepAction::ReplayTo("bot".into())).await, 1200);
     assert_eq!(fixture.sweep(of_target("crm"), SweepAction::Redirect("other".into())).await, 1200);
     assert_eq!(fixture.sweep(of_target("other"), SweepAction::Drop).await, 1200);
-    let audit = fixture.audit();
+    let audit = fixture.audit().await;
     assert_eq!((audit.deliveries, audit.counts.cancelled, audit.counts.pending), (3600, 2400, 1200));
 }
 
-#[tokio::test]
-async fn a_sweep_that_was_interrupted_goes_on_where_it_stopped() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn a_sweep_that_was_interrupted_goes_on_where_it_stopped(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     fixture.store_ended(600, DeliveryState::Delivered).await;
     let sweep = Arc::new(Sweep { filter: all(), events: None, action: SweepAction::Replay });
     let first = fixture.queue.sweep(&sweep, None, NOW).await.unwrap();
     assert!(first.changed < 600 && first.next.is_some(), "{first:?}");
     let fixture = fixture.reopen().await;
-    let rest = Inspect::open(fixture.folder.path()).unwrap().count(&sweep, first.next).unwrap();
+    let rest = fixture.inspect().await.count(&sweep, first.next).await.unwrap();
     assert_eq!(first.changed + rest, 600);
     let (mut changed, mut after) = (first.changed, first.next);
     while let Some(last) = after {
@@ -129,9 +126,8 @@ async fn a_sweep_that_was_interrupted_goes_on_where_it_stopped() {
     );
 }
 
-#[tokio::test]
-async fn a_replay_takes_what_has_ended_and_leaves_what_is_pending() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn a_replay_takes_what_has_ended_and_leaves_what_is_pending(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     let inbox = fixture.queue.subscribe("bot".into(), 1);
     let event = fixture.store("a", &["crm", "bot", "login"]).await;
     fixture.end(event, "crm", DeliveryState::Delivered).await;
@@ -143,13 +139,12 @@ async fn a_replay_takes_what_has_ended_and_leaves_what_is_pending() {
     assert_eq!(fixture.sweep_events(&[event], all(), SweepAction::Replay).await, 1);
     assert_eq!(fixture.lease("bot", 1, NOW).await.next_due, Some(due), "its own schedule stands");
     assert_eq!(fixture.lease("crm", 1, NOW).await.due[0].attempt, 2);
-    let counts = fixture.audit().counts;
+    let counts = fixture.audit().await.counts;
     assert_eq!((counts.pending, counts.total()), (3, 3));
 }
 
-#[tokio::test]
-async fn a_replay_to_a_target_adds_the_delivery_that_was_never_there() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn a_replay_to_a_target_adds_the_delivery_that_was_never_there(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     let inbox = fixture.queue.subscribe("new".into(), 8);
     timeout(PATIENCE, inbox.wake.notified()).await.unwrap();
     let (routed, unrouted, dead) =
@@ -163,46 +158,70 @@ async fn a_replay_to_a_target_adds_the_delivery_that_was_never_there() {
     assert_eq!(ids(&fixture.lease("new", 10, NOW).await), [routed, unrouted]);
     fixture.end(dead, "new", DeliveryState::Delivered).await;
     assert_eq!(fixture.sweep(of_target("new"), SweepAction::ReplayTo("new".into())).await, 1, "again");
-    assert_eq!(fixture.states(unrouted), [("new".to_owned(), DeliveryState::Pending)]);
-    let audit = fixture.audit();
+    assert_eq!(fixture.states(unrouted).await, [("new".to_owned(), DeliveryState::Pending)]);
+    let audit = fixture.audit().await;
     assert_eq!((audit.deliveries, audit.counts.pending, audit.counts.dead), (5, 4, 1));
     assert_eq!(fixture.queue.stats().await.unwrap().unaccounted, 0);
 }
 
-#[tokio::test]
-async fn what_waits_is_dropped_and_what_has_ended_is_not() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn what_waits_is_dropped_and_what_has_ended_is_not(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     let (waits, done) = (fixture.store("a", &["crm", "bot"]).await, fixture.store("b", &["crm"]).await);
     fixture.end(done, "crm", DeliveryState::Delivered).await;
     assert_eq!(fixture.queue.sweep_all(Sweep::pending("crm", SweepAction::Drop), NOW).await.unwrap(), 1);
     assert_eq!(
-        fixture.states(waits),
+        fixture.states(waits).await,
         [("bot".to_owned(), DeliveryState::Pending), ("crm".to_owned(), DeliveryState::Cancelled)]
     );
-    assert_eq!(fixture.states(done), [("crm".to_owned(), DeliveryState::Delivered)]);
+    assert_eq!(fixture.states(done).await, [("crm".to_owned(), DeliveryState::Delivered)]);
     assert!(fixture.lease("crm", 10, NOW).await.due.is_empty());
-    fixture.audit();
+    fixture.audit().await;
 }
 
-#[tokio::test]
-async fn what_waits_moves_to_another_target_unless_it_has_it() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn what_waits_moves_to_another_target_unless_it_has_it(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     let (moves, both) = (fixture.store("a", &["old"]).await, fixture.store("b", &["old", "new"]).await);
     fixture.end(both, "new", DeliveryState::Delivered).await;
     let redirect = Sweep::pending("old", SweepAction::Redirect("new".into()));
     assert_eq!(fixture.queue.sweep_all(redirect.clone(), NOW).await.unwrap(), 2);
     let (old, new) = ("old".to_owned(), "new".to_owned());
-    assert_eq!(fixture.states(moves), [(new.clone(), DeliveryState::Pending), (old.clone(), DeliveryState::Cancelled)]);
-    assert_eq!(fixture.states(both), [(new, DeliveryState::Delivered), (old, DeliveryState::Cancelled)]);
+    assert_eq!(
+        fixture.states(moves).await,
+        [(new.clone(), DeliveryState::Pending), (old.clone(), DeliveryState::Cancelled)]
+    );
+    assert_eq!(fixture.states(both).await, [(new, DeliveryState::Delivered), (old, DeliveryState::Cancelled)]);
     assert_eq!(ids(&fixture.lease("new", 10, NOW).await), [moves]);
     assert_eq!(fixture.queue.sweep_all(redirect, NOW).await.unwrap(), 0);
     assert_eq!(fixture.sweep(of_target("new"), SweepAction::Redirect("new".into())).await, 0, "to itself");
-    assert_eq!(fixture.audit().deliveries, 4);
+    assert_eq!(fixture.audit().await.deliveries, 4);
 }
 
-#[tokio::test]
-async fn a_lease_of_a_cancelled_delivery_says_so_and_its_end_changes_nothing() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn what_was_redirected_is_delivered_where_it_is_redirected_back_to(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
+    fixture.queue.keep_order(&"old".into(), DeliveryOrder::PerUser);
+    let (a, b) = (fixture.store("a", &["old"]).await, fixture.store("b", &["old", "new"]).await);
+    let dead = fixture.store("c", &["old", "new"]).await;
+    fixture.end(dead, "old", DeliveryState::Dead).await;
+    assert_eq!(fixture.sweep(of_target("old"), SweepAction::Redirect("new".into())).await, 2);
+    assert_eq!(fixture.sweep(of_target("new"), SweepAction::Redirect("old".into())).await, 3);
+    let (old, new) = ("old".to_owned(), "new".to_owned());
+    let states = [(new.clone(), DeliveryState::Cancelled), (old.clone(), DeliveryState::Pending)];
+    assert_eq!([fixture.states(a).await, fixture.states(b).await], [states.clone(), states], "somebody gets it");
+    assert_eq!(
+        fixture.states(dead).await,
+        [(new, DeliveryState::Cancelled), (old, DeliveryState::Dead)],
+        "what has failed is tried again by its own command"
+    );
+    assert!(fixture.lease("new", 10, NOW).await.due.is_empty());
+    for event in [a, b] {
+        assert_eq!(ids(&fixture.lease("old", 10, NOW).await), [event], "in order");
+        fixture.end(event, "old", DeliveryState::Delivered).await;
+    }
+    assert_eq!(fixture.audit().await.deliveries, 6);
+}
+
+async fn a_lease_of_a_cancelled_delivery_says_so_and_its_end_changes_nothing(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     let mut inbox = fixture.queue.subscribe("crm".into(), 8);
     let (a, b) = (fixture.store("a", &["crm"]).await, fixture.store("b", &["crm"]).await);
     let (under_way, waiting) = (inbox.fresh.recv().await.unwrap(), inbox.fresh.recv().await.unwrap());
@@ -210,7 +229,7 @@ async fn a_lease_of_a_cancelled_delivery_says_so_and_its_end_changes_nothing() {
     assert_eq!(fixture.queue.sweep_all(Sweep::pending("crm", SweepAction::Drop), NOW).await.unwrap(), 2);
     assert!(under_way.is_revoked() && waiting.is_revoked());
     fixture.end(a, "crm", DeliveryState::Delivered).await;
-    assert_eq!(fixture.states(a), [("crm".to_owned(), DeliveryState::Cancelled)]);
+    assert_eq!(fixture.states(a).await, [("crm".to_owned(), DeliveryState::Cancelled)]);
     // Replayed while the revoked lease is outstanding: it is leased again when that lease is returned.
     assert_eq!(fixture.sweep_events(&[b], all(), SweepAction::Replay).await, 1);
     assert!(fixture.lease("crm", 10, NOW).await.due.is_empty());
@@ -218,12 +237,11 @@ async fn a_lease_of_a_cancelled_delivery_says_so_and_its_end_changes_nothing() {
     let leases = fixture.lease("crm", 10, NOW).await;
     assert_eq!(ids(&leases), [b]);
     assert!(!leases.due[0].is_revoked());
-    fixture.audit();
+    fixture.audit().await;
 }
 
-#[tokio::test]
-async fn where_order_is_kept_the_next_is_released_when_the_first_is_dropped() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn where_order_is_kept_the_next_is_released_when_the_first_is_dropped(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     fixture.queue.keep_order(&"crm".into(), DeliveryOrder::PerUser);
     let (a, b, c) =
         (fixture.store("a", &["crm"]).await, fixture.store("b", &["crm"]).await, fixture.store("c", &["crm"]).await);
@@ -233,9 +251,8 @@ async fn where_order_is_kept_the_next_is_released_when_the_first_is_dropped() {
     assert_eq!(ids(&fixture.lease("crm", 10, NOW).await), [c]);
 }
 
-#[tokio::test]
-async fn where_order_is_kept_what_comes_by_hand_takes_its_place() {
-    let fixture = QueueFixture::open_tuned(Tuning::small());
+async fn where_order_is_kept_what_comes_by_hand_takes_its_place(engine: TestEngine) {
+    let fixture = QueueFixture::open_tuned(engine, Tuning::small()).await;
     fixture.queue.keep_order(&"new".into(), DeliveryOrder::PerUser);
     let (a, b, c) =
         (fixture.store("a", &["old"]).await, fixture.store("b", &["new"]).await, fixture.store("c", &["old"]).await);
@@ -255,8 +272,10 @@ async fn where_order_is_kept_what_comes_by_hand_takes_its_place() {
     assert!(under_way.due[0].is_revoked(), "an attempt that was not begun yet is not begun out of turn");
     fixture.queue.settle(settlement(c, "new", Disposition::Retry(NOW), 2)).await.unwrap();
     for event in [b, c] {
-        assert_eq!(ids(&fixture.lease("new", 10, NOW).await), [event]);
-        fixture.end(event, "new", DeliveryState::Delivered).await;
+        let leases = fixture.lease("new", 10, NOW).await;
+        assert_eq!(ids(&leases), [event]);
+        let delivered = Disposition::End(DeliveryState::Delivered);
+        fixture.queue.settle(settlement(event, "new", delivered, leases.due[0].attempt)).await.unwrap();
     }
 }
 
@@ -315,20 +334,17 @@ fn happening() -> impl Strategy<Value = Happening> {
     ]
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
-
-    #[test]
-    fn whatever_happens_the_ledger_adds_up(happenings in prop::collection::vec(happening(), 1..50)) {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(play(happenings))?;
-    }
+fn whatever_happens_the_ledger_adds_up(engine: TestEngine) {
+    proptest!(engine.cases(24), |(happenings in prop::collection::vec(happening(), 1..50))| {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(play(engine, happenings))?;
+    });
 }
 
 /// The simplest model: the state of each delivery.
 type Model = BTreeMap<EventId, BTreeMap<usize, DeliveryState>>;
 
-async fn play(happenings: Vec<Happening>) -> Result<(), TestCaseError> {
-    let (mut fixture, mut model) = (QueueFixture::open_tuned(Tuning::small()), Model::new());
+async fn play(engine: TestEngine, happenings: Vec<Happening>) -> Result<(), TestCaseError> {
+    let (mut fixture, mut model) = (QueueFixture::open_tuned(engine, Tuning::small()).await, Model::new());
     let keep_order = |fixture: &QueueFixture| fixture.queue.keep_order(&TARGETS[2].into(), DeliveryOrder::PerUser);
     keep_order(&fixture);
     for happening in happenings {
@@ -375,7 +391,10 @@ async fn play(happenings: Vec<Happening>) -> Result<(), TestCaseError> {
                     pending.map(|(event, _, state)| (*state = DeliveryState::Cancelled, event).1).collect();
                 prop_assert_eq!(changed, moved.len() as u64);
                 for event in moved {
-                    model.get_mut(&event).unwrap().entry(to).or_insert(DeliveryState::Pending);
+                    let there = model.get_mut(&event).unwrap().entry(to).or_insert(DeliveryState::Pending);
+                    if *there == DeliveryState::Cancelled {
+                        *there = DeliveryState::Pending;
+                    }
                 }
             }
             Happening::Drop { target, state } => {
@@ -388,7 +407,7 @@ async fn play(happenings: Vec<Happening>) -> Result<(), TestCaseError> {
                 keep_order(&fixture);
             }
         }
-        check(&fixture, &model)?;
+        check(&fixture, &model).await?;
     }
     serve_all(&fixture, &mut model).await
 }
@@ -429,8 +448,8 @@ async fn serve(
     Ok(())
 }
 
-fn check(fixture: &QueueFixture, model: &Model) -> Result<(), TestCaseError> {
-    let audit = fixture.audit();
+async fn check(fixture: &QueueFixture, model: &Model) -> Result<(), TestCaseError> {
+    let audit = fixture.audit().await;
     let mut counts = view::Counts::default();
     model.values().flat_map(BTreeMap::values).for_each(|state| *counts.of(*state) += 1);
     prop_assert_eq!((audit.events, audit.deliveries, audit.counts), (model.len() as u64, counts.total(), counts));
@@ -438,7 +457,7 @@ fn check(fixture: &QueueFixture, model: &Model) -> Result<(), TestCaseError> {
         let mut expected: Vec<_> =
             deliveries.iter().map(|(target, state)| (TARGETS[*target].to_owned(), *state)).collect();
         expected.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        prop_assert_eq!(fixture.states(*event), expected);
+        prop_assert_eq!(fixture.states(*event).await, expected);
     }
     Ok(())
 }
@@ -450,5 +469,20 @@ async fn serve_all(fixture: &QueueFixture, model: &mut Model) -> Result<(), Test
             serve(fixture, model, target, Some(DeliveryState::Delivered), 100).await?;
         }
     }
-    check(fixture, model)
+    check(fixture, model).await
 }
+
+on_every_engine!(
+    dead_letters_are_retried_with_a_new_schedule,
+    more_than_one_step_takes_is_swept_whole,
+    a_sweep_that_was_interrupted_goes_on_where_it_stopped,
+    a_replay_takes_what_has_ended_and_leaves_what_is_pending,
+    a_replay_to_a_target_adds_the_delivery_that_was_never_there,
+    what_waits_is_dropped_and_what_has_ended_is_not,
+    what_waits_moves_to_another_target_unless_it_has_it,
+    what_was_redirected_is_delivered_where_it_is_redirected_back_to,
+    a_lease_of_a_cancelled_delivery_says_so_and_its_end_changes_nothing,
+    where_order_is_kept_the_next_is_released_when_the_first_is_dropped,
+    where_order_is_kept_what_comes_by_hand_takes_its_place;
+    properties: whatever_happens_the_ledger_adds_up
+);

@@ -148,8 +148,9 @@ fn expression(pattern: &Pattern) -> Expression {
     match &pattern.matcher {
         Matcher::Exact { case_blind: false } => Expression::Exact(pattern.text.clone()),
         Matcher::Exact { case_blind: true } => Expression::CaseBlind(pattern.text.to_ascii_lowercase()),
-        Matcher::Glob(glob) => Expression::Regex(format!("(?s){}", glob.glob().regex())),
-        Matcher::Regex { regex, case_blind: false } => Expression::Regex(regex.as_str().to_owned()),
+        Matcher::Glob(regex) | Matcher::Regex { regex, case_blind: false } => {
+            Expression::Regex(regex.as_str().to_owned())
+        }
         Matcher::Regex { regex, case_blind: true } => Expression::Regex(format!("(?i){regex}")),
     }
 }

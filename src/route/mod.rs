@@ -10,10 +10,8 @@ mod index;
 mod satisfiable;
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
-use globset::{GlobBuilder, GlobMatcher};
 use regex::{Regex, RegexBuilder};
 
 use self::index::Index;
@@ -232,7 +230,7 @@ pub struct Pattern {
 #[derive(Clone, Debug)]
 enum Matcher {
     Exact { case_blind: bool },
-    Glob(GlobMatcher),
+    Glob(Regex),
     Regex { regex: Regex, case_blind: bool },
 }
 
@@ -247,7 +245,7 @@ pub enum PatternError {
     Regex(#[source] regex::Error),
     /// The text is not a valid glob.
     #[error("not a valid glob")]
-    Glob(#[source] globset::Error),
+    Glob(#[source] regex::Error),
 }
 
 impl Pattern {
@@ -290,22 +288,15 @@ impl Pattern {
         match &self.matcher {
             Matcher::Exact { case_blind: true } => self.text.eq_ignore_ascii_case(field),
             Matcher::Exact { case_blind: false } => self.text == field,
-            Matcher::Glob(glob) => glob.is_match(Path::new(field)),
-            Matcher::Regex { regex, .. } => regex.is_match(field),
+            Matcher::Glob(regex) | Matcher::Regex { regex, .. } => regex.is_match(field),
         }
     }
 }
 
 /// A glob in which only `*` is special: `?`, brackets and `**` of paths mean nothing in a menu key.
-fn glob(text: &str, case_blind: bool) -> Result<GlobMatcher, globset::Error> {
-    let pieces: Vec<String> = text.split('*').map(globset::escape).collect();
-    let mut glob = pieces.join("*");
-    while glob.contains("**") {
-        glob = glob.replace("**", "*");
-    }
-    let mut builder = GlobBuilder::new(&glob);
-    builder.case_insensitive(case_blind).literal_separator(false).backslash_escape(false);
-    Ok(builder.build()?.compile_matcher())
+fn glob(text: &str, case_blind: bool) -> Result<Regex, regex::Error> {
+    let flags = if case_blind { "(?is)" } else { "(?s)" };
+    Regex::new(&format!("{flags}^{}$", regex::escape(text).replace("\\*", ".*")))
 }
 
 /// As it was written.

@@ -28,7 +28,14 @@ pub(super) fn is_validation(agreed: Option<&[u8]>) -> bool {
 
 /// The answers, by domain.
 #[derive(Clone, Default)]
-pub(super) struct Challenges(Arc<Mutex<HashMap<String, Arc<CertifiedKey>>>>);
+pub(super) struct Challenges {
+    own: Arc<Mutex<HashMap<String, Arc<CertifiedKey>>>>,
+    /// Those of other replicas' orders.
+    shared: Arc<Mutex<HashMap<String, SharedAnswer>>>,
+}
+
+/// A proof, and the answer that is made of it.
+type SharedAnswer = ([u8; 32], Arc<CertifiedKey>);
 
 /// Why a challenge cannot be answered.
 #[derive(Debug, thiserror::Error)]
@@ -42,23 +49,41 @@ pub enum ChallengeError {
 impl Challenges {
     /// The certificate that answers a validation of a domain.
     pub(super) fn answer(&self, domain: &str) -> Option<Arc<CertifiedKey>> {
-        let answers = self.0.lock();
-        answers.get(&domain.to_ascii_lowercase()).cloned()
+        let domain = domain.to_ascii_lowercase();
+        let own = self.own.lock().get(&domain).cloned();
+        own.or_else(|| self.shared.lock().get(&domain).map(|(_, answer)| answer.clone()))
+    }
+
+    /// Serves the proofs of other replicas' orders, and no earlier ones.
+    pub(super) fn follow(&self, proofs: &[(String, [u8; 32])]) {
+        let before = std::mem::take(&mut *self.shared.lock());
+        let mut answers = HashMap::new();
+        for (domain, sha256) in proofs {
+            let known = before.get(domain).filter(|(known, _)| known == sha256).map(|(_, answer)| answer.clone());
+            // One that cannot be made here is missing here: the authority says so to who orders.
+            if let Some(answer) = known.or_else(|| make(domain, sha256).ok()) {
+                answers.insert(domain.clone(), (*sha256, answer));
+            }
+        }
+        *self.shared.lock() = answers;
     }
 
     /// Serves the proof for a key authorization, given by its SHA-256, until the result is dropped.
     pub(super) fn offer(&self, domain: &str, sha256: &[u8; 32]) -> Result<OfferedChallenge, ChallengeError> {
-        let mut params = CertificateParams::new([domain.to_owned()])?;
-        params.custom_extensions.push(CustomExtension::new_acme_identifier(sha256));
-        let key = KeyPair::generate()?;
-        let chain = vec![params.self_signed(&key)?.der().clone()];
-        let secret = ring::sign::any_supported_type(&PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
-        // Not `from_der`: webpki does not know this critical extension.
-        let certified = CertifiedKey::new(chain, secret);
-        let mut answers = self.0.lock();
-        answers.insert(domain.to_owned(), Arc::new(certified));
+        let answer = make(domain, sha256)?;
+        self.own.lock().insert(domain.to_owned(), answer);
         Ok(OfferedChallenge { challenges: self.clone(), domain: domain.to_owned() })
     }
+}
+
+fn make(domain: &str, sha256: &[u8; 32]) -> Result<Arc<CertifiedKey>, ChallengeError> {
+    let mut params = CertificateParams::new([domain.to_owned()])?;
+    params.custom_extensions.push(CustomExtension::new_acme_identifier(sha256));
+    let key = KeyPair::generate()?;
+    let chain = vec![params.self_signed(&key)?.der().clone()];
+    let secret = ring::sign::any_supported_type(&PrivatePkcs8KeyDer::from(key.serialize_der()).into())?;
+    // Not `from_der`: webpki does not know this critical extension.
+    Ok(Arc::new(CertifiedKey::new(chain, secret)))
 }
 
 /// Withdraws its answer when dropped.
@@ -70,7 +95,7 @@ pub(super) struct OfferedChallenge {
 
 impl Drop for OfferedChallenge {
     fn drop(&mut self) {
-        self.challenges.0.lock().remove(&self.domain);
+        self.challenges.own.lock().remove(&self.domain);
     }
 }
 

@@ -1,7 +1,7 @@
 //! HTTP in: listeners, connections, drain. Does not depend on WeChat's protocol.
 //!
 //! - `settings.rs`: [`Settings`], [`Listen`], [`Options`]
-//! - `socket.rs`: [`bind`], the listening sockets
+//! - `socket.rs`: [`bind_all`], the listening sockets
 //! - `mod.rs`: [`serve`], one accept loop per socket and one task per connection
 //! - `stack.rs`: [`stack::around`], the layers that any public service needs
 //! - `tls.rs`: [`tls::Acceptor`], the certificates that are served; `challenge.rs`: the answers to an ACME authority's
@@ -62,7 +62,7 @@ pub use crate::certificate::Validity;
 pub use connection_slots::ConnectionLimit;
 pub use peer::Peer;
 pub use settings::{AcmeSettings, Certificate, Listen, MAX_CONNECTIONS, Options, Settings, TlsFiles};
-pub use socket::{BindError, Bound, bind, check};
+pub use socket::{BindError, Bound, bind, bind_all, check, check_unused};
 
 use connection_slots::{ConnectionSlot, ConnectionSlots};
 use half_close::HalfCloseStream;

@@ -146,8 +146,10 @@ pub struct AcmeSettings {
     pub directory: String,
     /// A PEM file of the certificate authorities to trust for that URL instead of the system's.
     pub ca: Option<PathBuf>,
-    /// The file that the certificate is stored in, by [`acme::file`](super::acme::file).
+    /// The file that the certificate is stored in, by [`acme::file`](super::acme::file). A name only where it is shared.
     pub file: PathBuf,
+    /// Whether it is kept in PostgreSQL, for all replicas.
+    pub shared: bool,
 }
 
 impl AcmeSettings {

@@ -154,6 +154,22 @@ pub fn check(listen: &Listen) -> Result<(), BindError> {
     }
 }
 
+/// Checks that nothing listens at an entry of `listen`, as a bind would, without listening there.
+pub async fn check_unused(listen: &Listen) -> Result<(), BindError> {
+    let in_use = |source| BindError::InUse { address: listen.to_string(), source };
+    match listen {
+        Listen::Tcp(address) => match tcp_socket(*address) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Err(in_use(error)),
+            Ok(_) | Err(_) => Ok(()),
+        },
+        Listen::Unix(path) => match UnixStream::connect(path).await {
+            Ok(_) => Err(in_use(io::ErrorKind::AddrInUse.into())),
+            Err(_) => Ok(()),
+        },
+        Listen::Systemd => Ok(()),
+    }
+}
+
 /// Binds one entry of `listen`, for which systemd may pass several sockets.
 pub async fn bind(listen: &Listen) -> Result<Vec<Bound>, BindError> {
     match listen {
@@ -161,6 +177,18 @@ pub async fn bind(listen: &Listen) -> Result<Vec<Bound>, BindError> {
         Listen::Unix(path) => Ok(vec![unix(path).await?]),
         Listen::Systemd => systemd(),
     }
+}
+
+/// Binds the listeners of pushes, and that of the admin API.
+///
+/// # Errors
+/// As for [`bind`]; then none of them is left.
+pub async fn bind_all(pushes: &[Listen], admin: &Listen) -> Result<(Vec<Bound>, Vec<Bound>), BindError> {
+    let mut bound = Vec::new();
+    for listen in pushes {
+        bound.extend(bind(listen).await?);
+    }
+    Ok((bound, bind(admin).await?))
 }
 
 impl Bound {
@@ -219,11 +247,16 @@ impl Bound {
 }
 
 fn tcp(address: SocketAddr) -> io::Result<Bound> {
+    Bound::from_tcp(tcp_socket(address)?.listen(BACKLOG)?)
+}
+
+/// A bound socket that does not listen yet.
+fn tcp_socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // Else the previous process's connections in TIME_WAIT would block the port.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    Bound::from_tcp(socket.listen(BACKLOG)?)
+    Ok(socket)
 }
 
 async fn unix(path: &Path) -> Result<Bound, BindError> {

@@ -216,6 +216,11 @@ impl Acceptor {
         Ok(())
     }
 
+    /// Whether certificates are kept in PostgreSQL.
+    pub(super) fn is_shared(&self) -> bool {
+        self.acme_entries().any(|(_, settings)| settings.shared)
+    }
+
     pub(super) fn challenges(&self) -> &Challenges {
         &self.challenges
     }
@@ -286,6 +291,9 @@ pub fn is_stored(settings: &AcmeSettings) -> Result<bool, Error> {
 }
 
 fn stored(settings: &AcmeSettings) -> Result<Option<Loaded>, Error> {
+    if settings.shared {
+        return Ok(None);
+    }
     let file = &settings.file;
     let loaded = match load(&TlsFiles { cert: file.clone(), key: file.clone() }) {
         Err(Error::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => return Ok(None),

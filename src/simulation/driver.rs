@@ -14,13 +14,14 @@ use tokio_util::task::TaskTracker;
 
 use super::ledger::{CheckContext, Ledger};
 use super::model::{Model, PushContent, TargetSpec};
-use super::traffic::{policy, push, spec};
-use super::world::{CrashPoint, SimulationRng, TargetBehavior, World};
+use super::reader::StoreReader;
+use super::traffic::{PlannedPush, behavior, policy, spec};
+use super::world::{CrashPoint, SimulationRng, World};
 use crate::clock::{UnixMillis, simulated};
 use crate::dispatcher::{Dispatcher, Policy};
 use crate::metrics::Metrics;
 use crate::queue::{
-    DeliveryOrder, EncryptionKey, EncryptionKeys, Faults, Inspect, Queue, Settings, Sweep, SweepAction,
+    DeliveryOrder, EncryptionKey, EncryptionKeys, Engine, Faults, Inspect, Queue, Settings, Sweep, SweepAction,
 };
 use crate::tail::Tail;
 use crate::tuning::Tuning;
@@ -75,7 +76,7 @@ impl Driver {
         }
         let short = rng.chance(30);
         let settings = Settings {
-            path,
+            engine: Engine::Embedded { path },
             retention: if short { Duration::from_secs(300) } else { YEARS },
             dedup_window: Duration::from_secs(if short { 60 } else { 86_400 }),
             replay_window: Duration::from_secs(if short { 60 } else { 86_400 }),
@@ -167,9 +168,9 @@ impl Driver {
         Some(RelayRun { queue, dispatcher, tasks: TaskTracker::new() })
     }
 
-    fn reader(&self) -> Connection {
-        let path = self.settings.path.join("wxrelay.db");
-        Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap()
+    fn reader(&self) -> StoreReader {
+        let path = self.settings.folder().unwrap().join("wxrelay.db");
+        StoreReader::Sqlite(Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap())
     }
 
     async fn step(&mut self, life: &RelayRun) -> Option<RunEnd> {
@@ -214,7 +215,7 @@ impl Driver {
             if targets.is_empty() {
                 targets = self.specs.keys().take(1).cloned().collect();
             }
-            let content = PushContent { user, targets, stored: None, reply: None };
+            let content = PushContent { user, targets, stored: None, reply: None, told: None };
             let mut state = self.world.state();
             state.model.contents.push(content);
             let number = state.model.contents.len() - 1;
@@ -243,21 +244,13 @@ impl Driver {
             (*configured && spec.order == DeliveryOrder::PerUser).then(|| Arc::clone(name))
         };
         let ordered = (self.world.state().model.tick(), self.specs.iter().filter_map(ordered).collect());
-        let push = push(Arc::clone(&self.world), life.queue.clone(), content, ordered, waits, replies);
-        drop(life.tasks.spawn(push));
+        let (world, queue) = (Arc::clone(&self.world), life.queue.clone());
+        drop(life.tasks.spawn(PlannedPush { world, queue, content, ordered, waits, replies }.run()));
     }
 
     fn change_behavior(&mut self) {
         let name = self.any_target();
-        let behavior = match self.rng.below(10) {
-            0..4 => TargetBehavior::Up,
-            4 => TargetBehavior::Slow,
-            5 => TargetBehavior::Flaky(20 + self.rng.below(70)),
-            6 | 7 => TargetBehavior::Down,
-            8 => TargetBehavior::Silent,
-            _ if self.rng.chance(50) => TargetBehavior::Busy(1 + self.rng.below(90)),
-            _ => TargetBehavior::Gone(30),
-        };
+        let behavior = behavior(&mut self.rng);
         self.world.note(|| format!("{name} is {behavior:?}"));
         self.world.state().behaviors.insert(name, behavior);
     }
@@ -285,7 +278,7 @@ impl Driver {
 
     fn policies(&self) -> Vec<Policy> {
         let configured = self.specs.values().filter(|(_, configured)| *configured);
-        configured.map(|(spec, _)| policy(&self.world, spec)).collect()
+        configured.map(|(spec, _)| policy(self.world.script(&Arc::new(spec.clone())), spec)).collect()
     }
 
     /// Applies the configured targets, as a reload does.
@@ -441,15 +434,15 @@ impl Driver {
             }
         }
         self.stop(&life).await;
-        if let Err(wrong) = self.audit() {
+        if let Err(wrong) = self.audit().await {
             self.world.state().report_violation(wrong);
         }
     }
 
-    fn audit(&self) -> Result<(), String> {
-        let inspect = Inspect::open(&self.settings.path).map_err(|error| error.to_string())?;
-        let audit = inspect.audit().map_err(|error| error.to_string())?;
-        let stats = inspect.stats().map_err(|error| error.to_string())?;
+    async fn audit(&self) -> Result<(), String> {
+        let inspect = Inspect::open(&self.settings).await.map_err(|error| error.to_string())?;
+        let audit = inspect.audit().await.map_err(|error| error.to_string())?;
+        let stats = inspect.stats().await.map_err(|error| error.to_string())?;
         if audit.is_clean() && stats.unaccounted == 0 { Ok(()) } else { Err(format!("{audit:?} {stats:?}")) }
     }
 

@@ -4,9 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::Connection;
-
 use super::model::{DeliveryKey, Model, PushResult, SimulatedAttempt, SimulatedDelivery, SimulatedEnd, TargetSpec};
+use super::reader::StoreReader;
 use crate::clock::UnixMillis;
 use crate::deliver::{Outcome, Role};
 use crate::event::EventId;
@@ -22,13 +21,13 @@ const HELD: UnixMillis = UnixMillis(i64::MAX);
 pub(super) struct DeliverySnapshot {
     pub(super) state: DeliveryState,
     pub(super) due: UnixMillis,
-    attempts: u32,
-    failures: u32,
-    ended_at: Option<UnixMillis>,
+    pub(super) attempts: u32,
+    pub(super) failures: u32,
+    pub(super) ended_at: Option<UnixMillis>,
     /// The user, where order is kept.
-    user: Option<i64>,
+    pub(super) user: Option<i64>,
     /// The records of attempts: how many, and the last one's number.
-    records: (u32, u32),
+    pub(super) records: (u32, u32),
 }
 
 /// The store at one moment.
@@ -51,32 +50,9 @@ pub(super) struct CheckContext {
 }
 
 impl Ledger {
-    pub(super) fn read(reader: &Connection, back: u32) -> Self {
-        let snapshot = reader.unchecked_transaction().unwrap();
-        let mut events = snapshot.prepare_cached("SELECT id FROM event").unwrap();
-        let events = events.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect();
-        let mut find = snapshot
-            .prepare_cached(
-                "SELECT d.event, t.name, d.state, d.due, d.attempts, d.failures, d.ended_at, d.user, \
-                        (SELECT count(*) FROM attempt a WHERE a.event = d.event AND a.target = d.target), \
-                        (SELECT coalesce(max(number), 0) FROM attempt a WHERE a.event = d.event AND a.target = d.target) \
-                   FROM delivery d JOIN target t ON t.no = d.target",
-            )
-            .unwrap();
-        let rows = find.query_map([], |row| {
-            let way = (row.get(0)?, Arc::from(row.get::<_, String>(1)?));
-            let entry = DeliverySnapshot {
-                state: row.get(2)?,
-                due: row.get(3)?,
-                attempts: row.get(4)?,
-                failures: row.get(5)?,
-                ended_at: row.get(6)?,
-                user: row.get(7)?,
-                records: (row.get(8)?, row.get(9)?),
-            };
-            Ok((way, entry))
-        });
-        Self { deliveries: rows.unwrap().map(Result::unwrap).collect(), events, back }
+    pub(super) fn read(reader: &StoreReader, back: u32) -> Self {
+        let (events, deliveries) = reader.snapshot();
+        Self { deliveries, events, back }
     }
 
     pub(super) fn pending(&self) -> impl Iterator<Item = (&DeliveryKey, &DeliverySnapshot)> {
@@ -143,24 +119,30 @@ impl Ledger {
         if let Some(lost) = delivery.attempts.iter().find(|attempt| is_lost(model, attempt, entry, moment)) {
             return Some(format!("attempt {} is not settled", lost.number));
         }
-        // An attempt that was not settled is made again under its number: the last one of a number is what counts.
-        let settled: BTreeMap<u32, &SimulatedAttempt> = delivery
-            .attempts
-            .iter()
-            .filter(|attempt| attempt.ended.is_some() && attempt.number <= entry.attempts)
-            .map(|attempt| (attempt.number, attempt))
-            .collect();
+        // An attempt that was not settled is made again under its number: the last one of a number is what counts. Where
+        // there are several replicas, it may be any of them.
+        let mut settled: BTreeMap<u32, Vec<&SimulatedAttempt>> = BTreeMap::new();
+        for attempt in delivery.attempts.iter().filter(|a| a.ended.is_some() && a.number <= entry.attempts) {
+            let same = settled.entry(attempt.number).or_default();
+            if !model.is_cluster {
+                same.clear();
+            }
+            same.push(attempt);
+        }
         if settled.len() != entry.attempts as usize {
             return Some(format!("{} attempts are known", settled.len()));
         }
-        let counted = settled.values().filter(|attempt| attempt.counts()).count();
-        if entry.failures as usize > counted
-            || !delivery.revived && !delivery.dropped && (entry.failures as usize) < counted
+        let most = settled.values().filter(|same| same.iter().any(|attempt| attempt.counts())).count();
+        let least = settled.values().filter(|same| same.iter().all(|attempt| attempt.counts())).count();
+        if entry.failures as usize > most || !delivery.revived && !delivery.dropped && (entry.failures as usize) < least
         {
-            return Some(format!("{counted} attempts count"));
+            return Some(format!("{most} attempts count"));
         }
-        match settled.last_key_value().map(|(_, last)| *last) {
-            Some(last) => wrong_end(model, way, entry, last, delivery),
+        match settled.last_key_value() {
+            Some((_, last)) => {
+                let wrong: Vec<_> = last.iter().map(|last| wrong_end(model, way, entry, last, delivery)).collect();
+                wrong.into_iter().min_by_key(Option::is_some).flatten()
+            }
             None => wrong_start(model, way, entry, delivery),
         }
     }
@@ -222,7 +204,9 @@ fn wrong_start(
 ) -> Option<String> {
     let push = &model.pushes[&way.0];
     let legal = match entry.state {
-        DeliveryState::Pending => entry.due == HELD || entry.due >= push.received_at || model.back > 0,
+        DeliveryState::Pending => {
+            entry.due == HELD || entry.due >= push.received_at.before(model.apart) || model.back > 0
+        }
         DeliveryState::Expired => model.may_have_expired(&way.1, push),
         DeliveryState::Cancelled => delivery.dropped,
         DeliveryState::Delivered | DeliveryState::Dead => false,
@@ -257,7 +241,7 @@ fn wrong_end(
         (Outcome::Reject, state) => state == DeliveryState::Dead,
         // Earlier where the clock was set back since.
         (Outcome::Retry { .. }, DeliveryState::Pending) if last.probe => {
-            entry.due == at || entry.due < at && model.back > 0
+            entry.due <= at.after(model.apart) && (entry.due >= at.before(model.apart) || model.back > 0)
         }
         (Outcome::Retry { .. }, _) if last.probe => false,
         (Outcome::Retry { after }, state) => {
@@ -267,9 +251,9 @@ fn wrong_end(
                 (Some((least, most)), DeliveryState::Pending) => {
                     let (least, most) = (at.after(least), at.after(most));
                     // Earlier where the clock was set back since.
-                    (least <= entry.due || model.back > 0)
-                        && entry.due <= most
-                        && expiry.is_none_or(|expiry| entry.due < expiry)
+                    (least.before(model.apart) <= entry.due || model.back > 0)
+                        && entry.due <= most.after(model.apart)
+                        && expiry.is_none_or(|expiry| entry.due < expiry.after(model.apart))
                 }
                 (Some((_, most)), DeliveryState::Expired) => expiry.is_some_and(|expiry| at.after(most) >= expiry),
                 (None, DeliveryState::Dead) => true,

@@ -6,21 +6,26 @@
 //! [`world`] holds the environment (clock, random numbers, targets, faults of the store), [`model`] the promises and
 //! what must hold at every answer and every attempt, [`ledger`] compares the contents of the store with the promises.
 //!
+//! [`cluster`] plays three replicas on the model engine in one runtime, with the same world and the same checks.
+//!
 //! - `cargo test` plays a few seeds.
 //! - `WXRELAY_SIM_SEEDS=10000 cargo test --profile soak --lib simulation -- --nocapture` plays that many.
 //! - `WXRELAY_SIM_SEED=7 cargo test --lib simulation -- --nocapture` plays one and prints what happens.
 //!
 //! Not here: power cuts and failed flushes (`tests/crash/`), HTTP and `rate` (`tests/it/`), the push pipeline.
 
+mod cluster;
 mod driver;
 mod ledger;
 mod model;
+mod reader;
 mod traffic;
 mod trouble;
 mod world;
 
 use std::cell::Cell;
 use std::collections::BTreeSet;
+use std::iter;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -29,10 +34,15 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
+use self::cluster::ClusterDriver;
 use self::driver::Driver;
+use self::world::World;
+use crate::queue::model::BrokenRule;
 
 /// How many seeds are played by default.
 const SEEDS: u64 = 200;
+/// The seeds of three replicas that have found a fault which 200 do not.
+const FOUND_FAULTS: &[u64] = &[1218, 1748];
 /// Names the one seed to play. Its steps are printed at once: it may be a seed that does not end.
 const ONE_SEED: &str = "WXRELAY_SIM_SEED";
 /// In this time some seed ends, even on a slow machine; only a seed that hangs takes longer.
@@ -50,14 +60,24 @@ struct SeedResult {
 
 /// Plays a seed from beginning to end.
 fn play(seed: u64) -> SeedResult {
-    count_panics();
-    PANICS.set(0);
     let memory = Path::new("/dev/shm");
     let folder = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
     let folder = folder.unwrap();
     let (driver, world) = Driver::new(seed, folder.path().join("store"));
+    judge(&world, || driver.run())
+}
+
+/// The same with three replicas, which do not keep this rule.
+fn play_cluster(seed: u64, broken: BrokenRule) -> SeedResult {
+    let (driver, world) = ClusterDriver::new(seed, broken);
+    judge(&world, || driver.run())
+}
+
+fn judge(world: &World, run: impl FnOnce()) -> SeedResult {
+    count_panics();
+    PANICS.set(0);
     // A panic here, outside a task, is one of the simulation itself.
-    drop(catch_unwind(AssertUnwindSafe(|| driver.run())));
+    drop(catch_unwind(AssertUnwindSafe(run)));
     let state = world.state();
     let (trace, hash) = state.trace();
     let panicked = (PANICS.get() > 0).then(|| "something panicked".to_owned());
@@ -92,10 +112,53 @@ fn variable(name: &str) -> Option<u64> {
 
 #[test]
 fn whatever_happens_every_promise_is_kept() {
+    play_all(play);
+}
+
+#[test]
+fn whatever_happens_three_replicas_keep_every_promise() {
+    play_all(|seed| play_cluster(seed, BrokenRule::None));
+}
+
+/// `queue/model/tests.rs` and `dispatcher/tests.rs` find the same faults without chance.
+#[test]
+fn seeds_that_have_found_a_fault_find_it_no_more() {
+    for seed in FOUND_FAULTS {
+        expect_right(*seed, &play_cluster(*seed, BrokenRule::None));
+    }
+}
+
+/// The controls: what the cluster's rules are for goes wrong without them.
+#[test]
+fn every_rule_that_is_broken_is_found() {
+    use BrokenRule::{Attempted, Fence, Holder, Known, Order, Outcome, Reply, Takeover};
+    // With the seed that found it last, which is tried first.
+    for (broken, found_by) in [
+        (Attempted, 1218),
+        (Fence, 311),
+        (Takeover, 16),
+        (Holder, 138),
+        (Known, 0),
+        (Outcome, 0),
+        (Reply, 76),
+        (Order, 1),
+    ] {
+        let mut seeds = iter::once(found_by).chain(0..seeds());
+        let found = seeds.find_map(|seed| Some((seed, play_cluster(seed, broken).wrong?)));
+        let (seed, wrong) = found.unwrap_or_else(|| panic!("nobody sees that the rule is broken: {broken:?}"));
+        println!("{broken:?} is found by seed {seed}: {wrong}");
+    }
+}
+
+fn seeds() -> u64 {
+    variable("WXRELAY_SIM_SEEDS").unwrap_or(SEEDS)
+}
+
+fn play_all(play: fn(u64) -> SeedResult) {
     if let Some(seed) = variable(ONE_SEED) {
         return expect_right(seed, &play(seed));
     }
-    let seeds = variable("WXRELAY_SIM_SEEDS").unwrap_or(SEEDS);
+    let seeds = seeds();
     let (tell, hear) = mpsc::channel();
     let next = Arc::new(AtomicU64::new(0));
     for _ in 0..std::thread::available_parallelism().map_or(1, NonZero::get) {
@@ -135,8 +198,9 @@ fn whatever_happens_every_promise_is_kept() {
 
 #[test]
 fn a_seed_is_always_played_the_same() {
-    for seed in 0..8 {
-        let (first, second) = (play(seed), play(seed));
+    let cluster = |seed| play_cluster(seed, BrokenRule::None);
+    let plays = (0..8).flat_map(|seed| [(seed, play(seed), play(seed)), (seed, cluster(seed), cluster(seed))]);
+    for (seed, first, second) in plays {
         let parted = first.trace.iter().zip(&second.trace).find(|(one, other)| one != other);
         assert_eq!(parted, None, "seed {seed} takes two ways");
         assert_eq!(first.hash, second.hash, "seed {seed} takes two ways");

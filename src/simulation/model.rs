@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use bytes::Bytes;
 
+use super::reader::StoreReader;
 use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
-use crate::deliver::{AttemptRequest, Outcome, Role};
+use crate::deliver::{Outcome, Role};
 use crate::event::EventId;
 use crate::queue;
 
@@ -38,6 +39,21 @@ pub(super) struct PushContent {
     pub(super) stored: Option<EventId>,
     /// The reply that is known to be stored with it, and since when.
     pub(super) reply: Option<(u64, String)>,
+    /// What the sender was answered first, in a cluster: every answer is that.
+    pub(super) told: Option<Option<String>>,
+}
+
+/// An attempt that reaches its target.
+#[derive(Clone, Debug)]
+pub(super) struct ReachedAttempt {
+    pub(super) event: EventId,
+    pub(super) clear: Bytes,
+    pub(super) number: u32,
+    /// When the relay decided to make it.
+    pub(super) decided: UnixMillis,
+    pub(super) probe: bool,
+    /// Which process makes it; 0 where there is one at a time.
+    pub(super) replica: u32,
 }
 
 #[derive(Debug)]
@@ -76,6 +92,7 @@ pub(super) struct SimulatedAttempt {
     pub(super) number: u32,
     pub(super) life: u32,
     pub(super) probe: bool,
+    pub(super) replica: u32,
     pub(super) spec: Arc<TargetSpec>,
     pub(super) ended: Option<SimulatedEnd>,
 }
@@ -111,6 +128,9 @@ pub(super) struct Model {
     /// The first violation.
     pub(super) wrong: Option<String>,
     pub(super) life: u32,
+    /// Whether several processes share the store, and how far their clocks are apart.
+    pub(super) is_cluster: bool,
+    pub(super) apart: Duration,
     pub(super) contents: Vec<PushContent>,
     pub(super) pushes: BTreeMap<EventId, SimulatedPush>,
     pub(super) deliveries: BTreeMap<DeliveryKey, SimulatedDelivery>,
@@ -122,13 +142,18 @@ pub(super) struct Model {
     pub(super) expiries: BTreeMap<Arc<str>, Duration>,
     /// When the dispatcher last got other settings, by [`Model::tick`].
     pub(super) applied: u64,
-    failing: BTreeMap<Arc<str>, FailureStreak>,
+    failing: BTreeMap<(u32, Arc<str>), FailureStreak>,
     /// The targets that have answered since their lane began.
-    answering: BTreeSet<Arc<str>>,
+    answering: BTreeSet<(u32, Arc<str>)>,
     ticks: u64,
 }
 
 impl Model {
+    /// Of several replicas, whose clocks are so far apart.
+    pub(super) fn of_cluster(apart: Duration) -> Self {
+        Self { is_cluster: true, apart, ..Self::default() }
+    }
+
     /// Counts on: returns a moment after all earlier ones.
     pub(super) fn tick(&mut self) -> u64 {
         self.latest = self.latest.max(UnixMillis::now());
@@ -153,8 +178,19 @@ impl Model {
 
     /// Notes that a new lane serves the target.
     pub(super) fn lane_begins(&mut self, target: &Arc<str>) {
-        self.failing.remove(target);
-        self.answering.remove(target);
+        self.lane_begins_at(0, target);
+    }
+
+    pub(super) fn lane_begins_at(&mut self, replica: u32, target: &Arc<str>) {
+        let lane = (replica, Arc::clone(target));
+        self.failing.remove(&lane);
+        self.answering.remove(&lane);
+    }
+
+    /// Notes that a process has ended: what it had under way is not known any more.
+    pub(super) fn kill(&mut self, replica: u32) {
+        let all = self.deliveries.values_mut().flat_map(|delivery| &mut delivery.attempts);
+        all.filter(|attempt| attempt.replica == replica).for_each(|attempt| attempt.life = 0);
     }
 
     pub(super) fn asked(
@@ -172,7 +208,7 @@ impl Model {
     /// Records the answer to a push; returns what is wrong with it.
     pub(super) fn answered(
         &mut self,
-        reader: &Connection,
+        reader: &StoreReader,
         event: EventId,
         result: &Result<queue::Enqueued, queue::Error>,
     ) -> Option<String> {
@@ -187,7 +223,8 @@ impl Model {
         let (content, asked) = (push.content, push.asked);
         match result {
             Err(_) => {
-                push.answer = PushResult::Failed;
+                // In a cluster it may be stored.
+                push.answer = if self.is_cluster { PushResult::None } else { PushResult::Failed };
                 None
             }
             Ok(queue::Enqueued::Fresh) => {
@@ -195,13 +232,16 @@ impl Model {
                 let before = self.contents[content].stored.replace(event).filter(|before| *before != event);
                 self.contents[content].reply = None;
                 let expected = self.contents[content].targets.len();
-                if stored_deliveries(reader, event) != expected {
+                if reader.deliveries_of(event) != expected {
                     return Some("answered as stored, but it is not, or not for all its targets".to_owned());
                 }
                 let before = before?;
-                let there = stored(reader, before);
+                let there = reader.is_stored(before);
                 (there || !self.may_be_deleted(before))
                     .then(|| format!("taken as fresh, but it was stored as {before}"))
+            }
+            Ok(queue::Enqueued::Duplicate { id, reply: queue::Known::Asking(_) }) if !self.is_cluster => {
+                Some(format!("{id} is said to be asked about elsewhere"))
             }
             Ok(queue::Enqueued::Duplicate { id, reply }) => {
                 push.answer = PushResult::Duplicate;
@@ -213,6 +253,7 @@ impl Model {
                     return Some(format!("called a duplicate of {id}, but stored as {:?}", known.stored));
                 }
                 known.stored = Some(*id);
+                let queue::Known::Answered(reply) = reply else { return None };
                 let promised = known.reply.as_ref().filter(|(since, _)| *since < asked);
                 let lost = promised.filter(|(_, promised)| reply.as_ref() != Some(promised));
                 lost.map(|(_, promised)| format!("the reply is {promised:?}, a repeat was told {reply:?}"))
@@ -241,61 +282,57 @@ impl Model {
         self.expiries.get(target).is_some_and(|span| self.latest >= push.received_at.after(*span))
     }
 
+    /// Records what the sender was answered, in a cluster; returns what is wrong with it.
+    pub(super) fn told(&mut self, content: usize, reply: Option<String>) -> Option<String> {
+        let told = self.contents[content].told.get_or_insert_with(|| reply.clone());
+        (*told != reply).then(|| format!("answered {reply:?}, and before {told:?}"))
+    }
+
     /// Records that an attempt reaches its target; returns what is wrong with it.
     pub(super) fn begin(
         &mut self,
-        reader: &Connection,
+        reader: &StoreReader,
         spec: &Arc<TargetSpec>,
-        order: &AttemptRequest<'_>,
-        probe: bool,
+        reached: &ReachedAttempt,
     ) -> Option<String> {
-        let event = order.event;
-        let wrong = self.wrong_with(reader, spec, order, probe);
-        let record =
-            SimulatedAttempt { number: order.attempt, life: self.life, probe, spec: Arc::clone(spec), ended: None };
-        self.deliveries.entry((event.id, Arc::clone(&spec.name))).or_default().attempts.push(record);
+        let wrong = self.wrong_with(reader, spec, reached);
+        self.record(spec, reached);
         wrong
     }
 
-    fn wrong_with(
-        &self,
-        reader: &Connection,
-        spec: &Arc<TargetSpec>,
-        order: &AttemptRequest<'_>,
-        probe: bool,
-    ) -> Option<String> {
-        let (event, now) = (order.event, UnixMillis::now());
-        let Some(push) = self.pushes.get(&event.id) else { return Some("nobody pushed this".to_owned()) };
+    /// Records an attempt.
+    pub(super) fn record(&mut self, spec: &Arc<TargetSpec>, reached: &ReachedAttempt) {
+        let ReachedAttempt { event, number, probe, replica, .. } = *reached;
+        let record = SimulatedAttempt { number, life: self.life, probe, replica, spec: Arc::clone(spec), ended: None };
+        self.deliveries.entry((event, Arc::clone(&spec.name))).or_default().attempts.push(record);
+    }
+
+    fn wrong_with(&self, reader: &StoreReader, spec: &Arc<TargetSpec>, reached: &ReachedAttempt) -> Option<String> {
+        let ReachedAttempt { event, number, probe, replica, .. } = *reached;
+        let now = UnixMillis::now();
+        let Some(push) = self.pushes.get(&event) else { return Some("nobody pushed this".to_owned()) };
         let content = &self.contents[push.content];
-        if event.clear != Self::text(push.content, content.user) {
+        if reached.clear != Self::text(push.content, content.user) {
             return Some("not the text that was pushed".to_owned());
         }
-        let row = reader
-            .prepare_cached(
-                "SELECT d.state, d.due, d.attempts FROM delivery d JOIN target t ON t.no = d.target \
-                  WHERE d.event = ?1 AND t.name = ?2",
-            )
-            .unwrap()
-            .query_row(params![event.id, &*spec.name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)));
-        let Some((state, due, attempts)) = row.optional().unwrap() else {
+        let Some((state, due, attempts)) = reader.delivery(event, &spec.name) else {
             return Some("attempted, but not stored".to_owned());
         };
-        let (state, due, attempts): (queue::DeliveryState, UnixMillis, u32) = (state, due, attempts);
         if state != queue::DeliveryState::Pending {
             return Some(format!("attempted, but it is {}", state.name()));
         }
-        if order.attempt != attempts + 1 {
-            return Some(format!("attempt {} after {attempts}", order.attempt));
+        if number != attempts + 1 {
+            return Some(format!("attempt {number} after {attempts}"));
         }
-        if due == UnixMillis(i64::MAX) || due > now && self.back == 0 {
+        if due == UnixMillis(i64::MAX) || due > now.after(self.apart) && self.back == 0 {
             return Some(format!("attempted at {now}, due at {due}"));
         }
         if let Some(span) = spec.expire_after
-            && now >= push.received_at.after(span)
+            && reached.decided >= push.received_at.after(span)
         {
             return Some(format!("attempted at {now}, but expired after {span:?}"));
         }
-        let same = self.deliveries.get(&(event.id, Arc::clone(&spec.name)));
+        let same = self.deliveries.get(&(event, Arc::clone(&spec.name)));
         if same.is_some_and(|delivery| delivery.attempts.iter().any(|attempt| self.is_under_way(attempt))) {
             return Some("attempted twice at once".to_owned());
         }
@@ -308,10 +345,11 @@ impl Model {
         }
         // An answer to an earlier attempt closes the breaker while a probe is in progress, and five failures open it
         // again.
-        if probe && !self.answering.contains(&spec.name) && same_settings.iter().any(|attempt| attempt.probe) {
+        let lane = (replica, Arc::clone(&spec.name));
+        if probe && !self.answering.contains(&lane) && same_settings.iter().any(|attempt| attempt.probe) {
             return Some("two probes at once".to_owned());
         }
-        self.breaker_is_late(spec, probe).or_else(|| self.out_of_turn(reader, spec, event.id, push))
+        self.breaker_is_late(&lane, probe).or_else(|| self.out_of_turn(reader, spec, event, push))
     }
 
     fn is_under_way(&self, attempt: &SimulatedAttempt) -> bool {
@@ -319,8 +357,8 @@ impl Model {
     }
 
     /// A target that keeps failing gets only probes; attempts in progress when the breaker opened count, too.
-    fn breaker_is_late(&self, spec: &TargetSpec, probe: bool) -> Option<String> {
-        let row = self.failing.get(&spec.name)?;
+    fn breaker_is_late(&self, lane: &(u32, Arc<str>), probe: bool) -> Option<String> {
+        let row = self.failing.get(lane)?;
         let late = !probe && row.of_several && row.counted > 5 + 8;
         late.then(|| format!("not a probe after {} failures in a row", row.counted))
     }
@@ -328,7 +366,7 @@ impl Model {
     /// In the order in which WeChat sent them: every event that was stored before this one was pushed has ended.
     fn out_of_turn(
         &self,
-        reader: &Connection,
+        reader: &StoreReader,
         spec: &TargetSpec,
         event: EventId,
         push: &SimulatedPush,
@@ -340,15 +378,9 @@ impl Model {
         if !push.ordered.1.contains(&spec.name) || unknown && push.answer == PushResult::None || revived(event) {
             return None;
         }
-        let mut earlier = reader
-            .prepare_cached(
-                "SELECT d.event FROM delivery d JOIN target t ON t.no = d.target \
-                  WHERE d.state = 0 AND t.name = ?1 AND d.event < ?2",
-            )
-            .unwrap();
-        let earlier = earlier.query_map(params![&*spec.name, event], |row| row.get::<_, EventId>(0)).unwrap();
+        let earlier = reader.pending(&spec.name).into_iter().filter(|other| *other != event);
         let user = self.contents[push.content].user;
-        earlier.map(Result::unwrap).filter(|other| !revived(*other)).find_map(|other| {
+        earlier.filter(|other| !revived(*other)).find_map(|other| {
             let before = self.pushes.get(&other)?;
             let same_user = self.contents[before.content].user == user;
             let known = before.answer == PushResult::Fresh && before.answered < push.asked;
@@ -361,19 +393,20 @@ impl Model {
     pub(super) fn end(
         &mut self,
         spec: &TargetSpec,
-        event: EventId,
+        (event, replica): (EventId, u32),
         outcome: Outcome,
         at: UnixMillis,
         elapsed: Duration,
     ) {
         let Some(delivery) = self.deliveries.get_mut(&(event, Arc::clone(&spec.name))) else { return };
-        let Some(record) = delivery.attempts.last_mut() else { return };
+        let is_this = |attempt: &&mut SimulatedAttempt| attempt.replica == replica && attempt.ended.is_none();
+        let Some(record) = delivery.attempts.iter_mut().rev().find(is_this) else { return };
         record.ended = Some(SimulatedEnd { at, elapsed, outcome });
         let counts = record.counts();
-        let row = self.failing.entry(Arc::clone(&spec.name)).or_default();
+        let row = self.failing.entry((replica, Arc::clone(&spec.name))).or_default();
         if !matches!(outcome, Outcome::Retry { .. }) {
             *row = FailureStreak::default();
-            self.answering.insert(Arc::clone(&spec.name));
+            self.answering.insert((replica, Arc::clone(&spec.name)));
         } else if counts {
             let first = *row.first.get_or_insert(event);
             row.of_several |= first != event;
@@ -381,13 +414,4 @@ impl Model {
             row.counted = if row.of_several { row.counted + 1 } else { 1 };
         }
     }
-}
-
-fn stored_deliveries(reader: &Connection, event: EventId) -> usize {
-    let mut count = reader.prepare_cached("SELECT count(*) FROM delivery WHERE event = ?1").unwrap();
-    usize::try_from(count.query_row([event], |row| row.get::<_, i64>(0)).unwrap()).unwrap()
-}
-
-fn stored(reader: &Connection, event: EventId) -> bool {
-    reader.prepare_cached("SELECT 1 FROM event WHERE id = ?1").unwrap().exists([event]).unwrap()
 }

@@ -27,7 +27,7 @@ impl Driver {
 
     /// Another program opens a transaction, and leaves it open.
     fn lock(&self, life: &RelayRun, until: Duration) {
-        let shell = Connection::open(self.settings.path.join("wxrelay.db")).unwrap();
+        let shell = Connection::open(self.settings.folder().unwrap().join("wxrelay.db")).unwrap();
         shell.set_db_config(rusqlite::config::DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
         // Simulated time does not pass while this waits, so the holder of the lock would not release it.
         shell.busy_timeout(Duration::ZERO).unwrap();

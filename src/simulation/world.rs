@@ -16,12 +16,14 @@ use rusqlite::Connection;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::model::{Model, TargetSpec};
+use super::model::{Model, ReachedAttempt, TargetSpec};
+use super::reader::StoreReader;
 use crate::clock::UnixMillis;
 use crate::deliver::scripted::{PendingAnswer, Script, ScriptedAnswer};
 use crate::deliver::{AttemptRequest, Outcome};
 use crate::dispatcher::simulated::is_probe;
 use crate::event::EventId;
+use crate::queue::model::StoreLink;
 
 /// Random numbers by the seed (SplitMix64).
 #[derive(Clone, Debug)]
@@ -133,7 +135,7 @@ pub(super) struct WorldState {
     pub(super) at_commit: Option<Box<dyn FnOnce() + Send>>,
     /// The process has crashed, though some of its tasks may still run.
     pub(super) dead: bool,
-    pub(super) reader: Option<Connection>,
+    pub(super) reader: Option<StoreReader>,
     rng: SimulationRng,
     /// How long earlier runs took, and when this one began.
     earlier: Duration,
@@ -217,11 +219,32 @@ impl World {
     /// The target of these settings.
     pub(super) fn script(self: &Arc<Self>, spec: &Arc<TargetSpec>) -> Script {
         let (world, spec) = (Arc::clone(self), Arc::clone(spec));
-        Script(Arc::new(move |order| world.meet(&spec, order)))
+        Script(Arc::new(move |order| world.meet(&spec, &reached(order, 0), None)))
     }
 
-    fn meet(self: &Arc<Self>, spec: &Arc<TargetSpec>, order: &AttemptRequest<'_>) -> PendingAnswer {
-        let begun = self.state().begin(spec, order);
+    /// The target of these settings, as a replica meets it: a frozen one sends nothing, and reads no answer.
+    pub(super) fn script_of(self: &Arc<Self>, spec: &Arc<TargetSpec>, replica: u32, link: &Arc<StoreLink>) -> Script {
+        let (world, spec, link) = (Arc::clone(self), Arc::clone(spec), Arc::clone(link));
+        Script(Arc::new(move |order| {
+            let reached = reached(order, replica);
+            let (world, spec, link) = (Arc::clone(&world), Arc::clone(&spec), Arc::clone(&link));
+            let mut unsent = UnsentAttempt { world, spec, reached, link, sent: false };
+            Box::pin(async move {
+                unsent.link.runs().await;
+                unsent.sent = true;
+                let link = Some(Arc::clone(&unsent.link));
+                unsent.world.meet(&unsent.spec, &unsent.reached, link).await
+            })
+        }))
+    }
+
+    fn meet(
+        self: &Arc<Self>,
+        spec: &Arc<TargetSpec>,
+        reached: &ReachedAttempt,
+        link: Option<Arc<StoreLink>>,
+    ) -> PendingAnswer {
+        let begun = self.state().begin(spec, reached);
         if self.has_violation() {
             self.end.notify_one();
         }
@@ -229,11 +252,14 @@ impl World {
             self.end_if_dead();
             return Box::pin(std::future::pending());
         };
-        let world = Arc::clone(self);
-        let guard = AttemptInFlight { world, event: order.event.id, spec: Arc::clone(spec), open: true };
+        let (world, spec) = (Arc::clone(self), Arc::clone(spec));
+        let guard = AttemptInFlight { world, event: reached.event, replica: reached.replica, spec, link, open: true };
         Box::pin(async move {
             tokio::time::sleep(delay).await;
             let mut guard = guard;
+            if let Some(link) = &guard.link {
+                link.runs().await;
+            }
             match play {
                 ScriptedResponse::Silence => std::future::pending().await,
                 ScriptedResponse::Broken => {
@@ -267,11 +293,47 @@ fn outcome(status: u16, after: Option<Duration>) -> Outcome {
     }
 }
 
+fn reached(order: &AttemptRequest<'_>, replica: u32) -> ReachedAttempt {
+    ReachedAttempt {
+        event: order.event.id,
+        clear: order.event.clear.clone(),
+        number: order.attempt,
+        decided: order.now,
+        probe: is_probe(),
+        replica,
+    }
+}
+
+/// An attempt of a frozen replica that is not sent yet; dropped when its time is over. The relay counts it.
+struct UnsentAttempt {
+    world: Arc<World>,
+    spec: Arc<TargetSpec>,
+    reached: ReachedAttempt,
+    link: Arc<StoreLink>,
+    sent: bool,
+}
+
+impl Drop for UnsentAttempt {
+    fn drop(&mut self) {
+        let mut state = self.world.state();
+        if self.sent || self.link.is_dead() || state.began.is_none() {
+            return;
+        }
+        state.note(format!("{} {} attempt {} is not sent", self.spec.name, self.reached.event, self.reached.number));
+        state.model.record(&self.spec, &self.reached);
+        let elapsed = state.elapsed();
+        let attempt = (self.reached.event, self.reached.replica);
+        state.model.end(&self.spec, attempt, Outcome::Retry { after: None }, UnixMillis::now(), elapsed);
+    }
+}
+
 /// An attempt in progress at a target; dropped when the relay no longer waits for the answer.
 struct AttemptInFlight {
     world: Arc<World>,
     event: EventId,
+    replica: u32,
     spec: Arc<TargetSpec>,
+    link: Option<Arc<StoreLink>>,
     open: bool,
 }
 
@@ -279,7 +341,7 @@ impl AttemptInFlight {
     /// The target answers; the process may have ended before that.
     async fn end(&mut self, outcome: Outcome) {
         self.open = false;
-        if self.world.state().end(&self.spec, self.event, outcome) {
+        if self.world.state().end(&self.spec, (self.event, self.replica), outcome) {
             return;
         }
         self.world.end_if_dead();
@@ -289,8 +351,8 @@ impl AttemptInFlight {
 
 impl Drop for AttemptInFlight {
     fn drop(&mut self) {
-        if self.open {
-            self.world.state().end(&self.spec, self.event, Outcome::Retry { after: None });
+        if self.open && !self.link.as_ref().is_some_and(|link| link.is_dead()) {
+            self.world.state().end(&self.spec, (self.event, self.replica), Outcome::Retry { after: None });
             self.world.end_if_dead();
         }
     }
@@ -355,15 +417,16 @@ impl WorldState {
     }
 
     /// An attempt reaches its target; `None` when the process has ended.
-    fn begin(&mut self, spec: &Arc<TargetSpec>, order: &AttemptRequest<'_>) -> Option<(Duration, ScriptedResponse)> {
+    fn begin(&mut self, spec: &Arc<TargetSpec>, reached: &ReachedAttempt) -> Option<(Duration, ScriptedResponse)> {
         if self.dead {
             return None;
         }
-        let probe = is_probe();
-        let (event, name) = (order.event.id, &spec.name);
-        self.note(format!("{name} {event} attempt {}{}", order.attempt, if probe { ", a probe" } else { "" }));
+        let (event, name) = (reached.event, &spec.name);
+        let at = if self.model.is_cluster { format!(" of replica {}", reached.replica) } else { String::new() };
+        let probe = if reached.probe { ", a probe" } else { "" };
+        self.note(format!("{name} {event} attempt {}{at}{probe}", reached.number));
         let wrong = match &self.reader {
-            Some(reader) => self.model.begin(reader, spec, order, probe),
+            Some(reader) => self.model.begin(reader, spec, reached),
             None => Some("an attempt without a store".to_owned()),
         };
         if let Some(wrong) = wrong {
@@ -405,13 +468,13 @@ impl WorldState {
     }
 
     /// The target has answered, or the relay has given up; false when the process ends with that.
-    fn end(&mut self, spec: &TargetSpec, event: EventId, outcome: Outcome) -> bool {
+    fn end(&mut self, spec: &TargetSpec, attempt: (EventId, u32), outcome: Outcome) -> bool {
         if self.began.is_none() {
             return false;
         }
-        self.note(format!("{} {event} {outcome:?}", spec.name));
+        self.note(format!("{} {} {outcome:?}", spec.name, attempt.0));
         let elapsed = self.elapsed();
-        self.model.end(spec, event, outcome, UnixMillis::now(), elapsed);
+        self.model.end(spec, attempt, outcome, UnixMillis::now(), elapsed);
         // At the moment of a crash a part of the process may still settle this.
         if self.dead {
             return false;

@@ -23,7 +23,7 @@ from pathlib import Path
 import ledger
 import shim
 from disk import Disk
-from relay import Ended, write_config
+from relay import Ended, embedded, write_config
 from rig import Checks, Failure, expect, expect_that, parsed
 from scene import Scene
 
@@ -130,7 +130,7 @@ class Cuts:
     def look(self, image, cut, deliver):
         """One image; removed unless it fails."""
         config = image / "config.toml"
-        write_config(config, image / "store", self.scene.targets)
+        write_config(config, embedded(image / "store"), self.scene.targets)
         try:
             # Before the first answer the store may be incomplete: then only the relay itself can open it.
             is_sound = not cut.answered or self.compare(image, config, cut)
@@ -171,7 +171,7 @@ class Cuts:
         scene.store, scene.config, scene.seconds = image / "store", config, self.scene.seconds
         for target in scene.targets:
             await target.start()
-        write_config(config, scene.store, scene.targets)
+        write_config(config, embedded(scene.store), scene.targets)
         before = ledger.Ledger(scene.store).deliveries if cut.answered else {}
         pending = {key for key, state in before.items() if state == 0}
         relay = scene.relay(watched=False)

@@ -19,8 +19,7 @@ drain = "10s"
 [admin]
 listen = "127.0.0.1:0"
 [queue]
-type = "embedded"
-path = {store}
+{queue}
 [log]
 level = "warn,wxrelay::app=info"
 [accounts.shop]
@@ -59,10 +58,16 @@ def targets_of(number):
     return ("login", "crm") if wechat.is_scan(number) else ("crm", "flaky")
 
 
-def write_config(path, store, targets):
+def embedded(store):
+    """The table [queue] of a store in a folder."""
+    return f'type = "embedded"\npath = {json.dumps(str(store))}'
+
+
+def write_config(path, queue, targets):
+    """`queue`: the lines of the table [queue]."""
     ports = {target.name: target.port for target in targets}
     path.write_text(CONFIG.format(
-        store=json.dumps(str(store)), retry=json.dumps(RETRY), path=wechat.PATH, app_id=wechat.APP_ID, token=wechat.TOKEN,
+        queue=queue, retry=json.dumps(RETRY), path=wechat.PATH, app_id=wechat.APP_ID, token=wechat.TOKEN,
         key=wechat.KEY, **ports))
 
 
@@ -77,8 +82,10 @@ class Ended(Exception):
 class Relay:
     """One life of the relay: `start`, then `ready`, then `kill` or `stop`."""
 
-    def __init__(self, binary, config, environment=None):
-        self.command = [str(binary), "serve", "-c", str(config)]
+    def __init__(self, binary, config, environment=None, prefix=(), note=None):
+        """`prefix`: what the command begins with. `note` hears of every line of the log."""
+        self.command = [*prefix, str(binary), "serve", "-c", str(config)]
+        self.note = note or (lambda line: None)
         self.environment = {**os.environ, **(environment or {})}
         self.address = asyncio.get_running_loop().create_future()
         self.admin = None  # (host, port)
@@ -101,7 +108,8 @@ class Relay:
             try:
                 line = json.loads(text)
             except ValueError:
-                line = {}
+                line = {"message": text.decode(errors="replace").strip()}
+            self.note(line)
             if line.get("message") == "listening":
                 host, port = line["address"].rsplit(":", 1)
                 if line["listener"] == "push":
@@ -122,9 +130,13 @@ class Relay:
 
     async def readiness(self):
         """The answer of `/readyz`; None if it exits meanwhile."""
+        return await self.ask("/readyz")
+
+    async def ask(self, path):
+        """What the admin listener answers to GET; None if it exits meanwhile."""
         try:
             reader, writer = await asyncio.open_connection(*self.admin)
-            writer.write(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             answer = await asyncio.wait_for(reader.read(), READY)
             writer.close()
         except OSError:
@@ -144,14 +156,14 @@ class Relay:
         return code
 
     def terminate(self):
-        self._signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
 
     async def kill(self):
         """SIGKILL; the exit code, which is another if it had exited by itself."""
-        self._signal(signal.SIGKILL)
+        self.signal(signal.SIGKILL)
         return await self.ended()
 
-    def _signal(self, number):
+    def signal(self, number):
         if self.handle is not None:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.handle, number)
@@ -159,8 +171,12 @@ class Relay:
     async def stop(self):
         """SIGTERM; the exit code, None if it had to be killed."""
         self.terminate()
+        return await self.ended_or_killed()
+
+    async def ended_or_killed(self, within=READY):
+        """Waits until it exits; the exit code, None if it had to be killed."""
         try:
-            return await self.ended()
+            return await self.ended(within)
         except asyncio.TimeoutError:
             await self.kill()
             return None

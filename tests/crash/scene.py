@@ -11,7 +11,7 @@ from pathlib import Path
 import shim
 import wechat
 from ledger import DATABASE
-from relay import Relay, targets_of, write_config
+from relay import Relay, embedded, targets_of, write_config
 from rig import expect_that
 from sender import push
 from targets import Target
@@ -50,7 +50,7 @@ class Scene:
         """Starts the targets; with `like`, continues from a copy of that scene's store."""
         for target in self.targets:
             await target.start()
-        write_config(self.config, self.store, self.targets)
+        write_config(self.config, embedded(self.store), self.targets)
         self.like = like
         if like:
             self.seconds, self.answered = list(like.seconds), dict(like.answered)

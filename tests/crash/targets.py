@@ -32,9 +32,10 @@ class Target:
         self.wrong = []
         self.arrived = 0.0  # when the last attempt was answered 200, by the loop's clock
 
-    async def start(self):
+    async def start(self, host="127.0.0.1", connection=None):
+        """`connection`: the class of its connections."""
         loop = asyncio.get_running_loop()
-        self.server = await loop.create_server(lambda: Connection(self), "127.0.0.1", 0, backlog=512)
+        self.server = await loop.create_server(lambda: (connection or Connection)(self), host, 0, backlog=512)
         self.port = self.server.sockets[0].getsockname()[1]
 
     def end(self):

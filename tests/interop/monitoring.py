@@ -25,6 +25,12 @@ TOKEN = "the-admin-token-of-the-test-0123456789"
 PATIENCE = 30.0  # seconds, for scrapes a second apart
 # What Grafana puts in place of its variables.
 VARIABLES = {"$account": ".*", "$target": ".*", "$__rate_interval": "5m", "$__range": "1m", "$__interval": "1s"}
+# Missing with the embedded engine, which both relays here have; tests/deploy/three.py finds them with PostgreSQL.
+OF_POSTGRESQL = {
+    "wxrelay_store_up", "wxrelay_store_standby", "wxrelay_store_dead_tuples", "wxrelay_store_xmin_age_seconds",
+    "wxrelay_replicas", "wxrelay_replicas_differ",
+    "wxrelay_spooled_total", "wxrelay_spool_events",
+}
 ACCOUNT = 'path = "/wx"\napp_id = "{id}"\ntoken = "{token}"\nmode = "secure"\nencoding_aes_key = "{key}"\n'
 
 
@@ -77,7 +83,7 @@ class Monitoring:
         def shown():
             return all(any(sample["value"][1] != "NaN" for sample in self._query(expression)) for expression in expressions)
         eventually(f"data from each of {expressions}", shown)
-        names = sorted(set(re.findall(r"\bwxrelay_\w+", " ".join(expressions))))
+        names = sorted(set(re.findall(r"\bwxrelay_\w+", " ".join(expressions))) - OF_POSTGRESQL)
         expect([name for name in names if not self._query(f"count({name})")], [], "metrics that are not there")
 
     def variables(self):
@@ -98,7 +104,7 @@ class Monitoring:
         expect([rule["name"] for rule in self.found if not {"summary", "description", "runbook"} <= rule["annotations"].keys()],
                [], "alerts that say too little")
         names = set().union(*(re.findall(r"\bwxrelay_\w+|\bup\b", rule["query"]) for rule in self.found))
-        expect([name for name in sorted(names) if not self._query(f"count({name})")], [], "metrics that are not there")
+        expect([name for name in sorted(names - OF_POSTGRESQL) if not self._query(f"count({name})")], [], "metrics that are not there")
         stirred = {rule["name"] for rule in self.found if rule["state"] != "inactive"}
         expect_that("WxrelayDeadLetters" in stirred, f"the dead letter stirs its alert, not only {stirred}")
         return f"{len(self.found)} alerts on {len(names)} metrics"

@@ -122,7 +122,9 @@ async fn a_certificate_is_renewed_before_its_end_while_it_is_served() {
     let other = async || leaf(&relay, &pebble.root).await.filter(|leaf| *leaf != first);
     eventually("another certificate", other).await;
     pushes(&relay, &wechat, &pebble.root).await;
-    assert!(relay.metric(ORDERS, &[("result", "issued")]).await >= 2.0);
+    // It is served before it is stored and counted.
+    let counted = async || (relay.metric(ORDERS, &[("result", "issued")]).await >= 2.0).then_some(());
+    eventually("two orders", counted).await;
     assert_eq!(relay.samples("wxrelay_tls_expiry_timestamp_seconds").await.len(), 1, "of the newer one");
 }
 
@@ -156,7 +158,7 @@ async fn an_authority_that_is_not_trusted_gets_nothing() {
     let pebble = place.start("127.0.0.1:1", LONG).await;
     let relay = serve(&wechat, &crm, &acme(&place).replace(&place.ca(), &other.cert())).await;
     let line = relay.log("the failure", failure).await;
-    assert!(line["error"].as_str().is_some_and(|error| error.contains("invalid peer certificate")), "{line}");
+    assert!(line["error"].as_str().is_some_and(|error| error.contains("authority that is not trusted")), "{line}");
     assert!(!relay.store().join(place.folder()).exists(), "no account is kept");
     drop(pebble);
 }
@@ -198,11 +200,11 @@ async fn an_unusable_stored_certificate_is_ordered_again() {
 }
 
 /// Whether a log line is that of a failed order.
-fn failure(line: &serde_json::Value) -> bool {
+pub(crate) fn failure(line: &serde_json::Value) -> bool {
     line["message"].as_str().is_some_and(|message| message.starts_with("certificate order failed"))
 }
 
-fn acme(place: &PebbleSetup) -> String {
+pub(crate) fn acme(place: &PebbleSetup) -> String {
     format!("{{ acme = {{ domains = [\"localhost\"], email = \"ops@example.com\", {} }} }}", place.keys())
 }
 
@@ -221,7 +223,7 @@ fn trusting(roots: &[&CertificateDer<'static>]) -> Arc<ClientConfig> {
 }
 
 /// Sends a push that must be answered 200; returns the certificate that was served.
-async fn pushes(relay: &Relay, wechat: &WeChat, root: &CertificateDer<'static>) -> CertificateDer<'static> {
+pub(crate) async fn pushes(relay: &Relay, wechat: &WeChat, root: &CertificateDer<'static>) -> CertificateDer<'static> {
     let mut stream =
         connect(relay, &trusting(&[root]), "localhost").await.expect("a certificate that leads to the root");
     let leaf = shown(&stream);
@@ -231,7 +233,7 @@ async fn pushes(relay: &Relay, wechat: &WeChat, root: &CertificateDer<'static>) 
 }
 
 /// The certificate that is served now, if it is valid.
-async fn leaf(relay: &Relay, root: &CertificateDer<'static>) -> Option<CertificateDer<'static>> {
+pub(crate) async fn leaf(relay: &Relay, root: &CertificateDer<'static>) -> Option<CertificateDer<'static>> {
     connect(relay, &trusting(&[root]), "localhost").await.ok().map(|stream| shown(&stream))
 }
 

@@ -54,9 +54,11 @@ async fn the_address_alone_is_enough() {
     shown.current_dir(nowhere.path());
     let shown = run(shown).await;
     assert_eq!(shown.stdout, relay.run(&["events", "show", &id, "--text"]).await.stdout, "as from the store");
-    for command in
-        [&["dead", "retry", "crm"][..], &["events", "replay", &id], &["events", "forget", "--yes", "--openid", "o1"]]
-    {
+    for command in [
+        &["dead", "retry", "crm", "--yes"][..],
+        &["events", "replay", &id],
+        &["events", "forget", "--yes", "--openid", "o1"],
+    ] {
         let mut asked = wxrelay(command);
         asked.args(["--admin", &relay.admin]).current_dir(nowhere.path());
         expect(run(asked).await, 0, command);
@@ -92,7 +94,7 @@ async fn a_token_that_only_the_service_can_read_is_given_or_asked_for() {
     let text = text.replace(&format!("\"{TOKEN}\""), "{ credential = \"admin-token\" }");
     fs::write(relay.config(), text).expect("it can be changed");
     expect(relay.run(&["healthcheck"]).await, 0, &["healthcheck"]);
-    let refused = relay.run(&["targets", "ls"]).await;
+    let refused = relay.run(&["targets", "pause", "crm"]).await;
     assert_eq!(refused.code, Some(1), "{refused:?}");
     assert!(refused.stderr.contains("401") && refused.stderr.contains("--admin-token-file"), "{refused:?}");
     let file = tempfile::NamedTempFile::new().expect("a file");

@@ -35,8 +35,8 @@ fn every_command_that_the_guarantees_name_exists() {
         for span in spans(&settled(page)) {
             let words: Vec<_> = span.split(' ').collect();
             match words[..] {
-                ["tests/crash/run.sh", python, ..] => {
-                    let path = root().join("tests/crash").join(python);
+                [runner @ ("tests/crash/run.sh" | "tests/cluster/run.sh"), python, ..] => {
+                    let path = root().join(runner).with_file_name(python);
                     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{page}: {span}: {error}"));
                     let flags = words[2..].iter().filter(|word| word.starts_with("--"));
                     flags.for_each(|flag| assert!(text.contains(&format!("\"{flag}\"")), "{page}: {span}: {flag}"));
@@ -115,19 +115,26 @@ fn every_file_that_contributors_pages_name_exists() {
 #[test]
 fn names_of_tests_are_distinguished_from_other_functions() {
     let text = "#[test]\nfn one_is() {}\n#[tokio::test(flavor = \"x\")]\nasync fn two_is() {}\nfn three_is_not() {}\n    \
-                #[test]\n    #[cfg(unix)]\n    fn four_is(a in b()) {}\n";
-    for (name, is) in [("one_is", true), ("two_is", true), ("three_is_not", false), ("four_is", true), ("one", false)] {
+                #[test]\n    #[cfg(unix)]\n    fn four_is(a in b()) {}\nasync fn five_is(engine: E) {}\non_every_engine!(\n    \
+                five_is,\n    six_is_not,\n);\n";
+    let tests = [("one_is", true), ("two_is", true), ("three_is_not", false), ("four_is", true), ("one", false)];
+    for (name, is) in tests.into_iter().chain([("five_is", true), ("six_is_not", false)]) {
         assert_eq!(is_test(text, name), is, "{name}");
     }
 }
 
-/// Whether a source has a test of that name: a function with a test attribute above it.
+/// Whether a source has a test of that name: a function with a test attribute above it, or in the list of those that are
+/// made a test for each engine.
 fn is_test(text: &str, name: &str) -> bool {
     let head = format!("fn {name}(");
     let lines: Vec<_> = text.lines().map(str::trim_start).collect();
     let Some(at) = lines.iter().position(|line| line.trim_start_matches("async ").starts_with(&head)) else {
         return false;
     };
+    let listed = text.split_once("\non_every_engine!(").map_or("", |(_, list)| list);
+    if listed.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == name) {
+        return true;
+    }
     let attributes = lines[..at].iter().rev().take_while(|line| line.starts_with('#') || line.starts_with("//"));
     attributes.into_iter().any(|line| line.starts_with("#[test]") || line.starts_with("#[tokio::test"))
 }

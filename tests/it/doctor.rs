@@ -17,6 +17,9 @@ use crate::support::wechat::{PATH, WeChat};
 
 /// The server URL, as entered in WeChat's console.
 const URL: &str = "https://localhost/wechat/events";
+/// Those that replace the ones of a folder and its disk where the store is in PostgreSQL.
+pub(crate) const CHECKS_WITH_POSTGRES: [&str; 8] =
+    ["postgres", "schema", "durability", "standby", "commit", "clock", "xmin", "replicas"];
 /// The checks in the order in which they are printed.
 const CHECKS: [&str; 22] = [
     "config",
@@ -92,7 +95,7 @@ fn the_page_lists_every_check_in_both_languages() {
         let text = text.split("## `wxrelay doctor`").nth(1).expect("the page has a section about it");
         let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next());
         let report: Vec<_> = rows.filter(|name| !name.starts_with('-')).collect();
-        assert_eq!(report, CHECKS, "{page}");
+        assert_eq!(report, [&CHECKS[..], &CHECKS_WITH_POSTGRES].concat(), "{page}");
     }
 }
 

@@ -141,7 +141,7 @@ async fn commands_and_api_show_what_is_sealed_to_who_has_the_key() {
     );
     relay.stop().await;
     fixture.legacy.then(Reaction::Answer(Reply::status(200)));
-    assert_eq!(relay.run(&["dead", "retry", "legacy"]).await.code, Some(0), "in the store itself");
+    assert_eq!(relay.run(&["dead", "retry", "legacy", "--yes"]).await.code, Some(0), "in the store itself");
     relay.restart().await;
     relay.audited("delivered", 2).await;
 }
@@ -173,7 +173,7 @@ async fn keys_are_changed_by_two_at_a_time_and_a_missing_one_is_refused() {
         assert!(refused.code.is_some_and(|code| code != 0), "{refused:?}");
         let output = refused.stdout + &refused.stderr;
         assert!(output.contains("put that key back into queue.encryption_keys"), "{output}");
-        assert!(!relay.run(&["dead", "retry", "legacy"]).await.stderr.is_empty());
+        assert!(!relay.run(&["dead", "retry", "legacy", "--yes"]).await.stderr.is_empty());
         // Commands that need no key still work.
         relay.audit().await;
         assert!(relay.run(&["events", "ls"]).await.stdout.contains(&id));

@@ -7,6 +7,8 @@
 
 mod account_kinds;
 mod acme;
+#[cfg(feature = "postgres")]
+mod acme_replicas;
 mod admin;
 mod admin_address;
 mod admin_routes;
@@ -15,11 +17,14 @@ mod allow_from;
 mod audit;
 mod bad_replies;
 mod breaker;
+mod broken_config;
+mod broken_setups;
 mod certificates;
 mod ci;
 mod clock;
 mod commands;
 mod config;
+mod confirmations;
 mod corpus;
 mod crash;
 mod dedup;
@@ -50,12 +55,25 @@ mod online;
 mod opening;
 mod order;
 mod pause;
+#[cfg(feature = "postgres")]
+mod postgres_commands;
+#[cfg(feature = "postgres")]
+mod postgres_faults;
+#[cfg(feature = "postgres")]
+mod postgres_replicas;
+#[cfg(feature = "postgres")]
+mod postgres_servers;
+#[cfg(feature = "postgres")]
+mod postgres_spool;
+#[cfg(feature = "postgres")]
+mod postgres_start;
 mod providers;
 mod proxies;
 mod proxy_protocol;
 mod reading;
 mod regression;
 mod reload;
+mod reload_and_status;
 mod replay;
 mod replies;
 mod reply_after_crash;
@@ -71,6 +89,8 @@ mod socket_activation;
 mod start_errors;
 mod statuses;
 mod stop;
+#[cfg(feature = "postgres")]
+mod store_copy;
 mod store_damage;
 mod store_folder;
 mod support;

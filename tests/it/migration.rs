@@ -35,7 +35,7 @@ async fn what_a_store_of_schema_1_holds_is_delivered_in_order_and_retried() {
     assert!(at(0) < at(1), "{} before {}", at(0), at(1));
     let audit = relay.audited("delivered", 5).await;
     assert_eq!((&audit["events"], &audit["deliveries"], &audit["dead"]), (&3.into(), &7.into(), &2.into()));
-    assert_eq!(relay.run(&["dead", "retry", "legacy"]).await.code, Some(0));
+    assert_eq!(relay.run(&["dead", "retry", "legacy", "--yes"]).await.code, Some(0));
     assert_eq!(legacy.wait_for(2).await.len(), 2);
     relay.audited("delivered", 7).await;
 
@@ -63,7 +63,7 @@ async fn a_store_of_schema_2_stays_in_clear_beside_newly_encrypted_events() {
     let deliveries = ordered.wait_for(3).await;
     relay.audited("delivered", 6).await;
     assert_eq!(relay.run(&["targets", "resume", "later"]).await.code, Some(0), "the pause is kept");
-    assert_eq!(relay.run(&["dead", "retry", "legacy"]).await.code, Some(0));
+    assert_eq!(relay.run(&["dead", "retry", "legacy", "--yes"]).await.code, Some(0));
     relay.audited("delivered", 12).await;
     let id = deliveries[0].header("wxrelay-event-id");
     let shown = relay.get(&format!("/api/events/{id}")).await.json();

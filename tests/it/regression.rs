@@ -143,7 +143,7 @@ async fn a_misspelt_target_of_dead_letters_is_an_error_while_no_relay_runs_too()
         assert_eq!(finished.code, Some(1), "{finished:?}");
         assert!(finished.stderr.contains("crmm") && finished.stderr.contains("crm"), "{finished:?}");
     }
-    let dropped = relay.run(&["dead", "drop", "crm"]).await;
+    let dropped = relay.run(&["dead", "drop", "crm", "--yes"]).await;
     assert_eq!(dropped.code, Some(0), "{dropped:?}");
     relay.audited("cancelled", 1).await;
 }

@@ -79,7 +79,7 @@ async fn a_filter_says_which_events_are_replayed() {
         (&["--until", "1h"], 0),
         (&["--all"], 3),
     ] {
-        let finished = relay.run(&[&["events", "replay", "--json"], filter].concat()).await;
+        let finished = relay.run(&[&["events", "replay", "--yes", "--json"], filter].concat()).await;
         assert_eq!(json(&finished)["replayed"], count, "{filter:?}: {finished:?}");
         relay.audited("delivered", 3).await;
     }
@@ -93,7 +93,7 @@ async fn a_replay_while_no_relay_runs_is_delivered_when_one_does() {
     relay.accept(&wechat, &text("o2", "two")).await;
     relay.audited("delivered", 2).await;
     relay.stop().await;
-    let finished = relay.run(&["events", "replay", "--from", "o2", "--json"]).await;
+    let finished = relay.run(&["events", "replay", "--from", "o2", "--yes", "--json"]).await;
     assert_eq!(json(&finished)["replayed"], 1, "{finished:?}");
     assert_eq!(relay.audit().await["pending"], 1);
     relay.restart().await;
@@ -139,7 +139,7 @@ async fn a_replay_that_is_not_meant_is_refused() {
     ];
     for runs in [true, false] {
         for (args, output) in commands {
-            let finished = relay.run(&[&["events", "replay"], args].concat()).await;
+            let finished = relay.run(&[&["events", "replay", "--yes"], args].concat()).await;
             assert!(finished.code.is_some_and(|code| code != 0), "{args:?}: {finished:?}");
             assert!(finished.stderr.contains(output), "{args:?}: {finished:?}");
         }
@@ -173,7 +173,8 @@ async fn twenty_thousand_events_are_replayed_page_by_page() {
         cursor = format!("&cursor={next}");
         // The second half by command, from where the pages stopped.
         if replayed > EVENTS / 2 {
-            let args = ["events", "replay", "--target", "crm", "--state", "delivered", "--after", next, "--json"];
+            let args =
+                ["events", "replay", "--target", "crm", "--state", "delivered", "--after", next, "--yes", "--json"];
             let finished = relay.run(&args).await;
             replayed += json(&finished)["replayed"].as_u64().expect("a count");
             break;

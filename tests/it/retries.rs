@@ -101,7 +101,7 @@ async fn dead_letters_are_listed_and_retried_by_command() {
     let letter = listed.stdout.lines().next().expect("a line for each dead letter");
     let letter: serde_json::Value = serde_json::from_str(letter).expect("a line of JSON");
     assert_eq!(letter["answer"], "gone\nfor \u{1b}[31mgood");
-    let retried = relay.run(&["dead", "retry"]).await;
+    let retried = relay.run(&["dead", "retry", "--yes"]).await;
     assert_eq!(retried.code, Some(0), "{retried:?}");
     let audit = relay.audited("delivered", 2).await;
     assert_eq!((&audit["dead"], &audit["deliveries"]), (&0.into(), &2.into()));

@@ -160,7 +160,7 @@ impl Store {
         let listed = self.relay.run(&["dead", "ls"]).await;
         let told = listed.stdout.contains("damaged: ") || listed.stdout.contains("cannot be read");
         assert!(told, "{listed:?}");
-        assert_eq!(self.relay.run(&["dead", "retry"]).await.code, Some(0));
+        assert_eq!(self.relay.run(&["dead", "retry", "--yes"]).await.code, Some(0));
         self.relay.audited("dead", dead).await;
         self.relay.stop().await;
         let came = self.target.deliveries().split_off(before);

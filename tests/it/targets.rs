@@ -19,13 +19,13 @@ async fn what_waits_for_a_removed_target_is_dropped() {
     let listed = relay.run(&["targets", "ls"]).await;
     let line = |name: &str| listed.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
     assert!(line("old").contains("not configured") && line("crm").contains(" configured"), "{}", listed.stdout);
-    let dropped = relay.run(&["targets", "drop", "old"]).await;
+    let dropped = relay.run(&["targets", "drop", "old", "--yes"]).await;
     assert_eq!((dropped.code, dropped.stdout.as_str()), (Some(0), "dropped 1 pending deliveries of old\n"));
     let audit = relay.audit().await;
     assert_eq!((&audit["cancelled"], &audit["delivered"], &audit["pending"]), (&1.into(), &1.into(), &0.into()));
 
     relay.stop().await;
-    let dropped = relay.run(&["targets", "drop", "old", "--json"]).await;
+    let dropped = relay.run(&["targets", "drop", "old", "--yes", "--json"]).await;
     assert_eq!(json(&dropped), serde_json::json!({ "target": "old", "dropped": 0 }));
 }
 
@@ -37,7 +37,7 @@ async fn what_waits_is_redirected_by_command_and_api() {
     relay.audited("delivered", 1).await;
     relay.configure(wechat.account() + &crm.config("crm", "") + &new.config("new", ""));
     assert_eq!(post(&relay.admin, "/api/reload").await.status, 200);
-    let moved = relay.run(&["targets", "redirect", "old", "--to", "new", "--json"]).await;
+    let moved = relay.run(&["targets", "redirect", "old", "--to", "new", "--yes", "--json"]).await;
     assert_eq!(json(&moved), serde_json::json!({ "target": "old", "redirected": 1 }));
     assert!(new.delivery(0).await.text().contains("one"));
     assert_eq!(new.delivery(0).await.header("wxrelay-event-id"), crm.delivery(0).await.header("wxrelay-event-id"));
@@ -64,7 +64,7 @@ async fn redirected_while_no_relay_runs_it_keeps_the_new_targets_order() {
     relay.audited("delivered", 3).await;
     relay.stop().await;
     relay.configure(wechat.account() + &crm.config("crm", "") + &new.config("new", "order = \"per_user\""));
-    let moved = relay.run(&["targets", "redirect", "old", "--to", "new"]).await;
+    let moved = relay.run(&["targets", "redirect", "old", "--to", "new", "--yes"]).await;
     assert_eq!((moved.code, moved.stdout.as_str()), (Some(0), "redirected 3 pending deliveries of old\n"));
     new.script([Reaction::Hold(Reply::status(200))]);
     relay.restart().await;

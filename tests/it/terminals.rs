@@ -60,7 +60,7 @@ async fn no_command_passes_on_what_a_terminal_would_obey() {
         runs.push(vec!["events", "show", id, "--json"]);
     }
     // These change the events, so they are the last.
-    runs.push(vec!["events", "replay", "--event", HOSTILE]);
+    runs.push(vec!["events", "replay", "--yes", "--event", HOSTILE]);
     runs.push(vec!["events", "forget", "--yes", "--openid", HOSTILE]);
     let mut all = String::new();
     for args in runs {

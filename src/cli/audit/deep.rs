@@ -18,7 +18,7 @@ use crate::config::Config;
 use crate::deliver::{Format, SystemRoots, Upstream};
 use crate::escape;
 use crate::event::{Event, EventId};
-use crate::queue::{DecryptError, Error, Flaw, Inspect, OpenDelivery, StoredEvent};
+use crate::queue::{DecryptError, Error, Flaw, Inspect, OpenDelivery, StoredEvent, StoredPage};
 use crate::wechat::{Credentials, Mode, OpenError, Query};
 
 /// The most findings that are listed; the rest is counted.
@@ -134,22 +134,22 @@ impl DeepAudit {
 }
 
 /// Reads the whole store, up to the newest event at the start.
-pub(super) fn audit_events(store: &Inspect, config: &Config) -> anyhow::Result<DeepAudit> {
+pub(super) async fn audit_events(store: &Inspect, config: &Config) -> anyhow::Result<DeepAudit> {
     let checker = EventChecker::new(config)?;
     let mut deep = DeepAudit::default();
     let bar = ProgressBar::new_spinner().with_message("checking the file");
     bar.enable_steady_tick(Duration::from_millis(200));
-    for finding in store.check_file()? {
+    for finding in store.check_file().await? {
         deep.find(FindingKind::File, None, None, finding);
     }
-    if let Ok(stats) = store.stats() {
+    if let Ok(stats) = store.stats().await {
         bar.set_style(ProgressStyle::with_template("{bar:40} {human_pos}/{human_len} events, {eta} left")?);
         bar.set_length(stats.events);
     }
-    for orphan in store.orphans(MAX_FINDINGS).unwrap_or_default() {
+    for orphan in store.orphans(MAX_FINDINGS).await.unwrap_or_default() {
         deep.find(FindingKind::Row, Some(orphan), None, Flaw::Missing);
     }
-    if let Err(error) = read_all(store, &checker, &mut deep, &bar) {
+    if let Err(error) = read_all(store, &checker, &mut deep, &bar).await {
         let reason = format!("events after the first {} cannot be read: {error}", deep.events);
         deep.find(FindingKind::File, None, None, reason);
     }
@@ -157,14 +157,18 @@ pub(super) fn audit_events(store: &Inspect, config: &Config) -> anyhow::Result<D
     Ok(deep)
 }
 
-fn read_all(store: &Inspect, checker: &EventChecker, deep: &mut DeepAudit, bar: &ProgressBar) -> Result<(), Error> {
-    let Some(until) = store.newest()? else { return Ok(()) };
+async fn read_all(
+    store: &Inspect,
+    checker: &EventChecker,
+    deep: &mut DeepAudit,
+    bar: &ProgressBar,
+) -> Result<(), Error> {
+    let Some(until) = store.newest().await? else { return Ok(()) };
     let mut after = None;
     loop {
-        let last = store.read_back(after, until, |read| {
-            checker.event(&read, deep);
-            bar.inc(1);
-        })?;
+        let StoredPage { events, last } = store.read_back(after, until).await?;
+        events.iter().for_each(|read| checker.event(read, deep));
+        bar.inc(events.len() as u64);
         if last.is_none() {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use serde::Serialize;
 use self::deep::DeepAudit;
 use super::ConfigArgs;
 use super::output;
-use crate::queue::{Audit, DamagedStore, Inspect, find_damage, list_damaged, survey};
+use crate::queue::{Audit, DamagedStore, Inspect, Spools, find_damage, list_damaged, survey};
 
 /// `wxrelay audit`
 #[derive(clap::Args)]
@@ -33,6 +33,9 @@ struct AuditReport<'a> {
     ledger: Option<&'a Audit>,
     #[serde(skip_serializing_if = "Option::is_none")]
     deep: Option<&'a DeepAudit>,
+    /// What waits in spools for PostgreSQL: the counts do not have it yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spools: Option<&'a Spools>,
     /// The folders of damaged stores that were moved aside and not salvaged yet.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     damaged: Vec<&'a str>,
@@ -40,9 +43,12 @@ struct AuditReport<'a> {
 
 /// Prints the ledger; exit code 1 if one delivery is unaccounted for, one event cannot be opened, parsed or delivered,
 /// or a damaged store was moved aside and not salvaged yet.
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
-    let damaged = list_damaged(&config.queue.path)?;
+pub async fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let access = args.config.load_store()?;
+    // Only the accounts and targets of the whole configuration show whether an event can be delivered.
+    let config = args.deep.then(|| args.config.load()).transpose()?;
+    let folder = access.queue.folder();
+    let damaged = folder.map_or_else(|| Ok(Vec::new()), list_damaged)?;
     // On standard error, where they stand also if there is nothing to count.
     for DamagedStore { path, record, .. } in &damaged {
         let reason = record.as_ref().map_or("unknown reason", |record| record.reason.word());
@@ -50,18 +56,24 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         output::stderr().write_line(&found)?;
         output::stderr().write_line(&format!("  -> {}", DamagedStore::REMEDY))?;
     }
-    let unseen = if survey(&config.queue.path).holder.is_none() { find_damage(&config.queue.path)? } else { None };
+    let unused = folder.filter(|folder| survey(folder).holder.is_none());
+    let unseen = unused.map(find_damage).transpose()?.flatten();
     if let Some((reason, detail)) = &unseen {
         output::stderr().write_line(&format!("damaged store ({}): {detail}", reason.word()))?;
         output::stderr().write_line("  -> the next start moves it aside")?;
     }
-    let store = Inspect::open(&config.queue.path)?.with_keys(&config.queue.encryption_keys);
-    let deep = args.deep.then(|| deep::audit_events(&store, &config)).transpose()?;
-    let ledger = store.audit();
+    let store = Inspect::open(&access.queue).await?;
+    let deep = match &config {
+        Some(config) => Some(deep::audit_events(&store, config).await?),
+        None => None,
+    };
+    let spools = store.spools(&access.queue).await?;
+    let ledger = store.audit().await;
     // Findings are printed even if the damage prevents counting.
     if deep.is_some() || ledger.is_ok() {
         let damaged = damaged.iter().map(|store| &*store.name).collect();
-        let report = AuditReport { ledger: ledger.as_ref().ok(), deep: deep.as_ref(), damaged };
+        let report =
+            AuditReport { ledger: ledger.as_ref().ok(), deep: deep.as_ref(), spools: spools.as_ref(), damaged };
         let text = if args.json { serde_json::to_string(&report)? + "\n" } else { report.to_string() };
         output::stdout().write_all(text.as_bytes())?;
     }
@@ -72,8 +84,20 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
 impl fmt::Display for AuditReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.ledger.map_or(Ok(()), |ledger| f.write_str(&text(ledger)))?;
+        self.spools.map_or(Ok(()), |spools| f.write_str(&text_of_spools(spools)))?;
         self.deep.map_or(Ok(()), |deep| write!(f, "{deep}"))
     }
+}
+
+fn text_of_spools(spools: &Spools) -> String {
+    let mut text = match spools.events {
+        Some(events) => format!("{events} more events in the spool of this machine\n"),
+        None => String::new(),
+    };
+    if !spools.unseen.is_empty() {
+        text += &format!("spools not visible from this machine: {}\n", spools.unseen.join(", "));
+    }
+    text
 }
 
 /// The counts as a table.

@@ -1,4 +1,4 @@
-//! The demo's environment: a relay with the embedded queue, and a simulated WeChat, Authing and two handlers, all on
+//! The demo's environment: a relay with a store of its own, and a simulated WeChat, Authing and two handlers, all on
 //! loopback.
 
 use std::fs::{self, DirBuilder, File};
@@ -41,11 +41,20 @@ pub(super) struct DemoEnvironment {
     pub(super) folder: TempFolder,
     pub(super) token: Secret,
     pub(super) key: Secret,
+    pub(super) store: DemoStore,
+}
+
+/// The store of the demo's relay.
+pub(super) struct DemoStore {
+    /// The keys of `[queue]`.
+    pub(super) keys: String,
+    /// Where it is, for people.
+    pub(super) note: String,
 }
 
 impl DemoEnvironment {
     /// Starts all peers, then the relay.
-    pub(super) async fn start() -> anyhow::Result<Self> {
+    pub(super) async fn start(store: Option<DemoStore>) -> anyhow::Result<Self> {
         let folder = TempFolder::new()?;
         let (token, key) = (keygen::token()?, keygen::encoding_aes_key()?);
         // Requests of other clients are not part of the demo.
@@ -59,8 +68,10 @@ impl DemoEnvironment {
         let crm = sink::start(sink::Options { reply, ..options.clone() }).await?;
         let stats = sink::start(options).await?;
         let file = folder.path().join("config.toml");
+        let in_folder = || DemoStore { keys: format!("path = {:?}", folder.path().join("data")), note: String::new() };
+        let store = store.unwrap_or_else(in_folder);
         let text = |push: &str, admin: &str| {
-            config_text([&token, &key, &marker], [&login, &crm, &stats], folder.path(), [push, admin])
+            config_text([&token, &key, &marker], [&login, &crm, &stats], &store.keys, [push, admin])
         };
         let any_port = text("127.0.0.1:0", "127.0.0.1:0");
         File::options().write(true).create_new(true).mode(0o600).open(&file)?.write_all(any_port.as_bytes())?;
@@ -76,7 +87,7 @@ impl DemoEnvironment {
         // For commands in another terminal.
         fs::write(&file, text(address, app.admin_address()))?;
         let url = format!("http://{address}/wechat/events").parse()?;
-        Ok(Self { app, wechat, login, crm, stats, url, folder, token, key })
+        Ok(Self { app, wechat, login, crm, stats, url, folder, token, key, store })
     }
 
     /// Sends a push; also returns its clear text, to send it again.
@@ -94,7 +105,7 @@ impl DemoEnvironment {
     pub(super) async fn settled(&self) -> anyhow::Result<Audit> {
         let settling = async {
             loop {
-                let audit = self.audit()?;
+                let audit = self.audit().await?;
                 if audit.counts.pending == 0 {
                     return anyhow::Ok(audit);
                 }
@@ -105,8 +116,8 @@ impl DemoEnvironment {
     }
 
     /// The current counts.
-    pub(super) fn audit(&self) -> anyhow::Result<Audit> {
-        Ok(Inspect::open(&self.folder.path().join("data"))?.audit()?)
+    pub(super) async fn audit(&self) -> anyhow::Result<Audit> {
+        Ok(Inspect::open(&self.app.config().queue).await?.audit().await?)
     }
 }
 
@@ -131,10 +142,10 @@ pub(super) async fn next_delivery(sink: &mut Sink) -> anyhow::Result<ReceivedDel
 fn config_text(
     secrets: [&Secret; 3],
     [login, crm, stats]: [&Sink; 3],
-    folder: &Path,
+    queue: &str,
     [push, admin]: [&str; 2],
 ) -> String {
-    let ([token, key, marker], data) = (secrets.map(Secret::expose), folder.join("data"));
+    let [token, key, marker] = secrets.map(Secret::expose);
     let (login, crm, stats) = (login.address, crm.address, stats.address);
     format!(
         r#"[server]
@@ -144,7 +155,7 @@ listen = ["{push}"]
 listen = "{admin}"
 
 [queue]
-path = {data:?}
+{queue}
 
 [accounts.demo]
 path = "/wechat/events"

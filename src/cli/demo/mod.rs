@@ -3,6 +3,8 @@
 //! Each step prints what it does, then verifies the result; a failed step ends the demo with an error.
 
 mod environment;
+#[cfg(feature = "postgres")]
+mod postgres;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -20,7 +22,7 @@ use crate::escape;
 use crate::secret::Secret;
 use crate::wechat::Credentials;
 
-use environment::{DemoEnvironment, USER, next_delivery};
+use environment::{DemoEnvironment, DemoStore, USER, next_delivery};
 
 /// `wxrelay demo`
 #[derive(clap::Args)]
@@ -28,17 +30,33 @@ pub struct Args {
     /// End after the audit; exit with 0 if every step succeeded
     #[arg(long)]
     once: bool,
+    /// Keep the store in this PostgreSQL, such as postgres://wxrelay@127.0.0.1/wxrelay, in a schema that the demo creates
+    /// and drops [default: SQLite in a temporary folder]
+    #[cfg(feature = "postgres")]
+    #[arg(long, value_name = "URL")]
+    postgres: Option<String>,
 }
 
 /// Runs the steps; then keeps running, unless `--once`.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut run = DemoRun { environment: DemoEnvironment::start().await?, step: 0, color: output::is_terminal() };
-    let result = run.run_steps().await;
-    if result.is_ok() && !args.once {
-        run.keep_running().await?;
+    #[cfg(feature = "postgres")]
+    if let Some(url) = &args.postgres {
+        let schema = postgres::DemoSchema::new(url)?;
+        let result = run_with(&args, Some(schema.store())).await;
+        let removed = schema.remove().await;
+        return result.and_then(|code| removed.map(|()| code));
     }
+    run_with(&args, None).await
+}
+
+/// Runs the demo with this store, or with one in its folder.
+async fn run_with(args: &Args, store: Option<DemoStore>) -> anyhow::Result<ExitCode> {
+    let environment = DemoEnvironment::start(store).await?;
+    let mut run = DemoRun { environment, step: 0, color: output::is_terminal() };
+    let result = run.run_steps().await;
+    let kept = if result.is_ok() && !args.once { run.keep_running().await } else { Ok(()) };
     run.environment.app.stop().await?;
-    result.map(|()| ExitCode::SUCCESS)
+    kept.and(result).map(|()| ExitCode::SUCCESS)
 }
 
 struct DemoRun {
@@ -65,7 +83,7 @@ impl DemoRun {
         let (login, crm, stats) =
             (self.environment.login.address, self.environment.crm.address, self.environment.stats.address);
         self.print(&format!(
-            "wxrelay {}: one server URL, many targets; everything on 127.0.0.1, in {}\n\n  \
+            "wxrelay {}: one server URL, many targets; everything on 127.0.0.1, in {}{}\n\n  \
              WeChat (simulated)\n    │\n    ▼\n  \
              relay      {}\n    \
              ├─► login  identity provider (simulated Authing)  http://{login}\n    \
@@ -73,6 +91,7 @@ impl DemoRun {
              └─► stats  handler (simulated)                       http://{stats}",
             env!("CARGO_PKG_VERSION"),
             self.environment.folder.path().display(),
+            self.environment.store.note,
             self.environment.url,
         ))
     }
@@ -141,12 +160,12 @@ impl DemoRun {
 
     async fn forgery(&mut self) -> anyhow::Result<()> {
         self.start_step("a forged push: right form, wrong token")?;
-        let before = self.environment.audit()?;
+        let before = self.environment.audit().await?;
         let (honest, scan) = (self.environment.credentials()?, PushKind::Scan { scene: "login_9".to_owned() });
         let forger = environment::single_attempt_client(Credentials { token: Secret::new("guessed"), ..honest });
         let answer = forger.push(&self.environment.url, &environment::clear_text(&scan)?, USER).await?;
         ensure!(answer.status == Some(403), "status {:?}", answer.status);
-        ensure!(before == self.environment.audit()?, "the forgery was stored");
+        ensure!(before == self.environment.audit().await?, "the forgery was stored");
         self.print_result("refused with 403, nothing stored, nothing delivered")
     }
 

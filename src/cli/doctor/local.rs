@@ -47,6 +47,9 @@ fn certificate(
     trust: Option<&dyn ServerCertVerifier>,
 ) -> CheckResult {
     let check = DoctorCheck::new("certificate", source.chain().display());
+    if matches!(source, Certificate::Acme(settings) if settings.shared) {
+        return check.ok("in PostgreSQL, for all replicas: a running relay shows it, by wxrelay_tls_expiry_timestamp_seconds and at --url");
+    }
     let loaded = match source {
         Certificate::Files(_) => tls::Acceptor::load(std::slice::from_ref(source), false).map(|_| true),
         Certificate::Acme(settings) => tls::is_stored(settings),
@@ -199,7 +202,7 @@ async fn ask(address: SocketAddr, account: &Account, own: Option<CertificateDer<
 /// Whether a relay runs with this configuration, and its own status.
 pub(super) async fn admin(config: Arc<Config>, holder: Option<LockHolder>) -> CheckResult {
     let check = DoctorCheck::new("admin", &config.admin.listen);
-    let api = match Api::of(&config) {
+    let api = match Api::configured((&config.admin).into()) {
         Ok(api) => api,
         Err(error) => return check.warning(format!("not checked: {error}"), ""),
     };

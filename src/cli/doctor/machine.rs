@@ -3,6 +3,7 @@
 //!
 //! The store is not changed. The only write is a small file beside it, which times a flush and is removed.
 
+use std::fmt::Display;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -12,13 +13,14 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use rustix::fs::{Access, access, statvfs};
 use rustix::process::{Resource, getrlimit};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::report::{CheckResult, CheckResults, DoctorCheck};
 use super::run_detached;
 use crate::config::Config;
 use crate::queue::{
-    DamagedStore, EncryptionKey, Error, Fingerprint, Inspect, LockHolder, SCHEMA, Settings, SqliteBuild, survey,
+    DamagedStore, EncryptionKey, EncryptionStatus, Error, Fingerprint, Inspect, LockHolder, SCHEMA, Settings,
+    SqliteBuild, Stats, survey,
 };
 use crate::server::{MAX_CONNECTIONS, descriptors};
 
@@ -36,34 +38,53 @@ const OTHER_FILES: u64 = 64;
 /// The relay cannot work with a lower limit.
 const MIN_FILES: u64 = 256;
 
-/// Folder, disk, free space, store, encryption.
+/// Folder, disk, free space, store, encryption. With PostgreSQL `postgres.rs` checks the store.
 pub(super) async fn store(settings: Settings) -> CheckResults {
     let mut findings = CheckResults::default();
-    let (line, usable) = folder(&settings.path);
+    let Some(path) = settings.folder() else { return findings };
+    let (line, usable) = folder(path, "queue.path");
     findings.lines.push(line);
     if usable {
-        findings.lines.push(disk(&settings.path).await);
+        findings.lines.push(disk(path).await);
     }
-    let used = match Inspect::open(&settings.path).and_then(|store| store.stats()) {
-        Ok(stats) => stats.bytes,
-        Err(_) => 0,
-    };
-    findings.lines.push(space(&settings, used));
-    findings.lines.push(contents(&settings.path));
-    findings.lines.push(encryption(&settings).await);
+    let stats = stats(&settings).await;
+    findings.lines.push(space(path, settings.max_size, stats.as_ref().map_or(0, |stats| stats.bytes)));
+    findings.lines.push(contents(path, stats));
+    findings.lines.push(encryption(path.display(), &settings, "folder").await);
     findings
 }
 
-/// Whether the folder exists, is writable and on a local disk; also whether its disk can be timed.
-fn folder(path: &Path) -> (CheckResult, bool) {
+/// The folder of the spool, its owner and its disk: a push that is spooled is on it alone.
+#[cfg(feature = "postgres")]
+pub(super) async fn spool(path: &Path, size: u64) -> Vec<CheckResult> {
     let check = DoctorCheck::new("folder", path.display());
-    let elsewhere = "set queue.path to a folder that the relay's user may write to";
+    if let Err(error) = crate::queue::check_owner(path) {
+        return vec![check.warning(&error, error.remedy().unwrap_or_default())];
+    }
+    let (line, usable) = folder(path, "queue.spool");
+    let mut lines = vec![line];
+    if usable {
+        lines.push(disk(path).await);
+        lines.push(space(path, size, 0));
+    }
+    lines
+}
+
+pub(super) async fn stats(settings: &Settings) -> Result<Stats, Error> {
+    Inspect::open(settings).await?.stats().await
+}
+
+/// Whether the folder exists, is writable and on a local disk; also whether its disk can be timed.
+fn folder(path: &Path, key: &str) -> (CheckResult, bool) {
+    let check = DoctorCheck::new("folder", path.display());
+    let elsewhere = format!("set {key} to a folder that the relay's user may write to");
     if !path.exists() {
         let parent = nearest(path);
         return match access(&parent, Access::WRITE_OK | Access::EXEC_OK) {
-            Ok(()) if parent.is_dir() => {
-                (check.warning("missing: the relay creates it when it starts", "start it, or check queue.path"), false)
-            }
+            Ok(()) if parent.is_dir() => (
+                check.warning("missing: the relay creates it when it starts", format!("start it, or check {key}")),
+                false,
+            ),
             Ok(()) => (check.failed(format!("missing, and {} is not a folder", parent.display()), elsewhere), false),
             Err(error) => {
                 let why = io::Error::from(error);
@@ -80,14 +101,14 @@ fn folder(path: &Path) -> (CheckResult, bool) {
     if let Err(error) = access(path, Access::WRITE_OK | Access::EXEC_OK) {
         let error = io::Error::from(error);
         let remedy = match error.kind() {
-            ErrorKind::ReadOnlyFilesystem => "remount it for writing, or set queue.path to another disk",
-            _ => "run doctor as the relay's user; if it is, chown the folder to that user",
+            ErrorKind::ReadOnlyFilesystem => format!("remount it for writing, or set {key} to another disk"),
+            _ => "run doctor as the relay's user; if it is, chown the folder to that user".to_owned(),
         };
         return (check.failed(format!("not writable ({error})"), remedy), false);
     }
     if let Err(Error::NetworkFilesystem { filesystem, .. }) = survey(path).filesystem {
         let text = format!("is on {filesystem}, a network filesystem, which the relay refuses");
-        return (check.failed(text, "set queue.path to a local disk"), false);
+        return (check.failed(text, format!("set {key} to a local disk")), false);
     }
     if mode & 0o007 != 0 {
         let text = "is accessible to everybody on this machine, and holds message bodies";
@@ -134,6 +155,16 @@ async fn disk(folder: &Path) -> CheckResult {
     let text = format!("a flush takes {}, at most {} ({FLUSHES} of 4 KiB)", ms(median), ms(most));
     let remedy =
         "a push is answered after at least one flush: put queue.path on an SSD, or find out what else uses the disk";
+    judge_times(check, [median, most], text, remedy)
+}
+
+/// Judges the times that a flush or a commit takes: the median, and the longest.
+pub(super) fn judge_times(
+    check: DoctorCheck,
+    [median, most]: [Duration; 2],
+    text: String,
+    remedy: &'static str,
+) -> CheckResult {
     if median >= FAILED_MEDIAN {
         check.failed(text, remedy)
     } else if median >= SLOW_MEDIAN || most >= SLOW_MAX {
@@ -161,16 +192,15 @@ fn flush(file: &mut File) -> io::Result<Duration> {
 }
 
 /// Whether the disk has free space for the store's maximum size.
-fn space(settings: &Settings, used: u64) -> CheckResult {
-    let check = DoctorCheck::new("space", settings.path.display());
-    let disk = match statvfs(nearest(&settings.path)) {
+fn space(path: &Path, max_size: u64, used: u64) -> CheckResult {
+    let check = DoctorCheck::new("space", path.display());
+    let disk = match statvfs(nearest(path)) {
         Ok(disk) => disk,
         Err(error) => return check.warning(format!("unknown ({})", io::Error::from(error)), "check queue.path"),
     };
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
-    let (need, size) = (settings.max_size.saturating_sub(used), ByteSize);
-    let text =
-        format!("{} free; the store uses {} and may grow to {}", size(free), size(used), size(settings.max_size));
+    let (need, size) = (max_size.saturating_sub(used), ByteSize);
+    let text = format!("{} free; the store uses {} and may grow to {}", size(free), size(used), size(max_size));
     if disk.f_files > 0 && disk.f_favail == 0 {
         check.failed("no inode is free", "remove files from that disk, or set queue.path to another")
     } else if free < MIN_FREE_SPACE {
@@ -183,11 +213,11 @@ fn space(settings: &Settings, used: u64) -> CheckResult {
 }
 
 /// The store's content, and the process that uses it.
-fn contents(path: &Path) -> CheckResult {
+fn contents(path: &Path, stats: Result<Stats, Error>) -> CheckResult {
     let check = DoctorCheck::new("store", path.display());
     let by =
         holder(path).map_or_else(|| "not in use".to_owned(), |holder| format!("used by {}", describe_holder(holder)));
-    match Inspect::open(path).and_then(|store| store.stats()) {
+    match stats {
         Ok(stats) if stats.unaccounted > 0 => check.failed(
             format!("{} deliveries are unaccounted for", stats.unaccounted),
             "keep the store and report what `wxrelay audit` says",
@@ -207,19 +237,18 @@ fn contents(path: &Path) -> CheckResult {
 }
 
 /// Whether payloads are encrypted, and whether the configured keys decrypt all of them.
-async fn encryption(settings: &Settings) -> CheckResult {
-    let check = DoctorCheck::new("encryption", settings.path.display());
-    let folder = settings.path.clone();
-    let Some(found) =
-        run_detached(DISK_TIMEOUT, move || Inspect::open(&folder).and_then(|store| store.encryption_status())).await
-    else {
+/// `place` is what somebody must be able to read to read the payloads.
+pub(super) async fn encryption(store: impl Display, settings: &Settings, place: &str) -> CheckResult {
+    let check = DoctorCheck::new("encryption", store);
+    let status = async { Inspect::open(settings).await?.encryption_status().await };
+    let Ok(found) = timeout(DISK_TIMEOUT, status).await else {
         return check.warning(
             format!("unknown: not all events were checked within {DISK_TIMEOUT:?}"),
             "run doctor again later",
         );
     };
     // The check `store` reports a store that cannot be read.
-    let found = found.unwrap_or_default();
+    let found: EncryptionStatus = found.unwrap_or_default();
     let keys: Vec<Fingerprint> = settings.encryption_keys.iter().map(EncryptionKey::fingerprint).collect();
     let missing: Vec<_> = found.keys.iter().filter(|key| !keys.contains(key)).map(ToString::to_string).collect();
     if !missing.is_empty() {
@@ -229,7 +258,7 @@ async fn encryption(settings: &Settings) -> CheckResult {
         );
     }
     let Some((first, older)) = keys.split_first() else {
-        return check.ok("off: everybody who can read the folder can read the payloads");
+        return check.ok(format!("off: everybody who can read the {place} can read the payloads"));
     };
     let mut text = format!("payloads are encrypted with {first}");
     for key in older {

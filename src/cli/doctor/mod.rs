@@ -3,6 +3,7 @@
 //! - `report.rs`: the results, as text and JSON
 //! - `accounts.rs`: keys, and a self-test of every mode
 //! - `machine.rs`: the store's folder, disk, space, contents; open files
+//! - `postgres.rs`: the database, where the store is in PostgreSQL
 //! - `local.rs`: the certificate, the listeners, the running relay
 //! - `public.rs`: the server URL as WeChat sees it; `exchange.rs`: TLS and the verification; `answer.rs`: its result;
 //!   `chain.rs`: certificates
@@ -22,6 +23,8 @@ mod exchange;
 mod local;
 mod logins;
 mod machine;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod public;
 mod report;
 mod targets;
@@ -44,6 +47,7 @@ use super::ConfigArgs;
 use super::console_paths::SERVER_SETTINGS;
 use super::output;
 use crate::config::Config;
+use crate::queue::{self, Engine};
 
 /// WeChat's timeout.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -98,7 +102,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Runs all checks; the results are in the order in which they are printed.
 async fn run_checks(config: &Arc<Config>, urls: Vec<PublicUrl>, args: &Args) -> anyhow::Result<Vec<CheckResult>> {
     let trust = chain::authorities(args.ca.as_deref());
-    let holder = machine::holder(&config.queue.path);
+    let holder = config.queue.folder().and_then(machine::holder);
     let mut lines = settings(config);
     lines.extend(accounts::check(config));
 
@@ -114,7 +118,7 @@ async fn run_checks(config: &Arc<Config>, urls: Vec<PublicUrl>, args: &Args) -> 
         findings
     };
     let (store, listeners, admin, seen, clients, targets) = tokio::join!(
-        machine::store(config.queue.clone()),
+        store(config.queue.clone()),
         local::listeners(config),
         local::admin(Arc::clone(config), holder),
         seen,
@@ -123,7 +127,9 @@ async fn run_checks(config: &Arc<Config>, urls: Vec<PublicUrl>, args: &Args) -> 
     );
 
     lines.extend(store.lines);
-    lines.push(machine::sqlite());
+    if config.queue.folder().is_some() {
+        lines.push(machine::sqlite());
+    }
     lines.push(machine::files(config, holder));
     lines.extend(certificates);
     lines.extend(listeners);
@@ -135,6 +141,15 @@ async fn run_checks(config: &Arc<Config>, urls: Vec<PublicUrl>, args: &Args) -> 
     lines.extend(answered.lines);
     lines.push(clock);
     Ok(lines)
+}
+
+/// The store, and what it is on.
+async fn store(settings: queue::Settings) -> CheckResults {
+    match &settings.engine {
+        Engine::Embedded { .. } => machine::store(settings).await,
+        #[cfg(feature = "postgres")]
+        Engine::Postgres(database) => postgres::check(database, &settings).await,
+    }
 }
 
 /// The configuration's counts and warnings. A configuration with errors has ended the command already.

@@ -11,12 +11,24 @@ pub(super) struct Snapshot {
     pub(super) at: Instant,
     pub(super) status: Status,
     pub(super) targets: Vec<TargetOverview>,
-    /// `/metrics`
+    /// `/metrics`, of all replicas one after the other.
     pub(super) metrics: String,
+    /// Of how many replicas these are, with `--all`.
+    pub(super) replicas: Option<Answered>,
+}
+
+/// The replicas that have answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Answered {
+    /// By the numbers of their starts.
+    pub(super) incarnations: Vec<i32>,
+    pub(super) live: usize,
 }
 
 /// The lines of one frame, none wider than `width`, at most `height`. Rates are those since `before`; `-` without it.
 pub(super) fn frame(now: &Snapshot, before: Option<&Snapshot>, width: usize, height: usize) -> Vec<String> {
+    // The counts of other replicas are others.
+    let before = before.filter(|before| before.replicas == now.replicas);
     let mut lines = head(now);
     let accounts = accounts(now, before);
     let targets = targets(now, before);
@@ -44,10 +56,15 @@ fn head(now: &Snapshot) -> Vec<String> {
     };
     let (version, queue) = (&status.version, &status.queue);
     let up = span(status.uptime_seconds as f64);
-    let unaccounted = samples::of(&now.metrics, "wxrelay_unaccounted_deliveries").iter().map(|s| s.value).sum::<f64>();
+    let unaccounted = samples::of(&now.metrics, "wxrelay_unaccounted_deliveries");
+    // Each replica counts all.
+    let unaccounted = unaccounted.iter().map(|sample| sample.value).fold(0.0, f64::max);
     let unaccounted = if unaccounted == 0.0 { String::new() } else { format!("  UNACCOUNTED {unaccounted}") };
+    let of_replicas =
+        |Answered { incarnations, live }: &Answered| format!("  {} of {live} replicas", incarnations.len());
+    let replicas = now.replicas.as_ref().map(of_replicas).unwrap_or_default();
     vec![
-        format!("wxrelay {version}  {ready}  up {up}  q ends"),
+        format!("wxrelay {version}  {ready}  up {up}{replicas}  q ends"),
         format!(
             "{} events, {:.1} MiB  waiting {}  delivered {}  dead {}  expired {}  cancelled {}{unaccounted}",
             queue.events,
@@ -80,7 +97,7 @@ fn accounts(now: &Snapshot, before: Option<&Snapshot>) -> Vec<String> {
 
 fn targets(now: &Snapshot, before: Option<&Snapshot>) -> Vec<String> {
     let line = |target: &TargetOverview| {
-        let TargetOverview { name, configured, paused, counts, oldest_pending } = target;
+        let TargetOverview { name, counts, oldest_pending, .. } = target;
         let of = |look: &Snapshot, outcomes: fn(&str) -> bool| {
             sum(look, "wxrelay_deliveries_total", |sample| {
                 sample.label("target") == Some(name) && sample.label("outcome").is_some_and(outcomes)
@@ -88,21 +105,26 @@ fn targets(now: &Snapshot, before: Option<&Snapshot>) -> Vec<String> {
         };
         let done = rate(now, before, |look| of(look, |outcome| outcome == "delivered"));
         let failed = rate(now, before, |look| of(look, |outcome| outcome != "delivered"));
-        let down = samples::of(&now.metrics, "wxrelay_target_up")
-            .iter()
-            .any(|sample| sample.label("target") == Some(name) && sample.value == 0.0);
-        let state = match (configured, paused, down) {
-            (false, ..) => "removed",
-            (true, true, _) => "paused",
-            (true, false, true) => "DOWN",
-            (true, false, false) => "up",
-        };
+        let state = target_state(target, &now.metrics);
         let oldest = oldest_pending.map(|at| span(UnixMillis::now().since(at).as_secs_f64()));
         let oldest = oldest.as_deref().unwrap_or("-");
         let (waiting, dead, expired) = (counts.pending, counts.dead, counts.expired);
         format!("{:16} {state:9} {done:>7} {failed:>7} {waiting:>8} {oldest:>8} {dead:>7} {expired:>9}", short(name))
     };
     now.targets.iter().map(line).collect()
+}
+
+/// The word for a target's state.
+pub(in crate::cli) fn target_state(target: &TargetOverview, metrics: &str) -> &'static str {
+    let is_down = samples::of(metrics, "wxrelay_target_up")
+        .iter()
+        .any(|sample| sample.label("target") == Some(&target.name) && sample.value == 0.0);
+    match (target.configured, target.paused, is_down) {
+        (false, ..) => "removed",
+        (true, true, _) => "paused",
+        (true, false, true) => "DOWN",
+        (true, false, false) => "up",
+    }
 }
 
 fn sum(look: &Snapshot, metric: &str, which: impl Fn(&Sample<'_>) -> bool) -> f64 {
@@ -140,7 +162,7 @@ fn short(name: &str) -> String {
 }
 
 /// A span of time in its two largest units, as in `3h 20m`.
-fn span(seconds: f64) -> String {
+pub(in crate::cli) fn span(seconds: f64) -> String {
     let (minutes, hours, days) = (seconds / 60.0, seconds / 3600.0, seconds / 86400.0);
     if days >= 1.0 {
         format!("{}d {}h", days.floor(), (hours % 24.0).floor())
@@ -183,6 +205,10 @@ mod tests {
             uptime_seconds: 3720,
             generation: 1,
             config_sha256: String::new(),
+            config_since: None,
+            needs_restart: Vec::new(),
+            warnings: Vec::new(),
+            store: String::new(),
             listen: Vec::new(),
             accounts: vec![AccountOverview { name, path, mode, app_id }],
             targets: Vec::new(),
@@ -190,8 +216,9 @@ mod tests {
             not_ready_because: None,
             clock: "agrees".to_owned(),
             queue: QueueTotals { events: 7, bytes: 1 << 20, counts, ..QueueTotals::default() },
+            replicas: Vec::new(),
         };
-        Snapshot { at, status, targets: (0..targets).map(target).collect(), metrics }
+        Snapshot { at, status, targets: (0..targets).map(target).collect(), metrics, replicas: None }
     }
 
     #[test]

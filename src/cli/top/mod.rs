@@ -3,7 +3,7 @@
 //! Plain ANSI and termios: a screen of text once a second needs no terminal library. The command opens no store and
 //! takes no lock, so any number of operators can watch. The terminal is restored, however the command ends.
 
-mod frame;
+pub(super) mod frame;
 mod terminal;
 
 use std::process::ExitCode;
@@ -11,13 +11,15 @@ use std::time::Duration;
 
 use anyhow::bail;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::access::RelayArgs;
 use super::api::Api;
 use super::output;
-use crate::admin::TargetList;
-use frame::{Snapshot, frame};
+use crate::admin::{Status, TargetList};
+use crate::queue::Replica;
+use frame::{Answered, Snapshot, frame};
 use terminal::Terminal;
 
 /// The time between two snapshots.
@@ -33,15 +35,18 @@ pub struct Args {
     /// Print one frame as plain text, with the rates of one second, and exit
     #[arg(long)]
     once: bool,
+    /// Watch all replicas that share the store, and not only the one that is asked
+    #[arg(long)]
+    all: bool,
 }
 
 /// Shows frames until `q` or Ctrl-C.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let api = args.relay.api()?;
     if args.once {
-        let before = snapshot(&api).await?;
+        let before = snapshot(&api, args.all).await?;
         tokio::time::sleep(REFRESH).await;
-        let now = snapshot(&api).await?;
+        let now = snapshot(&api, args.all).await?;
         for line in frame(&now, Some(&before), WIDTH, usize::MAX) {
             output::stdout().write_line(&line)?;
         }
@@ -50,13 +55,13 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Some(mut terminal) = Terminal::open()? else {
         bail!("top needs a terminal; in scripts use `wxrelay top --once`");
     };
-    let shown = show(&api, &mut terminal).await;
+    let shown = show(&api, args.all, &mut terminal).await;
     terminal.restore();
     shown?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn show(api: &Api, terminal: &mut Terminal) -> anyhow::Result<()> {
+async fn show(api: &Api, all: bool, terminal: &mut Terminal) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -77,7 +82,7 @@ async fn show(api: &Api, terminal: &mut Terminal) -> anyhow::Result<()> {
             _ = interrupt.recv() => return Ok(()),
             _ = hangup.recv() => return Ok(()),
             _ = resized.recv() => {}
-            () = async { refresh.tick().await; } => match snapshot(api).await {
+            () = async { refresh.tick().await; } => match snapshot(api, all).await {
                 Ok(now) => {
                     lines = frame(&now, last.as_ref(), width, height);
                     last = Some(now);
@@ -92,9 +97,27 @@ async fn show(api: &Api, terminal: &mut Terminal) -> anyhow::Result<()> {
 }
 
 /// Gets all that a frame shows.
-async fn snapshot(api: &Api) -> anyhow::Result<Snapshot> {
-    let status = api.get("/api/status").await?;
+async fn snapshot(api: &Api, all: bool) -> anyhow::Result<Snapshot> {
+    let status: Status = api.get("/api/status").await?;
     let TargetList { targets } = api.get("/api/targets").await?;
-    let metrics = api.get("/metrics").await?;
-    Ok(Snapshot { at: Instant::now(), status, targets, metrics })
+    let (metrics, replicas) = match all && !status.replicas.is_empty() {
+        true => metrics_of_all(api, &status.replicas).await,
+        false => (api.get("/metrics").await?, None),
+    };
+    Ok(Snapshot { at: Instant::now(), status, targets, metrics, replicas })
+}
+
+/// The metrics of all live replicas that answer.
+async fn metrics_of_all(api: &Api, replicas: &[Replica]) -> (String, Option<Answered>) {
+    let live: Vec<_> = replicas.iter().filter(|replica| replica.live).collect();
+    let mut asked = JoinSet::new();
+    for replica in &live {
+        let (api, incarnation) = (api.of_replica(replica), replica.incarnation);
+        asked.spawn(async move { Some((incarnation, api?.get::<String>("/metrics").await.ok()?)) });
+    }
+    let mut found: Vec<_> = asked.join_all().await.into_iter().flatten().collect();
+    found.sort_unstable();
+    let incarnations = found.iter().map(|(incarnation, _)| *incarnation).collect();
+    let metrics = found.into_iter().map(|(_, metrics)| metrics + "\n").collect();
+    (metrics, Some(Answered { incarnations, live: live.len() }))
 }

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 
 use super::import::{ImportStep, SalvagedEvent};
-use super::key_ring::SealedColumns;
 use super::removal::WipeProgress;
 use super::sweep::SweepStep;
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId};
+use crate::queue::key_ring::SealedColumns;
 use crate::queue::{
     AttemptNote, AwaitedReply, Enqueued, Error, Lease, Leases, NewEvent, Settlement, Sweep, Unanswered,
 };

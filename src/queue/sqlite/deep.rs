@@ -1,6 +1,6 @@
 //! Reading every stored event back and checking it against its own rows: the base of `wxrelay audit --deep`.
 //!
-//! Events are read as the dispatcher reads them, a page at a time and one event in memory. Each page is a snapshot of
+//! Events are read as the dispatcher reads them, a page at a time. Each page is a snapshot of
 //! its own: a reader that stays open keeps the log from being restarted. Not here: whether the stored push can still
 //! be decrypted with its account's keys, and whether a target's format can be written; the queue knows neither.
 
@@ -8,85 +8,28 @@ use rusqlite::types::Value;
 use rusqlite::{Row, Transaction, params};
 
 use super::checksum;
-use super::inspect::Inspect;
-use super::key_ring::KeyRing;
-use super::persons;
-use super::statements::{key_of, read_event};
+use super::inspect::SqliteReader;
+use super::statements::read_event;
 use crate::event::{Event, EventId};
 use crate::queue::encryption::{DecryptError, SealContext};
+use crate::queue::key_ring::KeyRing;
+use crate::queue::read_back::{Flaw, OpenDelivery, StoredEvent, StoredPage, flaws_of_columns};
+use crate::queue::stored::key_of;
 use crate::queue::{DeliveryState, Error};
 
-/// Events of one page: few enough not to keep the log from being written back.
+/// Events of one page: few enough not to keep the log from being written back. A page ends earlier at this many bytes.
 const PAGE: i64 = 500;
+const PAGE_BYTES: u64 = 32 << 20;
 /// The most findings of SQLite's own check.
 const FILE_FINDINGS: u32 = 20;
 
-/// A stored event, read back.
-#[derive(Debug)]
-pub struct StoredEvent {
-    /// Its id.
-    pub id: EventId,
-    /// The event as a lease would give it; `None` if it is unreadable.
-    pub event: Option<Event>,
-    /// Where its rows contradict each other.
-    pub flaws: Vec<Flaw>,
-    /// Its deliveries that an attempt may still be made at: pending or dead.
-    pub open: Vec<OpenDelivery>,
-}
-
-/// A delivery that is pending or dead.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenDelivery {
-    /// Its target, if the store has its name.
-    pub target: Option<String>,
-    /// Its state.
-    pub state: DeliveryState,
-}
-
-/// What is wrong with a stored event. No text quotes it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Flaw {
-    /// SQLite cannot read the row, or a column is of another type.
-    #[error("its row cannot be read: {0}")]
-    Unreadable(String),
-    /// An encrypted column cannot be decrypted.
-    #[error(transparent)]
-    Encrypted(DecryptError),
-    /// The clear text does not parse.
-    #[error("its stored text does not parse")]
-    Text,
-    /// A column that was read out of the text differs from it.
-    #[error("the column {0} differs from the stored text")]
-    Column(&'static str),
-    /// The content key is not that of the text, so that WeChat's retry would be a second event.
-    #[error("its content key is not that of the stored text")]
-    ContentKey,
-    /// What was stored and is delivered is not what is read back.
-    #[error("its row differs from its checksum")]
-    Checksum,
-    /// A delivery is there and its event is not.
-    #[error("its row is gone")]
-    Missing,
-    /// The dedup index does not lead to it, so that WeChat's retry would be a second event.
-    #[error("its content key is not in the dedup index, or leads to another event")]
-    Unknown,
-    /// A delivery has no row, or there is one too many.
-    #[error("{stored} deliveries were stored with it, {found} are there")]
-    Deliveries {
-        /// How many there must be.
-        stored: i64,
-        /// How many there are.
-        found: i64,
-    },
-}
-
-impl Inspect {
+impl SqliteReader {
     /// What SQLite's `integrity_check` finds in the file, indexes included: a delivery that is in its table but not in
     /// an index would never be leased. Reads the whole file in one snapshot.
     ///
     /// # Errors
     /// If the check cannot be begun.
-    pub fn check_file(&self) -> Result<Vec<String>, Error> {
+    pub(in crate::queue) fn check_file(&self) -> Result<Vec<String>, Error> {
         let mut check = self.connection.prepare(&format!("PRAGMA integrity_check({FILE_FINDINGS})"))?;
         let found = check.query_map([], |row| row.get::<_, String>(0))?;
         // The check itself ends at damage that it cannot step over.
@@ -98,7 +41,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn newest(&self) -> Result<Option<EventId>, Error> {
+    pub(in crate::queue) fn newest(&self) -> Result<Option<EventId>, Error> {
         Ok(self.connection.query_row("SELECT max(id) FROM event", [], |row| row.get(0))?)
     }
 
@@ -106,7 +49,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn orphans(&self, most: usize) -> Result<Vec<EventId>, Error> {
+    pub(in crate::queue) fn orphans(&self, most: usize) -> Result<Vec<EventId>, Error> {
         let mut find = self.connection.prepare(
             "SELECT DISTINCT event FROM delivery d WHERE NOT EXISTS (SELECT 1 FROM event WHERE id = d.event) LIMIT ?1",
         )?;
@@ -114,17 +57,11 @@ impl Inspect {
         Ok(found.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Reads back the page of events behind `after`, up to `until`. Returns the last one, to continue behind it, or
-    /// `None` when there are no more.
+    /// Reads back the page of events behind `after`, up to `until`.
     ///
     /// # Errors
     /// If the store cannot be read, beyond single rows.
-    pub fn read_back(
-        &self,
-        after: Option<EventId>,
-        until: EventId,
-        mut take: impl FnMut(StoredEvent),
-    ) -> Result<Option<EventId>, Error> {
+    pub(in crate::queue) fn read_back(&self, after: Option<EventId>, until: EventId) -> Result<StoredPage, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let keys = self.key_ring(&snapshot)?;
         let mut find = snapshot.prepare_cached(
@@ -132,7 +69,7 @@ impl Inspect {
                     content_key, checksum, targets, msg_type, event, event_key, from_user, reply \
                FROM event WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
         )?;
-        let mut last = after;
+        let (mut last, mut events, mut bytes) = (after, Vec::new(), 0);
         let mut rows = find.query(params![after.unwrap_or(BEFORE_ALL), until, PAGE])?;
         loop {
             match rows.next() {
@@ -140,21 +77,26 @@ impl Inspect {
                 Ok(Some(row)) => {
                     let id = row.get(0)?;
                     last = Some(id);
-                    take(read(&snapshot, id, row, &keys));
+                    let stored = read(&snapshot, id, row, &keys);
+                    bytes += stored.event.as_ref().map_or(0, |event| event.memory_bytes());
+                    events.push(stored);
+                    if bytes > PAGE_BYTES {
+                        break;
+                    }
                 }
                 // Damage within a row: its id and the rows behind it can still be read.
                 Err(error) => match Error::from(error) {
                     Error::Engine(error) => {
                         let Some(id) = next_id(&snapshot, last)? else { return Err(Error::Engine(error)) };
                         last = Some(id);
-                        take(StoredEvent::unreadable(id, &error));
+                        events.push(StoredEvent::unreadable(id, &error));
                         break;
                     }
                     passing => return Err(passing),
                 },
             }
         }
-        Ok(last.filter(|_| last != after))
+        Ok(StoredPage { events, last: last.filter(|_| last != after) })
     }
 }
 
@@ -198,18 +140,10 @@ fn judge(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<(Option<Event>, Vec<
         Ok(event) => event,
         Err(flaw) => return Ok((None, vec![flaw])),
     };
-    let message = &event.message;
-    let of_text = [("msg_type", message.msg_type()), ("event", message.event()), ("event_key", message.event_key())];
-    let mut flaws = Vec::new();
     // The columns of the texts come after those that the event is read from.
-    for (column, (name, text)) in (COLUMNS_OF_TEXT..).zip(of_text) {
-        if row.get::<_, String>(column)? != text {
-            flaws.push(Flaw::Column(name));
-        }
-    }
-    if !persons::is_of(&event, row.get_ref("from_user")?.as_str()?) {
-        flaws.push(Flaw::Column("from_user"));
-    }
+    let texts = [row.get(COLUMNS_OF_TEXT)?, row.get(COLUMNS_OF_TEXT + 1)?, row.get(COLUMNS_OF_TEXT + 2)?];
+    let texts: [String; 3] = texts;
+    let mut flaws = flaws_of_columns(&event, [&texts[0], &texts[1], &texts[2]], row.get_ref("from_user")?.as_str()?);
     if row.get::<_, Vec<u8>>("content_key")? != key_of(&event).0 {
         flaws.push(Flaw::ContentKey);
     }

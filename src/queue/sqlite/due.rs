@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use rusqlite::params;
 
-use super::statements::HELD;
 use super::store::Store;
 use super::writer::Writer;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::queue::stored::HELD;
 
 /// How many due times one lease changes: a few milliseconds. The next lease continues.
 const STEP: i64 = 512;

@@ -77,8 +77,22 @@ pub(super) fn beside(database: &Path, end: &str) -> PathBuf {
     name.into()
 }
 
+/// The folder, or the nearest one above it that exists.
+///
+/// # Errors
+/// If it is a file.
+pub(super) fn existing_part(folder: &Path) -> Result<&Path, Error> {
+    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(folder);
+    let fault = |cause| Error::Io { path: existing.to_owned(), cause };
+    match fs::metadata(existing) {
+        Ok(metadata) if !metadata.is_dir() => Err(fault(io::ErrorKind::NotADirectory.into())),
+        _ => Ok(existing),
+    }
+}
+
 /// The flush of a file does not reach the entries of new folders above it, so those are flushed here.
 pub(super) fn make(folder: &Path) -> Result<(), Error> {
+    existing_part(folder)?;
     let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.map_err(|source| Error::io(folder, source))?;

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use rusqlite::params;
 
-use super::key_ring::SealedColumns;
-use super::statements::{HELD, user_number};
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId};
+use crate::queue::key_ring::SealedColumns;
+use crate::queue::persons::user_number;
+use crate::queue::stored::HELD;
 use crate::queue::{AttemptRecord, DeliveryState, Disposition, NewEvent, Settlement};
 
 /// An event that was read back, with its deliveries.

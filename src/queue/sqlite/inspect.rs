@@ -1,7 +1,5 @@
-//! Reading the store without the writer: for the command line, the admin API and the metrics.
-//!
-//! It uses a read-only connection of its own, so it works with and without a running relay, and never delays a push.
-//! Each answer is one snapshot.
+//! The reader of the embedded engine: a read-only connection of its own, so it works with and without a running relay,
+//! and never delays a push. Each answer is one snapshot.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,11 +8,14 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 
 use super::damage::quarantine::list_damaged;
-use super::key_ring::{self, EncryptionStatus, KeyRing};
-use super::persons::{IS_ABOUT, sender};
+use super::key_table;
+use super::selection::IS_ABOUT;
 use super::{files, schema};
 use crate::event::EventId;
-use crate::queue::encryption::{DecryptError, EncryptionKeys, SealContext};
+use crate::queue::columns::ColumnReader;
+use crate::queue::encryption::{EncryptionKeys, SealContext};
+use crate::queue::key_ring::{EncryptionStatus, KeyRing};
+use crate::queue::persons::sender;
 use crate::queue::view::{
     AttemptDetail, Audit, Counts, DeadLetter, DeliveryDetail, DeliverySummary, EventDetail, EventFilter, EventSummary,
     Stats, TargetCounts, TargetStats,
@@ -24,51 +25,53 @@ use crate::wechat::Mode;
 
 /// A read-only view of a store.
 #[derive(Debug)]
-pub struct Inspect {
+pub(in crate::queue) struct SqliteReader {
     pub(super) connection: Connection,
     folder: PathBuf,
     keys: EncryptionKeys,
 }
 
-impl Inspect {
-    /// Opens the store in a folder: `path` of `[queue]`.
-    ///
-    /// # Errors
-    /// If there is none, or it is not one that this release can read.
-    pub fn open(folder: &Path) -> Result<Self, Error> {
+impl SqliteReader {
+    /// Opens the store in a folder, if there is one that this release can read.
+    pub(in crate::queue) fn open(folder: &Path) -> Result<Self, Error> {
         let path = folder.join(files::DATABASE);
         match fs::symlink_metadata(&path) {
             Err(_) => return Err(Error::Missing { path: folder.to_owned() }),
             Ok(metadata) if !metadata.is_file() => return Err(Error::NotAFile { path }),
             Ok(_) => {}
         }
+        Self::open_file(&path, folder)
+    }
+
+    /// As [`SqliteReader::open`], of a file that is there, whatever its name.
+    pub(super) fn open_file(path: &Path, folder: &Path) -> Result<Self, Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&path, flags)?;
-        match schema::version(&connection, &path)? {
+        let connection = Connection::open_with_flags(path, flags)?;
+        match schema::version(&connection, path)? {
             0 => return Err(Error::Missing { path: folder.to_owned() }),
             schema::VERSION => {}
-            found => return Err(Error::Outdated { path, found, known: schema::VERSION }),
+            found => return Err(Error::Outdated { path: path.to_owned(), found, known: schema::VERSION }),
         }
         Ok(Self { connection, folder: folder.to_owned(), keys: EncryptionKeys::default() })
     }
 
     /// Adds the keys that payloads are decrypted with. Values that need another key are left out of the answers, with
     /// the reason.
-    pub fn with_keys(self, keys: &EncryptionKeys) -> Self {
+    pub(in crate::queue) fn with_keys(self, keys: &EncryptionKeys) -> Self {
         Self { keys: keys.clone(), ..self }
     }
 
     /// The keys of the store, as far as they are configured.
     pub(super) fn key_ring(&self, snapshot: &Connection) -> rusqlite::Result<KeyRing> {
-        KeyRing::load(snapshot, &self.keys)
+        key_table::load(snapshot, &self.keys)
     }
 
     /// Which keys events are encrypted with. May read every event.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn encryption_status(&self) -> Result<EncryptionStatus, Error> {
-        Ok(key_ring::survey(&self.connection)?)
+    pub(in crate::queue) fn encryption_status(&self) -> Result<EncryptionStatus, Error> {
+        Ok(key_table::survey(&self.connection)?)
     }
 
     /// Events, deliveries and backlog by the running ledger: cheap at any size of the store, except for a search for
@@ -76,11 +79,11 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn stats(&self) -> Result<Stats, Error> {
+    pub(in crate::queue) fn stats(&self) -> Result<Stats, Error> {
         self.stats_since(&mut OldestPending::default())
     }
 
-    /// As [`Inspect::stats`], for repeated calls: the oldest pending deliveries that are known already shorten that
+    /// As [`SqliteReader::stats`], for repeated calls: the oldest pending deliveries that are known already shorten that
     /// search.
     pub(super) fn stats_since(&self, oldest: &mut OldestPending) -> Result<Stats, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
@@ -100,7 +103,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn audit(&self) -> Result<Audit, Error> {
+    pub(in crate::queue) fn audit(&self) -> Result<Audit, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let (events, deliveries, missing) = snapshot.query_row(
             "SELECT count(*), coalesce(sum(targets), 0), \
@@ -153,7 +156,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, Error> {
+    pub(in crate::queue) fn events(&self, filter: &EventFilter) -> Result<Vec<EventSummary>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let sql = format!(
             "SELECT id, received_at, account, msg_type, event, event_key, from_user FROM event e \
@@ -197,7 +200,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn paused(&self) -> Result<BTreeSet<String>, Error> {
+    pub(in crate::queue) fn paused(&self) -> Result<BTreeSet<String>, Error> {
         let mut find = self.connection.prepare("SELECT name FROM target WHERE paused")?;
         Ok(find.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
     }
@@ -206,7 +209,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn event(&self, id: EventId) -> Result<Option<EventDetail>, Error> {
+    pub(in crate::queue) fn event(&self, id: EventId) -> Result<Option<EventDetail>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let keys = self.key_ring(&snapshot)?;
         let detail = snapshot.query_row(
@@ -214,10 +217,10 @@ impl Inspect {
                     coalesce(clear, body), reply, traceparent, key, clear IS NULL FROM event WHERE id = ?1",
             [id],
             |row| {
-                let mut reader = ColumnReader { keys: &keys, key: row.get(12)?, error: None };
+                let mut reader = ColumnReader::new(&keys, row.get(12)?);
                 let context = if row.get(13)? { SealContext::Body(id) } else { SealContext::Clear(id) };
-                let text = reader.text(row, 9, context)?.unwrap_or_default();
-                let reply = reader.text(row, 10, SealContext::Reply(id))?;
+                let text = reader.text(row.get_ref(9)?.as_bytes_or_null()?, context).unwrap_or_default();
+                let reply = reader.text(row.get_ref(10)?.as_bytes_or_null()?, SealContext::Reply(id));
                 let deliveries = deliveries(&snapshot, id, &mut reader)?;
                 Ok(EventDetail {
                     id: row.get(0)?,
@@ -244,7 +247,12 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn dead(&self, target: Option<&str>, limit: usize, before: Option<EventId>) -> Result<Vec<DeadLetter>, Error> {
+    pub(in crate::queue) fn dead(
+        &self,
+        target: Option<&str>,
+        limit: usize,
+        before: Option<EventId>,
+    ) -> Result<Vec<DeadLetter>, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
         let keys = self.key_ring(&snapshot)?;
         let mut find = snapshot.prepare(
@@ -261,10 +269,10 @@ impl Inspect {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let found = find.query_map(params![before.unwrap_or(LAST_ID), target, limit], |row| {
             let id = row.get(0)?;
-            let mut reader = ColumnReader { keys: &keys, key: row.get(11)?, error: None };
+            let mut reader = ColumnReader::new(&keys, row.get(11)?);
             let number: Option<i64> = row.get(13)?;
             let context = SealContext::Answer(id, row.get(12)?, number.unwrap_or_default());
-            let answer = reader.text(row, 10, context)?;
+            let answer = reader.text(row.get_ref(10)?.as_bytes_or_null()?, context);
             Ok(DeadLetter {
                 id,
                 target: row.get(1)?,
@@ -315,35 +323,6 @@ impl OldestPending {
 /// The largest number that a column holds: no event has it.
 pub(super) const LAST_ID: EventId = EventId(i64::MAX as u64);
 
-/// Reads the columns of one event that may be encrypted.
-struct ColumnReader<'s> {
-    keys: &'s KeyRing,
-    /// The number of the event's key.
-    key: Option<i64>,
-    /// The first error in decrypting a column.
-    error: Option<DecryptError>,
-}
-
-impl ColumnReader<'_> {
-    /// A column, if it is there and can be decrypted.
-    fn text(&mut self, row: &Row<'_>, column: usize, context: SealContext) -> rusqlite::Result<Option<String>> {
-        let Some(bytes) = row.get_ref(column)?.as_bytes_or_null()? else { return Ok(None) };
-        let Some(key) = self.key else { return Ok(Some(String::from_utf8_lossy(bytes).into_owned())) };
-        Ok(match self.keys.open(key, context, bytes) {
-            Ok(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-            Err(error) => {
-                self.error.get_or_insert(error);
-                None
-            }
-        })
-    }
-
-    /// Why a column is left out.
-    fn error_text(&self) -> Option<String> {
-        self.error.as_ref().map(DecryptError::to_string)
-    }
-}
-
 fn deliveries(
     snapshot: &Transaction<'_>,
     event: EventId,
@@ -361,7 +340,8 @@ fn deliveries(
         let state: DeliveryState = row.get(2)?;
         let target: i64 = row.get(0)?;
         let attempts = attempts.query_map(params![event, target], |row| {
-            let answer = reader.text(row, 5, SealContext::Answer(event, target, row.get(0)?))?;
+            let answer =
+                reader.text(row.get_ref(5)?.as_bytes_or_null()?, SealContext::Answer(event, target, row.get(0)?));
             Ok(AttemptDetail { answer, ..read_attempt(row)? })
         })?;
         Ok(DeliveryDetail {
@@ -470,7 +450,7 @@ mod tests {
 
     /// The oldest pending delivery by that search, compared with a scan of all of them.
     fn oldest(folder: &Path, known: &mut OldestPending) -> Option<UnixMillis> {
-        let inspect = Inspect::open(folder).unwrap();
+        let inspect = SqliteReader::open(folder).unwrap();
         let find = |known: &mut OldestPending| inspect.stats_since(known).unwrap().targets[0].oldest_pending;
         let found = find(known);
         assert_eq!(found, find(&mut OldestPending::default()));

@@ -9,20 +9,22 @@ mod capacity;
 mod channel;
 mod checksum;
 mod command;
+#[cfg(feature = "postgres")]
+pub(super) mod copy;
 pub(super) mod damage;
 mod dedup_index;
 pub(super) mod deep;
 mod due;
+#[cfg(test)]
+mod engine_tests;
 mod file_watch;
 mod files;
 pub(super) mod import;
-mod inboxes;
-pub(super) mod inspect;
-pub(super) mod key_ring;
+mod inspect;
+mod key_table;
 mod lock;
 mod log_format;
 mod log_watch;
-mod persons;
 mod removal;
 mod reserve_file;
 mod resume;
@@ -33,6 +35,8 @@ mod scrub;
 mod selection;
 #[cfg(test)]
 mod simulated;
+#[cfg(feature = "postgres")]
+pub(super) mod spooled;
 pub(super) mod startable;
 mod statements;
 mod store;
@@ -53,7 +57,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use self::build_options::SqliteBuild;
@@ -61,9 +65,8 @@ use self::capacity::{Capacity, ObstacleWatch};
 use self::command::{Waiter, WriterCommand};
 use self::dedup_index::ReplayWindow;
 use self::import::{ImportStep, SalvagedEvent};
-use self::inboxes::Inboxes;
-use self::inspect::{Inspect, OldestPending};
-use self::key_ring::EventSealer;
+use self::inspect::OldestPending;
+pub(super) use self::inspect::SqliteReader;
 pub use self::lock::check_owner;
 use self::log_watch::LogWatch;
 use self::removal::WipeProgress;
@@ -76,12 +79,14 @@ pub(crate) use self::simulated::Faults;
 use self::store::Store;
 use self::upkeep::OpenOptions;
 use self::writer::Writer;
+use super::inboxes::Inboxes;
+use super::key_ring::EventSealer;
 use super::lease_table::LeaseTable;
 use super::memory::{MemoryBudget, MemoryUsage};
 use super::view::Stats;
 use super::{
-    AttemptNote, DeliveryOrder, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Settings, Settlement, Sweep,
-    SweepProgress,
+    AttemptNote, DeliveryOrder, EncryptionKeys, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Settings,
+    Settlement, Sweep, SweepProgress,
 };
 use crate::clock::{ClockEvidence, UnixMillis};
 use crate::event::EventId;
@@ -116,13 +121,15 @@ pub struct Sqlite {
     oldest: Arc<Mutex<(u64, OldestPending)>>,
     /// Whether the writer copies the store, and answers nothing meanwhile.
     is_writing_back: Arc<AtomicBool>,
-    tuning: Tuning,
+    /// See [`Tuning::sweep_scan_rows`].
+    sweep_scan_rows: usize,
     clock: ClockEvidence,
 }
 
 impl Sqlite {
     /// See [`super::Queue::open`].
     pub(super) fn open(
+        folder: &Path,
         settings: &Settings,
         tuning: &Tuning,
         on_commit: Box<dyn Fn(Duration) + Send>,
@@ -131,8 +138,8 @@ impl Sqlite {
         if let Some(differences) = build.differences() {
             tracing::warn!(version = build.version, differences, "sqlite built with untested options");
         }
-        let (sqlite, writer, receiver) = Self::assemble(settings, tuning, ReserveFile::find, on_commit)?;
-        let io = |source| Error::io(&settings.path, source);
+        let (sqlite, writer, receiver) = Self::assemble(folder, settings, tuning, ReserveFile::find, on_commit)?;
+        let io = |source| Error::io(folder, source);
         // A runtime of its own, for a channel with a timeout: the disk must not block the relay's runtime.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(io)?;
         let thread = std::thread::Builder::new().name("queue-writer".to_owned());
@@ -142,16 +149,17 @@ impl Sqlite {
 
     /// The handle, the writer, and the writer's end of the channel between them.
     fn assemble(
+        folder: &Path,
         settings: &Settings,
         tuning: &Tuning,
         find_reserve: fn(&Path) -> ReserveFile,
         on_commit: Box<dyn Fn(Duration) + Send>,
     ) -> Result<(Self, Writer, channel::CommandReceiver), Error> {
-        let lock = files::claim(&settings.path)?;
-        write_back::finish(&settings.path)?;
-        damage::prepare(&settings.path)?;
-        let mut reserve = find_reserve(&settings.path);
-        let mut store = Self::open_store(settings, &mut reserve)?;
+        let lock = files::claim(folder)?;
+        write_back::finish(folder)?;
+        damage::prepare(folder)?;
+        let mut reserve = find_reserve(folder);
+        let mut store = Self::open_store(folder, &settings.encryption_keys, &mut reserve)?;
         let sealer = store.keys.sealer(&settings.encryption_keys);
         let reserve_size = reserve.size();
         store.keep_log_below(reserve_size);
@@ -166,7 +174,7 @@ impl Sqlite {
         let retention = Retention::new(settings);
         let is_writing_back = Arc::<AtomicBool>::default();
         let open_options = OpenOptions {
-            folder: settings.path.clone(),
+            folder: folder.to_owned(),
             encryption_keys: settings.encryption_keys.clone(),
             scrub_pages: tuning.scrub_pages,
             free: reserve_size,
@@ -183,14 +191,14 @@ impl Sqlite {
             store,
             capacity,
             retention,
-            scrub: Scrub::new(&settings.path, tuning.scrub_pages),
+            scrub: Scrub::new(folder, tuning.scrub_pages),
             inboxes: Arc::clone(&inboxes),
             leases,
             revivals: Arc::clone(&revivals),
             callers: Handle::current(),
             on_commit,
             lock,
-            log: LogWatch::new(&settings.path),
+            log: LogWatch::new(folder),
             open_options,
             is_writing_back: Arc::clone(&is_writing_back),
             checked: Instant::now(),
@@ -203,20 +211,20 @@ impl Sqlite {
             obstacle,
             memory,
             replay_window,
-            folder: Arc::new(settings.path.clone()),
+            folder: Arc::new(folder.to_owned()),
             revivals,
             oldest: Arc::default(),
             is_writing_back,
-            tuning: *tuning,
+            sweep_scan_rows: tuning.sweep_scan_rows,
             clock,
         };
         Ok((sqlite, writer, receiver))
     }
 
     /// Opens the store; one that cannot be read is moved aside, and a new one takes its place.
-    fn open_store(settings: &Settings, reserve: &mut ReserveFile) -> Result<Store, Error> {
+    fn open_store(folder: &Path, keys: &EncryptionKeys, reserve: &mut ReserveFile) -> Result<Store, Error> {
         let open = || -> Result<Store, Error> {
-            let store = Store::open(&settings.path)?.with_keys(&settings.encryption_keys, &settings.path)?;
+            let store = Store::open(folder)?.with_keys(keys, folder)?;
             store.probe_tables()?;
             Ok(store)
         };
@@ -226,7 +234,7 @@ impl Sqlite {
             opened = open();
         }
         opened.or_else(|error| {
-            damage::replace_unreadable(&settings.path, error)?;
+            damage::replace_unreadable(folder, error)?;
             open()
         })
     }
@@ -277,6 +285,14 @@ impl Sqlite {
         self.inboxes.open(target, capacity)
     }
 
+    pub(super) fn set_room(&self, target: &str, room: usize) {
+        self.inboxes.set_room(target, room);
+    }
+
+    pub(super) fn set_accepting(&self, target: &str, accepts: bool) {
+        self.inboxes.set_accepting(target, accepts);
+    }
+
     pub(super) fn keep_order(&self, target: &Arc<str>, order: DeliveryOrder) {
         self.inboxes.keep_order(target, order);
     }
@@ -287,6 +303,10 @@ impl Sqlite {
 
     pub(super) fn bound_waits(&self, target: &Arc<str>, longest: Duration) {
         self.inboxes.bound_waits(target, longest);
+    }
+
+    pub(super) fn bound_attempts(&self, target: &Arc<str>, longest: Duration) {
+        self.inboxes.bound_attempts(target, longest);
     }
 
     pub(super) fn clock(&self) -> &ClockEvidence {
@@ -308,7 +328,7 @@ impl Sqlite {
             Some(listed) => SweepCandidates::among(listed, after),
             None => {
                 let sweep = Arc::clone(sweep);
-                let limit = self.tuning.sweep_scan_rows;
+                let limit = self.sweep_scan_rows;
                 self.read(move |store| store.find_candidates(&sweep, after, limit)).await?
             }
         };
@@ -351,7 +371,7 @@ impl Sqlite {
         // every revival that is counted here.
         let revivals = self.revivals.load(Ordering::Acquire);
         let clock = self.clock.clone();
-        let stats = move |store: &Inspect| {
+        let stats = move |store: &SqliteReader| {
             let (as_of, mut oldest) = known.lock().clone();
             if as_of != revivals {
                 oldest = OldestPending::default();
@@ -380,6 +400,11 @@ impl Sqlite {
         known.or_else(|| (self.oldest_wait() > STALLED_AFTER).then_some(Obstacle::Stalled))
     }
 
+    /// The store is this process's alone.
+    pub(super) fn operator_changes(&self) -> Option<watch::Receiver<i64>> {
+        None
+    }
+
     pub(super) fn oldest_wait(&self) -> Duration {
         self.commands.oldest_wait()
     }
@@ -403,16 +428,10 @@ impl Sqlite {
     /// Reads on a connection of its own, beside the writer.
     async fn read<T: Send + 'static>(
         &self,
-        query: impl FnOnce(&Inspect) -> Result<T, Error> + Send + 'static,
+        query: impl FnOnce(&SqliteReader) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let folder = Arc::clone(&self.folder);
-        let read = move || query(&Inspect::open(&folder)?);
-        #[cfg(test)]
-        if crate::clock::simulated::is_set() {
-            // A result from another thread would arrive at a moment that no seed decides.
-            return read();
-        }
-        tokio::task::spawn_blocking(read).await.map_err(|_| Error::Closed)?
+        run_blocking(move || query(&SqliteReader::open(&folder)?)).await
     }
 
     async fn execute<T>(&self, command: impl FnOnce(Waiter<T>) -> WriterCommand) -> Result<T, Error> {
@@ -420,6 +439,24 @@ impl Sqlite {
         self.commands.send(command(waiter)).await?;
         answer.await.map_err(|_| Error::Closed)?
     }
+}
+
+/// Runs work on a thread that may block.
+///
+/// The task is one type for all, and sends the result back: tokio's tasks are compiled once for each type, and there are
+/// some fifty callers.
+pub(super) async fn run_blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    #[cfg(test)]
+    if crate::clock::simulated::is_set() {
+        // A result from another thread would arrive at a moment that no seed decides.
+        return work();
+    }
+    let (sender, result) = oneshot::channel();
+    let task: Box<dyn FnOnce() + Send> = Box::new(move || drop(sender.send(work())));
+    tokio::task::spawn_blocking(task);
+    result.await.map_err(|_| Error::Closed)?
 }
 
 impl fmt::Debug for Sqlite {

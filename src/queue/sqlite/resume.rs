@@ -6,13 +6,13 @@ use rusqlite::{OptionalExtension as _, params};
 
 use super::Sqlite;
 use super::command::WriterCommand;
-use super::statements::{HELD, key_of};
 use super::store::Store;
 use super::writer::Writer;
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId};
 use crate::queue::resume::Unanswered;
-use crate::queue::{AwaitedReply, Enqueued, Error, Lease};
+use crate::queue::stored::{HELD, key_of};
+use crate::queue::{AwaitedReply, Enqueued, Error, Known, Lease};
 
 /// The most events that are read, and about the most bytes of their bodies: these are held until they are delivered.
 const MAX_EVENTS: i64 = 1024;
@@ -50,7 +50,7 @@ impl Writer {
                 continue;
             }
             // Without memory for it, the delivery waits in the store, and the try for no reply.
-            let Some(guard) = self.leases.grant(&target, event, true) else { continue };
+            let Some(guard) = self.leases.grant(&target, event, 1, true) else { continue };
             let event = Arc::clone(event);
             leases.push(Lease { event, target, attempt: 1, failures: 0, reply: Some(reply), guard });
         }
@@ -76,7 +76,7 @@ impl Store {
                 break;
             }
             let key = key_of(&event);
-            if let Some(Enqueued::Duplicate { id, reply }) = self.find_duplicate(key)?
+            if let Some(Enqueued::Duplicate { id, reply: Known::Answered(reply) }) = self.find_duplicate(key)?
                 && id == event.id
             {
                 found.push(Unanswered { event: Arc::new(event), key, reply });

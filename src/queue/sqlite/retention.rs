@@ -229,7 +229,8 @@ fn delete_retired_keys(store: &mut Store, now: UnixMillis, most: usize) -> rusql
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::{DeliveryState, EncryptionKeys, Inspect};
+    use crate::queue::DeliveryState;
+    use crate::queue::sqlite::SqliteReader;
 
     const NOW: UnixMillis = UnixMillis(1_795_161_600_000);
     const DAY: Duration = Duration::from_secs(86_400);
@@ -266,16 +267,9 @@ mod tests {
     }
 
     fn retention(retention: Duration) -> Retention {
-        let (dedup_window, max_size, encryption_keys) = (Duration::from_secs(120), u64::MAX, EncryptionKeys::default());
-        Retention::new(&Settings {
-            path: "unused".into(),
-            retention,
-            dedup_window,
-            replay_window: dedup_window,
-            max_size,
-            max_memory: 1,
-            encryption_keys,
-        })
+        let window = Duration::from_secs(120);
+        let settings = Settings::for_tests(std::path::Path::new("unused"));
+        Retention::new(&Settings { retention, dedup_window: window, replay_window: window, ..settings })
     }
 
     /// Makes steps to the end of a pass that finds nothing to do. There is pressure while more than `limit` is used.
@@ -291,7 +285,7 @@ mod tests {
     }
 
     fn count_remaining(folder: &std::path::Path) -> (u64, u64) {
-        let audit = Inspect::open(folder).unwrap().audit().unwrap();
+        let audit = SqliteReader::open(folder).unwrap().audit().unwrap();
         assert!(audit.is_clean(), "{audit:?}");
         (audit.counts.pending, audit.deliveries - audit.counts.pending)
     }

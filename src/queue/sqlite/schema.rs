@@ -88,7 +88,8 @@ mod tests {
     use super::super::files;
     use super::super::store::Store;
     use super::*;
-    use crate::queue::{DeliveryState, Inspect};
+    use crate::queue::DeliveryState;
+    use crate::queue::sqlite::SqliteReader;
 
     /// A folder with the store of an earlier release.
     fn earlier(version: i64) -> tempfile::TempDir {
@@ -122,7 +123,7 @@ mod tests {
             let check: String = store.connection.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
             assert_eq!(check, "ok");
             drop(store);
-            let audit = Inspect::open(folder.path()).unwrap().audit().unwrap();
+            let audit = SqliteReader::open(folder.path()).unwrap().audit().unwrap();
             assert!(audit.is_clean() && audit.events > 0, "{audit:?}");
         }
     }
@@ -130,11 +131,11 @@ mod tests {
     #[test]
     fn an_older_store_is_not_read_before_it_is_migrated() {
         let folder = earlier(1);
-        let Err(error) = Inspect::open(folder.path()) else { panic!("read") };
+        let Err(error) = SqliteReader::open(folder.path()) else { panic!("read") };
         assert!(matches!(error, Error::Outdated { found: 1, .. }), "{error}");
         assert!(error.remedy().unwrap().contains("start the relay once"), "{error}");
         drop(Store::open(folder.path()).unwrap());
-        let letters = Inspect::open(folder.path()).unwrap().dead(None, 10, None).unwrap();
+        let letters = SqliteReader::open(folder.path()).unwrap().dead(None, 10, None).unwrap();
         assert!(!letters.is_empty());
     }
 
@@ -168,7 +169,7 @@ mod tests {
         Connection::open(&path).unwrap().execute_batch(&format!("PRAGMA user_version = {newer}")).unwrap();
         let Err(error) = Store::open(folder.path()) else { panic!("opened") };
         assert!(matches!(error, Error::Schema { found, known: VERSION, .. } if found == newer), "{error}");
-        assert!(matches!(Inspect::open(folder.path()), Err(Error::Schema { .. })));
+        assert!(matches!(SqliteReader::open(folder.path()), Err(Error::Schema { .. })));
     }
 
     #[test]

@@ -8,14 +8,21 @@ use std::time::Duration;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OptionalExtension, params_from_iter};
 
-use super::inspect::{Inspect, LAST_ID};
-use super::persons::IS_ABOUT;
+use super::inspect::{LAST_ID, SqliteReader};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::{DeliveryState, Error, EventFilter, Sweep, SweepAction};
 
 /// Events changed in one transaction: few enough not to delay a push.
 pub(super) const STEP: usize = 250;
+
+/// The condition that the event `e` is about the person `?5`. The first look into a text is cheap, and few pass it.
+pub(super) const IS_ABOUT: &str = "(instr(char(31) || e.from_user || char(31), char(31) || ?5 || char(31)) > 0 \
+    OR e.key IS NULL AND e.msg_type <> 'text' AND instr(coalesce(e.clear, e.body), CAST(?5 AS BLOB)) > 0 AND EXISTS \
+       (WITH text(t, p) AS MATERIALIZED (SELECT lower(CAST(coalesce(e.clear, e.body) AS TEXT)), lower(?5)) \
+        SELECT 1 FROM text, (SELECT 'openid' AS n UNION ALL SELECT 'openpid' UNION ALL SELECT 'username') \
+         WHERE instr(t, n || '><![cdata[' || p || ']') > 0 OR instr(t, n || '>' || p || '<') > 0 \
+            OR instr(t, n || '\":\"' || p || '\"') > 0 OR instr(t, n || '\": \"' || p || '\"') > 0))";
 
 /// What one search found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,7 +45,7 @@ impl SweepCandidates {
     }
 }
 
-impl Inspect {
+impl SqliteReader {
     /// The events of a sweep's next step, searched for in `limit` rows at most.
     pub(super) fn find_candidates(
         &self,
@@ -90,7 +97,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn count(&self, sweep: &Sweep, after: Option<EventId>) -> Result<u64, Error> {
+    pub(in crate::queue) fn count(&self, sweep: &Sweep, after: Option<EventId>) -> Result<u64, Error> {
         let after = after.unwrap_or(EventId(0));
         let Some(events) = &sweep.events else { return self.count_in(sweep, after, LAST_ID) };
         let events: BTreeSet<_> = events.iter().filter(|event| **event > after && **event < LAST_ID).collect();
@@ -102,7 +109,7 @@ impl Inspect {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub fn end(&self) -> Result<UnixMillis, Error> {
+    pub(in crate::queue) fn end(&self) -> Result<UnixMillis, Error> {
         let newest = self.newest()?.map_or(UnixMillis(0), EventId::moment);
         Ok(newest.max(UnixMillis::now()).after(Duration::from_millis(1)))
     }

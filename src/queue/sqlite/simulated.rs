@@ -1,5 +1,6 @@
 //! The engine as a part of a simulation: its writer is a task of the caller's runtime, with injected faults.
 
+use std::path::Path;
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
@@ -20,12 +21,14 @@ pub(crate) struct Faults {
 impl Sqlite {
     /// As [`Sqlite::open`], but without a thread, and without waiting for the disk or for another program's lock.
     pub(crate) fn simulated(
+        folder: &Path,
         settings: &Settings,
         on_commit: Box<dyn Fn(Duration) + Send>,
         faults: Faults,
     ) -> Result<Self, Error> {
         let tuning = Tuning::small();
-        let (mut sqlite, mut writer, receiver) = Self::assemble(settings, &tuning, ReserveFile::small, on_commit)?;
+        let (mut sqlite, mut writer, receiver) =
+            Self::assemble(folder, settings, &tuning, ReserveFile::small, on_commit)?;
         sqlite.clock.trust();
         let connection = &mut writer.store.connection;
         // A crash leaves the log as it is.

@@ -5,23 +5,21 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use rusqlite::types::{Null, ToSql, ValueRef};
 use rusqlite::{OptionalExtension, Row, ffi, params};
-use sha2::{Digest, Sha256};
 
-use super::checksum;
-use super::key_ring::{KeyRing, OpenedPayload, SealedColumns};
-use super::persons;
+use super::checksum::is_intact;
+use super::key_table;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
+use crate::queue::checksum;
 use crate::queue::encryption::SealContext;
-use crate::queue::{AttemptNote, DeliveryState, Disposition, Enqueued, Flaw, NewEvent, Settlement};
-use crate::wechat::{Credentials, Message, Query};
-
-/// The due time of a delivery that is held behind an earlier one of its user.
-pub(super) const HELD: UnixMillis = UnixMillis(i64::MAX);
+use crate::queue::key_ring::{KeyRing, OpenedPayload, SealedColumns};
+use crate::queue::persons::{self, user_number};
+use crate::queue::stored::{HELD, StoredRow, key_of};
+use crate::queue::{AttemptNote, DeliveryState, Disposition, Enqueued, Flaw, Known, NewEvent, Settlement};
+use crate::wechat::{Credentials, Query};
 
 /// A pending delivery, and when it is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +123,7 @@ impl Store {
         let event = &*new.event;
         let (body, clear) = (&*event.body, (event.clear != event.body).then_some(&*event.clear));
         let in_clear: [&dyn ToSql; 5] = [&new.reply, &event.query, &body, &clear, &Null];
-        let [reply, query, body, clear, key] = sealed.map_or(in_clear, SealedColumns::values);
+        let [reply, query, body, clear, key] = sealed.map_or(in_clear, key_table::columns);
         let stored_reply = match sealed {
             None => new.reply.as_deref().map(str::as_bytes),
             Some(sealed) => sealed.reply(),
@@ -154,7 +152,7 @@ impl Store {
             body,
             clear,
             key,
-            checksum::of_event(new, sealed),
+            checksum::columns_of(new, sealed).checksum(),
             stored_reply.map(|reply| checksum::of_reply(event.id, reply)),
         ])?;
         Ok(())
@@ -179,8 +177,8 @@ impl Store {
             Ok(Some(reply))
         });
         Ok(match found.optional()? {
-            None => Some(Enqueued::Duplicate { id, reply: None }),
-            Some(found) => found.map(|reply| Enqueued::Duplicate { id, reply }),
+            None => Some(Enqueued::Duplicate { id, reply: Known::Answered(None) }),
+            Some(found) => found.map(|reply| Enqueued::Duplicate { id, reply: Known::Answered(reply) }),
         })
     }
 
@@ -237,7 +235,7 @@ impl Store {
         let answer = attempt
             .answer
             .as_deref()
-            .map(|answer| self.keys.seal_like_event(&self.connection, settlement.event, context, answer))
+            .map(|answer| key_table::seal_like_event(&self.keys, &self.connection, settlement.event, context, answer))
             .transpose()?;
         insert.execute(params![
             settlement.event,
@@ -256,7 +254,13 @@ impl Store {
     pub(super) fn record_reply(&self, event: EventId, reply: &str) -> rusqlite::Result<()> {
         let mut update =
             self.connection.prepare_cached("UPDATE event SET reply = ?2, reply_checksum = ?3 WHERE id = ?1")?;
-        let stored = self.keys.seal_like_event(&self.connection, event, SealContext::Reply(event), reply.as_bytes())?;
+        let stored = key_table::seal_like_event(
+            &self.keys,
+            &self.connection,
+            event,
+            SealContext::Reply(event),
+            reply.as_bytes(),
+        )?;
         let checksum = checksum::of_reply(event, &stored);
         match stored {
             Cow::Borrowed(_) => update.execute(params![event, reply, checksum])?,
@@ -329,25 +333,12 @@ impl Store {
     }
 }
 
-/// Identifies a user where order is kept. Should two users share a number, they only wait for each other.
-pub(super) fn user_number(openid: &str) -> i64 {
-    let hash = Sha256::new().chain_update(openid).finalize();
-    let mut number = [0; 8];
-    number.copy_from_slice(&hash[..8]);
-    i64::from_be_bytes(number)
-}
-
-/// Whether a stored reply is what was written. One that is not counts as none, so that WeChat's retry is answered all the
-/// same.
-fn is_reply_intact(event: EventId, reply: ValueRef<'_>, checksum: ValueRef<'_>) -> bool {
+/// See [`checksum::is_reply_intact`].
+pub(super) fn is_reply_intact(event: EventId, reply: ValueRef<'_>, checksum: ValueRef<'_>) -> bool {
     let (ValueRef::Text(reply) | ValueRef::Blob(reply), ValueRef::Integer(stored)) = (reply, checksum) else {
         return true;
     };
-    let is_intact = checksum::of_reply(event, reply) == stored;
-    if !is_intact {
-        tracing::error!(%event, "stored reply damaged; not sent");
-    }
-    is_intact
+    checksum::is_reply_intact(event, reply, Some(stored))
 }
 
 /// The failure by which a damaged file is known.
@@ -366,7 +357,7 @@ fn flaw_of_row(read: rusqlite::Result<Result<Event, Flaw>>) -> rusqlite::Result<
 /// As [`read_event`]; what is not what was received is an error.
 fn read_verified(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<Result<Event, Flaw>> {
     let event = match read_event(row, keys)? {
-        Ok(_) if !checksum::is_intact(row)? => return Ok(Err(Flaw::Checksum)),
+        Ok(_) if !is_intact(row)? => return Ok(Err(Flaw::Checksum)),
         Ok(event) => event,
         Err(flaw) => return Ok(Err(flaw)),
     };
@@ -374,35 +365,26 @@ fn read_verified(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<Result<Event
     Ok(if is_keyed { Ok(event) } else { Err(Flaw::ContentKey) })
 }
 
-/// The content key of a stored event's text.
-pub(super) fn key_of(event: &Event) -> ContentKey {
-    ContentKey::of(&event.app_id, &event.message, &event.clear)
-}
-
 /// The event in the first ten columns that [`Store::load_event`] reads, or why it is unreadable.
 pub(super) fn read_event(row: &Row<'_>, keys: &KeyRing) -> rusqlite::Result<Result<Event, Flaw>> {
     let id = row.get(0)?;
+    let value = |column| Ok::<_, rusqlite::Error>(row.get_ref(column)?.as_bytes_or_null()?);
     let payload = match row.get(9)? {
         None => Ok(OpenedPayload { query: row.get(5)?, body: row.get(6)?, clear: row.get(7)? }),
-        Some(key) => keys.open_payload(key, id, row, 5)?,
+        Some(key) => keys.open_payload(key, id, [value(5)?, value(6)?, value(7)?]),
     };
-    let OpenedPayload { query, body, clear } = match payload {
+    let payload = match payload {
         Ok(payload) => payload,
         Err(unopened) => return Ok(Err(Flaw::Encrypted(unopened))),
     };
-    let body = Bytes::from(body);
-    let clear = clear.map_or_else(|| body.clone(), Bytes::from);
-    let Ok(message) = Message::parse(&clear) else { return Ok(Err(Flaw::Text)) };
-    Ok(Ok(Event {
+    Ok(StoredRow {
         id,
-        account: row.get::<_, String>(1)?.into(),
-        app_id: row.get::<_, String>(2)?.into(),
+        account: row.get(1)?,
+        app_id: row.get(2)?,
         mode: row.get(3)?,
         received_at: row.get(4)?,
-        query,
-        body,
-        clear,
-        message,
         traceparent: row.get(8)?,
-    }))
+        payload,
+    }
+    .into_event())
 }

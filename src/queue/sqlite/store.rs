@@ -18,12 +18,12 @@ use rusqlite::{Connection, OptionalExtension, ffi, params};
 use super::damage::last_commit::{self, CommitLog};
 use super::dedup_index::DedupIndex;
 use super::file_watch::{FileFault, FileWatch, LostFile};
-use super::key_ring::KeyRing;
 use super::log_format::{FRAME, PAGE};
-use super::{files, schema};
+use super::{files, key_table, schema};
 use crate::event::EventId;
 use crate::queue::encryption::EncryptionKeys;
 use crate::queue::error::is_full;
+use crate::queue::key_ring::KeyRing;
 use crate::queue::{DeliveryState, Error};
 use crate::telemetry::LogThrottle;
 
@@ -52,7 +52,7 @@ const CHECKPOINT_PAGES: i32 = 1000;
 
 /// The database, as its one writer sees it.
 ///
-/// Its methods by file, each group with the tables it changes. [`DedupIndex`] (`known`, `known_until`, `retired_key`) and [`KeyRing`]
+/// Its methods by file, each group with the tables it changes. [`DedupIndex`] (`known`, `known_until`, `retired_key`) and `key_table.rs`
 /// (`key`) own their SQL and are called from these:
 ///
 /// | file | methods |
@@ -148,13 +148,13 @@ impl Store {
     /// # Errors
     /// [`Error::KeyMissing`] if an event needs another one.
     pub(super) fn with_keys(mut self, given: &EncryptionKeys, folder: &Path) -> Result<Self, Error> {
-        self.keys = KeyRing::adopt(&self.connection, given, folder)?;
+        self.keys = key_table::adopt(&self.connection, given, folder)?;
         self.note_commit();
         Ok(self)
     }
 
     /// Opens a file, and creates its tables if it is empty or migrates them.
-    fn at(path: &Path, folder: &Path) -> Result<Self, Error> {
+    pub(super) fn at(path: &Path, folder: &Path) -> Result<Self, Error> {
         let mut connection = Connection::open(path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         // Until it is open: the log of a store that cannot be opened stays as it is.
@@ -295,15 +295,20 @@ impl Store {
 
     /// Whether the names of the store's files still lead to those that are open, with all that was committed.
     pub(super) fn check_files(&self) -> Result<(), LostFile> {
-        let frames = || u64::from(self.log_frames.load(Ordering::Relaxed).cast_unsigned());
-        let Err(lost) = self.files.check(frames()) else { return Ok(()) };
+        let Some(lost) = self.lost_file() else { return Ok(()) };
         if lost.fault == FileFault::Truncated && self.files.is_log(&lost.path) {
             // SQLite empties its log in this way too, also from another program: its index tells how long it should be.
             if let Ok((pages, _)) = self.run_checkpoint() {
                 self.log_frames.store(pages.max(0), Ordering::Relaxed);
             }
         }
-        self.files.check(frames())
+        self.lost_file().map_or(Ok(()), Err)
+    }
+
+    /// A file that is not what it was, as it seems. Writes nothing.
+    pub(super) fn lost_file(&self) -> Option<LostFile> {
+        let frames = u64::from(self.log_frames.load(Ordering::Relaxed).cast_unsigned());
+        self.files.check(frames).err()
     }
 
     /// Runs the work in one transaction; when it returns `Ok`, all of it is on stable storage.

@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::persons::sender;
-use super::statements::{HELD, user_number};
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::queue::persons::{sender, user_number};
+use crate::queue::stored::HELD;
 use crate::queue::{DeliveryState, Sweep, SweepAction};
 
 /// What a step did.
@@ -156,12 +156,17 @@ impl<F: Fn(&str) -> bool> SweepRun<'_, F> {
             return Ok(());
         }
         self.cancel(row)?;
-        if self.state(row.event, to)?.is_none() {
-            let counted = self.done.changed;
-            self.add(row.event, to)?;
-            // It moved: one delivery changed, not two.
-            self.done.changed = counted;
+        let counted = self.done.changed;
+        match self.state(row.event, to)? {
+            None => self.add(row.event, to)?,
+            // As after a redirect the other way: else nobody would get it.
+            Some(state @ DeliveryState::Cancelled) => {
+                self.replay(DeliveryRow { event: row.event, target: to, state })?;
+            }
+            Some(_) => {}
         }
+        // It moved: one delivery changed, not two.
+        self.done.changed = counted;
         Ok(())
     }
 

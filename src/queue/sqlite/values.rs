@@ -6,6 +6,7 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRe
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::queue::DeliveryState;
+use crate::queue::stored::{mode_number, mode_of};
 use crate::wechat::Mode;
 
 impl ToSql for EventId {
@@ -45,25 +46,9 @@ impl FromSql for DeliveryState {
     }
 }
 
-/// The mode with that number in the store.
-pub(super) fn mode_of(number: i64) -> Option<Mode> {
-    usize::try_from(number).ok().and_then(|place| MODES.get(place)).copied()
-}
-
-const MODES: [Mode; 3] = [Mode::Plaintext, Mode::Compatible, Mode::Secure];
-
-/// The number of a mode in the store.
-pub(super) fn mode_number(mode: Mode) -> i64 {
-    match mode {
-        Mode::Plaintext => 0,
-        Mode::Compatible => 1,
-        Mode::Secure => 2,
-    }
-}
-
 impl ToSql for Mode {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
-        Ok(mode_number(*self).into())
+        Ok(i64::from(mode_number(*self)).into())
     }
 }
 
@@ -77,6 +62,7 @@ impl FromSql for Mode {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::stored::MODES;
 
     #[test]
     fn numbers_in_the_store_are_read_as_they_are_written() {

@@ -24,7 +24,7 @@ use tokio::time::{Instant, timeout_at};
 use super::capacity::{Capacity, Pressure};
 use super::channel::CommandReceiver;
 use super::command::WriterCommand;
-use super::inboxes::Inboxes;
+use super::file_watch::LostFile;
 use super::lock::StoreLock;
 use super::log_watch::LogWatch;
 use super::removal::WipeProgress;
@@ -34,12 +34,11 @@ use super::statements::DueDelivery;
 use super::store::Store;
 use super::upkeep::OpenOptions;
 use crate::clock::{ClockEvidence, UnixMillis};
-use crate::event::EventId;
 use crate::queue::error::{is_busy, is_damaged, is_lost};
+use crate::queue::inboxes::Inboxes;
 use crate::queue::lease_table::LeaseTable;
-use crate::queue::{
-    AttemptRecord, DeliveryState, Disposition, EXIT_IO, Enqueued, Error, Flaw, Lease, Leases, NewEvent, Settlement,
-};
+use crate::queue::stored::unreadable;
+use crate::queue::{Disposition, EXIT_IO, Enqueued, Error, Lease, Leases, NewEvent};
 use crate::telemetry;
 
 /// The most commands of one transaction: bounds how long the first of them waits for the last.
@@ -278,7 +277,7 @@ impl Writer {
         for target in mem::take(&mut new.targets).into_iter().filter(|target| !held.contains(target)) {
             let awaited = new.awaited.iter().position(|(awaited, _)| *awaited == target);
             let reply = awaited.map(|place| new.awaited.swap_remove(place).1);
-            let Some(guard) = self.leases.grant(&target, &new.event, reply.is_some()) else {
+            let Some(guard) = self.leases.grant(&target, &new.event, 1, reply.is_some()) else {
                 self.inboxes.wake(&target);
                 continue;
             };
@@ -327,7 +326,7 @@ impl Writer {
                     continue;
                 }
             };
-            let Some(guard) = self.leases.grant(target, &event, false) else {
+            let Some(guard) = self.leases.grant(target, &event, attempt, false) else {
                 leases.is_short_of_memory = true;
                 break;
             };
@@ -430,23 +429,6 @@ fn apply(
     Ok(())
 }
 
-/// A stored event that cannot be decrypted or parsed any more, or is not what was received, must not stop its target,
-/// and is not delivered: the delivery becomes a dead letter.
-fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, flaw: &Flaw) -> Settlement {
-    tracing::error!(%event, %target, %flaw, "stored event unreadable; its delivery is dead");
-    let error = Some(match flaw {
-        Flaw::Checksum | Flaw::ContentKey => "damaged: the stored event is not what was received".to_owned(),
-        _ => "the stored event cannot be read".to_owned(),
-    });
-    let attempt = AttemptRecord { number, at, duration: Duration::ZERO, status: None, error, answer: None };
-    Settlement {
-        event,
-        target: Arc::clone(target),
-        disposition: Disposition::End(DeliveryState::Dead),
-        attempt: Some(attempt),
-    }
-}
-
 /// Ends the process if memory and store may differ.
 ///
 /// After a failed fsync the kernel may have marked the lost pages clean, so that a second one succeeds without them
@@ -455,6 +437,10 @@ fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: UnixMillis, fl
 pub(super) fn stop_if_lost(store: Option<&Store>, error: &rusqlite::Error) {
     if is_lost(error) {
         if let Some(store) = store.filter(|_| is_damaged(error)) {
+            // A read may find a file truncated before the next look at the files does.
+            if let Some(LostFile { path, fault }) = store.lost_file() {
+                tracing::error!(path = %path.display(), %fault, "store file lost while open");
+            }
             store.note_damage();
         }
         tracing::error!(%error, "disk failed or store damaged; exiting before anything else is answered");

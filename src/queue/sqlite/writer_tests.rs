@@ -8,22 +8,15 @@ use super::super::channel::channel;
 use super::super::command::Waiter;
 use super::super::reserve_file::ReserveFile;
 use super::*;
-use crate::event::{ContentKey, Event};
+use crate::event::{ContentKey, Event, EventId};
 use crate::queue::memory::MemoryBudget;
-use crate::queue::{EncryptionKeys, Settings};
+use crate::queue::sqlite::SqliteReader;
+use crate::queue::{DeliveryState, EncryptionKeys, Settings, Settlement};
 use crate::tuning::Tuning;
 use crate::wechat::{Message, Mode};
 
 fn writer(folder: &std::path::Path) -> Writer {
-    let settings = Settings {
-        path: folder.to_owned(),
-        retention: Duration::MAX,
-        dedup_window: Duration::MAX,
-        replay_window: Duration::MAX,
-        max_size: u64::MAX,
-        max_memory: 64 << 20,
-        encryption_keys: EncryptionKeys::default(),
-    };
+    let settings = Settings::for_tests(folder);
     Writer {
         clock: ClockEvidence::default(),
         pulled_in: HashMap::new(),
@@ -202,7 +195,7 @@ async fn an_event_that_cannot_be_read_back_is_dead_and_does_not_stop_its_target(
     writer.store.connection.execute("UPDATE event SET clear = x'00ff' WHERE id = 1", []).unwrap();
     let leases = writer.lease(&"crm".into(), 10, UnixMillis(1)).unwrap();
     assert_eq!(leases.due.iter().map(|lease| lease.event.id).collect::<Vec<_>>(), [EventId(2)]);
-    let inspect = crate::queue::Inspect::open(folder.path()).unwrap();
+    let inspect = SqliteReader::open(folder.path()).unwrap();
     assert_eq!(inspect.dead(None, 10, None).unwrap()[0].id, EventId(1));
     assert!(inspect.audit().unwrap().is_clean());
 }

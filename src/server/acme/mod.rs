@@ -2,7 +2,7 @@
 //!
 //! - `mod.rs`: [`spawn_renewals`], a task per entry of `server.tls` that decides when to order
 //! - `order.rs`: one order; `client.rs`: HTTPS to the authority
-//! - `state.rs`: the files of accounts and certificates
+//! - `shared.rs`: what replicas share in PostgreSQL; `state.rs`: the files of accounts and certificates
 //!
 //! Invariants: nothing else waits for an order, an order waits only for the authority, and it is cancelled when the
 //! relay stops; orders run one after the other, so that entries of one authority share an account; after failures the
@@ -11,6 +11,7 @@
 
 mod client;
 mod order;
+mod shared;
 mod state;
 
 use std::sync::Arc;
@@ -22,12 +23,15 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 pub use order::Error;
+pub use shared::restore;
 pub use state::{SaveError, file};
 
+use self::shared::SharedStore;
 use super::{AcmeSettings, certificate_watch, tls};
 use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
 use crate::metrics::Metrics;
+use crate::queue::Queue;
 
 /// The default authority: Let's Encrypt.
 pub const LETS_ENCRYPT: &str = "https://acme-v02.api.letsencrypt.org/directory";
@@ -36,16 +40,29 @@ const CHECK_INTERVAL: Duration = Duration::from_hours(1);
 const ORDER_TIMEOUT: Duration = Duration::from_secs(300);
 /// The pauses after failures, in minutes; the last repeats. Let's Encrypt allows 5 failures an hour.
 const PAUSES: [u64; 5] = [1, 5, 15, 60, 180];
+/// How long an order is this replica's: while it takes, and what follows it.
+const CLAIM: Duration = Duration::from_secs(360);
+/// How often a replica looks whether the one that orders is gone.
+const OTHER_ORDERS: Duration = Duration::from_secs(5);
 
 /// Spawns a renewal task for every entry from ACME, until `stop`.
-pub fn spawn_renewals(acceptor: &tls::Acceptor, metrics: &Arc<Metrics>, stop: &CancellationToken) {
+///
+/// Where certificates are shared, all replicas serve what one of them has ordered, and answer its challenges.
+pub fn spawn_renewals(acceptor: &tls::Acceptor, queue: &Queue, metrics: &Arc<Metrics>, stop: &CancellationToken) {
     let order_lock = Arc::new(Mutex::new(()));
+    let store = acceptor.is_shared().then(|| SharedStore(queue.clone()));
+    if let (Some(store), Some(changes)) = (&store, queue.operator_changes()) {
+        let metrics = metrics.clone();
+        let publish = move |acceptor: &tls::Acceptor| certificate_watch::publish_expiries(acceptor, &metrics);
+        tokio::spawn(shared::follow(store.clone(), acceptor.clone(), changes, publish, stop.clone()));
+    }
     for (index, settings) in acceptor.acme_entries() {
         let [issued, failed] = metrics.acme_orders(settings.domain());
         let renewal = Renewal {
             acceptor: acceptor.clone(),
             index,
             settings: settings.clone(),
+            store: store.clone(),
             order_lock: order_lock.clone(),
             reloads: acceptor.subscribe_reloads(),
             metrics: metrics.clone(),
@@ -62,6 +79,8 @@ struct Renewal {
     acceptor: tls::Acceptor,
     index: usize,
     settings: AcmeSettings,
+    /// Where replicas share it.
+    store: Option<SharedStore>,
     /// Held during an order; shared by all entries.
     order_lock: Arc<Mutex<()>>,
     reloads: watch::Receiver<()>,
@@ -80,6 +99,10 @@ impl Renewal {
                 self.pause(remaining.min(CHECK_INTERVAL)).await;
                 continue;
             }
+            if !self.may_order().await {
+                self.pause(OTHER_ORDERS).await;
+                continue;
+            }
             match self.renew().await {
                 Ok(()) => {
                     failures = 0;
@@ -90,6 +113,10 @@ impl Renewal {
                     self.failed.inc();
                     let pause = pauses.wait(failures, jitter(), None).unwrap_or(CHECK_INTERVAL);
                     self.log_failure(&error, pause);
+                    if let Some(store) = &self.store {
+                        // The others would be refused like this one: they wait as long, while this one lives.
+                        drop(store.claim(&self.settings, pause).await);
+                    }
                     self.pause(pause).await;
                 }
             }
@@ -112,15 +139,37 @@ impl Renewal {
         }
     }
 
+    /// Whether the order is this replica's. Another one may have made it meanwhile.
+    async fn may_order(&self) -> bool {
+        let Some(store) = &self.store else { return true };
+        if !matches!(store.claim(&self.settings, CLAIM).await, Ok(true)) {
+            return false;
+        }
+        if store.load(&self.acceptor, self.index).await.is_ok() && self.remaining().is_zero() {
+            return true;
+        }
+        store.release(&self.settings).await;
+        false
+    }
+
     async fn renew(&mut self) -> Result<(), Error> {
         let _order = self.order_lock.lock().await;
         let AcmeSettings { domains, directory, file, .. } = &self.settings;
         tracing::info!(domains = domains.join(", "), directory, "ordering certificate");
-        let ordered = order::place(&self.settings, self.acceptor.challenges());
-        let pem = timeout(ORDER_TIMEOUT, ordered).await.map_err(|_| Error::Slow)??;
+        let store = self.store.as_ref();
+        let ordered = timeout(ORDER_TIMEOUT, order::place(&self.settings, self.acceptor.challenges(), store)).await;
+        if let Some(store) = store {
+            store.withdraw(&self.settings).await;
+        }
+        let pem = ordered.map_err(|_| Error::Slow)??;
         self.acceptor.install(self.index, pem.as_bytes())?;
         // The certificate is served all the same: authorities limit the number of certificates for the same names.
-        if let Err(error) = state::save(file.clone(), pem.as_bytes().to_vec().into()).await {
+        if let Some(store) = store {
+            match store.keep_certificate(&self.settings, pem.as_bytes()).await {
+                Ok(()) => store.release(&self.settings).await,
+                Err(error) => tracing::warn!(%error, "certificate not stored in postgresql, the others order another"),
+            }
+        } else if let Err(error) = state::save(file.clone(), pem.as_bytes().to_vec().into()).await {
             tracing::warn!(%error, "certificate not stored, a restart orders it again: check queue.path");
         }
         if self.remaining().is_zero() {

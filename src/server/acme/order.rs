@@ -13,9 +13,11 @@ use instant_acme::{
 use zeroize::Zeroizing;
 
 use super::client::Client;
+use super::shared::SharedStore;
 use super::state::{self, SaveError};
 use crate::deliver::ClientError;
 use crate::escape;
+use crate::queue::{self, Seen};
 use crate::server::challenge::{ChallengeError, Challenges};
 use crate::server::{AcmeSettings, tls};
 
@@ -44,6 +46,10 @@ pub enum Error {
     Challenge(#[from] ChallengeError),
     #[error("the authority took too long")]
     Slow,
+    #[error("only {seen} of {replicas} replicas have seen the challenge for {domain}")]
+    Unseen { domain: String, seen: u64, replicas: u64 },
+    #[error("PostgreSQL: {0}")]
+    Store(#[from] queue::Error),
     #[error(transparent)]
     Unkept(#[from] SaveError),
     #[error("the issued certificate cannot be served: {0}")]
@@ -65,6 +71,8 @@ impl Error {
             }
             Self::Unknown(_) => "choose an authority that does, or set server.tls to files that another client renews",
             Self::Challenge(_) => "check that this machine has a source of random numbers",
+            Self::Unseen { .. } => "see `wxrelay replicas`: start or stop the one that is cut off",
+            Self::Store(error) => error.remedy().unwrap_or("read the log: it says what PostgreSQL refuses"),
             Self::Slow => "wait; if it persists, check the authority's status page",
             Self::Unkept(_) => "free disk space, or let this user write to queue.path",
             Self::Unfit(_) => "ask the authority: it is not the certificate that was ordered",
@@ -84,8 +92,13 @@ impl From<instant_acme::Error> for Error {
 }
 
 /// Orders a certificate. Returns its key and its chain as one PEM text.
-pub(super) async fn place(settings: &AcmeSettings, challenges: &Challenges) -> Result<Zeroizing<String>, Error> {
-    let mut order = open(settings).await?;
+/// Where it is shared, every replica offers the proof for a domain before the authority is asked to look for it.
+pub(super) async fn place(
+    settings: &AcmeSettings,
+    challenges: &Challenges,
+    store: Option<&SharedStore>,
+) -> Result<Zeroizing<String>, Error> {
+    let mut order = open(settings, store).await?;
     let mut offered = Vec::new();
     let mut authorizations = order.authorizations();
     while let Some(authorization) = authorizations.next().await {
@@ -101,6 +114,12 @@ pub(super) async fn place(settings: &AcmeSettings, challenges: &Challenges) -> R
         let sha256 = challenge.key_authorization().digest();
         let sha256 = sha256.as_ref().try_into().map_err(|_| Error::Unknown(domain.clone()))?;
         offered.push(challenges.offer(&domain, sha256)?);
+        if let Some(store) = store {
+            let Seen { replicas, seen } = store.offer(&domain, sha256).await?;
+            if seen < replicas {
+                return Err(Error::Unseen { domain, seen, replicas });
+            }
+        }
         challenge.set_ready().await?;
     }
     let ready = order.poll_ready(&PATIENCE).await;
@@ -116,11 +135,15 @@ pub(super) async fn place(settings: &AcmeSettings, challenges: &Challenges) -> R
 }
 
 /// Creates an order, with the stored account or a new one.
-async fn open(settings: &AcmeSettings) -> Result<Order, Error> {
+async fn open(settings: &AcmeSettings, store: Option<&SharedStore>) -> Result<Order, Error> {
     let identifiers: Vec<_> = settings.domains.iter().cloned().map(Identifier::Dns).collect();
     let new_order = NewOrder::new(&identifiers);
     let path = settings.file.with_file_name("account.json");
-    if let Some(credentials) = state::account(&path).await {
+    let stored = match store {
+        Some(store) => store.account(settings).await?.and_then(|text| serde_json::from_slice(&text).ok()),
+        None => state::account(&path).await,
+    };
+    if let Some(credentials) = stored {
         let http = Box::new(Client::new(settings)?);
         let account = Account::builder_with_http(http).from_credentials(credentials).await?;
         match account.new_order(&new_order).await {
@@ -132,7 +155,10 @@ async fn open(settings: &AcmeSettings) -> Result<Order, Error> {
     }
     let (account, credentials) = create(settings).await?;
     let text = serde_json::to_vec(&credentials).map_err(instant_acme::Error::from)?;
-    state::save(path, text.into()).await?;
+    match store {
+        Some(store) => store.keep_account(settings, &text).await?,
+        None => state::save(path, text.into()).await?,
+    }
     Ok(account.new_order(&new_order).await?)
 }
 

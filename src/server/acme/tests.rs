@@ -89,6 +89,7 @@ fn ordered(folder: &Path, domain: &str) -> Certificate {
         directory: LETS_ENCRYPT.to_owned(),
         ca: None,
         file: folder.join("acme.pem"),
+        shared: false,
     })
 }
 

@@ -30,8 +30,13 @@ impl Hang {
 
     /// A relay with the library.
     pub(crate) fn preload(&self, setup: Setup) -> Setup {
+        self.environment().into_iter().fold(setup, |setup, (name, value)| setup.env(name, value))
+    }
+
+    /// The variables of a process that make it load the library.
+    pub(crate) fn environment(&self) -> [(&'static str, String); 2] {
         let path = |name: &str| self.0.path().join(name).display().to_string();
-        setup.env("LD_PRELOAD", path("hang.so")).env("HANG_DIR", path(""))
+        [("LD_PRELOAD", path("hang.so")), ("HANG_DIR", path(""))]
     }
 
     /// From now on, flushes hang.

@@ -10,6 +10,7 @@ pub(crate) mod hang;
 pub(crate) mod http;
 pub(crate) mod pages;
 pub(crate) mod pebble;
+pub(crate) mod postgres;
 pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod relay;

@@ -19,6 +19,7 @@ pub(crate) struct Setup {
     admin_listen: String,
     queue: String,
     queue_path: Option<PathBuf>,
+    database: Option<String>,
     log: String,
     body: String,
     env: Vec<(&'static str, String)>,
@@ -36,12 +37,19 @@ impl Setup {
             admin_listen: "127.0.0.1:0".to_owned(),
             queue,
             queue_path: None,
+            database: None,
             log: "level = \"debug\"".to_owned(),
             body: body.into(),
             env: Vec::new(),
             ulimit: None,
             files: Vec::new(),
         }
+    }
+
+    /// Replaces accounts and targets.
+    pub(crate) fn body(mut self, body: impl Into<String>) -> Self {
+        self.body = body.into();
+        self
     }
 
     /// The arguments of the shell's `ulimit`, for its open files.
@@ -98,6 +106,12 @@ impl Setup {
         self
     }
 
+    /// Keeps the store in PostgreSQL, at this URL.
+    pub(crate) fn postgres(mut self, url: &str) -> Self {
+        self.database = Some(url.to_owned());
+        self
+    }
+
     /// Starts the relay and waits until it is ready.
     pub(crate) async fn start(self) -> Relay {
         let dir = tempfile::tempdir().expect("a temporary folder");
@@ -112,12 +126,15 @@ impl Setup {
     }
 
     fn toml(&self, dir: &Path) -> String {
-        let Self { server, admin, admin_listen, queue, queue_path, log, body, .. } = self;
+        let Self { server, admin, admin_listen, queue, queue_path, database, log, body, .. } = self;
         let path = queue_path.clone().unwrap_or_else(|| dir.join("queue"));
+        let engine = match database {
+            None => format!("type = \"embedded\"\npath = \"{}\"", path.display()),
+            Some(url) => format!("type = \"postgres\"\nurl = \"{url}\"\ntls = \"off\""),
+        };
         format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\n{server}\n[admin]\nlisten = \"{admin_listen}\"\n{admin}\n\
-             [queue]\ntype = \"embedded\"\npath = \"{}\"\n{queue}\n[log]\n{log}\n{body}",
-            path.display()
+             [queue]\n{engine}\n{queue}\n[log]\n{log}\n{body}"
         )
     }
 }
@@ -227,6 +244,13 @@ impl Relay {
         let answer = wechat.push(clear).send(&self.push).await;
         assert_eq!(answer.status, 200, "{}", answer.text());
         answer
+    }
+
+    /// As [`Relay::accept`], trying again as WeChat does: to a store that has no connection yet, or no more.
+    #[cfg(feature = "postgres")]
+    pub(crate) async fn accept_in_time(&self, wechat: &wechat::WeChat, clear: &str) {
+        let status = async || wechat.push(clear).send(&self.push).await.status;
+        eventually("a push is accepted", async || (status().await == 200).then_some(())).await;
     }
 
     /// Sends a push as an account's WeChat, whose answer the connection reads.

@@ -14,11 +14,12 @@ use super::record;
 use super::stage::Stage;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
+use crate::queue::checksum::{self, Checksum};
 use crate::queue::encryption::{DecryptError, EncryptionKeys, Fingerprint, SealContext};
-use crate::queue::sqlite::checksum::{self, Checksum};
+use crate::queue::key_ring::KeyRing;
+use crate::queue::sqlite::checksum::add;
 use crate::queue::sqlite::import::{SalvagedDelivery, SalvagedEvent};
-use crate::queue::sqlite::key_ring::KeyRing;
-use crate::queue::sqlite::statements::key_of;
+use crate::queue::stored::key_of;
 use crate::queue::{AttemptRecord, DeliveryState, Error, NewEvent};
 use crate::wechat::{Message, Mode};
 
@@ -294,16 +295,16 @@ impl EventColumns {
     }
 
     fn mode(&self) -> Option<Mode> {
-        crate::queue::sqlite::values::mode_of(self.integer(column::MODE))
+        crate::queue::stored::mode_of(self.integer(column::MODE))
     }
 
     /// A row of an earlier schema has no checksum.
     fn is_intact(&self, id: EventId) -> bool {
         let Some(Value::Integer(stored)) = self.0.get(column::CHECKSUM) else { return true };
         let mut checksum = Checksum::default();
-        checksum.add(rusqlite::types::ValueRef::Integer(id.0.cast_signed()));
+        checksum.add_number(id.0.cast_signed());
         for place in column::COVERED {
-            checksum.add(self.0.get(place).unwrap_or(&Value::Null).into());
+            add(&mut checksum, self.0.get(place).unwrap_or(&Value::Null).into());
         }
         checksum.value() == *stored
     }

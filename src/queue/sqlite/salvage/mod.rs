@@ -20,6 +20,7 @@ use self::events::EventReader;
 use self::pages::DamagedPages;
 use self::stage::Stage;
 use super::damage::quarantine::{DamagedStore, list_damaged};
+use super::run_blocking;
 use crate::event::EventId;
 use crate::queue::{EncryptionKeys, Error, Queue};
 
@@ -126,7 +127,7 @@ pub async fn run(queue: &Queue, salvage: &Salvage) -> Result<SalvageReport, Erro
 async fn one(queue: &Queue, salvage: &Salvage, folder: PathBuf) -> Result<SalvagedStore, Error> {
     let mut done = SalvagedStore { folder: folder.display().to_string(), ..SalvagedStore::default() };
     let (keys, from) = (salvage.keys.clone(), folder.clone());
-    let mut reader = blocking(move || {
+    let mut reader = run_blocking(move || {
         let pages = DamagedPages::open(&from).map_err(|source| Error::io(&from, source))?;
         let stage = Stage::fill(&from, &pages)?;
         EventReader::new(pages, stage, &keys)
@@ -135,7 +136,7 @@ async fn one(queue: &Queue, salvage: &Salvage, folder: PathBuf) -> Result<Salvag
     done.damaged_pages = reader.damaged_pages();
     let mut after = None;
     loop {
-        let (back, batch) = blocking(move || {
+        let (back, batch) = run_blocking(move || {
             let batch = reader.next(after, STEP)?;
             Ok((reader, batch))
         })
@@ -151,7 +152,8 @@ async fn one(queue: &Queue, salvage: &Salvage, folder: PathBuf) -> Result<Salvag
         done.incomplete += batch.incomplete.len() as u64;
         batch.unreadable.into_iter().chain(batch.incomplete).for_each(|flaw| done.name(flaw));
         if !salvage.dry_run && !batch.events.is_empty() {
-            let Queue::Embedded(engine) = queue;
+            // Callers have a folder to salvage from only where the live store is in one.
+            let Queue::Embedded(engine) = queue else { return Err(Error::Closed) };
             let step = engine.import(batch.events).await?;
             (done.stored, done.present) = (done.stored + step.stored, done.present + step.present);
             done.unreadable += step.refused.len() as u64;
@@ -185,8 +187,4 @@ fn mark(salvage: &Salvage, folder: &Path) -> Result<Option<String>, Error> {
     let listed = list_damaged(&salvage.store)?;
     let moved: Option<DamagedStore> = listed.into_iter().find(|store| canonical(&store.path) == folder);
     Ok(moved.map(|store| store.mark_salvaged()).transpose()?.map(|path| path.display().to_string()))
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Error> + Send + 'static) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Closed)?
 }

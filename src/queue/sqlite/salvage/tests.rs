@@ -14,7 +14,8 @@ use super::super::log_format::{FRAME, HEADER, PAGE};
 use super::*;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event};
-use crate::queue::{AttemptRecord, DeliveryState, Disposition, EncryptionKey, Inspect, NewEvent, Settings, Settlement};
+use crate::queue::sqlite::SqliteReader;
+use crate::queue::{AttemptRecord, DeliveryState, Disposition, EncryptionKey, NewEvent, Settings, Settlement};
 use crate::wechat::{Message, Mode};
 
 const EVENTS: u64 = 60;
@@ -27,17 +28,10 @@ fn keys(is_encrypted: bool) -> EncryptionKeys {
     EncryptionKeys::new(if is_encrypted { vec![key()] } else { Vec::new() })
 }
 
-fn open(folder: &Path, is_encrypted: bool) -> Queue {
-    let settings = Settings {
-        path: folder.to_owned(),
-        retention: std::time::Duration::MAX,
-        dedup_window: std::time::Duration::from_secs(1),
-        max_size: u64::MAX,
-        max_memory: 64 << 20,
-        encryption_keys: keys(is_encrypted),
-        replay_window: std::time::Duration::from_secs(1),
-    };
-    Queue::open(&settings, |_| {}).unwrap()
+async fn open(folder: &Path, is_encrypted: bool) -> Queue {
+    let (dedup_window, encryption_keys) = (std::time::Duration::from_secs(1), keys(is_encrypted));
+    let settings = Settings { dedup_window, encryption_keys, ..Settings::for_tests(folder) };
+    Queue::open(&settings, |_| {}).await.unwrap()
 }
 
 fn event(number: u64) -> NewEvent {
@@ -93,7 +87,7 @@ async fn fill(queue: &Queue) {
 /// The files of a filled store, as a process that was killed leaves them: the log is part of it, or not.
 async fn files(is_encrypted: bool, with_log: bool) -> (Vec<u8>, Vec<u8>, Stored) {
     let folder = tempfile::tempdir().unwrap();
-    let queue = open(folder.path(), is_encrypted);
+    let queue = open(folder.path(), is_encrypted).await;
     fill(&queue).await;
     let read = |name: &str| fs::read(folder.path().join(name)).unwrap_or_default();
     let files = if with_log { (read("wxrelay.db"), read("wxrelay.db-wal")) } else { (Vec::new(), Vec::new()) };
@@ -105,7 +99,7 @@ async fn files(is_encrypted: bool, with_log: bool) -> (Vec<u8>, Vec<u8>, Stored)
 }
 
 fn stored(folder: &Path, is_encrypted: bool) -> Stored {
-    let inspect = Inspect::open(folder).unwrap().with_keys(&keys(is_encrypted));
+    let inspect = SqliteReader::open(folder).unwrap().with_keys(&keys(is_encrypted));
     assert!(inspect.audit().unwrap().is_clean());
     let listed = inspect.events(&crate::queue::EventFilter { limit: 1000, ..Default::default() }).unwrap();
     let detail = |id| {
@@ -133,7 +127,7 @@ fn beside(database: &[u8], log: &[u8]) -> TempDir {
 }
 
 async fn salvage(folder: &Path, is_encrypted: bool) -> (SalvagedStore, Stored) {
-    let queue = open(folder, is_encrypted);
+    let queue = open(folder, is_encrypted).await;
     let order = Salvage { store: folder.to_owned(), from: None, dry_run: false, keys: keys(is_encrypted) };
     let mut report = run(&queue, &order).await.unwrap();
     queue.close().await;
@@ -158,7 +152,7 @@ async fn a_whole_store_is_read_back_with_states_replies_and_answers() {
 async fn what_is_there_is_not_stored_twice_and_a_dry_run_changes_nothing() {
     let (database, log, before) = files(false, false).await;
     let folder = beside(&database, &log);
-    let queue = open(folder.path(), false);
+    let queue = open(folder.path(), false).await;
     queue.enqueue(event(3)).await.unwrap();
     let mut order = Salvage { store: folder.path().to_owned(), from: None, dry_run: true, keys: keys(false) };
     let dry = run(&queue, &order).await.unwrap().stores.pop().unwrap();

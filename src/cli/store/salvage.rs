@@ -8,10 +8,9 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use serde_json::{Value, json};
 
-use super::ConfigArgs;
-use super::api::Api;
-use super::{output, store};
-use crate::config::Config;
+use crate::cli::api::Api;
+use crate::cli::{ConfigArgs, changes, output};
+use crate::config::StoreAccess;
 use crate::queue::{Salvage, salvage};
 
 /// The exit code when something could not be read.
@@ -19,23 +18,8 @@ const INCOMPLETE: u8 = 3;
 /// The pause between two requests for the relay's report.
 const POLL: Duration = Duration::from_millis(200);
 
-/// `wxrelay store`
 #[derive(clap::Args)]
-pub struct Args {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    config: ConfigArgs,
-}
-
-#[derive(clap::Subcommand)]
-enum Action {
-    /// Read back what can be read of a damaged store that was moved aside; exit code 3 if something cannot be read
-    Salvage(SalvageArgs),
-}
-
-#[derive(clap::Args)]
-struct SalvageArgs {
+pub(super) struct Args {
     /// Read back this folder, such as /var/lib/wxrelay/damaged-20261120T080000Z [default: every damaged-* of queue.path]
     #[arg(long, value_name = "FOLDER")]
     from: Option<PathBuf>,
@@ -48,17 +32,18 @@ struct SalvageArgs {
 }
 
 /// Salvages in this process, or in the relay that has the store open; prints what was read back.
-pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let Action::Salvage(SalvageArgs { from, dry_run, json }) = args.action;
-    let config = args.config.load()?;
+pub(super) async fn run(config: &ConfigArgs, args: Args) -> anyhow::Result<ExitCode> {
+    let Args { from, dry_run, json } = args;
+    let config = config.load_store()?;
     if let Some(folder) = &from
         && !folder.is_dir()
     {
         bail!("there is no folder {}", folder.display());
     }
-    let report = match store::open(&config)? {
+    let store = store_folder(&config)?.to_owned();
+    let report = match changes::open(&config).await? {
         Some(queue) => {
-            let (store, keys) = (config.queue.path.clone(), config.queue.encryption_keys.clone());
+            let keys = config.queue.encryption_keys.clone();
             let report = salvage(&queue, &Salvage { store, from, dry_run, keys }).await;
             queue.close().await;
             serde_json::to_value(report?)?
@@ -71,7 +56,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// Lets the running relay do it, and waits for its report.
-async fn in_relay(config: &Config, from: Option<&Path>, dry_run: bool) -> anyhow::Result<Value> {
+async fn in_relay(config: &StoreAccess, from: Option<&Path>, dry_run: bool) -> anyhow::Result<Value> {
     let name = from.map(|folder| folder_name(config, folder)).transpose()?;
     let api = Api::of(config)?;
     api.post("/api/store/salvage", Some(&json!({ "folder": name, "dry_run": dry_run }))).await?;
@@ -85,15 +70,21 @@ async fn in_relay(config: &Config, from: Option<&Path>, dry_run: bool) -> anyhow
     }
 }
 
+/// The folder of the store: only a store of files can be salvaged.
+fn store_folder(config: &StoreAccess) -> anyhow::Result<&Path> {
+    config.queue.folder().context("the store is in PostgreSQL: it has no files that could be salvaged")
+}
+
 /// The relay reads folders within its store only.
-fn folder_name(config: &Config, folder: &Path) -> anyhow::Result<String> {
+fn folder_name(config: &StoreAccess, folder: &Path) -> anyhow::Result<String> {
+    let store = store_folder(config)?;
     let canonical = |path: &Path| path.canonicalize().with_context(|| path.display().to_string());
     let folder = canonical(folder)?;
     let name = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    if folder.parent() != Some(&canonical(&config.queue.path)?) {
+    if folder.parent() != Some(&canonical(store)?) {
         bail!(
             "the running relay reads only folders in {}; move {} there, or stop the relay",
-            config.queue.path.display(),
+            store.display(),
             folder.display()
         );
     }

@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use sha2::{Digest as _, Sha256};
+
 use crate::event::Event;
 use crate::wechat::Element;
 
@@ -18,14 +20,6 @@ const MAX_LENGTH: usize = 128;
 const NAMES: [&str; 3] = ["openid", "openpid", "username"];
 /// Elements of that form that hold no person: the account.
 const NO_PERSON: &str = "tousername";
-
-/// The condition that the event `e` is about the person `?5`. The first look into a text is cheap, and few pass it.
-pub(super) const IS_ABOUT: &str = "(instr(char(31) || e.from_user || char(31), char(31) || ?5 || char(31)) > 0 \
-    OR e.key IS NULL AND e.msg_type <> 'text' AND instr(coalesce(e.clear, e.body), CAST(?5 AS BLOB)) > 0 AND EXISTS \
-       (WITH text(t, p) AS MATERIALIZED (SELECT lower(CAST(coalesce(e.clear, e.body) AS TEXT)), lower(?5)) \
-        SELECT 1 FROM text, (SELECT 'openid' AS n UNION ALL SELECT 'openpid' UNION ALL SELECT 'username') \
-         WHERE instr(t, n || '><![cdata[' || p || ']') > 0 OR instr(t, n || '>' || p || '<') > 0 \
-            OR instr(t, n || '\":\"' || p || '\"') > 0 OR instr(t, n || '\": \"' || p || '\"') > 0))";
 
 /// The column of an event.
 pub(super) fn column(event: &Event) -> Cow<'_, str> {
@@ -46,6 +40,14 @@ pub(super) fn column(event: &Event) -> Cow<'_, str> {
 /// The sender in a column.
 pub(super) fn sender(column: &str) -> &str {
     column.split(SEPARATOR).next().unwrap_or_default()
+}
+
+/// Identifies a user where order is kept. Should two users share a number, they only wait for each other.
+pub(super) fn user_number(openid: &str) -> i64 {
+    let hash = Sha256::new().chain_update(openid).finalize();
+    let mut number = [0; 8];
+    number.copy_from_slice(&hash[..8]);
+    i64::from_be_bytes(number)
 }
 
 /// Whether the column is one of this text: as it is written now, or as earlier releases wrote it.

@@ -1,8 +1,12 @@
-//! The wiring: start order, stop order, reload. Only this file uses every part.
+//! The wiring: start order, stop order, reload. Only this folder uses every part.
 //!
 //! Start: store, dispatcher, push pipeline, listeners, ready. Stop: not ready, listeners drained, active pushes
 //! finished, attempts settled, store closed. A reload builds everything new first and then swaps; listeners and the
 //! store keep the settings that they started with.
+
+mod preparation;
+mod replicas;
+mod report;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,82 +15,26 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-use crate::admin::QueueTotals;
 use crate::clock::UnixMillis;
 use crate::config::{self, Config};
-use crate::deliver::{ClientError, SystemRoots, Upstream};
-use crate::dispatcher::{Dispatcher, Policy};
+use crate::dispatcher::Dispatcher;
 use crate::login::Logins;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, NO_LABEL};
 use crate::otlp::Exporter;
-use crate::push::{Account, Accounts, Pipeline};
-use crate::queue::Queue;
+use crate::push::{Accounts, Pipeline};
+use crate::queue::{Queue, ReplicaFacts};
 use crate::server::descriptors::DescriptorBudget;
 use crate::server::{Bound, ConnectionLimit, acme, certificate_watch, stack, tls};
 use crate::tail::Tail;
 use crate::{admin, queue, server};
 
-/// Why the relay does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    #[error("queue.path")]
-    Queue(#[from] queue::Error),
-    #[error("targets.{name}")]
-    Target { name: Arc<str>, source: ClientError },
-    #[error("telemetry.otlp")]
-    Collector(#[source] ClientError),
-    #[error(transparent)]
-    Bind(#[from] server::BindError),
-    #[error("server.tls")]
-    Tls(#[from] tls::Error),
-}
-
-impl StartError {
-    /// Whether a unit that grants more could start: with a port under 1024.
-    pub fn depends_on_user(&self) -> bool {
-        matches!(self, Self::Bind(server::BindError::Denied { .. }))
-    }
-
-    /// Whether only a change of the configuration, or of what it names, fixes it: a restart does not.
-    pub fn is_configuration(&self) -> bool {
-        match self {
-            Self::Queue(error) => error.is_configuration(),
-            Self::Target { .. } | Self::Collector(_) => true,
-            Self::Bind(error) => error.is_configuration(),
-            Self::Tls(error) => error.is_configuration(),
-        }
-    }
-}
-
-/// What a start makes of a configuration before it opens or binds anything.
-struct Prepared {
-    policies: Vec<Policy>,
-    tls: Option<tls::Acceptor>,
-}
-
-/// Loads the files that a configuration names: certificates, keys and authorities.
-fn prepare(config: &Config) -> Result<Prepared, StartError> {
-    let certificates = &config.server.tls;
-    let load = || tls::Acceptor::load(certificates, config.server.http2);
-    let tls = (!certificates.is_empty()).then(load).transpose()?;
-    Ok(Prepared { policies: policies(config)?, tls })
-}
-
-/// Every error that would keep the relay from starting with this configuration, found without starting it: nothing is
-/// opened, bound or changed.
-pub fn check(config: &Config) -> Vec<StartError> {
-    let mut errors = Vec::new();
-    errors.extend(Exporter::check(&config.telemetry).map_err(StartError::Collector).err());
-    errors.extend(prepare(config).err());
-    errors.extend(Queue::check(&config.queue).map_err(StartError::Queue).err());
-    let listeners = config.server.listen.iter().chain([&config.admin.listen]);
-    errors.extend(listeners.filter_map(|listen| server::check(listen).err()).map(StartError::Bind));
-    errors
-}
+use self::preparation::{Prepared, policies, prepare};
+pub use self::preparation::{StartError, check};
+pub use self::report::store_name;
 
 /// How long a stop may take beyond `server.drain`, to close what does not end by itself.
 pub const STOP_GRACE: Duration = Duration::from_millis(600);
@@ -94,12 +42,18 @@ pub const STOP_GRACE: Duration = Duration::from_millis(600);
 /// The store was not closed by the end of a stop.
 #[derive(Debug, thiserror::Error)]
 #[error("the store was not closed in time")]
-pub struct StoreNotClosed;
+pub struct StoreNotClosed {
+    is_local: bool,
+}
 
 impl StoreNotClosed {
     /// How to fix it.
     pub fn remedy(&self) -> &'static str {
-        "check the disk, which does not complete a flush; the next start continues from the write-ahead log"
+        if self.is_local {
+            "check the disk, which does not complete a flush; the next start continues from the write-ahead log"
+        } else {
+            "check PostgreSQL and its standby; other replicas, or the next start, continue with what was under way"
+        }
     }
 }
 
@@ -114,7 +68,10 @@ pub struct App {
     exporter: Mutex<Option<Exporter>>,
     ready: admin::Ready,
     tls: Option<tls::Acceptor>,
-    config: Mutex<Arc<Config>>,
+    /// The configuration in use, and since when.
+    config: Mutex<(Arc<Config>, UnixMillis)>,
+    /// That of the start, whose listeners and store stay.
+    started_with: Arc<Config>,
     generation: AtomicU64,
     drain: Duration,
     stop_pushes: CancellationToken,
@@ -135,7 +92,7 @@ impl App {
         let Prepared { policies, tls } = prepare(&config)?;
         let metrics = Metrics::new();
         let (exporter, tail) = Exporter::start(&config.telemetry, &metrics).map_err(StartError::Collector)?;
-        match queue::check_owner(&config.queue.path) {
+        match config.queue.folder().or(config.queue.spool()).map_or(Ok(()), queue::check_owner) {
             Err(error) if config.strict => return Err(error.into()),
             Err(error) => tracing::warn!(%error, remedy = error.remedy(), "store owned by another user"),
             Ok(()) => {}
@@ -143,10 +100,11 @@ impl App {
         let queue = Queue::open(&config.queue, {
             let commits = metrics.commit_duration.clone();
             move |took| commits.observe(took.as_secs_f64())
-        })?;
+        })
+        .await?;
         queue.clock().set_bound(clock_bound(&config));
-        metrics.queue_max_bytes.set(i64::try_from(config.queue.max_size).unwrap_or(i64::MAX));
-        metrics.queue_max_memory_bytes.set(i64::try_from(config.queue.max_memory).unwrap_or(i64::MAX));
+        publish_limits(&config, &metrics);
+        let (push_listeners, admin_listeners) = bind(&config, &queue).await?;
         let paused = queue.paused().await?;
         let dispatcher = Arc::new(Dispatcher::new(queue.clone(), metrics.clone(), tail.clone(), paused));
         let accounts = Accounts::new(config.accounts.clone(), config.log.openid, &metrics);
@@ -155,19 +113,21 @@ impl App {
         let logins = Logins::default();
         logins.apply(&config.logins, &metrics);
 
-        let mut push_listeners = Vec::new();
-        for listen in &config.server.listen {
-            push_listeners.extend(server::bind(listen).await?);
-        }
-        let admin_listeners = server::bind(&config.admin.listen).await?;
         let push_addresses = log_addresses("push", &push_listeners);
         let admin_address = log_addresses("admin", &admin_listeners).pop().unwrap_or_default();
 
+        if let Some(tls) = &tls {
+            Box::pin(acme::restore(tls, &queue)).await;
+        }
         let pipeline = Arc::new(pipeline);
         let resumed = pipeline.resume(UnixMillis::now()).await;
+        let mut shares = queue.shares();
+        dispatcher.divide(*shares.borrow_and_update());
         dispatcher.apply(policies);
+        queue.begin_draining();
         resumed.into_iter().for_each(|lease| queue.hand_over(lease));
         let (reload, reloads) = mpsc::channel(1);
+        let config = Arc::new(config);
         let app = Arc::new(Self {
             pipeline,
             logins: Arc::new(logins),
@@ -185,13 +145,15 @@ impl App {
             servers: Mutex::default(),
             certificates: Mutex::default(),
             reloads: Mutex::new(Some(reloads)),
-            config: Mutex::new(Arc::new(config)),
+            config: Mutex::new((config.clone(), started)),
+            started_with: config,
             push_addresses,
             admin_address,
             push_connections: ConnectionLimit::new(0),
         });
         app.serve(push_listeners, admin_listeners, reload, started);
         app.record_config();
+        replicas::follow(app.pipeline.clone(), app.dispatcher.clone(), shares, app.stop_admin.clone());
         app.ready.set_ready();
         tracing::info!("ready");
         Ok(app)
@@ -233,8 +195,7 @@ impl App {
         let (for_status, for_targets) = (Arc::downgrade(self), Arc::downgrade(self));
         let state = admin::State {
             queue: self.queue.clone(),
-            store: config.queue.path.clone(),
-            encryption_keys: config.queue.encryption_keys.clone(),
+            store: config.queue.clone(),
             metrics: self.metrics.clone(),
             ready: self.ready.clone(),
             targets: Arc::new(move || for_targets.upgrade().map(|app| app.configured_targets())),
@@ -264,7 +225,7 @@ impl App {
         servers.push(tokio::spawn(push_server));
         servers.push(tokio::spawn(admin_server));
         if let Some(acceptor) = self.tls.clone() {
-            acme::spawn_renewals(&acceptor, &self.metrics, &self.stop_pushes);
+            acme::spawn_renewals(&acceptor, &self.queue, &self.metrics, &self.stop_pushes);
             let watch = certificate_watch::watch(acceptor, self.metrics.clone(), self.stop_pushes.clone());
             *self.certificates.lock() = Some(tokio::spawn(watch));
         }
@@ -282,7 +243,7 @@ impl App {
 
     /// The configuration in use.
     pub fn config(&self) -> Arc<Config> {
-        self.config.lock().clone()
+        self.config.lock().0.clone()
     }
 
     /// The receiver of the admin listener's reload requests; `None` if it was taken before.
@@ -291,24 +252,34 @@ impl App {
     }
 
     /// Applies a new configuration, and logs the changed keys that need a restart. On an error nothing changes.
-    pub fn reload(&self, config: Config) -> Result<(), StartError> {
+    pub fn reload(&self, config: Config) -> Result<admin::ReloadReport, StartError> {
         let policies = policies(&config)?;
         if let Some(acceptor) = &self.tls {
             acceptor.reload()?;
             certificate_watch::publish_expiries(acceptor, &self.metrics);
         }
-        for key in config::needs_restart(&self.config(), &config) {
+        let needs_restart = config::needs_restart(&self.started_with, &config);
+        for key in &needs_restart {
             tracing::warn!(key, "configuration change needs a restart");
         }
+        let changes = self.config().keys.changes(&config.keys);
         self.queue.set_replay_window(config.queue.replay_window);
         self.divide_descriptors(&config);
         self.queue.clock().set_bound(clock_bound(&config));
         self.dispatcher.apply(policies);
         self.logins.apply(&config.logins, &self.metrics);
         self.pipeline.apply(Accounts::new(config.accounts.clone(), config.log.openid, &self.metrics));
-        *self.config.lock() = Arc::new(config);
-        self.record_config();
-        Ok(())
+        let config = Arc::new(config);
+        *self.config.lock() = (config.clone(), UnixMillis::now());
+        let generation = self.record_config();
+        Ok(admin::ReloadReport {
+            reloaded: true,
+            generation,
+            config_sha256: config.sha256.clone(),
+            changes,
+            needs_restart: needs_restart.into_iter().map(str::to_owned).collect(),
+            warnings: config.warnings.clone(),
+        })
     }
 
     /// Divides the file descriptors among pushes, targets and the admin listener, whose connections it returns.
@@ -320,45 +291,20 @@ impl App {
         ConnectionLimit::new(budget.admin)
     }
 
-    /// Logs the configuration in use with its warnings, and sets its metric.
-    fn record_config(&self) {
+    /// Logs the configuration in use with its warnings, sets its metric, and returns its number.
+    fn record_config(&self) -> u64 {
         let generation = self.generation.fetch_add(1, Ordering::Relaxed) + 1;
         let config = self.config();
         self.metrics.config_info(&config.sha256, generation);
+        self.queue.tell(ReplicaFacts {
+            config_sha256: config.shared_sha256.clone(),
+            admin: Some(self.admin_address.clone()).filter(|address| !address.is_empty()),
+        });
         for warning in &config.warnings {
             tracing::warn!("{warning}");
         }
         tracing::info!(generation, sha256 = %config.sha256, "configuration in use");
-    }
-
-    fn configured_targets(&self) -> Vec<admin::ConfiguredTarget> {
-        let target =
-            |name: &str| admin::ConfiguredTarget { name: name.to_owned(), paused: self.dispatcher.is_paused(name) };
-        self.config().targets.iter().map(|settings| target(&settings.target.name)).collect()
-    }
-
-    fn status(&self, started: UnixMillis, obstacle: Option<&'static str>, queue: QueueTotals) -> admin::Status {
-        let config = self.config();
-        let account = |account: &Account| admin::AccountOverview {
-            name: account.name.to_string(),
-            path: account.path.clone(),
-            mode: account.credentials.mode.as_str().to_owned(),
-            app_id: account.credentials.app_id.to_string(),
-        };
-        admin::Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: started,
-            uptime_seconds: UnixMillis::now().since(started).as_secs(),
-            generation: self.generation.load(Ordering::Relaxed),
-            config_sha256: config.sha256.clone(),
-            listen: self.push_addresses.clone(),
-            accounts: config.accounts.iter().map(account).collect(),
-            targets: self.configured_targets(),
-            ready: obstacle.is_none(),
-            not_ready_because: obstacle.map(str::to_owned),
-            clock: self.queue.clock().state().name().to_owned(),
-            queue,
-        }
+        generation
     }
 
     /// Returns when every part that pushes and deliveries need has answered; never returns while the store hangs.
@@ -401,15 +347,6 @@ impl App {
         &self.ready
     }
 
-    /// The relay's state on one line, for systemd's status.
-    pub async fn summary(&self) -> String {
-        let obstacle = self.ready.obstacle().or_else(|| self.queue.obstacle().map(queue::Obstacle::word));
-        let state = obstacle.map_or_else(|| "ready".to_owned(), |obstacle| format!("not ready: {obstacle}"));
-        let Ok(stats) = self.queue.stats().await else { return format!("{state}; the store cannot be read") };
-        let QueueTotals { events, counts, .. } = QueueTotals::new(&stats, self.queue.memory());
-        format!("{state}; {events} events, {} pending, {} dead", counts.pending, counts.dead)
-    }
-
     /// The time that a stop may take, [`STOP_GRACE`] not counted.
     pub fn drain(&self) -> Duration {
         self.drain
@@ -450,26 +387,35 @@ impl App {
         for server in servers {
             timeout_at(deadline + STOP_GRACE / 2, server).await.ok();
         }
-        timeout_at(deadline + STOP_GRACE, self.queue.clone().close()).await.map_err(|_| StoreNotClosed)?;
+        timeout_at(deadline + STOP_GRACE, self.queue.clone().close())
+            .await
+            .map_err(|_| StoreNotClosed { is_local: self.started_with.queue.folder().is_some() })?;
         tracing::info!("stopped");
         Ok(())
     }
 }
 
+/// Sets the metrics of what limits the queue.
+fn publish_limits(config: &Config, metrics: &Metrics) {
+    if let Some(limit) = config.queue.size_limit() {
+        metrics.queue_max_bytes.with_label_values(NO_LABEL).set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+    metrics.queue_max_memory_bytes.set(i64::try_from(config.queue.max_memory).unwrap_or(i64::MAX));
+}
+
+/// Binds the listeners. If that fails, closes the store: what the start has left in a shared one would count as a replica
+/// that has crashed.
+async fn bind(config: &Config, queue: &Queue) -> Result<(Vec<Bound>, Vec<Bound>), StartError> {
+    let bound = server::bind_all(&config.server.listen, &config.admin.listen).await;
+    if bound.is_err() {
+        timeout(config.server.drain, queue.clone().close()).await.ok();
+    }
+    Ok(bound?)
+}
+
 /// How far the clock may be from WeChat's timestamps: as far as the most tolerant account accepts them.
 fn clock_bound(config: &Config) -> Option<Duration> {
     config.accounts.iter().filter_map(|account| account.max_skew).max()
-}
-
-fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {
-    let trust = SystemRoots::default();
-    let build = |settings: &crate::dispatcher::TargetSettings| {
-        let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
-        let upstream = Upstream::new(settings.target.clone(), accounts, &trust)
-            .map_err(|source| StartError::Target { name: settings.target.name.clone(), source })?;
-        Ok(Policy::new(settings, upstream, config.log.openid))
-    };
-    config.targets.iter().map(build).collect()
 }
 
 /// Logs the addresses of a listener, with the port that the system chose.

@@ -19,17 +19,14 @@ use crate::certificate::Validity;
 
 /// Verifies servers against the certificates of a file.
 #[derive(Debug)]
-pub(super) struct FileVerifier {
+pub struct FileVerifier {
     authorities: Arc<WebPkiServerVerifier>,
     certificates: Vec<CertificateDer<'static>>,
 }
 
 impl FileVerifier {
     /// Needs at least one certificate.
-    pub(super) fn new(
-        certificates: Vec<CertificateDer<'static>>,
-        provider: &Arc<CryptoProvider>,
-    ) -> Result<Self, Error> {
+    pub fn new(certificates: Vec<CertificateDer<'static>>, provider: &Arc<CryptoProvider>) -> Result<Self, Error> {
         let mut roots = RootCertStore::empty();
         for certificate in &certificates {
             roots.add(certificate.clone())?;
@@ -95,12 +92,17 @@ fn check_dates(certificate: &[u8], time: UnixTime) -> Result<(), CertificateErro
 }
 
 /// What is wrong with a server's certificate, where rustls' own text is only a name of its code.
-pub(super) fn plain_text(error: &Error) -> Option<String> {
+pub fn plain_text(error: &Error) -> Option<String> {
     let Error::InvalidCertificate(problem) = error else { return None };
     Some(match problem {
         CertificateError::UnknownIssuer => {
             "the server's certificate was issued by an authority that is not trusted (UnknownIssuer); `ca` names a PEM \
              file of the authority, or of the certificate itself"
+                .to_owned()
+        }
+        CertificateError::BadSignature => {
+            "the server's certificate was issued by an authority that is not trusted, though another one of its name is \
+             (BadSignature); `ca` names a PEM file of the authority, or of the certificate itself"
                 .to_owned()
         }
         CertificateError::Other(other) => match other.0.downcast_ref::<webpki::Error>() {
