@@ -21,6 +21,9 @@ const RETRY: Duration = Duration::from_millis(250);
 const WARN_AFTER: Duration = Duration::from_secs(10);
 /// The bytes of the index that readers lock (`WAL_READ_LOCK` in SQLite's wal.c).
 const READ_LOCKS: std::ops::RangeInclusive<u64> = 123..=127;
+/// How often `/proc/locks` is read until a reader is found. The kernel hands it out a page at a time, by position: where
+/// locks are taken and released meanwhile, an entry may be skipped.
+const LOOKS: usize = 16;
 
 /// Whether the log can be written back.
 pub(super) struct LogWatch {
@@ -81,9 +84,12 @@ impl LogWatch {
 /// The processes that read the database now, as `12345 (sqlite3)`.
 fn find_readers(database: &Path) -> String {
     let index = files::beside(database, "-shm");
-    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
-    let found =
-        fs::metadata(&index).map(|index| list_pids(&locks, (major(index.dev()), minor(index.dev())), index.ino()));
+    let look = |file: &fs::Metadata| {
+        let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+        list_pids(&locks, (major(file.dev()), minor(file.dev())), file.ino())
+    };
+    let found = fs::metadata(&index)
+        .map(|file| (0..LOOKS).map(|_| look(&file)).find(|pids| !pids.is_empty()).unwrap_or_default());
     let named = |pid: u32| match fs::read_to_string(format!("/proc/{pid}/comm")) {
         _ if pid == process::id() => format!("{pid} (this relay)"),
         Ok(name) => format!("{pid} ({})", name.trim_end()),
