@@ -296,8 +296,8 @@ async fn compare(table: &mut Table, column: Column, base: &Path, servers: Option
     table.loaded(column, "stored", &stored);
 
     let pending = 2 * stored.answers.count as u64 - (stand.delivered() - before);
-    stand.all("resume").await;
     let paused = stand.delivered();
+    stand.all("resume").await;
     stand.arrive(paused + 1).await;
     let begun = Instant::now();
     stand.arrive(paused + pending).await;
