@@ -310,7 +310,10 @@ impl Engine {
     /// Frees what silent replicas hold, for each target after its own time.
     async fn take_over(&self, session: &Session, paces: &mut HashMap<(i32, Arc<str>), Pace>) -> Result<(), Failure> {
         let (me, timing) = (self.incarnation(), self.tuning.replica);
-        for row in &session.query(SILENT, &[(&timing.fence.as_secs_f64(), Type::FLOAT8)]).await? {
+        let silent = session.query(SILENT, &[(&timing.fence.as_secs_f64(), Type::FLOAT8)]).await?;
+        let others = silent.iter().map(|row| row.try_get(0)).collect::<Result<Vec<i32>, _>>()?;
+        paces.retain(|(other, _), _| others.contains(other));
+        for row in &silent {
             let (other, name, silent): (i32, &str, f64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
             for target in self.targets.names().into_iter().filter(|_| other != me) {
                 let timeout = self.inboxes.longest_attempt(&target).unwrap_or(UNKNOWN_TIMEOUT);
