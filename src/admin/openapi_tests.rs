@@ -10,7 +10,9 @@ use tower::ServiceExt;
 
 use super::tests::Relay;
 use crate::clock::UnixMillis;
-use crate::queue::{AttemptRecord, DeliveryState, Disposition, Settlement};
+use crate::queue::{
+    AttemptRecord, DeliveryState, Disposition, GivenReply, HeldReply, ReplyUse, SettledReply, Settlement, TakeReply,
+};
 
 /// Compares values with schemas, and records which properties of the schemas occurred.
 struct Checker {
@@ -126,7 +128,7 @@ async fn filled() -> (Relay, String) {
     let relay = Relay::new().await;
     std::fs::create_dir(relay.folder.path().join("damaged-20261120T080000Z")).unwrap();
     let dead = relay.push("first").await;
-    relay.push("second").await;
+    let second = relay.push("second").await;
     let attempt = AttemptRecord {
         number: 1,
         at: UnixMillis::now(),
@@ -136,8 +138,24 @@ async fn filled() -> (Relay, String) {
         answer: Some(b"sorry".to_vec()),
     };
     let disposition = Disposition::End(DeliveryState::Dead);
-    let settlement = Settlement { event: dead, target: "crm".into(), disposition, attempt: Some(attempt) };
-    relay.state.queue.settle(settlement).await.unwrap();
+    let settlement = Settlement { event: dead, target: "crm".into(), disposition, attempt: Some(attempt), reply: None };
+    let given = |event, used| GivenReply {
+        event,
+        target: "crm".into(),
+        attempt: (1, UnixMillis::now()),
+        account: "shop".into(),
+        user: "o1".to_owned(),
+        content: "thello".to_owned(),
+        keep: std::time::Duration::from_secs(60),
+        used,
+    };
+    let reply = Some(SettledReply::Given(given(dead, ReplyUse::Late)));
+    relay.state.queue.settle(Settlement { reply, ..settlement }).await.unwrap();
+    let begun = given(second, ReplyUse::Sent(Some(1)));
+    relay.state.queue.record_reply(second, String::new(), Some(begun)).await.unwrap();
+    let rest = HeldReply { event: second, no: 1, content: "thello".to_owned(), taken: 1 };
+    let take = TakeReply { held: rest, until: None, by: dead, reply: String::new(), expires_at: UnixMillis::now() };
+    assert!(relay.state.queue.take(take).await.unwrap());
     (relay, dead.to_string())
 }
 

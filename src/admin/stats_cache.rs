@@ -135,6 +135,7 @@ impl StatsCache {
         let memory = self.queue.memory().used;
         self.metrics.queue_memory_bytes.set(i64::try_from(memory).unwrap_or(i64::MAX));
         self.metrics.unaccounted.set(i64::try_from(stats.unaccounted).unwrap_or(i64::MAX));
+        self.metrics.set_held_replies(&stats.held_replies);
         self.metrics.store_damaged.set(i64::try_from(stats.damaged.len()).unwrap_or(i64::MAX));
         self.metrics.set_backlogs(stats.targets.iter().map(|target| {
             let oldest = target.oldest_pending.map_or(Duration::ZERO, |received| now.since(received));

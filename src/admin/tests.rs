@@ -112,7 +112,7 @@ impl Relay {
 
     async fn die(&self, event: EventId) {
         let disposition = Disposition::End(queue::DeliveryState::Dead);
-        let settlement = Settlement { event, target: "crm".into(), disposition, attempt: None };
+        let settlement = Settlement { event, target: "crm".into(), disposition, attempt: None, reply: None };
         self.state.queue.settle(settlement).await.unwrap();
     }
 

@@ -154,6 +154,8 @@ impl App {
         app.serve(push_listeners, admin_listeners, reload, started);
         app.record_config();
         replicas::follow(app.pipeline.clone(), app.dispatcher.clone(), shares, app.stop_admin.clone());
+        let (pipeline, stop) = (app.pipeline.clone(), app.stop_admin.clone());
+        tokio::spawn(async move { stop.run_until_cancelled(pipeline.expire_held()).await });
         app.ready.set_ready();
         tracing::info!("ready");
         Ok(app)

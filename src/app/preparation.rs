@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::config::Config;
 use crate::deliver::{ClientError, SystemRoots, Upstream};
-use crate::dispatcher::Policy;
+use crate::dispatcher::{AccountReplies, Policy, ReplyRules};
 use crate::otlp::Exporter;
 use crate::queue::Queue;
 use crate::server::tls;
@@ -71,11 +71,21 @@ pub fn check(config: &Config) -> Vec<StartError> {
 /// The targets with their connections.
 pub(super) fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {
     let trust = SystemRoots::default();
+    let replies = reply_rules(config);
     let build = |settings: &crate::dispatcher::TargetSettings| {
         let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
         let upstream = Upstream::new(settings.target.clone(), accounts, &trust)
             .map_err(|source| StartError::Target { name: settings.target.name.clone(), source })?;
-        Ok(Policy::new(settings, upstream, config.log.openid))
+        Ok(Policy::new(settings, upstream, config.log.openid).with_replies(replies.clone()))
     };
     config.targets.iter().map(build).collect()
+}
+
+/// What the accounts do with replies that are long or late.
+fn reply_rules(config: &Config) -> Arc<ReplyRules> {
+    let unusual = config.accounts.iter().filter(|account| account.held.is_some());
+    ReplyRules::new(unusual.map(|account| {
+        let held = account.held.as_ref().map(|held| (held.keep, account.routes.clone()));
+        (account.name.clone(), AccountReplies { long_text: account.long_text.clone(), held })
+    }))
 }

@@ -14,11 +14,12 @@ use super::fixable::on_one_line;
 use super::online::{self, ProbeResult};
 use super::output;
 use super::shares::Shares;
+use super::slow_replies;
 use super::{BadConfig, ConfigArgs, taken_addresses};
 use crate::app;
 use crate::config::Config;
 use crate::config::routing_table::{AccountEntry, ReplySource, RouteEntry, RoutingTable, TargetEntry};
-use crate::deliver::Role;
+use crate::deliver::{Role, Tries};
 use crate::escape;
 use crate::login;
 use crate::push::ReplyWindow;
@@ -41,7 +42,8 @@ pub struct Args {
 
 /// Prints the table to stdout, or every error to stderr.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let config = args.config.load()?;
+    let mut config = args.config.load()?;
+    config.warnings.extend(slow_replies::find(&config, args.online).await);
     for warning in &config.warnings {
         output::stderr().write_line(&format!("warning: {warning}"))?;
     }
@@ -161,7 +163,10 @@ fn text(table: &RoutingTable) -> String {
             ("role", role_name(target.role).to_owned()),
             ("url", target.url.clone()),
             ("format", target.format.to_owned()),
-            ("timeout", format!("{}, {} concurrent attempts", words(target.timeout), target.concurrency)),
+            (
+                "timeout",
+                format!("{}, {} concurrent attempts{}", words(target.timeout), target.concurrency, tries(target)),
+            ),
             ("retry", retry(target)),
             ("then", end(target)),
         ];
@@ -211,6 +216,7 @@ fn json(table: &RoutingTable, config: &Config) -> Value {
         json!({
             "name": target.name, "role": role_name(target.role), "url": target.url, "format": target.format,
             "timeout": words(target.timeout), "concurrency": target.concurrency,
+            "tries": if target.tries == Tries::Once { "once" } else { "each" },
             "retry": target.retry.iter().map(|wait| words(*wait)).collect::<Vec<_>>(),
             "expire_after": target.expire_after.map(words), "end": end(target),
         })
@@ -296,6 +302,15 @@ fn fixed(body: &ReplyBody) -> String {
     }
 }
 
+fn tries(target: &TargetEntry) -> String {
+    match target.tries {
+        Tries::Once => String::new(),
+        Tries::Each { not_yet_after } => {
+            format!(", a try every 5s until it replies; an empty answer within {} is final", words(not_yet_after))
+        }
+    }
+}
+
 fn retry(target: &TargetEntry) -> String {
     let waits: Vec<_> = target.retry.iter().map(|wait| words(*wait)).collect();
     match waits.last() {
@@ -375,8 +390,11 @@ target crm
         assert!(printed.contains("  then     expired 2m after the push"), "{printed}");
         let replies = text(&RoutingTable::of(&loaded("tests/data/config/valid/replies.toml")));
         assert!(replies.contains("  reply by bot, else by crm, else \"One moment, please.\"\n"), "{replies}");
-        let time = "  replies  within 4s, or 14s by WeChat's retries, at the cost of 5 failures in 1m\n";
+        let time = "  replies  within 4s, or 14s 500ms by WeChat's retries, at the cost of 5 failures in 1m\n";
         assert!(replies.contains(time), "{replies}");
+        let tries =
+            "32 concurrent attempts, a try every 5s until it replies; an empty answer within 2s 500ms is final\n";
+        assert!(replies.contains(tries), "{replies}");
         let json = json(&table, &config);
         assert_eq!(json["accounts"][0]["routes"][2]["when"], "otherwise");
         assert_eq!(json["targets"][2]["end"], "expired 2m after the push");

@@ -1,7 +1,8 @@
 //! One event as text for people: the message, each delivery, every attempt.
 
 use crate::escape;
-use crate::queue::view::{AttemptDetail, DeliveryDetail, EventDetail};
+use crate::queue::view::{AttemptDetail, DeliveryDetail, EventDetail, ReplyDetail};
+use crate::queue::{MAX_HELD, ReplyState};
 
 /// The width of a label, before the margin of a text's further lines.
 const MARGIN: &str = "          ";
@@ -47,7 +48,8 @@ pub(super) fn description(detail: &EventDetail, texts: EventTexts) -> String {
         out += &due.map(|due| format!(", next attempt {due}")).unwrap_or_default();
         out.push('\n');
         for attempt in attempts {
-            out += &attempt_line(attempt);
+            let given = |reply: &&ReplyDetail| reply.target == *target && reply.attempt == Some(attempt.number);
+            out += &attempt_line(attempt, detail.replies.iter().find(given));
             if let Some(answer) = &attempt.answer {
                 out += &match texts {
                     EventTexts::Exact => format!("      {}\n", answer.replace('\n', "\n      ")),
@@ -55,6 +57,13 @@ pub(super) fn description(detail: &EventDetail, texts: EventTexts) -> String {
                 };
             }
         }
+    }
+    for reply in detail.replies.iter().filter(|reply| reply.attempt.is_none()) {
+        out += &escape::line(&format!("  {:9} reply {}", reply.target, reply_fate(reply)));
+        out.push('\n');
+    }
+    if let Some(event) = detail.picked_up {
+        out += &format!("  picked up the reply to {event}\n");
     }
     if let Some(why) = &detail.sealed {
         out += &format!("  sealed    {}\n", escape::line(why));
@@ -65,15 +74,35 @@ pub(super) fn description(detail: &EventDetail, texts: EventTexts) -> String {
     out + &texts.written("  text      ", MARGIN, &detail.text)
 }
 
-fn attempt_line(attempt: &AttemptDetail) -> String {
+fn attempt_line(attempt: &AttemptDetail, reply: Option<&ReplyDetail>) -> String {
     let AttemptDetail { number, at, duration_ms, status, error, answer } = attempt;
     let success = status.is_some_and(|status| (200..300).contains(&status));
     let status = status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let used = if success && answer.is_some() { "reply used" } else { "" };
-    let error = error.as_deref().unwrap_or(used);
+    let used = reply.map_or_else(|| used.to_owned(), |reply| format!("reply {}", reply_fate(reply)));
+    let error = error.as_deref().unwrap_or_default();
+    let error = [error, &used].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
     let answer = answer.as_deref().filter(|_| !success).map(excerpt).unwrap_or_default();
     let line = format!("    attempt {number}  {at}  {duration_ms:.1} ms  {status}  {error}{answer}");
     escape::line(&line).into_owned() + "\n"
+}
+
+/// What became of a reply.
+fn reply_fate(reply: &ReplyDetail) -> String {
+    let ReplyDetail { state, expires_at, picked_up_by, .. } = reply;
+    let until = expires_at.map(|at| format!(" until {at}")).unwrap_or_default();
+    let by = picked_up_by.map(|by| format!(" by {by}")).unwrap_or_default();
+    match state {
+        ReplyState::Awaited => format!("may still come{until}"),
+        ReplyState::Sent => "sent".to_owned(),
+        ReplyState::Held if by.is_empty() => format!("held{until}"),
+        ReplyState::Held => format!("picked up in part{by}, the rest held{until}"),
+        ReplyState::PickedUp => format!("picked up{by}"),
+        ReplyState::Superseded => "superseded: the event had one before".to_owned(),
+        ReplyState::Dropped => format!("dropped: the user had {MAX_HELD} held replies"),
+        ReplyState::Expired => "expired: the user did not ask for it in time".to_owned(),
+        ReplyState::Ended => "none".to_owned(),
+    }
 }
 
 /// The beginning of a target's answer, on one line whatever is in it.

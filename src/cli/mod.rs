@@ -38,6 +38,7 @@ mod service;
 mod shares;
 pub mod simulate;
 pub mod sink;
+mod slow_replies;
 pub mod status;
 mod steps;
 pub mod store;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::error::Problem;
 use super::file::{self, SecretSource};
+use super::held_replies;
 use super::key_reader::KeyReader;
 use super::routes;
 use super::sections;
@@ -108,6 +109,7 @@ fn account(
     let reply_budget = reader.read("reply_budget", &file.reply_budget, value::reply_budget);
     let reply_budget = reply_budget.unwrap_or(Duration::from_millis(4500));
     let reply_window = reply_window(reader, file, reply_budget);
+    let (long_text, held) = held_replies::read(reader, file);
     let allow_from = file.allow_from.as_ref().map(|given| allow_from(&reader.at("allow_from"), given));
     let routes = routes::table(reader, &file.routes, known);
     Some(Account {
@@ -117,6 +119,8 @@ fn account(
         max_skew,
         reply_budget,
         reply_window,
+        long_text,
+        held,
         allow_from,
         routes,
     })

@@ -36,7 +36,8 @@ pub(super) fn read(reader: &KeyReader<'_>, file: &MatchSection) -> Match {
     conditions
 }
 
-fn patterns(reader: &KeyReader<'_>, list: &List, case_blind: bool) -> Option<Patterns> {
+/// Reads one pattern or more.
+pub(super) fn patterns(reader: &KeyReader<'_>, list: &List, case_blind: bool) -> Option<Patterns> {
     if list.0.is_empty() {
         reader.report(Problem::Missing("at least one pattern"));
     }

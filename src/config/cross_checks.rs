@@ -2,7 +2,7 @@
 
 use super::error::Problem;
 use super::key_reader::KeyReader;
-use crate::deliver::{Format, Role};
+use crate::deliver::{Format, Role, Tries};
 use crate::dispatcher::TargetSettings;
 use crate::push::Account;
 use crate::queue::{self, DeliveryOrder};
@@ -78,9 +78,18 @@ pub(super) fn references(reader: &KeyReader<'_>, accounts: &[Account], targets: 
             let key = target.credentials.aes_key.as_ref().or(account.credentials.aes_key.as_ref());
             mode != Mode::Plaintext && key.is_none()
         };
+        let gets_each = target.tries != Tries::Once;
+        if gets_each && !routing.iter().any(|account| account.routes.asks(&target.name)) {
+            reader.at("tries").warn(format_args!("no route asks this target for a reply, so it gets each event once"));
+        }
         for account in &routing {
-            let asked = |route: &Route| route.reply.as_ref().is_some_and(|rule| rule.asked.contains(&target.name));
-            let replies = account.routes.routes().iter().any(asked);
+            let replies = account.routes.asks(&target.name);
+            if replies && gets_each && account.reply_window.is_none() && account.held.is_none() {
+                reader.at("tries").warn(format_args!(
+                    "accounts.{0}.reply_window and accounts.{0}.held_replies are off, so replies of later tries are lost",
+                    account.name
+                ));
+            }
             if replies && settings.order == DeliveryOrder::PerUser {
                 reader.at("order").warn(format_args!(
                     "accounts.{} waits for its replies: while an event of a user is retried, the user's next ones get none",

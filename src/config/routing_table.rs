@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use super::{Config, targets};
-use crate::deliver::Role;
+use crate::deliver::{Role, Tries};
 use crate::dispatcher::TargetSettings;
 use crate::push::{Account, ReplyWindow};
 use crate::route::{Route, When};
@@ -60,6 +60,7 @@ pub struct TargetEntry {
     /// The format's name in the configuration.
     pub format: &'static str,
     pub timeout: Duration,
+    pub tries: Tries,
     pub concurrency: usize,
     /// The waits between attempts.
     pub retry: Vec<Duration>,
@@ -119,6 +120,7 @@ impl TargetEntry {
             url: target.url.to_string(),
             format: targets::format_word(target.format),
             timeout: target.timeout,
+            tries: target.tries,
             concurrency: settings.concurrency,
             retry: waits.to_vec(),
             retry_repeats: settings.retry.wait(beyond, 0.5, None).is_some(),

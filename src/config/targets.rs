@@ -12,7 +12,7 @@ use super::key_reader::KeyReader;
 use super::provider::{self, Endpoint};
 use super::value::{self, Parsed};
 use crate::backoff::Schedule;
-use crate::deliver::{CredentialsOverride, Format, Role, SigningKey, Target, TlsOptions, address};
+use crate::deliver::{CredentialsOverride, Format, Role, SigningKey, Target, TlsOptions, Tries, address};
 use crate::dispatcher::TargetSettings;
 use crate::queue::DeliveryOrder;
 
@@ -58,6 +58,7 @@ fn target(reader: &KeyReader<'_>, name: &str, file: &file::TargetSection) -> Opt
     let mut credentials = credentials(reader, file, format);
     let tls = tls(reader, file);
     let timeout = reader.read("timeout", &file.timeout, value::some_duration).unwrap_or(timeout);
+    let tries = tries(reader, file, format, timeout);
     let headers = headers(&reader.at("headers"), &file.headers);
     let signing_keys = reader.parse_secrets("secret", &file.secret, signing_key);
     let proxy = reader.read_secret_text("proxy", &file.proxy, value::proxy);
@@ -76,6 +77,7 @@ fn target(reader: &KeyReader<'_>, name: &str, file: &file::TargetSection) -> Opt
         url,
         format,
         timeout,
+        tries,
         headers,
         signing_keys,
         credentials,
@@ -115,6 +117,35 @@ pub(super) fn order(text: &str) -> Parsed<DeliveryOrder> {
         "per_user" => Ok(DeliveryOrder::PerUser),
         _ => Err("\"none\" or \"per_user\""),
     }
+}
+
+/// How often the target gets an event whose reply is awaited. A bot that counts on WeChat's retries knows a repeat by its
+/// MsgId, so it gets what WeChat sends.
+fn tries(reader: &KeyReader<'_>, file: &file::TargetSection, format: Format, timeout: Duration) -> Tries {
+    let each = |text: &str| match text {
+        "once" => Ok(false),
+        "each" => Ok(true),
+        _ => Err("\"once\" or \"each\""),
+    };
+    let each = if file.tries.is_some() { reader.read("tries", &file.tries, each) } else { Some(false) };
+    let not_yet_after = reader.read("not_yet_after", &file.not_yet_after, value::duration);
+    let not_yet_after = not_yet_after.unwrap_or(Duration::from_secs(3));
+    if each != Some(true) {
+        if each.is_some() && file.not_yet_after.is_some() {
+            let problem = Problem::action("only valid with tries = \"each\"", "remove it, or set that");
+            reader.at("not_yet_after").report(problem);
+        }
+        return Tries::Once;
+    }
+    if !matches!(format, Format::Raw | Format::Wechat) {
+        let problem = "\"each\" is only valid with format = \"raw\" or \"wechat\"";
+        reader.at("tries").report(Problem::action(problem, "remove it, or set one of these formats"));
+    }
+    if not_yet_after >= timeout {
+        let problem = "not shorter than timeout, within which a reply must come";
+        reader.at("not_yet_after").report(Problem::expected(problem, "less than timeout"));
+    }
+    Tries::Each { not_yet_after }
 }
 
 fn credentials(reader: &KeyReader<'_>, file: &file::TargetSection, format: Format) -> CredentialsOverride {

@@ -45,17 +45,26 @@ pub(super) fn reply_budget(text: &str) -> Parsed<Duration> {
     some_duration(text).ok().filter(|budget| *budget <= longest).ok_or(expected)
 }
 
-/// `off`, or a time within WeChat's three tries: WeChat closes the last connection 15 s after the first try.
+/// `off`, or a time within WeChat's three tries: the last begins 10 s after the first, and has the longest usual budget.
 pub(super) fn reply_window(text: &str) -> Parsed<Option<Duration>> {
     if text == "off" {
         return Ok(None);
     }
-    let longest = Duration::from_secs(14);
+    let longest = Duration::from_millis(14_500);
     some_duration(text)
         .ok()
         .filter(|window| *window <= longest)
         .map(Some)
-        .ok_or("a duration of at most 14s, or \"off\"")
+        .ok_or("a duration of at most 14.5s, or \"off\"")
+}
+
+/// `off`, or a time for which a reply waits for the user.
+pub(super) fn held_replies(text: &str) -> Parsed<Option<Duration>> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let range = Duration::from_secs(1)..=Duration::from_secs(86_400);
+    duration(text).ok().filter(|keep| range.contains(keep)).map(Some).ok_or("1s to 24h, or \"off\"")
 }
 
 /// Failures in a time: `20/5m`.
@@ -241,6 +250,8 @@ mod tests {
         assert_eq!(skew("off"), Ok(None));
         assert!(skew("9s").is_err() && skew("25h").is_err());
         assert!(reply_budget("5s").is_err());
+        assert_eq!(reply_window("14.5s"), Ok(Some(Duration::from_millis(14_500))));
+        assert!(reply_window("14.6s").is_err());
     }
 
     #[test]

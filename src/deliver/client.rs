@@ -28,7 +28,6 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tower::{BoxError, Service, ServiceExt as _};
 
-use super::ANSWER_CAP;
 use super::resolver::Resolver;
 use crate::bounded_file;
 use crate::trust::{self, FileVerifier};
@@ -303,15 +302,15 @@ pub(super) struct AnswerBody {
 pub(super) enum BodyEnd {
     /// It was read to its end.
     Whole,
-    /// More than [`ANSWER_CAP`] bytes.
+    /// More bytes than are read.
     Capped,
     /// The connection broke, or the rest did not come in time.
     BrokenOff,
 }
 
-/// Reads a body until `deadline`, and up to [`ANSWER_CAP`] bytes; if there is more, the connection is closed, not
+/// Reads a body until `deadline`, and up to `cap` bytes; if there is more, the connection is closed, not
 /// reused.
-pub(super) async fn read(mut body: Incoming, deadline: Instant) -> AnswerBody {
+pub(super) async fn read(mut body: Incoming, cap: usize, deadline: Instant) -> AnswerBody {
     let mut bytes = Vec::new();
     let end = loop {
         match tokio::time::timeout_at(deadline, body.frame()).await {
@@ -319,7 +318,7 @@ pub(super) async fn read(mut body: Incoming, deadline: Instant) -> AnswerBody {
             Err(_) | Ok(Some(Err(_))) => break BodyEnd::BrokenOff,
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
-                let remaining = ANSWER_CAP - bytes.len();
+                let remaining = cap - bytes.len();
                 bytes.extend_from_slice(&data[..data.len().min(remaining)]);
                 if data.len() > remaining {
                     break BodyEnd::Capped;

@@ -45,12 +45,15 @@ pub use webhook::SigningKey;
 
 /// The most bytes of an answer that are read.
 pub const ANSWER_CAP: usize = 64 * 1024;
+/// The same of an answer that may be a reply: more than is held of one, so that a longer one is cut, not refused.
+const REPLY_CAP: usize = 256 * 1024;
 /// The most bytes of an answer that are kept with the attempt.
 const ANSWER_EXCERPT: usize = 1024;
 
 const EVENT_ID: HeaderName = HeaderName::from_static("wxrelay-event-id");
 const ACCOUNT: HeaderName = HeaderName::from_static("wxrelay-account");
 const ATTEMPT: HeaderName = HeaderName::from_static("wxrelay-attempt");
+const TRY: HeaderName = HeaderName::from_static("wxrelay-try");
 const DEADLINE: HeaderName = HeaderName::from_static("wxrelay-deadline-ms");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const AGENT: HeaderValue = HeaderValue::from_static(concat!("wxrelay/", env!("CARGO_PKG_VERSION")));
@@ -68,6 +71,8 @@ pub struct Target {
     pub format: Format,
     /// The most time one attempt may take.
     pub timeout: Duration,
+    /// How often one attempt sends an event whose reply is awaited.
+    pub tries: Tries,
     /// Extra request headers.
     pub headers: HeaderMap,
     /// Standard Webhooks signing keys, the newest first; empty = unsigned.
@@ -109,6 +114,18 @@ pub enum Role {
     Identity,
     /// An operator's own handler.
     Handler,
+}
+
+/// How often one attempt sends an event whose reply is awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tries {
+    /// Once: the answer is the reply.
+    Once,
+    /// At WeChat's rhythm until there is a reply, for a bot that counts on WeChat's retries.
+    Each {
+        /// An empty answer sooner than this is final: there is no reply.
+        not_yet_after: Duration,
+    },
 }
 
 /// How an event is written for a target.
@@ -171,8 +188,12 @@ pub struct AttemptRequest<'e> {
     pub event: &'e Event,
     /// The number of the attempt, from 1.
     pub attempt: u32,
-    /// Until when a reply is useful; `None` = it is not awaited.
+    /// The number of the try within the attempt, from 1, where it has several; `None` where it has one.
+    pub try_number: Option<u32>,
+    /// Until when WeChat waits for a reply; `None` = it does not.
     pub reply_until: Option<UnixMillis>,
+    /// Whether a reply is wanted, be it late.
+    pub asked: bool,
     /// The current time.
     pub now: UnixMillis,
 }
@@ -238,9 +259,7 @@ impl Upstream {
             Err(error) => return AttemptReport::failed("unwritten", error.to_string(), started, span),
         };
         match tokio::time::timeout_at(started + self.target.timeout, self.client.send(request)).await {
-            Err(_) => {
-                AttemptReport::failed("timeout", format!("no answer within {:?}", self.target.timeout), started, span)
-            }
+            Err(_) => AttemptReport::timed_out(self.target.timeout, started, span),
             Ok(Err(error)) => AttemptReport::failed(error.word(), error.to_string(), started, span),
             Ok(Ok(response)) => self.report(response, &order, started, span).await,
         }
@@ -251,7 +270,8 @@ impl Upstream {
     /// # Errors
     /// What [`Upstream::deliver`] would report before it connects.
     pub fn rehearse(&self, event: &Event, now: UnixMillis) -> Result<(), format::EncodeError> {
-        self.request(&AttemptRequest { event, attempt: 1, reply_until: None, now }, SpanId::new(event.id.0)).map(drop)
+        let order = AttemptRequest { event, attempt: 1, try_number: None, reply_until: None, asked: false, now };
+        self.request(&order, SpanId::new(event.id.0)).map(drop)
     }
 
     fn request(&self, order: &AttemptRequest<'_>, span: SpanId) -> Result<Request<RequestBody>, format::EncodeError> {
@@ -267,6 +287,9 @@ impl Upstream {
         headers.insert(EVENT_ID, HeaderValue::try_from(event.id.to_string())?);
         headers.insert(ACCOUNT, HeaderValue::from_str(&event.account)?);
         headers.insert(ATTEMPT, HeaderValue::from(order.attempt));
+        if let Some(number) = order.try_number {
+            headers.insert(TRY, HeaderValue::from(number));
+        }
         headers.insert(TRACEPARENT, HeaderValue::try_from(Trace::of(event).traceparent(span))?);
         if let Some(until) = order.reply_until {
             let left = until.since(order.now).as_millis();
@@ -289,14 +312,15 @@ impl Upstream {
     ) -> AttemptReport {
         let status = response.status();
         let mut outcome = outcome::classify(status, response.headers(), order.now);
-        let body = read(response.into_body(), started + self.target.timeout).await;
+        let cap = if order.asked { REPLY_CAP } else { ANSWER_CAP };
+        let body = read(response.into_body(), cap, started + self.target.timeout).await;
         let mut error = (outcome != Outcome::Delivered).then(|| format!("answered {}", status.as_u16()));
         if error.is_none() && self.target.provider.body_counts && !self.is_acceptable(&body, order.event) {
             outcome = Outcome::Retry { after: None };
             error = Some(format!("answered {} with an error in the body", status.as_u16()));
         }
         let failed = error.is_some();
-        let asked = order.reply_until.is_some() && !failed;
+        let asked = order.asked && !failed;
         let reply = asked.then(|| self.reply(&body, order.event));
         let keep_body = failed || matches!(reply, Some(Err(_)));
         AttemptReport {
@@ -336,6 +360,11 @@ pub fn excerpt(body: &[u8]) -> Vec<u8> {
 }
 
 impl AttemptReport {
+    /// The report of an attempt that got no answer within `timeout`.
+    pub fn timed_out(timeout: Duration, started: Instant, span: SpanId) -> Self {
+        Self::failed("timeout", format!("no answer within {timeout:?}"), started, span)
+    }
+
     fn failed(word: &'static str, error: String, started: Instant, span: SpanId) -> Self {
         Self {
             outcome: Outcome::Retry { after: None },

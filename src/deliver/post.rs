@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::client::{
     ClientError, ConnectOptions, ExchangeError, PooledClient, RequestBody, SystemRoots, TlsOptions, read,
 };
-use super::{AGENT, Outcome, outcome};
+use super::{AGENT, ANSWER_CAP, Outcome, outcome};
 use crate::clock::UnixMillis;
 
 /// A client for one URL.
@@ -76,7 +76,7 @@ impl PostClient {
             Outcome::Retry { after } => after,
             Outcome::Delivered | Outcome::Reject => None,
         };
-        let body = read(response.into_body(), deadline).await;
+        let body = read(response.into_body(), ANSWER_CAP, deadline).await;
         Ok(PostAnswer { status: status.as_u16(), retry_after, body: body.bytes })
     }
 }

@@ -11,7 +11,7 @@ use http::{HeaderMap, Method, Request, StatusCode, Uri};
 use tokio::time::{Instant, timeout};
 
 use super::client::{AnswerBody, BodyEnd, ConnectError, Connector, ExchangeError, RequestBody, SystemRoots, read};
-use super::{AGENT, ClientError, Upstream, with_query};
+use super::{AGENT, ANSWER_CAP, ClientError, Upstream, with_query};
 use crate::clock::UnixMillis;
 use crate::escape;
 use crate::wechat::Salt;
@@ -167,7 +167,7 @@ impl Upstream {
         let exchange = async {
             let (head, body) = self.client.send(request).await?.into_parts();
             let date = date_header(&head.headers);
-            let AnswerBody { bytes, end } = read(body, started + limit).await;
+            let AnswerBody { bytes, end } = read(body, ANSWER_CAP, started + limit).await;
             if end == BodyEnd::BrokenOff {
                 let late = started.elapsed() >= limit;
                 return Err(if late { VerificationFailure::Timeout(limit) } else { VerificationFailure::Interrupted });

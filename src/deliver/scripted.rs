@@ -59,7 +59,7 @@ impl Upstream {
                     duration: started.elapsed(),
                     ended: UnixNanos::now(),
                     span,
-                    reply: (delivered && order.reply_until.is_some()).then(|| self.reply(&body, order.event)),
+                    reply: (delivered && order.asked).then(|| self.reply(&body, order.event)),
                 }
             }
         }

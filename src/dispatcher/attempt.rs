@@ -9,12 +9,17 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::offer::{Offered, OfferedAttempt};
+use super::tries::{AttemptTries, Tried};
 use super::{Policy, offer};
 use crate::clock::{UnixMillis, UnixNanos};
-use crate::deliver::{AttemptReport, AttemptRequest, Outcome, Role};
+use crate::deliver::{AttemptReport, AttemptRequest, Outcome, Role, Tries};
 use crate::event::{Event, EventId};
-use crate::metrics::TargetMetrics;
-use crate::queue::{AttemptNote, AttemptRecord, DeliveryState, Disposition, Lease, Queue, ReplyChoice, Settlement};
+use crate::metrics::{Metrics, TargetMetrics};
+use crate::queue::{
+    AttemptNote, AttemptRecord, AwaitedReply, DeliveryState, Disposition, Lease, Queue, ReplyChoice, ReplyState,
+    ReplyUse, SettledReply, Settlement,
+};
 use crate::tail::{self, Activity, Span, Tail, TracedKind};
 use crate::telemetry::{self, LogThrottle};
 use crate::trace::{SpanId, Trace};
@@ -26,6 +31,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct AttemptContext {
     pub(super) queue: Queue,
     pub(super) metrics: TargetMetrics,
+    all_metrics: Arc<Metrics>,
     tail: Tail,
     /// The tasks that annotate the records of settled attempts.
     pub(super) annotations: TaskTracker,
@@ -41,6 +47,8 @@ pub(super) enum AttemptEnd {
     Answered,
     /// No answer, or one that asks for a retry.
     Failed(EventId),
+    /// The target was reached, and gave no reply in any of its tries: it may be up.
+    NotYet,
     /// No attempt was made: the delivery had expired or was cancelled, or the lane stops.
     NotMade,
 }
@@ -55,9 +63,15 @@ pub(super) struct UnsettledAttempt {
 }
 
 impl AttemptContext {
-    pub(super) fn new(queue: Queue, metrics: TargetMetrics, tail: Tail, stop: CancellationToken) -> Self {
+    pub(super) fn new(
+        queue: Queue,
+        metrics: TargetMetrics,
+        all_metrics: Arc<Metrics>,
+        tail: Tail,
+        stop: CancellationToken,
+    ) -> Self {
         let (annotations, unsettled_throttle) = (TaskTracker::new(), LogThrottle::default());
-        Self { queue, metrics, tail, annotations, unsettled_throttle, stop }
+        Self { queue, metrics, all_metrics, tail, annotations, unsettled_throttle, stop }
     }
 
     /// Makes the attempt that `lease` allows; the caller settles it. A `probe` of a target that is down does not count.
@@ -81,29 +95,45 @@ impl AttemptContext {
         let now = UnixMillis::now();
         let reply = lease.reply.take();
         let Lease { event, target, attempt, failures, .. } = &lease;
-        let settlement =
-            |disposition, attempt| Settlement { event: event.id, target: target.clone(), disposition, attempt };
+        let settlement = |disposition, attempt, reply| Settlement {
+            event: event.id,
+            target: target.clone(),
+            disposition,
+            attempt,
+            reply,
+        };
+        let keep = policy.replies.keep(event, target);
         // While the clock is not believed, nothing expires by it.
         let clock = self.queue.clock();
         let expire_after = policy.expire_after.filter(|_| !clock.holds_age());
         let expiry = expire_after.map(|span| event.received_at.after(span));
         if expire_after.is_some_and(|span| clock.age(event.received_at) >= span) {
             self.log_attempt(&policy, event, *attempt, "expired", None);
-            let settlement = settlement(Disposition::End(DeliveryState::Expired), None);
+            let ended = keep.map(|_| SettledReply::None);
+            let settlement = settlement(Disposition::End(DeliveryState::Expired), None, ended);
             return (AttemptEnd::NotMade, Some(UnsettledAttempt { settlement, reserve: None, lease }));
         }
-        let reply_until = reply.as_ref().map(|reply| reply.until);
         #[cfg(test)]
         super::simulated::set_probe(probe);
-        let mut report = policy.upstream.deliver(AttemptRequest { event, attempt: *attempt, reply_until, now }).await;
+        let asked = reply.is_some() || keep.is_some();
+        let tried = self.deliver(&policy, event, *attempt, asked, reply.as_ref(), now).await;
+        let Tried { mut report, note, not_yet } = tried;
         let disposition = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
-        let choice = match reply {
-            Some(awaited) => offer::offer(awaited, event, &mut report).await,
-            None => None,
+        let Offered { choice, reply } = if asked {
+            let is_last = matches!(disposition, Disposition::End(_));
+            let (number, long_text) = (*attempt, &policy.replies.long_text(&event.account));
+            let attempt = OfferedAttempt { event, target, number, at: now, is_last, keep, long_text };
+            offer::offer(reply, attempt, &mut report).await
+        } else {
+            Offered::default()
         };
+        if let Some(note) = note {
+            report.error = Some(report.error.map_or(note.clone(), |error| format!("{error}; {note}")));
+        }
         self.record_metrics(&policy, event, *attempt, disposition, &report);
         let end = match report.outcome {
             Outcome::Delivered | Outcome::Reject => AttemptEnd::Answered,
+            Outcome::Retry { .. } if not_yet && !probe => AttemptEnd::NotYet,
             Outcome::Retry { .. } => AttemptEnd::Failed(event.id),
         };
         let record = AttemptRecord {
@@ -116,13 +146,42 @@ impl AttemptContext {
         };
         let note = AttemptNote { event: event.id, target: target.clone(), attempt: *attempt, error: None };
         let reserve = choice.map(|choice| (note, choice));
-        let settlement = settlement(disposition, Some(record));
+        let settlement = settlement(disposition, Some(record), reply);
         (end, Some(UnsettledAttempt { settlement, reserve, lease }))
+    }
+
+    /// Sends the event: once, or in several tries where the target is to get each and is asked for a reply.
+    async fn deliver(
+        &self,
+        policy: &Policy,
+        event: &Event,
+        attempt: u32,
+        asked: bool,
+        awaited: Option<&AwaitedReply>,
+        now: UnixMillis,
+    ) -> Tried {
+        if let Tries::Each { not_yet_after } = policy.upstream.target().tries
+            && asked
+        {
+            let tries = AttemptTries::new(policy, event, attempt, awaited, not_yet_after);
+            // Boxed: it is large, and few attempts have it.
+            return Box::pin(tries.run(&self.stop)).await;
+        }
+        let reply_until = awaited.map(|awaited| awaited.until);
+        let request = AttemptRequest { event, attempt, try_number: None, reply_until, asked, now };
+        Tried { report: policy.upstream.deliver(request).await, note: None, not_yet: false }
     }
 
     /// Settles, however long the store fails: until then the lease is held, and the delivery stays pending on disk.
     pub(super) async fn settle(self: Arc<Self>, UnsettledAttempt { settlement, reserve, lease }: UnsettledAttempt) {
-        while let Err(error) = self.queue.settle(settlement.clone()).await {
+        loop {
+            let error = match self.queue.settle(settlement.clone()).await {
+                Ok(became) => {
+                    self.count_reply(&settlement, became);
+                    break;
+                }
+                Err(error) => error,
+            };
             if let Some(suppressed) = self.unsettled_throttle.allow() {
                 let (event, target, remedy) = (settlement.event, &settlement.target, error.remedy());
                 tracing::warn!(%event, %target, %error, remedy, held_back = suppressed, "attempt not settled; retrying");
@@ -136,6 +195,14 @@ impl AttemptContext {
         drop(lease);
         if let Some((note, choice)) = reserve {
             self.annotations.spawn(offer::annotate(self.queue.clone(), note, choice));
+        }
+    }
+
+    /// Counts a reply that is stored, but for one that was sent: the push counts it.
+    fn count_reply(&self, settlement: &Settlement, became: Option<ReplyState>) {
+        let (Some(SettledReply::Given(given)), Some(state)) = (&settlement.reply, became) else { return };
+        if state != ReplyState::Sent && !matches!(given.used, ReplyUse::Sent(_)) {
+            self.all_metrics.count_reply(&given.account, state.name());
         }
     }
 

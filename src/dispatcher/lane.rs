@@ -239,7 +239,7 @@ impl LaneTask {
                 self.breaker.record_failure(event, Instant::now())
             }
             (AttemptEnd::NotMade, true) => self.breaker.return_probe(Instant::now()),
-            (AttemptEnd::Failed(_) | AttemptEnd::NotMade, _) => {}
+            (AttemptEnd::Failed(_) | AttemptEnd::NotYet | AttemptEnd::NotMade, _) => {}
         }
         match (was_closed, self.breaker.is_closed()) {
             (true, false) => {

@@ -9,10 +9,12 @@ mod breaker;
 mod heartbeat;
 mod lane;
 mod offer;
+mod reply_rules;
 #[cfg(test)]
 pub(crate) mod simulated;
 #[cfg(test)]
 mod tests;
+mod tries;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
@@ -35,6 +37,7 @@ use crate::tuning::Tuning;
 
 use attempt::AttemptContext;
 use heartbeat::Heartbeat;
+pub use reply_rules::{AccountReplies, ReplyRules};
 
 /// Between two tries to read which targets are paused.
 const PAUSES_RETRY: Duration = Duration::from_secs(1);
@@ -77,6 +80,8 @@ pub struct Policy {
     pub order: DeliveryOrder,
     /// How OpenIDs are shown in logs.
     pub openids: OpenIds,
+    /// What becomes of replies.
+    replies: Arc<ReplyRules>,
 }
 
 /// A token bucket.
@@ -114,7 +119,13 @@ impl Policy {
             share: Share::WHOLE,
             order: settings.order,
             openids,
+            replies: Arc::default(),
         }
+    }
+
+    /// With the accounts' rules about replies.
+    pub fn with_replies(self, replies: Arc<ReplyRules>) -> Self {
+        Self { replies, ..self }
     }
 
     /// Whether other replicas make attempts too.
@@ -134,6 +145,7 @@ impl Policy {
             share,
             order: self.order,
             openids: self.openids,
+            replies: Arc::clone(&self.replies),
         }
     }
 }
@@ -299,7 +311,8 @@ impl Dispatcher {
         let stop = CancellationToken::new();
         let inbox = self.queue.subscribe(name.clone(), self.tuning.inbox_leases);
         let watched = lane.policy.subscribe();
-        let context = AttemptContext::new(self.queue.clone(), metrics, self.tail.clone(), stop.clone());
+        let all = self.metrics.clone();
+        let context = AttemptContext::new(self.queue.clone(), metrics, all, self.tail.clone(), stop.clone());
         // A fresh one: the previous task may still settle its attempts.
         lane.heartbeat = Arc::default();
         let heartbeat = lane.heartbeat.clone();

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::clock::{UnixMillis, simulated};
 use crate::deliver::scripted::{Script, ScriptedAnswer};
-use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, TlsOptions};
+use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, TlsOptions, Tries};
 use crate::event::{ContentKey, Event};
 use crate::queue::model::{BrokenRule, LinkCut, ModelStore, StoreLink};
 use crate::queue::{AwaitedReply, Faults, NewEvent, Settings};
@@ -38,6 +38,7 @@ fn policy(concurrency: usize) -> Policy {
         tls: TlsOptions::default(),
         proxy: None,
         deny_private: false,
+        tries: Tries::Once,
         provider: ProviderRules::default(),
     };
     let script = Script(Arc::new(|order| match order.event.message.from_user() {
@@ -108,7 +109,7 @@ async fn a_lane_that_ends_settles_an_awaited_attempt_though_another_is_still_und
     dispatcher.apply(vec![policy(2)]);
     push(&queue, UnixMillis::now(), "mute").await;
     let (sender, reply) = oneshot::channel();
-    let awaited = AwaitedReply { until: UnixMillis::now().after(HOUR), first: true, sender };
+    let awaited = AwaitedReply { until: UnixMillis::now().after(HOUR), first: true, tries: Arc::default(), sender };
     let new = event(&queue, UnixMillis::now(), "slow");
     queue.enqueue(NewEvent { awaited: vec![("crm".into(), awaited)], ..new }).await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
@@ -131,7 +132,7 @@ async fn a_replica_without_a_share_makes_awaited_attempts_alone() {
     let delivered = async || queue.stats().await.unwrap().targets[0].counts.delivered;
     push(&queue, UnixMillis::now(), "o1").await;
     let (sender, reply) = oneshot::channel();
-    let awaited = AwaitedReply { until: UnixMillis::now().after(HOUR), first: true, sender };
+    let awaited = AwaitedReply { until: UnixMillis::now().after(HOUR), first: true, tries: Arc::default(), sender };
     let new = event(&queue, UnixMillis::now(), "o2");
     queue.enqueue(NewEvent { awaited: vec![("crm".into(), awaited)], ..new }).await.unwrap();
     tokio::time::sleep(Duration::from_secs(70)).await;

@@ -6,6 +6,7 @@
 
 mod buckets;
 mod registry;
+mod replies;
 #[cfg(test)]
 mod tests;
 
@@ -38,6 +39,9 @@ pub struct Metrics {
     replies: IntCounterVec,
     reply_window_open: IntGaugeVec,
     reply_window_timeouts: IntCounterVec,
+    held_replies: IntGaugeVec,
+    /// The accounts that keep replies.
+    keeping: Arc<Mutex<BTreeSet<Arc<str>>>>,
     deliveries: IntCounterVec,
     delivery_duration: HistogramVec,
     identity_latency: HistogramVec,
@@ -100,6 +104,8 @@ pub struct AccountMetrics {
     replies: IntCounterVec,
     reply_window_open: IntGaugeVec,
     pub reply_window_timeouts: IntCounter,
+    held_replies: IntGaugeVec,
+    keeping: Arc<Mutex<BTreeSet<Arc<str>>>>,
     /// Seconds from a push's arrival to its answer.
     pub push_duration: Histogram,
     pub duplicates: IntCounter,
@@ -189,6 +195,13 @@ impl Metrics {
                 "Pushes that time out on purpose, for a late reply.",
                 &["account"],
             ),
+            held_replies: gauges(
+                at,
+                "wxrelay_held_replies",
+                "Replies that wait for the user's next message.",
+                &["account"],
+            ),
+            keeping: Arc::default(),
             deliveries: counters(at, "wxrelay_deliveries_total", "Attempts by outcome.", &["target", "outcome"]),
             delivery_duration: histograms(
                 at,
@@ -357,6 +370,8 @@ impl Metrics {
             replies: self.replies.clone(),
             reply_window_open: self.reply_window_open.clone(),
             reply_window_timeouts: self.reply_window_timeouts.with_label_values(&[name]),
+            held_replies: self.held_replies.clone(),
+            keeping: Arc::clone(&self.keeping),
             push_duration: self.push_duration.with_label_values(&[name]),
             duplicates: self.duplicates.with_label_values(&[name]),
         }
@@ -457,15 +472,6 @@ impl AccountMetrics {
     /// Counts a passive reply by its result.
     pub fn reply(&self, result: &'static str) {
         self.replies.with_label_values(&[&*self.name, result]).inc();
-    }
-
-    /// Sets whether the account's reply window is open; `None` for no window removes the series.
-    pub fn reply_window(&self, open: Option<bool>) {
-        match open {
-            Some(open) => self.reply_window_open.with_label_values(&[&*self.name]).set(open.into()),
-            // Fails only if there is no such series.
-            None => drop(self.reply_window_open.remove_label_values(&[&*self.name])),
-        }
     }
 }
 

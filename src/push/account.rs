@@ -10,7 +10,7 @@ use crate::metrics::{AccountMetrics, Metrics};
 use crate::queue::Share;
 use crate::route;
 use crate::telemetry::{LogThrottle, OpenIds};
-use crate::wechat::Credentials;
+use crate::wechat::{Credentials, LongText, ReplyBody};
 
 /// The most log lines in ten seconds, per account, about requests that fail verification or decryption: enough for all
 /// of WeChat's while the token is wrong, and too few to fill a disk.
@@ -30,10 +30,27 @@ pub struct Account {
     pub reply_budget: Duration,
     /// The time within which a late reply may answer WeChat's 2nd or 3rd try; `None` = never.
     pub reply_window: Option<ReplyWindow>,
+    /// What is done with a reply's text that is too long.
+    pub long_text: LongText,
+    /// How replies wait for the user's next message; `None` = they do not.
+    pub held: Option<HeldReplies>,
     /// Where its pushes are expected from; `None` = anywhere.
     pub allow_from: Option<AllowFrom>,
     /// Which targets an event goes to, and which of them replies.
     pub routes: route::Table,
+}
+
+/// `held_replies` of an account, with what belongs to it.
+#[derive(Clone, Debug)]
+pub struct HeldReplies {
+    /// How long a reply waits.
+    pub keep: Duration,
+    /// What WeChat's last try is answered while the reply may still come; `None` = nothing.
+    pub prompt: Option<ReplyBody>,
+    /// What a message that asks for a reply is answered after none came; `None` = it is a message like others.
+    pub none: Option<ReplyBody>,
+    /// The text messages that ask for a reply.
+    pub pickup: route::Patterns,
 }
 
 impl Account {
@@ -68,6 +85,7 @@ pub(super) struct FailureThrottles {
     pub(super) unstored: LogThrottle,
     pub(super) reply_unstored: LogThrottle,
     pub(super) reply_illegal: LogThrottle,
+    pub(super) held_unread: LogThrottle,
     unavailable: LogThrottle,
     late: LogThrottle,
     other: LogThrottle,
@@ -106,6 +124,11 @@ impl Accounts {
         }
     }
 
+    /// Whether one of them keeps replies.
+    pub(super) fn keep_replies(&self) -> bool {
+        self.by_path.values().any(|served| served.account.held.is_some())
+    }
+
     /// The account of that name.
     pub(super) fn named(&self, name: &str) -> Option<&Arc<ServedAccount>> {
         self.by_path.values().find(|served| *served.account.name == *name)
@@ -127,10 +150,11 @@ impl Accounts {
                 served.budget = budget.clone();
             }
             served.budget.set_window(served.account.reply_window);
+            served.metrics.keep_replies(served.account.held.is_some());
         }
         self.divide(share);
         for removed in old.into_values() {
-            removed.set_window(None);
+            removed.end();
         }
         self
     }

@@ -17,7 +17,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::{PushError, RelayOutcome};
 use crate::event::ContentKey;
+use crate::queue::PushTries;
 use crate::trace::Trace;
+
+/// How often WeChat tries a push, by field reports; its page says once more. A reply to the last try is the last that the
+/// user is shown, so that one is not left unanswered.
+const WECHAT_TRIES: u32 = 3;
+/// How many tries are passed on to targets: a copy of a push that is sent again and again makes no load there.
+const MAX_PASSED_ON: u32 = WECHAT_TRIES + 1;
 
 /// How far a push has come.
 enum Progress {
@@ -35,9 +42,15 @@ enum Progress {
 ///
 /// Not a `watch` channel, which has eight lists of waiters to go through at each change: 1,000 instructions per push.
 struct Push {
-    progress: Mutex<Progress>,
-    /// Notified at the end of [`Self::progress`].
+    state: Mutex<PushState>,
+    /// Notified at the end of its progress.
     ended: Notify,
+}
+
+struct PushState {
+    progress: Progress,
+    /// Where targets hear of the tries; `None` where none is asked for a reply, and at the end.
+    tries: Option<Arc<PushTries>>,
 }
 
 /// The pushes in progress, by content.
@@ -63,6 +76,9 @@ pub(super) struct Leader {
 #[derive(Clone)]
 pub(super) struct Follower {
     push: Arc<Push>,
+    /// The number of this try among WeChat's tries of the push that reached this process, from 1; 0 for the relaying of
+    /// one that was resumed after a crash.
+    pub(super) number: u32,
     /// When the first try arrived.
     pub(super) first_arrival: Instant,
     /// The trace that the first try began.
@@ -75,15 +91,29 @@ pub(super) struct Follower {
 }
 
 impl Inflight {
-    /// Joins the push of this content, or begins it.
+    /// Joins the push of this content with a try of WeChat, or begins it.
     pub(super) fn join(&self, key: ContentKey, trace: Trace, window_ends: Option<Instant>) -> Joined {
+        self.join_as(1, key, trace, window_ends)
+    }
+
+    /// Begins the push of this content without a try of WeChat, unless it is in progress.
+    pub(super) fn resume(&self, key: ContentKey, trace: Trace, window_ends: Option<Instant>) -> Joined {
+        self.join_as(0, key, trace, window_ends)
+    }
+
+    fn join_as(&self, tries: u32, key: ContentKey, trace: Trace, window_ends: Option<Instant>) -> Joined {
         let mut pushes = self.0.lock();
-        if let Some(follower) = pushes.get(&key) {
+        if let Some(follower) = pushes.get_mut(&key) {
+            follower.number += tries;
+            if let Some(tries) = &follower.push.state.lock().tries {
+                tries.record(follower.number.min(MAX_PASSED_ON));
+            }
             return Joined::Follower(follower.clone());
         }
-        let push = Arc::new(Push { progress: Mutex::new(Progress::Storing), ended: Notify::new() });
+        let state = PushState { progress: Progress::Storing, tries: None };
+        let push = Arc::new(Push { state: Mutex::new(state), ended: Notify::new() });
         let (first_arrival, answer_now) = (Instant::now(), CancellationToken::new());
-        let follower = Follower { push: push.clone(), first_arrival, trace, window_ends, answer_now };
+        let follower = Follower { push: push.clone(), number: tries, first_arrival, trace, window_ends, answer_now };
         pushes.insert(key, follower.clone());
         Joined::Leader(Leader { inflight: self.clone(), key, push }, follower)
     }
@@ -94,25 +124,40 @@ impl Leader {
         self.key
     }
 
+    /// Lets the targets that are asked for the reply hear of WeChat's tries, those included that were made already.
+    pub(super) fn share_tries(&self, tries: Option<&Arc<PushTries>>) {
+        let Some(tries) = tries else { return };
+        // Held to the end, so that no try comes in between.
+        let pushes = self.inflight.0.lock();
+        if let Some(push) = pushes.get(&self.key) {
+            tries.record(push.number.min(MAX_PASSED_ON));
+            self.push.state.lock().tries = Some(tries.clone());
+        }
+    }
+
     /// Publishes that the push is stored, and that only its reply is awaited.
     pub(super) fn await_reply(&self) {
-        *self.push.progress.lock() = Progress::AwaitingReply;
+        self.push.state.lock().progress = Progress::AwaitingReply;
     }
 
     /// Publishes the outcome to the followers.
     pub(super) fn finish(self, outcome: Option<RelayOutcome>) {
-        *self.push.progress.lock() = Progress::Finished(outcome);
+        self.push.state.lock().progress = Progress::Finished(outcome);
     }
 }
 
 impl Drop for Leader {
     fn drop(&mut self) {
         self.inflight.0.lock().remove(&self.key);
-        let mut progress = self.push.progress.lock();
-        if !matches!(*progress, Progress::Finished(_)) {
-            *progress = Progress::Abandoned;
+        let mut state = self.push.state.lock();
+        if !matches!(state.progress, Progress::Finished(_)) {
+            state.progress = Progress::Abandoned;
         }
-        drop(progress);
+        let tries = state.tries.take();
+        drop(state);
+        if let Some(tries) = tries {
+            tries.end();
+        }
         self.push.ended.notify_waiters();
     }
 }
@@ -123,7 +168,7 @@ impl Follower {
         loop {
             // First, so that an end after the look is not missed.
             let ended = self.push.ended.notified();
-            match &*self.push.progress.lock() {
+            match &self.push.state.lock().progress {
                 Progress::Finished(Some(outcome)) => return Ok(outcome.clone()),
                 Progress::Finished(None) => return Err(PushError::Unavailable),
                 Progress::Abandoned => return Err(PushError::Internal),
@@ -133,9 +178,14 @@ impl Follower {
         }
     }
 
+    /// Whether WeChat makes no further try after this one.
+    pub(super) fn is_last(&self) -> bool {
+        self.number >= WECHAT_TRIES
+    }
+
     /// Whether the push is stored, and only its reply is awaited.
     pub(super) fn awaits_reply(&self) -> bool {
-        matches!(*self.push.progress.lock(), Progress::AwaitingReply)
+        matches!(self.push.state.lock().progress, Progress::AwaitingReply)
     }
 }
 
@@ -167,6 +217,46 @@ mod tests {
         leader.finish(Some(outcome()));
         assert_eq!(follower.outcome().await.unwrap().reply.as_deref(), Some("hello"));
         assert!(matches!(inflight.join(KEY, trace(), None), Joined::Leader(..)));
+    }
+
+    #[test]
+    fn tries_are_numbered_and_the_third_is_the_last() {
+        let inflight = Inflight::default();
+        let Joined::Leader(_leader, first) = inflight.join(KEY, trace(), None) else {
+            panic!("no push is in progress")
+        };
+        assert_eq!((first.number, first.is_last()), (1, false));
+        for (number, is_last) in [(2, false), (3, true), (4, true)] {
+            let Joined::Follower(next) = inflight.join(KEY, trace(), None) else { panic!("the first is in progress") };
+            assert_eq!((next.number, next.is_last()), (number, is_last));
+        }
+    }
+
+    #[tokio::test]
+    async fn targets_hear_of_each_try_and_of_the_end() {
+        let (inflight, tries) = (Inflight::default(), Arc::default());
+        let (leader, _second) = leader_and_follower(&inflight);
+        leader.share_tries(Some(&tries));
+        assert!(tries.more_than(1).await, "of those that were made before");
+        for _ in 3..=9 {
+            inflight.join(KEY, trace(), None);
+        }
+        assert!(tries.more_than(MAX_PASSED_ON - 1).await);
+        let further = tokio::spawn({
+            let tries = tries.clone();
+            async move { tries.more_than(MAX_PASSED_ON).await }
+        });
+        tokio::task::yield_now().await;
+        leader.finish(Some(outcome()));
+        assert!(!further.await.unwrap(), "WeChat has its answer");
+    }
+
+    #[test]
+    fn the_first_try_of_a_resumed_push_is_number_1() {
+        let inflight = Inflight::default();
+        let Joined::Leader(_leader, _) = inflight.resume(KEY, trace(), None) else { panic!("no push is in progress") };
+        let Joined::Follower(next) = inflight.join(KEY, trace(), None) else { panic!("it is in progress") };
+        assert_eq!(next.number, 1);
     }
 
     #[tokio::test]

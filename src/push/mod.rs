@@ -13,6 +13,7 @@ mod account;
 mod bodies;
 mod detach_on_drop;
 mod error;
+mod held;
 mod inflight;
 mod reply;
 mod request_log;
@@ -46,7 +47,7 @@ use crate::tail::Tail;
 use crate::trace::Trace;
 use crate::wechat::{Credentials, Message, Opened, Query, ReplySealing, Salt};
 
-pub use account::{Account, Accounts};
+pub use account::{Account, Accounts, HeldReplies};
 pub use error::PushError;
 pub use sources::AllowFrom;
 pub use window::ReplyWindow;
@@ -54,6 +55,7 @@ pub use window::ReplyWindow;
 use account::ServedAccount;
 use bodies::{BodyTable, SignatureKey};
 use detach_on_drop::DetachOnDrop;
+use held::LatePush;
 use inflight::{Follower, Inflight, Joined, Leader};
 use reply::{ChosenReply, Replier};
 use request_log::RequestLog;
@@ -277,7 +279,8 @@ impl Pipeline {
             if push.awaits_reply() {
                 // WeChat retries as soon as it gives up: after 5 s, by the default budget of 4.5 s.
                 let next_try = deadline + served.account.reply_budget / 9;
-                if next_try < window_ends && !self.stop.is_cancelled() && charge.spend() {
+                let is_followed = next_try < window_ends && !push.is_last();
+                if is_followed && !self.stop.is_cancelled() && charge.spend() {
                     tokio::select! {
                         outcome = tokio::time::timeout_at(window_ends, outcome.as_mut()) => {
                             if let Ok(outcome) = outcome { return outcome }
@@ -305,20 +308,38 @@ impl Pipeline {
         let plan = served.account.routes.plan(&event.message);
         let reply_deadline = push.window_ends.unwrap_or(deadline) - REPLY_MARGIN;
         let (replier, awaited) = Replier::new(plan.reply, &event, reply_deadline);
+        leader.share_tries(replier.tries());
         let id = event.id;
+        let late = LatePush::new(&served, &event, plan.reply);
+        let picks_up = match &late {
+            Some(late) => match Box::pin(self.is_pick_up(late)).await {
+                Ok(picks_up) => picks_up.then_some(late),
+                Err(error) => {
+                    leader.finish(None);
+                    return Err(error);
+                }
+            },
+            None => None,
+        };
+        let is_told = |target: &&Arc<str>| picks_up.is_none_or(|late| !late.asks(target));
         let new = NewEvent {
             event,
             key: leader.key(),
-            targets: plan.targets.into_iter().cloned().collect(),
-            reply: replier.fixed(),
-            awaited,
+            targets: plan.targets.into_iter().filter(is_told).cloned().collect(),
+            reply: if picks_up.is_some() { None } else { replier.fixed() },
+            awaited: if picks_up.is_some() { Vec::new() } else { awaited },
         };
         // The event goes with it: waiting for the reply must not keep it in memory.
         let outcome = match self.queue.enqueue(new).await {
             Ok(Enqueued::Fresh) => {
-                leader.await_reply();
-                let reply = self.reply(replier, id, &served, &push, reply_deadline).await;
-                Ok(RelayOutcome { event: id, result: "accepted", reply })
+                let reply = match picks_up {
+                    Some(late) => Box::pin(self.pick_up(late, id, &push, deadline)).await,
+                    None => {
+                        leader.await_reply();
+                        self.reply(replier, late.as_ref(), id, &served, &push, reply_deadline).await
+                    }
+                };
+                reply.map(|reply| RelayOutcome { event: id, result: "accepted", reply })
             }
             Ok(Enqueued::Duplicate { id, reply }) => {
                 served.metrics.duplicates.inc();
@@ -329,7 +350,11 @@ impl Pipeline {
                         self.reply_elsewhere(id, until, &push, reply_deadline).await
                     }
                 };
-                reply.map(|reply| RelayOutcome { event: id, result: "duplicate", reply: reply.map(Into::into) })
+                let reply = match (reply, &late) {
+                    (Ok(None), Some(late)) => Box::pin(self.answer_again(late, id, &push, deadline)).await,
+                    (reply, _) => reply.map(|reply| reply.map(Into::into)),
+                };
+                reply.map(|reply| RelayOutcome { event: id, result: "duplicate", reply })
             }
             Err(error) => {
                 if let Some(suppressed) = served.failures.unstored.allow() {
@@ -343,60 +368,50 @@ impl Pipeline {
         outcome
     }
 
-    /// The reply that another process gets from a target, if it comes in time. `success` in its place would be WeChat's
-    /// last word about the push: so it is stored before, and where that fails, WeChat tries again.
-    async fn reply_elsewhere(
-        &self,
-        event: EventId,
-        until: UnixMillis,
-        push: &Follower,
-        deadline: Instant,
-    ) -> Result<Option<String>, PushError> {
-        let reply = tokio::select! {
-            reply = self.queue.reply_of(event, until) => reply,
-            _ = tokio::time::timeout_at(deadline, push.answer_now.cancelled()) => self.queue.decide_no_reply(event).await,
-        };
-        reply.map_err(|error| {
-            tracing::warn!(%event, %error, "reply of another replica not read; WeChat will retry");
-            PushError::Unavailable
-        })
-    }
-
     /// The clear reply. A target's reply is stored before WeChat sees it, so that a retry, even after a restart, gets
     /// the same one.
     async fn reply(
         &self,
         replier: Replier,
+        late: Option<&LatePush>,
         event: EventId,
         served: &ServedAccount,
         push: &Follower,
         deadline: Instant,
-    ) -> Option<Arc<str>> {
+    ) -> Result<Option<Arc<str>>, PushError> {
         let asks = replier.asks();
         let over = async || drop(tokio::time::timeout_at(deadline, push.answer_now.cancelled()).await);
-        let ChosenReply { reply, by_target, result } =
+        let ChosenReply { reply, by_target, result, long, given, can_come } =
             replier.reply(event, &served.metrics, &served.failures.reply_illegal, over()).await;
         if let Some(result) = result {
             let rescued = by_target && push.first_arrival.elapsed() > served.account.reply_budget;
             served.metrics.reply(if rescued { "rescued" } else { result });
         }
+        if let Some(long) = long {
+            served.metrics.reply(long);
+        }
         if asks && !by_target {
             // A retry that reaches another process waits no longer.
             self.queue.note_no_reply(event);
         }
-        let clear = reply?;
+        if let Some(late) = late.filter(|_| can_come) {
+            return Box::pin(self.late_reply(late, event, Instant::now(), reply.map(Into::into))).await;
+        }
+        let Some(clear) = reply else { return Ok(None) };
         if by_target {
-            let late = async {
+            let ends = async {
                 over().await;
                 tokio::time::sleep(self.queue.reply_margin()).await;
             };
             let stored = tokio::select! {
-                stored = self.queue.record_reply(event, clear.clone()) => stored.ok(),
-                () = late => None,
+                stored = self.queue.record_reply(event, clear.clone(), given) => stored.ok(),
+                () = ends => None,
             };
             if stored == Some(false) {
-                tracing::info!(%event, "reply not used: another replica has answered without it");
-                return None;
+                tracing::info!(%event, "reply not used: another replica has answered with another, or with none");
+                let other = self.queue.decide_no_reply(event).await.map_err(|_| PushError::Unavailable)?;
+                let Some(late) = late.filter(|_| other.is_none()) else { return Ok(other.map(Into::into)) };
+                return Box::pin(self.late_reply(late, event, Instant::now(), None)).await;
             }
             // The reply goes out all the same: the event is stored, and only a retry would miss the reply.
             if stored.is_none()
@@ -405,7 +420,7 @@ impl Pipeline {
                 tracing::warn!(%event, held_back = suppressed, "reply not stored in time");
             }
         }
-        Some(clear.into())
+        Ok(Some(clear.into()))
     }
 
     /// Measures the skew of a verified request, which is evidence about our clock, and refuses one that is not fresh.

@@ -10,18 +10,22 @@ use tokio::sync::oneshot;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::time::Instant;
 
+use super::inflight::Follower;
+use super::{Pipeline, PushError};
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId};
 use crate::metrics::AccountMetrics;
-use crate::queue::{AwaitedReply, ReplyChoice, ReplyOffer};
+use crate::queue::{AwaitedReply, GivenReply, OfferedReply, PushTries, ReplyChoice, ReplyOffer, ReplyUse};
 use crate::route::ReplyRule;
 use crate::telemetry::LogThrottle;
-use crate::wechat::Reply;
+use crate::wechat::{LongText, NextReply, Reply, ReplyBody, ReplyContent};
 
 /// How one push gets its reply.
 pub(super) struct Replier {
     asked: Vec<AskedTarget>,
-    fixed: Option<String>,
+    fixed: Option<NextReply>,
+    /// Where the asked targets hear of WeChat's tries; `None` where no target is asked.
+    tries: Option<Arc<PushTries>>,
 }
 
 struct AskedTarget {
@@ -37,6 +41,12 @@ pub(super) struct ChosenReply {
     pub(super) by_target: bool,
     /// How it is counted; `None` where no target was asked, and where the illegal reply was counted.
     pub(super) result: Option<&'static str>,
+    /// What was done with a text that is too long, as it is counted.
+    pub(super) long: Option<&'static str>,
+    /// For the ledger of replies, where the account keeps them.
+    pub(super) given: Option<GivenReply>,
+    /// Without a reply: whether one may still come.
+    pub(super) can_come: bool,
 }
 
 /// Why a target gave no reply, in ascending order of weight for a push that gets none.
@@ -56,16 +66,23 @@ impl Replier {
         event: &Event,
         deadline: Instant,
     ) -> (Self, Vec<(Arc<str>, AwaitedReply)>) {
-        let Some(rule) = rule else { return (Self { asked: Vec::new(), fixed: None }, Vec::new()) };
-        let render = |body: &_| Reply::new(Clone::clone(body)).render(&event.message, event.received_at.seconds());
+        let Some(rule) = rule else { return (Self { asked: Vec::new(), fixed: None, tries: None }, Vec::new()) };
+        let render = |body: &_| render_fixed(body, event);
         let until = UnixMillis::now().after(deadline.saturating_duration_since(Instant::now()));
+        let tries = (!rule.asked.is_empty()).then(Arc::<PushTries>::default);
         let ask = |(index, target): (usize, &Arc<str>)| {
             let (sender, offer) = oneshot::channel();
-            let awaited = AwaitedReply { until, first: index == 0, sender };
+            let tries = tries.clone().unwrap_or_default();
+            let awaited = AwaitedReply { until, first: index == 0, tries, sender };
             (AskedTarget { target: target.clone(), offer }, (target.clone(), awaited))
         };
         let (asked, awaited) = rule.asked.iter().enumerate().map(ask).unzip();
-        (Self { asked, fixed: rule.fixed.as_ref().map(render) }, awaited)
+        (Self { asked, fixed: rule.fixed.as_ref().map(render), tries }, awaited)
+    }
+
+    /// Where the asked targets hear of WeChat's tries.
+    pub(super) fn tries(&self) -> Option<&Arc<PushTries>> {
+        self.tries.as_ref()
     }
 
     /// Whether a target is asked.
@@ -75,7 +92,7 @@ impl Replier {
 
     /// The reply that is stored with the event.
     pub(super) fn fixed(&self) -> Option<String> {
-        self.fixed.clone()
+        self.fixed.as_ref().map(|fixed| fixed.clear.clone())
     }
 
     /// The reply of the first target in the list that gives one; once `over` completes, the first of those given so
@@ -88,7 +105,7 @@ impl Replier {
         over: impl Future<Output = ()>,
     ) -> ChosenReply {
         let (mut over, mut is_over) = (pin!(over), false);
-        let (mut given, mut weightiest) = (None, None);
+        let (mut given, mut weightiest, mut can_come) = (None, None, false);
         for AskedTarget { target, mut offer } in self.asked {
             let offered = if is_over || given.is_some() {
                 offer
@@ -105,13 +122,17 @@ impl Replier {
                 }
             };
             let missed = match offered {
-                Ok(ReplyOffer { reply: Ok(Some(clear)), choice }) => {
+                Ok(ReplyOffer { reply: Ok(Some(offered)), choice, .. }) => {
                     // It fails if the attempt was cut off meanwhile.
                     choice.send(if given.is_none() { ReplyChoice::Used } else { ReplyChoice::Outdone }).ok();
-                    given.get_or_insert(clear);
+                    given.get_or_insert(offered);
                     continue;
                 }
-                Ok(ReplyOffer { reply: Ok(None), .. }) => NoReply::Declined,
+                Ok(ReplyOffer { reply: Ok(None), failed: None, .. }) => NoReply::Declined,
+                Ok(ReplyOffer { reply: Ok(None), failed: Some(again), .. }) => {
+                    can_come |= again;
+                    NoReply::Failed
+                }
                 Ok(ReplyOffer { reply: Err(error), .. }) => {
                     if let Some(suppressed) = throttle.allow() {
                         tracing::warn!(%event, %target, %error, held_back = suppressed, "illegal reply ignored");
@@ -119,17 +140,61 @@ impl Replier {
                     metrics.reply("illegal");
                     NoReply::Illegal
                 }
-                Err(missed) => missed,
+                // Not offered yet, or not asked: its delivery is pending.
+                Err(missed) => {
+                    can_come = true;
+                    missed
+                }
             };
             weightiest = weightiest.max(Some(missed));
         }
-        let given = given.map(|clear| ChosenReply { reply: Some(clear), by_target: true, result: Some("replied") });
-        given.unwrap_or_else(|| ChosenReply::without_target(self.fixed, weightiest))
+        let given = given.map(ChosenReply::of_target);
+        given.unwrap_or_else(|| ChosenReply { can_come, ..ChosenReply::without_target(self.fixed, weightiest) })
+    }
+}
+
+/// A reply of the configuration to this event.
+pub(super) fn render_fixed(body: &ReplyBody, event: &Event) -> NextReply {
+    let seconds = event.received_at.seconds();
+    let content = ReplyContent::of(Reply::new(body.clone()), &event.message, seconds);
+    content.next(&LongText::Cut, 0, &event.message, seconds)
+}
+
+impl Pipeline {
+    /// The reply that another process gets from a target, if it comes in time. `success` in its place would be WeChat's
+    /// last word about the push: so it is stored before, and where that fails, WeChat tries again.
+    pub(super) async fn reply_elsewhere(
+        &self,
+        event: EventId,
+        until: UnixMillis,
+        push: &Follower,
+        deadline: Instant,
+    ) -> Result<Option<String>, PushError> {
+        let reply = tokio::select! {
+            reply = self.queue.reply_of(event, until) => reply,
+            _ = tokio::time::timeout_at(deadline, push.answer_now.cancelled()) => self.queue.decide_no_reply(event).await,
+        };
+        reply.map_err(|error| {
+            tracing::warn!(%event, %error, "reply of another replica not read; WeChat will retry");
+            PushError::Unavailable
+        })
     }
 }
 
 impl ChosenReply {
-    fn without_target(fixed: Option<String>, reason: Option<NoReply>) -> Self {
+    fn of_target(offered: OfferedReply) -> Self {
+        let OfferedReply { clear, is_cut, end, given } = offered;
+        Self {
+            reply: Some(clear),
+            by_target: true,
+            result: Some("replied"),
+            long: if is_cut { Some("cut") } else { end.map(|_| "split") },
+            given: given.map(|given| GivenReply { used: ReplyUse::Sent(end), ..given }),
+            can_come: false,
+        }
+    }
+
+    fn without_target(fixed: Option<NextReply>, reason: Option<NoReply>) -> Self {
         let result = match (&fixed, reason) {
             (Some(_), _) => Some("fixed"),
             (None, Some(NoReply::Declined)) => Some("none"),
@@ -137,7 +202,9 @@ impl ChosenReply {
             (None, Some(NoReply::Timeout)) => Some("timeout"),
             (None, Some(NoReply::Illegal) | None) => None,
         };
-        Self { reply: fixed, by_target: false, result }
+        let long = fixed.as_ref().filter(|fixed| fixed.is_cut).map(|_| "cut");
+        let reply = fixed.map(|fixed| fixed.clear);
+        Self { reply, by_target: false, result, long, given: None, can_come: false }
     }
 }
 

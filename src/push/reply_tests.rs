@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::*;
 use crate::event::EventId;
 use crate::metrics::Metrics;
-use crate::wechat::{Message, Mode, ReplyBody, ReplyError};
+use crate::wechat::{Message, Mode, ReplyError};
 
 fn event() -> Event {
     let clear = Bytes::from_static(b"<xml><ToUserName>gh</ToUserName><FromUserName>o1</FromUserName></xml>");
@@ -49,9 +49,9 @@ async fn chosen(
     for (does, (name, awaited)) in targets.iter().zip(awaited) {
         assert_eq!(awaited.first, &*name == "0", "only the first is no reserve");
         let reply = match does {
-            Does::Reply => Ok(Some(name.to_string())),
+            Does::Reply => Ok(Some(OfferedReply { clear: name.to_string(), is_cut: false, end: None, given: None })),
             Does::Nothing => Ok(None),
-            Does::Illegal => Err(ReplyError::TooLong),
+            Does::Illegal => Err(ReplyError::MsgType),
             Does::Fail => continue,
             Does::Hang => {
                 hanging.push(awaited);
@@ -59,7 +59,7 @@ async fn chosen(
             }
         };
         let (choice, fated) = oneshot::channel();
-        assert!(awaited.sender.send(ReplyOffer { reply, choice }).is_ok());
+        assert!(awaited.sender.send(ReplyOffer { reply, failed: None, choice }).is_ok());
         if matches!(does, Does::Reply) {
             told.push(fated);
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::account::ServedAccount;
+use super::held::LatePush;
 use super::inflight::{Follower, Joined, Leader};
 use super::reply::Replier;
 use super::{Pipeline, REPLY_MARGIN, RelayOutcome};
@@ -54,10 +55,13 @@ impl Pipeline {
             if leases.is_empty() {
                 continue;
             }
-            let window_ends = served.budget.window().map(|_| deadline + REPLY_MARGIN);
-            if let Joined::Leader(leader, push) = self.inflight.join(key, Trace::of(&event), window_ends) {
+            let late = LatePush::new(served, &event, plan.reply);
+            // A late reply is held: each try is answered within its budget, with the prompt.
+            let held = late.is_some().then(Instant::now);
+            let window_ends = served.budget.window().map(|_| deadline + REPLY_MARGIN).or(held);
+            if let Joined::Leader(leader, push) = self.inflight.resume(key, Trace::of(&event), window_ends) {
                 resumed.extend(leases);
-                let relay = self.clone().relay_again(served.clone(), event.id, replier, leader, push, deadline);
+                let relay = self.clone().relay_again(served.clone(), event.id, (replier, late), leader, push, deadline);
                 self.tasks.spawn(relay);
             }
         }
@@ -70,13 +74,14 @@ impl Pipeline {
         self: Arc<Self>,
         served: Arc<ServedAccount>,
         event: EventId,
-        replier: Replier,
+        (replier, late): (Replier, Option<LatePush>),
         leader: Leader,
         push: Follower,
         deadline: Instant,
     ) {
+        leader.share_tries(replier.tries());
         leader.await_reply();
-        let mut reply = pin!(self.reply(replier, event, &served, &push, deadline));
+        let mut reply = pin!(self.reply(replier, late.as_ref(), event, &served, &push, deadline));
         let stopped = async {
             self.stop.cancelled().await;
             tokio::time::sleep(served.account.reply_budget).await;
@@ -88,6 +93,6 @@ impl Pipeline {
                 reply.await
             }
         };
-        leader.finish(Some(RelayOutcome { event, result: "duplicate", reply }));
+        leader.finish(reply.ok().map(|reply| RelayOutcome { event, result: "duplicate", reply }));
     }
 }

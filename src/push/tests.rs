@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::queue::{Faults, Settings};
 use crate::telemetry::OpenIds;
-use crate::wechat::{Mode, SealedPush};
+use crate::wechat::{LongText, Mode, SealedPush};
 use crate::{route, secret::Secret};
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -32,6 +32,8 @@ impl PipelineFixture {
             reply_budget: Duration::from_millis(4500),
             reply_window: Some(window),
             allow_from: None,
+            long_text: LongText::Cut,
+            held: None,
             routes: route::Table::mode2(Vec::new(), Vec::new(), Vec::new()),
         };
         let metrics = Metrics::new();

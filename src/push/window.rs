@@ -20,7 +20,7 @@ use crate::metrics::AccountMetrics;
 /// `reply_window` of an account, with the failures that it may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReplyWindow {
-    /// How long after the first try a late reply is still useful; at most 14 s, as WeChat hangs up on its third try
+    /// How long after the first try a late reply is still useful; at most 14.5 s, as WeChat hangs up on its third try
     /// 15 s after the first.
     pub length: Duration,
     /// How many failures within `period` close the window, of all replicas together.
@@ -84,6 +84,12 @@ impl FailureBudget {
         state.window = window;
         self.update(&mut state);
         self.metrics.reply_window(window.map(|_| state.open));
+    }
+
+    /// Ends the series of an account that is gone.
+    pub(super) fn end(self: &Arc<Self>) {
+        self.set_window(None);
+        self.metrics.keep_replies(false);
     }
 
     /// Sets how many replicas live, this one among them.

@@ -117,3 +117,12 @@ pub(super) fn of_reply(event: EventId, stored: &[u8]) -> i64 {
     checksum.add_bytes(stored);
     checksum.value()
 }
+
+/// The checksum of a held reply as it is stored, in the clear or encrypted; `at`: when its attempt began.
+pub(super) fn of_held(event: EventId, at: i64, stored: &[u8]) -> i64 {
+    let mut checksum = Checksum::default();
+    checksum.add_number(event.0.cast_signed());
+    checksum.add_number(at);
+    checksum.add_bytes(stored);
+    checksum.value()
+}

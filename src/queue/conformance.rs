@@ -25,7 +25,7 @@ async fn a_second_push_of_the_same_text_is_a_duplicate_of_the_first(engine: Test
 async fn a_duplicate_is_known_with_its_reply_after_a_restart(engine: TestEngine) {
     let fixture = QueueFixture::open(engine).await;
     let first = fixture.store("late reply", &["crm"]).await;
-    fixture.queue.record_reply(first, "<xml>late</xml>".to_owned()).await.unwrap();
+    fixture.queue.record_reply(first, "<xml>late</xml>".to_owned(), None).await.unwrap();
     let known = NewEvent { reply: Some("<xml>known</xml>".to_owned()), ..fixture.event("known reply", &["crm"]) };
     fixture.queue.enqueue(known).await.unwrap();
     let fixture = fixture.reopen().await;
@@ -68,7 +68,7 @@ async fn what_has_changed_in_the_store_is_not_delivered(engine: TestEngine) {
 async fn a_reply_that_has_changed_in_the_store_is_not_sent_again(engine: TestEngine) {
     let fixture = QueueFixture::open(engine).await;
     let late = fixture.store("late", &["crm"]).await;
-    fixture.queue.record_reply(late, "<xml>a</xml>".to_owned()).await.unwrap();
+    fixture.queue.record_reply(late, "<xml>a</xml>".to_owned(), None).await.unwrap();
     let known = NewEvent { reply: Some("<xml>b</xml>".to_owned()), ..fixture.event("known", &["crm"]) };
     fixture.queue.enqueue(known).await.unwrap();
     let other = NewEvent { reply: Some("<xml>c</xml>".to_owned()), ..fixture.event("other", &["crm"]) };
@@ -87,7 +87,10 @@ async fn a_fresh_event_goes_to_each_inbox_and_the_awaited_one_can_reply(engine: 
     let mut bot = fixture.queue.subscribe("bot".into(), 8);
     let (reply, mut answer) = oneshot::channel();
     let new = NewEvent {
-        awaited: vec![("bot".into(), AwaitedReply { until: NOW, first: true, sender: reply })],
+        awaited: vec![(
+            "bot".into(),
+            AwaitedReply { until: NOW, first: true, tries: Default::default(), sender: reply },
+        )],
         ..fixture.event("hi", &["crm", "bot"])
     };
     let id = new.event.id;

@@ -147,6 +147,8 @@ pub(super) enum SealContext {
     Reply(EventId),
     /// A target's answer to an attempt: the event, the number of the target in the store, the number of the attempt.
     Answer(EventId, i64, i64),
+    /// A held reply: the event, and when the attempt began that gave it.
+    Held(EventId, i64),
     /// A value of a replica's beside the events: the hash of its name.
     #[cfg(feature = "postgres")]
     Kept([u64; 3]),
@@ -160,6 +162,7 @@ impl SealContext {
             Self::Clear(event) => (2, event, 0, 0),
             Self::Reply(event) => (3, event, 0, 0),
             Self::Answer(event, target, attempt) => (4, event, target, attempt),
+            Self::Held(event, at) => (6, event, at, 0),
             #[cfg(feature = "postgres")]
             Self::Kept([first, second, third]) => (5, EventId(first), second.cast_signed(), third.cast_signed()),
         };
@@ -248,6 +251,7 @@ mod tests {
             event().prop_map(SealContext::Body),
             event().prop_map(SealContext::Clear),
             event().prop_map(SealContext::Reply),
+            (event(), 0..3i64).prop_map(|(event, no)| SealContext::Held(event, no)),
             (event(), 0..3i64, 0..3i64)
                 .prop_map(|(event, target, attempt)| SealContext::Answer(event, target, attempt)),
         ]

@@ -49,7 +49,7 @@ async fn what_was_sealed_comes_back_whole_after_a_restart(engine: TestEngine) {
     let fixture = open(engine, &[1]).await;
     let first = store(&fixture.queue, "an open secret").await;
     let id = first.event.id;
-    fixture.queue.record_reply(id, "a secret reply".to_owned()).await.unwrap();
+    fixture.queue.record_reply(id, "a secret reply".to_owned(), None).await.unwrap();
 
     let fixture = fixture.reopen().await;
     let back = leased(&fixture.queue).await.pop().unwrap();
@@ -74,7 +74,7 @@ async fn what_was_sealed_comes_back_whole_after_a_restart(engine: TestEngine) {
 async fn no_part_of_what_was_sealed_is_in_the_store(engine: TestEngine) {
     let fixture = open(engine, &[1]).await;
     let id = store(&fixture.queue, "an open secret").await.event.id;
-    fixture.queue.record_reply(id, "a secret reply".to_owned()).await.unwrap();
+    fixture.queue.record_reply(id, "a secret reply".to_owned(), None).await.unwrap();
     kill(&fixture.queue, id).await;
     for part in ["an open secret", "a secret reply", "busy", "timestamp=1"] {
         assert!(!fixture.holds(part), "{part}");
@@ -98,7 +98,7 @@ async fn the_views_say_sealed_and_what_was_in_the_clear_stays_so_with_all_that_c
     let fixture = fixture.reopen_with(keys(&[1])).await.unwrap();
     let new = store(&fixture.queue, "behind a seal").await.event.id;
     for event in [old, new] {
-        fixture.queue.record_reply(event, "a reply".to_owned()).await.unwrap();
+        fixture.queue.record_reply(event, "a reply".to_owned(), None).await.unwrap();
         kill(&fixture.queue, event).await;
     }
     let some = |text: &str| Some(text.to_owned());
@@ -146,7 +146,7 @@ async fn replies_and_answers_in_another_place_do_not_open_and_stop_nothing(engin
     let queue = &fixture.queue;
     let (id, two) = (store(queue, "one").await.event.id, store(queue, "two").await.event.id);
     for event in [id, two] {
-        queue.record_reply(event, "a reply".to_owned()).await.unwrap();
+        queue.record_reply(event, "a reply".to_owned(), None).await.unwrap();
         kill(queue, event).await;
     }
     let swap = |column: &str| {
@@ -160,7 +160,7 @@ async fn replies_and_answers_in_another_place_do_not_open_and_stop_nothing(engin
     let again = queue.enqueue(fixture.event("one", &["crm"])).await.unwrap();
     assert!(matches!(again, Enqueued::Duplicate { reply: Known::Answered(None), .. }));
 
-    queue.record_reply(id, "a reply".to_owned()).await.unwrap();
+    queue.record_reply(id, "a reply".to_owned(), None).await.unwrap();
     assert_eq!(flaws(&inspect).await, []);
     swap(&format!("attempt SET answer = (SELECT answer FROM attempt WHERE event = {})", two.0));
     assert_eq!(flaws(&inspect).await, [Flaw::Encrypted(DecryptError::Damaged)]);

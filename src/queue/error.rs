@@ -212,10 +212,10 @@ impl Error {
     }
 
     /// Whether PostgreSQL was not reached, or its answer was lost, so that another try may succeed.
-    #[cfg(feature = "postgres")]
-    pub(super) fn is_away(&self) -> bool {
+    pub fn is_away(&self) -> bool {
         match self {
             Self::Away => true,
+            #[cfg(feature = "postgres")]
             Self::Postgres(failure) => failure.is_away() && !failure.is_configuration(),
             _ => false,
         }

@@ -54,7 +54,7 @@ async fn everything_of_a_user_goes_whatever_has_become_of_it_and_nothing_of_othe
         for (n, disposition) in verdicts.into_iter().enumerate() {
             let id = fixture.store_of(user, &format!("{user} {n} {MARKER}"), &["crm", "bot"]).await;
             fixture.queue.settle(settlement(id, "crm", disposition, 1)).await.unwrap();
-            fixture.queue.record_reply(id, format!("<xml>to {user} {MARKER}</xml>")).await.unwrap();
+            fixture.queue.record_reply(id, format!("<xml>to {user} {MARKER}</xml>"), None).await.unwrap();
         }
     }
     let kept = fixture.of(OTHER).await;
@@ -83,7 +83,7 @@ async fn a_lease_that_is_out_is_revoked_and_its_end_is_harmless(engine: TestEngi
     {
         fixture.queue.settle(settlement(a, "crm", disposition, 1)).await.unwrap();
         fixture.queue.annotate(note.clone()).await.unwrap();
-        fixture.queue.record_reply(a, MARKER.to_owned()).await.unwrap();
+        fixture.queue.record_reply(a, MARKER.to_owned(), None).await.unwrap();
     }
     drop(under_way);
     fixture.end(other, "crm", DeliveryState::Delivered).await;
@@ -203,7 +203,7 @@ async fn nothing_is_left_in_pages_where_rows_were_moved() {
             let (id, user) = open.swap_remove(random(6));
             if random(2) == 0 {
                 let reply = format!("<xml>{user} {}</xml>", "y".repeat(random(500)));
-                fixture.queue.record_reply(id, reply).await.unwrap();
+                fixture.queue.record_reply(id, reply, None).await.unwrap();
             }
             for target in ["crm", "bot"] {
                 let mut end = settlement(id, target, Disposition::End(DeliveryState::Delivered), 1);
@@ -220,7 +220,7 @@ async fn nothing_is_left_in_pages_where_rows_were_moved() {
     assert_eq!(fixture.inspect().await.check_file().await.unwrap(), [""; 0]);
     // The writer continues with the pages as they are now.
     for (id, _) in open.iter().filter(|(_, user)| *user == OTHER) {
-        fixture.queue.record_reply(*id, "y".repeat(3000)).await.unwrap();
+        fixture.queue.record_reply(*id, "y".repeat(3000), None).await.unwrap();
     }
     let fixture = fixture.reopen().await;
     assert!(!fixture.holds(USER));
@@ -266,7 +266,7 @@ async fn play(engine: TestEngine, history: Vec<Past>) -> Result<(), TestCaseErro
             }
         }
         if n % 4 == 0 {
-            fixture.queue.record_reply(id, format!("<xml>{user} {}</xml>", "y".repeat(size / 3))).await.unwrap();
+            fixture.queue.record_reply(id, format!("<xml>{user} {}</xml>", "y".repeat(size / 3)), None).await.unwrap();
         }
     }
     let (meant, kept) = (fixture.of(USER).await, fixture.of(OTHER).await);

@@ -37,6 +37,9 @@ mod error;
 mod fixture;
 #[cfg(test)]
 mod forget_tests;
+mod held;
+#[cfg(test)]
+mod held_tests;
 mod inboxes;
 mod inspect;
 mod kept;
@@ -54,6 +57,7 @@ mod order_tests;
 mod persons;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+mod push_tries;
 mod read_back;
 mod replicas;
 mod replies;
@@ -80,14 +84,18 @@ use crate::tuning::Tuning;
 
 pub use self::encryption::{DecryptError, EncryptionKey, EncryptionKeys, Fingerprint};
 pub use self::error::Error;
+pub use self::held::{
+    GivenReply, HeldQuery, HeldReply, HeldState, LateReply, MAX_HELD, ReplyState, ReplyUse, SettledReply, TakeReply,
+};
 pub use self::inspect::{Inspect, Spools};
 pub use self::key_ring::EncryptionStatus;
 pub use self::lease::{Inbox, Lease, Leases};
 pub use self::memory::MemoryUsage;
 pub use self::obstacle::Obstacle;
+pub use self::push_tries::PushTries;
 pub use self::read_back::{Flaw, OpenDelivery, StoredEvent, StoredPage};
 pub use self::replicas::{Replica, ReplicaFacts, Seen};
-pub use self::replies::{AwaitedReply, Known, ReplyChoice, ReplyOffer};
+pub use self::replies::{AwaitedReply, Known, OfferedReply, ReplyChoice, ReplyOffer};
 pub use self::resume::Unanswered;
 pub use self::settings::{Engine, Settings, UNLIMITED};
 pub use self::settlement::{AttemptNote, AttemptRecord, DeliveryState, Disposition, Settlement};
@@ -255,12 +263,12 @@ impl Queue {
     /// Records the outcome of an attempt, or ends a delivery without one; returns when that is on stable storage.
     ///
     /// A delivery that has ended already does not change. May take some milliseconds more than a commit, as settlements
-    /// wait for others to share one.
+    /// wait for others to share one. Returns what became of its reply, where that is new.
     ///
     /// # Errors
     /// If it could not be stored: the lease is still outstanding then, so settle again, or drop the lease to have the
     /// delivery attempted again.
-    pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+    pub async fn settle(&self, settlement: Settlement) -> Result<Option<ReplyState>, Error> {
         on_engine!(self, engine => engine.settle(settlement).await)
     }
 

@@ -250,7 +250,7 @@ async fn play(engine: TestEngine, steps: Vec<Step>) -> Result<(), TestCaseError>
                 let id = *event.get(&Vec::from_iter(oracle.events.values().copied()));
                 let reply = format!("reply to {id}");
                 oracle.rows.reply(id, Some(reply.clone()));
-                replicas.queue(0).record_reply(id, reply).await.unwrap();
+                replicas.queue(0).record_reply(id, reply, None).await.unwrap();
             }
             Step::Lease { replica, target, max } => replicas.lease(&mut oracle, replica, target, max).await?,
             Step::Settle { lease, outcome } if leased > 0 => {

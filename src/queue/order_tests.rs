@@ -75,7 +75,8 @@ impl OrderFixture {
     }
 
     async fn settle(&mut self, event: EventId, disposition: Disposition) {
-        let settlement = Settlement { event, target: Arc::clone(&self.target), disposition, attempt: None };
+        let settlement =
+            Settlement { event, target: Arc::clone(&self.target), disposition, attempt: None, reply: None };
         self.queue.settle(settlement).await.unwrap();
         self.out.remove(&event);
     }

@@ -55,6 +55,9 @@ pub enum Flaw {
     /// What was stored and is delivered is not what is read back.
     #[error("its row differs from its checksum")]
     Checksum,
+    /// A held reply is not what was stored.
+    #[error("a reply that is held for its user differs from its checksum")]
+    HeldReply,
     /// A delivery is there and its event is not.
     #[error("its row is gone")]
     Missing,

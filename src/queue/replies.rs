@@ -1,10 +1,11 @@
 //! The reply to an event: awaited from a target, stored, and the same for every try of the push.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::{Error, Queue};
+use super::{Error, GivenReply, PushTries, Queue};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 use crate::wechat::ReplyError;
@@ -17,6 +18,8 @@ pub struct AwaitedReply {
     /// Whether the target is the first that is asked: its reply is used if it comes in time. A reply of any other
     /// target is held in reserve.
     pub first: bool,
+    /// WeChat's tries of the push, for a target that gets each of them.
+    pub tries: Arc<PushTries>,
     /// Where the target's answer goes; dropped without one if the attempt failed.
     pub sender: oneshot::Sender<ReplyOffer>,
 }
@@ -24,10 +27,25 @@ pub struct AwaitedReply {
 /// A target's answer, offered to the push that waits.
 #[derive(Debug)]
 pub struct ReplyOffer {
-    /// The clear reply; `None` where the target sends none.
-    pub reply: Result<Option<String>, ReplyError>,
+    /// The reply; `None` where the target sends none.
+    pub reply: Result<Option<OfferedReply>, ReplyError>,
+    /// Where the attempt failed: whether another one follows.
+    pub failed: Option<bool>,
     /// Receives whether the reply is used; dropped if the push no longer waits.
     pub choice: oneshot::Sender<ReplyChoice>,
+}
+
+/// A reply that may be used.
+#[derive(Debug)]
+pub struct OfferedReply {
+    /// In the clear, as WeChat gets it.
+    pub clear: String,
+    /// Whether the rest of its text is left out.
+    pub is_cut: bool,
+    /// Up to which byte its text is in it; `None`: to the end.
+    pub end: Option<usize>,
+    /// All of it, where the account keeps replies.
+    pub given: Option<GivenReply>,
 }
 
 /// Whether a reply is used.
@@ -49,18 +67,19 @@ pub enum Known {
 }
 
 impl Queue {
-    /// Stores the clear reply that an event was answered with, for WeChat's retries of it. False where another process
-    /// has answered it without one meanwhile: then this one is not used.
+    /// Stores the clear reply that an event was answered with, for WeChat's retries of it, and `given` in the ledger of
+    /// replies. False where another process has answered it otherwise meanwhile: then this one is not used, and
+    /// `given` is held or superseded.
     ///
     /// # Errors
     /// If it could not be stored.
-    pub async fn record_reply(&self, event: EventId, reply: String) -> Result<bool, Error> {
+    pub async fn record_reply(&self, event: EventId, reply: String, given: Option<GivenReply>) -> Result<bool, Error> {
         match self {
-            Self::Embedded(engine) => engine.record_reply(event, reply).await.map(|()| true),
+            Self::Embedded(engine) => engine.record_reply(event, reply, given).await.map(|()| true),
             #[cfg(feature = "postgres")]
-            Self::Postgres(engine) => engine.record_reply(event, reply).await,
+            Self::Postgres(engine) => engine.record_reply(event, reply, given).await,
             #[cfg(test)]
-            Self::Model(engine) => engine.record_reply(event, reply).await,
+            Self::Model(engine) => engine.record_reply(event, reply, given).await,
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::SettledReply;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
@@ -19,6 +20,8 @@ pub struct Settlement {
     pub disposition: Disposition,
     /// The attempt that led to it; `None` without one, as when an old delivery expires.
     pub attempt: Option<AttemptRecord>,
+    /// What it means for the replies to the event, where the account keeps them.
+    pub reply: Option<SettledReply>,
 }
 
 /// What a settlement does to a delivery.

@@ -82,5 +82,6 @@ pub(super) fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: Uni
         target: Arc::clone(target),
         disposition: Disposition::End(DeliveryState::Dead),
         attempt: Some(attempt),
+        reply: None,
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! Ids are written `evt_...`, times in RFC 3339. Nothing here holds a query or a signature.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use super::DeliveryState;
+use super::{DeliveryState, ReplyState};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
 
@@ -41,6 +43,56 @@ impl Counts {
     }
 }
 
+/// The ledger of the replies that accounts keep: what became of each that a target gave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyCounts {
+    /// Given by targets.
+    pub given: u64,
+    /// The answer to their own push.
+    pub sent: u64,
+    /// Waiting for the user's next message.
+    pub held: u64,
+    /// Given to later messages of the user.
+    pub picked_up: u64,
+    /// Their event had a reply before.
+    pub superseded: u64,
+    /// The user had too many held replies.
+    pub dropped: u64,
+    /// Not asked for in time.
+    pub expired: u64,
+}
+
+impl ReplyCounts {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Those that are in a state.
+    pub fn total(&self) -> u64 {
+        self.sent + self.held + self.picked_up + self.superseded + self.dropped + self.expired
+    }
+
+    /// The count of one state; of those that are none of a reply, the replies given.
+    pub(super) fn of(&mut self, state: ReplyState) -> &mut u64 {
+        match state {
+            ReplyState::Sent => &mut self.sent,
+            ReplyState::Held => &mut self.held,
+            ReplyState::PickedUp => &mut self.picked_up,
+            ReplyState::Superseded => &mut self.superseded,
+            ReplyState::Dropped => &mut self.dropped,
+            ReplyState::Expired => &mut self.expired,
+            ReplyState::Awaited | ReplyState::Ended => &mut self.given,
+        }
+    }
+
+    /// The sum of the differences of each count.
+    pub(super) fn drift(mut self, mut tallied: Self) -> u64 {
+        let states = ReplyState::GIVEN.into_iter().chain([ReplyState::Awaited]);
+        states.map(|state| self.of(state).abs_diff(*tallied.of(state))).sum()
+    }
+}
+
 /// A summary of the queue, from its running tally.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
@@ -52,6 +104,9 @@ pub struct Stats {
     pub bytes: u64,
     /// Every target that ever had a delivery, by name.
     pub targets: Vec<TargetStats>,
+    /// How many replies are held for users, by account; accounts without any are missing.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub held_replies: BTreeMap<String, u64>,
     /// The folders of damaged stores that were moved aside and not salvaged yet.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub damaged: Vec<String>,
@@ -86,12 +141,16 @@ pub struct Audit {
     pub drift: u64,
     /// The counts of each target, by name.
     pub targets: Vec<TargetCounts>,
+    /// The replies of accounts that keep them; left out without any.
+    #[serde(default, skip_serializing_if = "ReplyCounts::is_empty")]
+    pub replies: ReplyCounts,
 }
 
 impl Audit {
-    /// Whether every delivery is accounted for.
+    /// Whether every delivery and every reply is accounted for.
     pub fn is_clean(&self) -> bool {
-        self.unaccounted == 0 && self.drift == 0 && self.deliveries == self.counts.total()
+        let is_complete = self.deliveries == self.counts.total() && self.replies.given == self.replies.total();
+        self.unaccounted == 0 && self.drift == 0 && is_complete
     }
 }
 
@@ -201,6 +260,29 @@ pub struct EventDetail {
     pub traceparent: Option<String>,
     /// Its deliveries with every attempt, by target name.
     pub deliveries: Vec<DeliveryDetail>,
+    /// What became of the replies to it, where its account keeps them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replies: Vec<ReplyDetail>,
+    /// The event whose reply, or a part of it, was the reply to this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub picked_up: Option<EventId>,
+}
+
+/// What became of a reply.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplyDetail {
+    /// The target.
+    pub target: String,
+    /// The state: `awaited` while one may still come, `none` after none came.
+    pub state: ReplyState,
+    /// The number of the attempt that gave it.
+    pub attempt: Option<u32>,
+    /// When that attempt began.
+    pub at: Option<UnixMillis>,
+    /// Until when a message of the user gets it.
+    pub expires_at: Option<UnixMillis>,
+    /// The last message that got it, or a part of it.
+    pub picked_up_by: Option<EventId>,
 }
 
 /// A delivery in full.

@@ -80,6 +80,12 @@ impl Table {
         &self.routes
     }
 
+    /// Whether a route asks this target for the reply.
+    pub fn asks(&self, target: &str) -> bool {
+        let rules = self.routes.iter().filter_map(|route| route.reply.as_ref());
+        rules.flat_map(|rule| &rule.asked).any(|asked| **asked == *target)
+    }
+
     /// The plan for a message.
     pub fn plan(&self, message: &Message) -> Plan<'_> {
         let fields = fields(message);
@@ -206,6 +212,11 @@ fn fields(message: &Message) -> Fields<'_> {
 pub struct Patterns(pub Vec<Pattern>);
 
 impl Patterns {
+    /// Whether one of them matches a text, without regard to the white space around it.
+    pub fn match_text(&self, text: &str) -> bool {
+        self.hold(trim(text))
+    }
+
     fn hold(&self, field: &str) -> bool {
         self.0.iter().any(|pattern| pattern.holds(field))
     }

@@ -442,6 +442,6 @@ async fn answer(queue: &Queue, id: EventId, replies: bool) -> Option<Option<Stri
     if !replies {
         return queue.decide_no_reply(id).await.ok();
     }
-    let is_used = queue.record_reply(id, text.clone()).await.ok()?;
+    let is_used = queue.record_reply(id, text.clone(), None).await.ok()?;
     Some(is_used.then_some(text))
 }

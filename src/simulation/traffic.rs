@@ -13,7 +13,7 @@ use super::world::{SimulationRng, TargetBehavior, World};
 use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
 use crate::deliver::scripted::Script;
-use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, Target, TlsOptions, Upstream};
+use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, Target, TlsOptions, Tries, Upstream};
 use crate::dispatcher::{Policy, TargetSettings};
 use crate::event::{ContentKey, Event, EventId};
 use crate::queue::{AwaitedReply, DeliveryOrder, Enqueued, Error, NewEvent, Queue, ReplyOffer};
@@ -59,7 +59,8 @@ impl PlannedPush {
         };
         let (sender, asked) = oneshot::channel();
         let until = now.after(WINDOW);
-        let awaited = waits.then(|| (Arc::clone(&targets[0]), AwaitedReply { until, first: true, sender }));
+        let reply = AwaitedReply { until, first: true, tries: Arc::default(), sender };
+        let awaited = waits.then(|| (Arc::clone(&targets[0]), reply));
         let awaited = awaited.into_iter().collect();
         let new = NewEvent { targets, awaited, ..new_event(id, now, &Model::text(*content, user)) };
         let result = queue.enqueue(new).await;
@@ -85,7 +86,7 @@ impl PlannedPush {
             drop(timeout(WINDOW, asked).await);
         }
         let text = format!("reply to {id}");
-        if self.replies && self.queue.record_reply(id, text.clone()).await.is_ok() {
+        if self.replies && self.queue.record_reply(id, text.clone(), None).await.is_ok() {
             let mut state = self.world.state();
             let since = state.model.tick();
             let content = &mut state.model.contents[self.content];
@@ -160,6 +161,7 @@ pub(super) fn policy(script: Script, spec: &TargetSpec) -> Policy {
         tls: TlsOptions::default(),
         proxy: None,
         deny_private: false,
+        tries: Tries::Once,
         provider: ProviderRules::default(),
     };
     let upstream = Upstream::scripted(target.clone(), script).unwrap();

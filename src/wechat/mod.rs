@@ -9,6 +9,7 @@
 pub mod account;
 pub mod envelope;
 pub mod json;
+mod long_text;
 pub mod message;
 mod outer;
 pub mod query;
@@ -26,6 +27,7 @@ mod vector_tests;
 
 pub use account::{Credentials, KeyVersion, Mode, OpenError, Opened, ReplySealing};
 pub use envelope::AesKey;
+pub use long_text::{LongText, MAX_CONTENT, NextReply, Piece, ReplyContent};
 pub use message::{Element, Message, MessageError, Syntax};
 pub use query::{Query, QueryError};
 pub use reply::{Reply, ReplyBody, ReplyError};

@@ -1,7 +1,7 @@
 //! Passive replies: what a target may answer to a push, and what WeChat accepts.
 //!
 //! Invariants: every reply that [`Reply::parse`] accepts is legal for WeChat, which shows users an error for anything
-//! else; errors never quote the reply, and `Debug` shows its kind alone. Limits are WeChat's page on passive replies
+//! else, but that a text may be too long; errors never quote the reply, and `Debug` shows its kind alone. Limits are WeChat's page on passive replies
 //! and what was measured (text: 2048 bytes). Deliberately not here: sealing (`sealing`).
 
 use std::fmt;
@@ -14,7 +14,7 @@ use super::message::{Element, Message, MessageError, Syntax};
 use super::xml;
 
 /// Bytes of UTF-8 that a text reply may have; above, users see WeChat's error.
-const MAX_TEXT: usize = 2048;
+pub(super) const MAX_TEXT: usize = 2048;
 
 /// A reply in clear. Missing parts of its envelope are taken from the push when it is rendered.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -37,7 +37,7 @@ pub struct Reply {
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(tag = "msg_type", rename_all = "snake_case")]
 pub enum ReplyBody {
-    /// A text, at most 2048 bytes.
+    /// A text; what is longer than WeChat takes is cut or split before it is sent (`long_text`).
     Text {
         /// The text; line ends are kept.
         content: String,
@@ -129,14 +129,11 @@ pub enum ReplyError {
     /// A field that its kind needs is missing or empty; its name in XML.
     #[error("the reply's {0} is missing or empty")]
     Empty(&'static str),
-    /// The text is longer than 2048 bytes.
-    #[error("the reply's text is longer than 2048 bytes")]
-    TooLong,
     /// Not exactly one article.
     #[error("the reply has not exactly one article")]
     Articles,
     /// It is longer than the part of an answer that is read.
-    #[error("the reply is longer than 64 KiB")]
+    #[error("the answer is longer than 256 KiB")]
     TooLarge,
     /// Its end did not arrive.
     #[error("the reply broke off before its end")]
@@ -152,7 +149,6 @@ impl Reply {
     /// Whether WeChat would accept it.
     pub fn check(&self) -> Result<(), ReplyError> {
         match &self.body {
-            ReplyBody::Text { content } if content.len() > MAX_TEXT => Err(ReplyError::TooLong),
             ReplyBody::Text { content } => filled(content, "Content"),
             ReplyBody::Image { media_id } | ReplyBody::Voice { media_id } | ReplyBody::Video { media_id, .. } => {
                 filled(media_id, "MediaId")
@@ -390,7 +386,7 @@ fn group<const N: usize>(name: &str, fields: [(&str, Option<&String>); N]) -> El
 }
 
 /// The text without what XML 1.0 forbids.
-fn legal(text: &str) -> String {
+pub(super) fn legal(text: &str) -> String {
     text.chars().filter(|c| matches!(c, '\t' | '\n' | '\r' | '\u{20}'..='\u{fffd}' | '\u{10000}'..)).collect()
 }
 

@@ -117,10 +117,8 @@ fn a_json_push_gets_a_json_reply() {
 }
 
 #[test]
-fn texts_may_have_2048_bytes_and_must_have_one() {
-    assert!(text_reply(&"x".repeat(2048)).check().is_ok());
-    assert!(matches!(text_reply(&"x".repeat(2049)).check(), Err(ReplyError::TooLong)));
-    assert!(matches!(text_reply(&"你".repeat(683)).check(), Err(ReplyError::TooLong)));
+fn texts_have_any_length_but_none() {
+    assert!(text_reply(&"你".repeat(683)).check().is_ok(), "cut or split before it is sent");
     for empty in ["", " \n", "\u{10}"] {
         assert!(matches!(text_reply(empty).check(), Err(ReplyError::Empty("Content"))), "{empty:?}");
     }

@@ -14,8 +14,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from rig import Failure, expect, expect_that
-from stand import HERE, Stand, Tap, free_port
+from rig import Failure, expect, expect_that, free_port
+from stand import HERE, Stand, Tap
 from wechat import Account, message, push
 
 DEPLOY = HERE.parent.parent / "deploy"
@@ -114,13 +114,13 @@ class Monitoring:
             stand.end()
 
     def _pushed(self):
-        """A relay with an answered push, a refused one, a duplicate, logins by a scan and by a callback, a dead letter, a reply window and an unexpected address."""
+        """A relay with an answered push, a refused one, a duplicate, logins by a scan and by a callback, a dead letter, a reply window, held replies and an unexpected address."""
         self.taps = {name: Tap(name) for name in ("crm", "login", "broken")}
         self.taps["broken"].failing = 2
         self.collector = Tap("collector")
         text = f'[telemetry]\notlp = "{self.collector.url}"\n'
         text += "[accounts.shop]\n" + ACCOUNT.format(id=self.account.app_id, token=self.account.token, key=self.account.key)
-        text += 'reply_window = "10s"\nallow_from = ["192.0.2.0/24"]\n'
+        text += 'reply_window = "10s"\nheld_replies = "10m"\nallow_from = ["192.0.2.0/24"]\n'
         text += '[[accounts.shop.routes]]\nmatch = { event = "SCAN" }\nto = ["login"]\nreply = { text = "hi" }\n'
         text += '[[accounts.shop.routes]]\notherwise = true\nto = ["crm", "broken"]\n'
         text += f'[targets.login]\nrole = "identity"\nurl = "{self.taps["login"].url}"\n'

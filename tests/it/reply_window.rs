@@ -62,6 +62,20 @@ async fn the_third_try_carries_the_reply_too_and_a_fourth_gets_it_again() {
 }
 
 #[tokio::test]
+async fn the_third_try_is_wechats_last_and_is_answered_in_time() {
+    let (relay, wechat, crm) = stage(LONG).await;
+    crm.then(Reaction::Hang);
+    let clear = text("o1", "think");
+    for held in [1.0, 2.0] {
+        hold(&relay, &wechat, &clear, held).await;
+    }
+    let sent = Instant::now();
+    assert_eq!(relay.accept(&wechat, &clear).await.text(), "success");
+    assert!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
+    assert_eq!(relay.metric(TIMEOUTS, &[]).await, 2.0);
+}
+
+#[tokio::test]
 async fn a_handler_that_is_never_ready_is_answered_success_before_the_window_ends() {
     let (relay, wechat, crm) = stage("reply_budget = \"500ms\"\nreply_window = \"2s\"\n").await;
     crm.then(Reaction::Hang);

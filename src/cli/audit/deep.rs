@@ -209,6 +209,7 @@ impl EventChecker {
                 Flaw::Column(_)
                 | Flaw::ContentKey
                 | Flaw::Checksum
+                | Flaw::HeldReply
                 | Flaw::Missing
                 | Flaw::Unknown
                 | Flaw::Deliveries { .. } => FindingKind::Row,

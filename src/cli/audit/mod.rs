@@ -11,6 +11,7 @@ use serde::Serialize;
 use self::deep::DeepAudit;
 use super::ConfigArgs;
 use super::output;
+use crate::queue::view::ReplyCounts;
 use crate::queue::{Audit, DamagedStore, Inspect, Spools, find_damage, list_damaged, survey};
 
 /// `wxrelay audit`
@@ -122,5 +123,12 @@ pub fn text(audit: &Audit) -> String {
         (false, 0) => ": THE COUNTS DO NOT ADD UP\n  -> keep the store and report this\n",
         (false, _) => ": the running counts differ from the rows\n  -> keep the store and report this\n",
     };
+    if !audit.replies.is_empty() {
+        let ReplyCounts { given, sent, held, picked_up, superseded, dropped, expired } = audit.replies;
+        text += &format!(
+            "{given} replies given: {sent} sent, {held} held, {picked_up} picked up, {superseded} superseded, {dropped} \
+             dropped, {expired} expired\n"
+        );
+    }
     text
 }

@@ -131,6 +131,9 @@ async fn a_push_is_tried_again_with_the_same_bytes() {
     let answer = client(Mode::Secure).push(&url, CLEAR, "oU").await.unwrap();
     assert!(answer.verdict.is_ok());
     assert_eq!(answer.tries, 3);
+    let [refused, broken] = &answer.earlier[..] else { panic!("{:?}", answer.earlier) };
+    assert!(matches!(refused.verdict, AnswerVerdict::Fault(AnswerError::Status(503))) && refused.tries == 1);
+    assert!(matches!(broken.verdict, AnswerVerdict::Fault(AnswerError::NoAnswer(_))) && broken.tries == 2);
     let requests = playing.await.unwrap();
     assert!(requests.iter().all(|request| *request == requests[0]));
 }
@@ -159,6 +162,20 @@ async fn silence_ends_at_the_limit() {
         WechatClient::new(credentials(Mode::Secure)).with_timing(timing).push(&url, CLEAR, "oU").await.unwrap();
     assert!(matches!(answer.verdict, AnswerVerdict::Fault(AnswerError::NoAnswer(Http10Error::Timeout))));
     assert!(answer.took >= Duration::from_millis(50) && answer.status.is_none());
+}
+
+#[tokio::test]
+async fn a_try_begins_when_the_one_before_has_ended() {
+    let (url, _playing) = server([Act::Silence]).await;
+    let limit = Duration::from_millis(200);
+    let timing = RetryTiming { limit, ..RetryTiming::default() };
+    let answer =
+        WechatClient::new(credentials(Mode::Secure)).with_timing(timing).push(&url, CLEAR, "oU").await.unwrap();
+    let starts: Vec<_> = answer.earlier.iter().chain([&answer]).map(|attempt| attempt.started).collect();
+    assert_eq!((starts.len(), answer.tries), (3, 3));
+    for pair in starts.windows(2) {
+        assert!((limit..limit * 3).contains(&(pair[1] - pair[0])), "{starts:?}");
+    }
 }
 
 #[tokio::test]

@@ -50,8 +50,8 @@ pub struct Args {
     /// Make at most this many attempts until the answer is 200
     #[arg(long, global = true, default_value = "3")]
     tries: NonZeroU32,
-    /// Wait this long between two attempts, such as 500ms
-    #[arg(long, global = true, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    /// Wait this long after an attempt that failed, such as 500ms; WeChat's limit of 5s for each makes its rhythm
+    #[arg(long, global = true, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
     retry_after: Duration,
     /// Print one JSON object for each push
     #[arg(long, global = true)]

@@ -1,5 +1,7 @@
 //! Prints an answer, for people and for scripts.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::client::PushAnswer;
@@ -12,36 +14,67 @@ const MAX_SHOWN: usize = 200;
 
 /// The JSON object of one push.
 pub(super) fn line(url: &ServerUrl, kind: &str, openid: &str, answer: &PushAnswer) -> Value {
-    let reason = match &answer.verdict {
-        AnswerVerdict::Fault(error) => Some(match error.remedy() {
-            Some(remedy) => format!("{error}; {remedy}"),
-            None => error.to_string(),
-        }),
-        AnswerVerdict::Verified | AnswerVerdict::Received | AnswerVerdict::Replied(_) => None,
-    };
+    let attempts = answer.earlier.iter().chain([answer]).map(|attempt| {
+        json!({
+            "try": attempt.tries,
+            "started_ms": millis(attempt.started),
+            "took_ms": millis(attempt.took),
+            "status": attempt.status,
+            "verdict": attempt.verdict.name(),
+            "reason": reason(attempt),
+        })
+    });
     json!({
         "to": url.to_string(),
         "kind": kind,
         "openid": openid,
         "ok": answer.verdict.is_ok(),
         "verdict": answer.verdict.name(),
-        "reason": reason,
+        "reason": reason(answer),
         "status": answer.status,
         "tries": answer.tries,
-        "took_ms": u64::try_from(answer.took.as_millis()).unwrap_or(u64::MAX),
+        "took_ms": millis(answer.took),
+        "attempts": attempts.collect::<Vec<_>>(),
         "reply": answer.opened(),
         "body": String::from_utf8_lossy(&answer.body),
     })
 }
 
+/// Why WeChat rejects the answer, and the fix.
+fn reason(answer: &PushAnswer) -> Option<String> {
+    match &answer.verdict {
+        AnswerVerdict::Fault(error) => Some(match error.remedy() {
+            Some(remedy) => format!("{error}; {remedy}"),
+            None => error.to_string(),
+        }),
+        AnswerVerdict::Verified | AnswerVerdict::Received | AnswerVerdict::Replied(_) => None,
+    }
+}
+
+/// The status of an attempt, and how fast it came; with its number and its begin, if there are several.
+fn outcome(attempt: &PushAnswer, several: Option<u32>) -> String {
+    let status = attempt.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+    let mut text = format!("\n  {status} in {} ms", attempt.took.as_millis());
+    if let Some(of_tries) = several {
+        text += &format!(", try {} of {of_tries}, begun at {} ms", attempt.tries, attempt.started.as_millis());
+    }
+    text
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The lines for people.
 pub(super) fn text(url: &ServerUrl, kind: &str, of_tries: u32, answer: &PushAnswer) -> String {
-    let status = answer.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
     let url = url.to_string();
-    let mut text = format!("{kind} -> {}\n  {status} in {} ms", escape::line(&url), answer.took.as_millis());
-    if answer.tries > 1 {
-        text += &format!(", try {} of {of_tries}", answer.tries);
+    let mut text = format!("{kind} -> {}", escape::line(&url));
+    let several = (!answer.earlier.is_empty()).then_some(of_tries);
+    for attempt in &answer.earlier {
+        text += &outcome(attempt, several);
+        text += &format!(": {}", escape::line(&reason(attempt).unwrap_or_default()));
     }
+    text += &outcome(answer, several);
     text += "\n  ";
     match &answer.verdict {
         AnswerVerdict::Verified => text += "ok: the URL is verified",

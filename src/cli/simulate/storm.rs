@@ -212,7 +212,16 @@ mod tests {
     fn answer(millis: u64, status: u16) -> PushAnswer {
         let verdict =
             if status == 200 { AnswerVerdict::Received } else { AnswerVerdict::Fault(AnswerError::Status(status)) };
-        PushAnswer { verdict, status: Some(status), body: Vec::new(), took: Duration::from_millis(millis), tries: 1 }
+        let (body, started, earlier) = Default::default();
+        PushAnswer {
+            verdict,
+            status: Some(status),
+            body,
+            started,
+            took: Duration::from_millis(millis),
+            tries: 1,
+            earlier,
+        }
     }
 
     #[test]

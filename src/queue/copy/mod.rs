@@ -229,6 +229,8 @@ fn compare(source: &Audit, copy: &Audit, differences: &mut Vec<String>) {
         ("accepted deliveries", source.deliveries, copy.deliveries),
         ("unaccounted deliveries", source.unaccounted, copy.unaccounted),
         ("drift", source.drift, copy.drift),
+        ("replies given", source.replies.given, copy.replies.given),
+        ("replies held", source.replies.held, copy.replies.held),
     ] {
         differ(differences, what, source, copy);
     }

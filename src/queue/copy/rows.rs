@@ -66,12 +66,31 @@ pub(in crate::queue) struct AttemptRow {
     pub(in crate::queue) answer: Option<Vec<u8>>,
 }
 
+/// What became of a reply.
+#[derive(Clone, Debug)]
+pub(in crate::queue) struct ReplyRow {
+    pub(in crate::queue) event: i64,
+    pub(in crate::queue) no: i64,
+    pub(in crate::queue) target: i64,
+    pub(in crate::queue) state: i64,
+    pub(in crate::queue) attempt: Option<i64>,
+    pub(in crate::queue) at: Option<i64>,
+    pub(in crate::queue) taken: i64,
+    pub(in crate::queue) expires_at: Option<i64>,
+    pub(in crate::queue) picked_by: Option<i64>,
+    pub(in crate::queue) account: String,
+    pub(in crate::queue) user: String,
+    pub(in crate::queue) checksum: Option<i64>,
+    pub(in crate::queue) content: Option<Vec<u8>>,
+}
+
 /// Events with all that belongs to them, in the order of their ids.
 #[derive(Debug, Default)]
 pub(in crate::queue) struct CopyPage {
     pub(in crate::queue) events: Vec<EventRow>,
     pub(in crate::queue) deliveries: Vec<DeliveryRow>,
     pub(in crate::queue) attempts: Vec<AttemptRow>,
+    pub(in crate::queue) replies: Vec<ReplyRow>,
 }
 
 impl CopyPage {

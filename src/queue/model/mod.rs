@@ -6,6 +6,7 @@
 //! transaction does with them, `link.rs` the way there with its faults, `replica.rs` the proof of life.
 
 mod fresh;
+mod held;
 mod link;
 mod replica;
 mod store;
@@ -37,7 +38,7 @@ use crate::queue::resume::Unanswered;
 use crate::queue::view::{Counts, TargetStats};
 use crate::queue::{
     AttemptNote, AwaitedReply, DeliveryOrder, DeliveryState, Disposition, Enqueued, Error, Inbox, Lease, Leases,
-    NewEvent, Obstacle, Settlement, Share, Stats, Sweep, SweepProgress,
+    NewEvent, Obstacle, ReplyState, SettledReply, Settlement, Share, Stats, Sweep, SweepProgress,
 };
 use crate::tuning::Tuning;
 
@@ -199,7 +200,7 @@ impl ModelEngine {
         Ok(leases)
     }
 
-    pub(in crate::queue) async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+    pub(in crate::queue) async fn settle(&self, settlement: Settlement) -> Result<Option<ReplyState>, Error> {
         let replica = &self.replica;
         let number = settlement.attempt.as_ref().map(|attempt| attempt.number);
         let lease = replica.leases.lock().lease_of(&settlement.target, settlement.event, number);
@@ -208,9 +209,19 @@ impl ModelEngine {
         if let Disposition::Retry(due) | Disposition::Postpone(due) = &mut stored.disposition {
             *due = replica.local(*due);
         }
-        let next = replica
-            .insist(move |rows| rows.settle(&stored, holder, UnixMillis::now()).and_then(|way| due_of(rows, way)))
-            .await?;
+        let settle = move |rows: &mut StoreRows| {
+            let next = rows.settle(&stored, holder, UnixMillis::now()).and_then(|way| due_of(rows, way));
+            let became = match &stored.reply {
+                Some(SettledReply::Given(given)) => rows.give(given, UnixMillis::now()),
+                Some(SettledReply::None) => {
+                    rows.end_wait(stored.event, &stored.target);
+                    None
+                }
+                None => None,
+            };
+            (next, became)
+        };
+        let (next, became) = replica.insist(settle).await?;
         if let Some(lease) = lease {
             replica.leases.lock().end_lease(&settlement.target, settlement.event, lease);
         }
@@ -218,15 +229,11 @@ impl ModelEngine {
         if next.is_some() || is_due_again {
             replica.inboxes.wake(&settlement.target);
         }
-        Ok(())
+        Ok(became)
     }
 
     pub(in crate::queue) async fn annotate(&self, note: AttemptNote) -> Result<(), Error> {
         self.replica.insist(move |rows| rows.annotate(note.clone())).await
-    }
-
-    pub(in crate::queue) async fn record_reply(&self, event: EventId, reply: String) -> Result<bool, Error> {
-        self.replica.insist(move |rows| rows.reply(event, Some(reply.clone()))).await
     }
 
     pub(in crate::queue) fn note_no_reply(&self, event: EventId) {
@@ -467,7 +474,8 @@ fn stats(rows: &StoreRows) -> Stats {
         oldest_pending,
     });
     let events = rows.events.len() as u64;
-    Stats { events, unaccounted: 0, bytes: 0, targets: targets.collect(), damaged: Vec::new() }
+    let (targets, held_replies) = (targets.collect(), std::collections::BTreeMap::new());
+    Stats { events, unaccounted: 0, bytes: 0, targets, held_replies, damaged: Vec::new() }
 }
 
 impl fmt::Debug for ModelEngine {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
+use super::held::HeldRow;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
 use crate::queue::persons::user_number;
@@ -72,6 +73,7 @@ impl ModelStore {
 pub(crate) struct StoreRows {
     pub(crate) events: BTreeMap<EventId, EventRow>,
     pub(crate) deliveries: BTreeMap<Way, DeliveryRow>,
+    pub(crate) held: Vec<HeldRow>,
     known: HashMap<ContentKey, EventId>,
     replicas: BTreeMap<u32, ReplicaRow>,
     pub(super) paused: BTreeSet<String>,
@@ -360,11 +362,26 @@ impl StoreRows {
         let Some(row) = self.events.get_mut(&event) else { return true };
         match (reply, row.asking) {
             (Some(_), Asking::Decided) if !is_anytime => return false,
+            (Some(reply), Asking::Known) if !is_anytime && row.reply.as_ref().is_some_and(|known| *known != reply) => {
+                return false;
+            }
             (Some(reply), _) => (row.reply, row.asking) = (Some(reply), Asking::Known),
             (None, _) if row.reply.is_none() => row.asking = Asking::Decided,
             (None, _) => {}
         }
         true
+    }
+
+    /// Whether it was decided that an event has no reply.
+    pub(super) fn is_decided(&self, event: EventId) -> bool {
+        self.events.get(&event).is_some_and(|row| matches!(row.asking, Asking::Decided))
+    }
+
+    /// Stores the reply to an event that asks no target any more.
+    pub(super) fn set_reply(&mut self, event: EventId, reply: String) {
+        if let Some(row) = self.events.get_mut(&event) {
+            (row.reply, row.asking) = (Some(reply), Asking::Known);
+        }
     }
 
     /// Decides that an event has no reply, unless it has one.

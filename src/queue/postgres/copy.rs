@@ -26,7 +26,7 @@ const PAGE: Duration = Duration::from_secs(120);
 
 /// Whether something is there: rows, or a replica that may write some.
 const IS_USED: &str = "SELECT EXISTS (SELECT FROM event) OR EXISTS (SELECT FROM known) OR EXISTS (SELECT FROM delivery) \
-    OR EXISTS (SELECT FROM target) OR EXISTS (SELECT FROM key)";
+    OR EXISTS (SELECT FROM held_reply) OR EXISTS (SELECT FROM target) OR EXISTS (SELECT FROM key)";
 const ALIVE: &str = "SELECT string_agg(name, ', ' ORDER BY name) FROM replica \
     WHERE alive_at > clock_timestamp() - interval '10 s'";
 
@@ -61,7 +61,16 @@ pub(super) const ADD_PAGE: &str = "WITH n AS (SELECT * FROM unnest($1::bytea[], 
      a AS (INSERT INTO attempt (event, target, number, at, duration_us, status, error, answer) \
        SELECT a.* FROM unnest($28::int8[], $29::int2[], $30::int4[], $31::int8[], $32::int8[], $33::int2[], $34::text[], \
          $35::bytea[]) a(event, target, number, at, duration_us, status, error, answer) JOIN e ON e.id = a.event), \
+     h AS (SELECT h.*, e.id IS NULL AS skipped FROM unnest($37::int8[], $38::int4[], $39::int2[], $40::int2[], $41::int4[], \
+         $42::int8[], $43::int8[], $44::int8[], $45::int8[], $46::text[], $47::text[], $48::int8[], $49::bytea[]) h(event, \
+         no, target, state, attempt, at, taken, expires_at, picked_by, account, usr, checksum, content) \
+         LEFT JOIN e ON e.id = h.event), \
+     r AS (INSERT INTO held_reply (event, no, target, state, attempt, at, taken, expires_at, picked_by, account, usr, \
+         checksum, content) SELECT event, no, target, state, attempt, at, taken, expires_at, picked_by, account, usr, \
+         checksum, content FROM h WHERE NOT skipped), \
      c AS (SELECT target, state, skipped, count(*) AS count FROM f GROUP BY target, state, skipped \
+       UNION ALL SELECT -1, state, skipped, count(*) FROM h WHERE state NOT IN (0, 7) GROUP BY state, skipped \
+       UNION ALL SELECT -1, 0, skipped, count(*) FROM h WHERE state NOT IN (0, 7) GROUP BY skipped \
        UNION ALL SELECT 0, 0, e.id IS NULL, count(*) FROM n LEFT JOIN e ON e.id = n.id GROUP BY e.id IS NULL \
        UNION ALL SELECT 0, 1, e.id IS NULL, sum(n.targets) FROM n LEFT JOIN e ON e.id = n.id GROUP BY e.id IS NULL), \
      t AS (INSERT INTO tally_delta (target, state, count) SELECT target, state, count FROM c \

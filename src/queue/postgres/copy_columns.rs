@@ -24,6 +24,7 @@ pub(super) struct CopyColumns<'a> {
     payload: [Vec<Option<&'a [u8]>>; 4],
     deliveries: DeliveryColumns,
     attempts: AttemptColumns<'a>,
+    replies: ReplyColumns<'a>,
 }
 
 #[derive(Default)]
@@ -48,6 +49,21 @@ struct AttemptColumns<'a> {
     status: Vec<Option<i16>>,
     error: Vec<Option<String>>,
     answer: Vec<Option<&'a [u8]>>,
+}
+
+#[derive(Default)]
+struct ReplyColumns<'a> {
+    event: Vec<i64>,
+    no: Vec<i32>,
+    /// `target` and `state`.
+    small: [Vec<i16>; 2],
+    attempt: Vec<Option<i32>>,
+    /// `at`, `expires_at`, `picked_by` and `checksum`.
+    optional: [Vec<Option<i64>>; 4],
+    taken: Vec<i64>,
+    /// `account` and `usr`.
+    texts: [Vec<String>; 2],
+    content: Vec<Option<&'a [u8]>>,
 }
 
 impl<'a> CopyColumns<'a> {
@@ -94,11 +110,27 @@ impl<'a> CopyColumns<'a> {
             of.error.push(row.error.as_deref().map(|error| text(error).into_owned()));
             of.answer.push(row.answer.as_deref());
         }
+        for row in &page.replies {
+            let of = &mut columns.replies;
+            let number = |value| i32::try_from(value).map_err(|_| unfit(row.event, "a reply"));
+            of.event.push(row.event);
+            of.no.push(number(row.no)?);
+            for (column, value) in of.small.iter_mut().zip([row.target, row.state]) {
+                column.push(small(row.event, "a reply", value)?);
+            }
+            of.attempt.push(row.attempt.map(number).transpose()?);
+            let optional = [row.at, row.expires_at, row.picked_by, row.checksum];
+            of.optional.iter_mut().zip(optional).for_each(|(column, value)| column.push(value));
+            of.taken.push(row.taken);
+            let texts = [&row.account, &row.user];
+            of.texts.iter_mut().zip(texts).for_each(|(column, value)| column.push(text(value).into_owned()));
+            of.content.push(row.content.as_deref());
+        }
         Ok(columns)
     }
 
-    pub(super) fn values<'v>(&'v self, last: &'v i64) -> [Value<'v>; 36] {
-        let Self { texts, payload, deliveries, attempts, .. } = self;
+    pub(super) fn values<'v>(&'v self, last: &'v i64) -> [Value<'v>; 49] {
+        let Self { texts, payload, deliveries, attempts, replies, .. } = self;
         [
             (&self.k, Type::BYTEA_ARRAY),
             (&self.id, Type::INT8_ARRAY),
@@ -136,6 +168,19 @@ impl<'a> CopyColumns<'a> {
             (&attempts.error, Type::TEXT_ARRAY),
             (&attempts.answer, Type::BYTEA_ARRAY),
             (last, Type::INT8),
+            (&replies.event, Type::INT8_ARRAY),
+            (&replies.no, Type::INT4_ARRAY),
+            (&replies.small[0], Type::INT2_ARRAY),
+            (&replies.small[1], Type::INT2_ARRAY),
+            (&replies.attempt, Type::INT4_ARRAY),
+            (&replies.optional[0], Type::INT8_ARRAY),
+            (&replies.taken, Type::INT8_ARRAY),
+            (&replies.optional[1], Type::INT8_ARRAY),
+            (&replies.optional[2], Type::INT8_ARRAY),
+            (&replies.texts[0], Type::TEXT_ARRAY),
+            (&replies.texts[1], Type::TEXT_ARRAY),
+            (&replies.optional[3], Type::INT8_ARRAY),
+            (&replies.content, Type::BYTEA_ARRAY),
         ]
     }
 }

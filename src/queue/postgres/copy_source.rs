@@ -12,7 +12,9 @@ use super::keys;
 use super::pinned::PinnedSession;
 use super::session::Value;
 use super::settings::Settings;
-use crate::queue::copy::rows::{AttemptRow, CopyPage, DeliveryRow, EventRow, RetiredKey, StoreHead, TargetRow};
+use crate::queue::copy::rows::{
+    AttemptRow, CopyPage, DeliveryRow, EventRow, ReplyRow, RetiredKey, StoreHead, TargetRow,
+};
 use crate::queue::copy::{CopyError, PAGE_BYTES, PAGE_EVENTS};
 use crate::queue::encryption::EncryptionKeys;
 use crate::queue::{Audit, Error};
@@ -41,6 +43,9 @@ const DELIVERIES: &str = "SELECT d.event, d.target::int8, d.state::int8, d.attem
 const ATTEMPTS: &str = "SELECT a.event, a.target::int8, a.number::int8, a.at, a.duration_us, a.status::int8, a.error, \
     a.answer FROM attempt a JOIN event e ON e.id = a.event WHERE a.event >= $1 AND a.event <= $2 \
     ORDER BY a.event, a.target, a.number";
+const REPLIES: &str = "SELECT r.event, r.no::int8, r.target::int8, r.state::int8, r.attempt::int8, r.at, r.taken, \
+    r.expires_at, r.picked_by, r.account, r.usr, r.checksum, r.content FROM held_reply r JOIN event e ON e.id = r.event \
+    WHERE r.event >= $1 AND r.event <= $2 ORDER BY r.event, r.no";
 const RETIRED: &str = "SELECT r.event, r.content_key FROM retired_key r JOIN known k ON k.content_key = r.content_key \
     AND k.event = r.event WHERE r.event > $1 ORDER BY r.event LIMIT $2";
 
@@ -104,7 +109,9 @@ impl PostgresSource {
             let deliveries = deliveries.iter().map(read_delivery).collect::<Result<_, Failure>>()?;
             let attempts = snapshot.query(ATTEMPTS, &range).await?;
             let attempts = attempts.iter().map(read_attempt).collect::<Result<_, Failure>>()?;
-            Ok(CopyPage { events, deliveries, attempts })
+            let replies = snapshot.query(REPLIES, &range).await?;
+            let replies = replies.iter().map(read_reply).collect::<Result<_, Failure>>()?;
+            Ok(CopyPage { events, deliveries, attempts, replies })
         })
     }
 
@@ -172,5 +179,23 @@ fn read_attempt(row: &Row) -> Result<AttemptRow, Failure> {
         status: row.try_get(5)?,
         error: row.try_get(6)?,
         answer: row.try_get(7)?,
+    })
+}
+
+fn read_reply(row: &Row) -> Result<ReplyRow, Failure> {
+    Ok(ReplyRow {
+        event: row.try_get(0)?,
+        no: row.try_get(1)?,
+        target: row.try_get(2)?,
+        state: row.try_get(3)?,
+        attempt: row.try_get(4)?,
+        at: row.try_get(5)?,
+        taken: row.try_get(6)?,
+        expires_at: row.try_get(7)?,
+        picked_by: row.try_get(8)?,
+        account: row.try_get(9)?,
+        user: row.try_get(10)?,
+        checksum: row.try_get(11)?,
+        content: row.try_get(12)?,
     })
 }

@@ -11,6 +11,7 @@ use super::session::{Session, Snapshot, Value};
 use super::values::{event_id, id_of, is_intact, read_event, state_of};
 use crate::event::{Event, EventId};
 use crate::queue::DeliveryState;
+use crate::queue::checksum;
 use crate::queue::encryption::{DecryptError, SealContext};
 use crate::queue::key_ring::KeyRing;
 use crate::queue::read_back::{Flaw, OpenDelivery, StoredEvent, StoredPage, flaws_of_columns};
@@ -35,6 +36,8 @@ const EVENTS: &str = "WITH ids AS MATERIALIZED (SELECT id, octet_length(query) +
 const DELIVERIES: &str = "SELECT d.event, t.name, d.state FROM delivery d LEFT JOIN target t ON t.no = d.target \
     WHERE d.event >= $1 AND d.event <= $2 ORDER BY d.event, d.target";
 
+const HELD_REPLIES: &str = "SELECT event, coalesce(at, 0), checksum, content FROM held_reply \
+    WHERE event >= $1 AND event <= $2 AND state = 2";
 const ANSWERS: &str = "SELECT event, target, number, answer FROM attempt \
     WHERE event >= $1 AND event <= $2 AND answer IS NOT NULL ORDER BY event, target, number";
 
@@ -85,13 +88,17 @@ pub(super) async fn read_page(
     for row in &answers {
         answers_of.entry(row.try_get(0)?).or_default().push(row);
     }
+    let held = snapshot.query(HELD_REPLIES, &range).await?;
     let mut events = Vec::with_capacity(rows.len());
     for row in &rows {
         let id: i64 = row.try_get(0)?;
         let deliveries = deliveries.remove(&id).unwrap_or_default();
         let answers = answers_of.remove(&id).unwrap_or_default();
         events.push(match judge(row, keys, &answers, &deliveries) {
-            Ok((event, flaws)) => StoredEvent { id: event_id(id), event, flaws, open: deliveries.open },
+            Ok((event, mut flaws)) => {
+                flaws.extend(find_held(row, id, keys, &held)?);
+                StoredEvent { id: event_id(id), event, flaws, open: deliveries.open }
+            }
             Err(failure) => {
                 let flaws = vec![Flaw::Unreadable(failure.to_string())];
                 StoredEvent { id: event_id(id), event: None, flaws, open: deliveries.open }
@@ -169,6 +176,25 @@ fn find_sealed(row: &Row, id: EventId, keys: &KeyRing, answers: &[&Row]) -> Resu
         let (target, number, answer): (i16, i32, &[u8]) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         if let Err(unopened) = keys.open(key, SealContext::Answer(id, target.into(), number.into()), answer) {
             return Ok(Some(unopened));
+        }
+    }
+    Ok(None)
+}
+
+/// What is wrong with a reply that is held for this event.
+fn find_held(row: &Row, id: i64, keys: &KeyRing, held: &[Row]) -> Result<Option<Flaw>, Failure> {
+    let (event, key) = (event_id(id), row.try_get::<_, Option<i16>>(9)?.map(i64::from));
+    for row in held {
+        if row.try_get::<_, i64>(0)? != id {
+            continue;
+        }
+        let (at, sum): (i64, Option<i64>) = (row.try_get(1)?, row.try_get(2)?);
+        let stored: &[u8] = row.try_get::<_, Option<&[u8]>>(3)?.unwrap_or_default();
+        if sum != Some(checksum::of_held(event, at, stored)) {
+            return Ok(Some(Flaw::HeldReply));
+        }
+        if let Some(Err(unopened)) = key.map(|key| keys.open_text(key, SealContext::Held(event, at), stored)) {
+            return Ok(Some(Flaw::Encrypted(unopened)));
         }
     }
     Ok(None)

@@ -39,8 +39,8 @@ use crate::queue::key_ring::{EventSealer, KeyRing};
 use crate::queue::lease_table::LeaseTable;
 use crate::queue::memory::{MemoryBudget, MemoryUsage};
 use crate::queue::{
-    AttemptNote, DeliveryOrder, EncryptionKeys, Enqueued, Error, Inbox, NewEvent, Obstacle, Settings, Settlement,
-    Share, SpoolUsage,
+    AttemptNote, DeliveryOrder, EncryptionKeys, Enqueued, Error, Inbox, NewEvent, Obstacle, ReplyState, Settings,
+    Settlement, Share, SpoolUsage,
 };
 use crate::tuning::Tuning;
 use crate::wechat::{Credentials, Query};
@@ -223,20 +223,16 @@ impl Postgres {
         timeout_at(deadline, stored).await.unwrap_or(Err(Error::Away))
     }
 
-    pub(in crate::queue) async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+    pub(in crate::queue) async fn settle(&self, settlement: Settlement) -> Result<Option<ReplyState>, Error> {
         let number = settlement.attempt.as_ref().map(|attempt| attempt.number);
         let lease = self.engine.leases.lock().lease_of(&settlement.target, settlement.event, number);
         let holder = lease.map(|_| self.engine.incarnation());
         self.change(|answer| Change::Settle { settlement, holder, lease, answer }).await
     }
 
-    pub(in crate::queue) async fn record_reply(&self, event: EventId, reply: String) -> Result<bool, Error> {
-        self.change(|answer| Change::Reply { event, reply: Some(reply), answer: Some(answer) }).await
-    }
-
     pub(in crate::queue) fn note_no_reply(&self, event: EventId) {
         // Without it, a retry elsewhere waits a little longer.
-        drop(self.changes.try_send(Change::Reply { event, reply: None, answer: None }));
+        drop(self.changes.try_send(Change::Reply { event, reply: None, given: None, answer: None }));
     }
 
     pub(in crate::queue) async fn annotate(&self, note: AttemptNote) -> Result<(), Error> {
@@ -244,12 +240,15 @@ impl Postgres {
     }
 
     /// Settles a delivery that this replica holds, whether or not there is a lease.
-    pub(super) async fn settle_held(&self, settlement: Settlement) -> Result<(), Error> {
+    pub(super) async fn settle_held(&self, settlement: Settlement) -> Result<Option<ReplyState>, Error> {
         let holder = Some(self.engine.incarnation());
         self.change(|answer| Change::Settle { settlement, holder, lease: None, answer }).await
     }
 
-    async fn change<T>(&self, change: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Change) -> Result<T, Error> {
+    pub(super) async fn change<T>(
+        &self,
+        change: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Change,
+    ) -> Result<T, Error> {
         let (answer, outcome) = oneshot::channel();
         self.changes.send(change(answer)).await.map_err(|_| Error::Closed)?;
         outcome.await.map_err(|_| Error::Closed)?

@@ -52,16 +52,19 @@ const PAGES: &str = "SELECT pg_relation_size('tally_delta') / current_setting('b
 pub(super) const DELETE_OLD: &str = "WITH c AS MATERIALIZED (SELECT id, content_key, targets FROM event WHERE id > $1 AND id < $2 \
         ORDER BY id LIMIT $4), \
     gone AS MATERIALIZED (SELECT c.* FROM c WHERE NOT EXISTS (SELECT FROM delivery d WHERE d.event = c.id \
-        AND d.state IN (0, 2))), \
+        AND d.state IN (0, 2)) AND NOT EXISTS (SELECT FROM held_reply h WHERE h.event = c.id AND h.state = 2)), \
     e AS (DELETE FROM event USING gone WHERE event.id = gone.id), \
     d AS (DELETE FROM delivery USING gone WHERE delivery.event = gone.id RETURNING delivery.target, delivery.state), \
     a AS (DELETE FROM attempt USING gone WHERE attempt.event = gone.id), \
+    h AS (DELETE FROM held_reply USING gone WHERE held_reply.event = gone.id RETURNING held_reply.state), \
     r AS (INSERT INTO retired_key (event, content_key) SELECT id, content_key FROM gone WHERE id >= $3 \
           ON CONFLICT DO NOTHING), \
     k AS (DELETE FROM known USING gone WHERE known.content_key = gone.content_key AND known.event = gone.id \
           AND gone.id < $3), \
     t AS (INSERT INTO tally_delta (target, state, count) \
           SELECT target, state, -count(*) FROM d GROUP BY target, state \
+          UNION ALL SELECT -1, state, -count(*) FROM h WHERE state NOT IN (0, 7) GROUP BY state \
+          UNION ALL SELECT -1, 0, -count(*) FROM h WHERE state NOT IN (0, 7) HAVING count(*) > 0 \
           UNION ALL SELECT 0, 0, -count(*) FROM gone HAVING count(*) > 0 \
           UNION ALL SELECT 0, 1, -sum(targets) FROM gone HAVING sum(targets) > 0) \
     SELECT (SELECT max(id) FROM c), (SELECT count(*) FROM gone)";

@@ -155,6 +155,7 @@ impl PostgresReader {
             let text = reader.text(row.try_get(8)?, context).unwrap_or_default();
             let reply = reader.text(row.try_get(9)?, SealContext::Reply(id));
             let deliveries = read_deliveries(snapshot, id, &mut reader).await?;
+            let (replies, picked_up) = ledger::replies(snapshot, id).await?;
             let mode: i16 = row.try_get(3)?;
             Ok(Some(EventDetail {
                 id,
@@ -171,6 +172,8 @@ impl PostgresReader {
                 sealed: reader.error_text(),
                 traceparent: row.try_get(10)?,
                 deliveries,
+                replies,
+                picked_up,
             }))
         })
     }

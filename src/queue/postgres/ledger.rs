@@ -8,16 +8,20 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::failure::Failure;
-use super::inspect::first;
+use super::inspect::{first, unknown};
 use super::looks::Pace;
 use super::session::{Snapshot, Value};
 use super::values::{event_id, id_of, state_of};
+use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::DeliveryState;
-use crate::queue::view::{Audit, Counts, Stats, TargetCounts, TargetStats};
+use crate::queue::view::{Audit, Counts, ReplyCounts, ReplyDetail, Stats, TargetCounts, TargetStats};
+use crate::queue::{DeliveryState, ReplyState};
 
 const TALLY: &str = "SELECT target, state, greatest(sum(count), 0)::int8 FROM (SELECT target, state, count FROM tally \
     UNION ALL SELECT target, state, count FROM tally_delta) t GROUP BY target, state";
+
+/// Replies in the running tally, where a target has its number: those given at state 0, and each state.
+const REPLIES: i16 = -1;
 
 const SIZE: &str = "SELECT coalesce(sum(pg_total_relation_size(c.oid)), 0)::int8 FROM pg_class c \
     WHERE c.relnamespace = current_schema()::regnamespace AND c.relkind = 'r'";
@@ -120,7 +124,9 @@ pub(super) async fn stats(
     let unaccounted = targets.iter().map(|target| target.counts.total()).sum::<u64>().abs_diff(tally.accepted);
     let bytes: i64 = first(&snapshot.query(SIZE, &[]).await?, 0)?;
     let bytes = u64::try_from(bytes).unwrap_or(0);
-    Ok((Stats { events: tally.events, unaccounted, bytes, targets, damaged: Vec::new() }, oldest))
+    let held_replies = held_by_account(snapshot).await?;
+    let damaged = Vec::new();
+    Ok((Stats { events: tally.events, unaccounted, bytes, targets, held_replies, damaged }, oldest))
 }
 
 /// Counts the whole ledger again.
@@ -139,9 +145,11 @@ pub(super) async fn audit(snapshot: &Snapshot<'_>) -> Result<Audit, Failure> {
     }
     let known: i64 = first(&snapshot.query(KNOWN, &[]).await?, 0)?;
     let tally = tally(snapshot).await?;
+    let replies = count_replies(snapshot, &mut unaccounted).await?;
     let drift = events.abs_diff(tally.events)
         + deliveries.abs_diff(tally.accepted)
         + drift(&found, &tally.targets)
+        + replies.drift(tally.replies)
         + events.abs_diff(u64::try_from(known).unwrap_or(0));
     let mut counts = Counts::default();
     for part in found.values() {
@@ -153,7 +161,8 @@ pub(super) async fn audit(snapshot: &Snapshot<'_>) -> Result<Audit, Failure> {
     let targets = targets.collect();
     // What is left are deliveries to a target that has no name.
     unaccounted += found.values().map(Counts::total).sum::<u64>();
-    Ok(Audit { events, deliveries, counts, unaccounted, drift, targets })
+    let replies = ReplyCounts { given: tally.replies.given, ..replies };
+    Ok(Audit { events, deliveries, counts, unaccounted, drift, targets, replies })
 }
 
 /// The running tally: how many events there are, and the counts of each target.
@@ -163,11 +172,18 @@ struct Tally {
     /// Deliveries that came with them.
     accepted: u64,
     targets: BTreeMap<i16, Counts>,
+    replies: ReplyCounts,
 }
 
 async fn tally(snapshot: &Snapshot<'_>) -> Result<Tally, Failure> {
     let mut tally = Tally::default();
     for row in snapshot.query(TALLY, &[]).await? {
+        if row.try_get::<_, i16>(0)? == REPLIES {
+            let number = row.try_get::<_, i16>(1)?;
+            let state = ReplyState::of(number.into()).ok_or_else(|| unknown("state", number))?;
+            *tally.replies.of(state) = count(&row, 2)?;
+            continue;
+        }
         match (row.try_get(0)?, state_of(row.try_get(1)?)?) {
             (0, DeliveryState::Pending) => tally.events = count(&row, 2)?,
             (0, _) => tally.accepted = count(&row, 2)?,
@@ -175,6 +191,57 @@ async fn tally(snapshot: &Snapshot<'_>) -> Result<Tally, Failure> {
         }
     }
     Ok(tally)
+}
+
+/// How many replies are held, by account.
+async fn held_by_account(snapshot: &Snapshot<'_>) -> Result<BTreeMap<String, u64>, Failure> {
+    let held = "SELECT account, count(*) FROM held_reply WHERE expires_at IS NOT NULL AND state = 2 GROUP BY account";
+    let rows = snapshot.query(held, &[]).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, count(row, 1)?))).collect()
+}
+
+/// The given replies of each state. Those of no event or of an unknown state add to `unaccounted`.
+async fn count_replies(snapshot: &Snapshot<'_>, unaccounted: &mut u64) -> Result<ReplyCounts, Failure> {
+    let mut counts = ReplyCounts::default();
+    for row in snapshot.query("SELECT state, count(*) FROM held_reply GROUP BY state", &[]).await? {
+        match ReplyState::of(row.try_get::<_, i16>(0)?.into()) {
+            Some(ReplyState::Awaited | ReplyState::Ended) => {}
+            Some(state) => {
+                *counts.of(state) = count(&row, 1)?;
+                counts.given += count(&row, 1)?;
+            }
+            None => *unaccounted += count(&row, 1)?,
+        }
+    }
+    let orphans = "SELECT count(*) FROM held_reply r WHERE NOT EXISTS (SELECT FROM event WHERE id = r.event)";
+    let orphans: i64 = first(&snapshot.query(orphans, &[]).await?, 0)?;
+    *unaccounted += u64::try_from(orphans).unwrap_or(0);
+    Ok(counts)
+}
+
+/// What became of the replies to an event, and the event whose reply was given last to this one.
+pub(super) async fn replies(
+    snapshot: &Snapshot<'_>,
+    event: EventId,
+) -> Result<(Vec<ReplyDetail>, Option<EventId>), Failure> {
+    let find = "SELECT coalesce(t.name, ''), r.state, r.attempt, r.at, r.expires_at, r.picked_by \
+        FROM held_reply r LEFT JOIN target t ON t.no = r.target WHERE r.event = $1 ORDER BY r.no";
+    let id = id_of(event);
+    let mut replies = Vec::new();
+    for row in snapshot.query(find, &[(&id, Type::INT8)]).await? {
+        let number = row.try_get::<_, i16>(1)?;
+        replies.push(ReplyDetail {
+            target: row.try_get(0)?,
+            state: ReplyState::of(number.into()).ok_or_else(|| unknown("state", number))?,
+            attempt: row.try_get::<_, Option<i32>>(2)?.and_then(|number| u32::try_from(number).ok()),
+            at: row.try_get::<_, Option<i64>>(3)?.map(UnixMillis),
+            expires_at: row.try_get::<_, Option<i64>>(4)?.map(UnixMillis),
+            picked_up_by: row.try_get::<_, Option<i64>>(5)?.map(event_id),
+        });
+    }
+    let picked = "SELECT event FROM held_reply WHERE picked_by = $1 AND event <> $1 LIMIT 1";
+    let picked: Option<i64> = first(&snapshot.query(picked, &[(&id, Type::INT8)]).await?, None)?;
+    Ok((replies, picked.map(event_id)))
 }
 
 async fn target_names(snapshot: &Snapshot<'_>) -> Result<Vec<(i16, String)>, Failure> {

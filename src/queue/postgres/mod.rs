@@ -29,6 +29,7 @@ mod engine;
 mod engine_tests;
 mod failure;
 mod health;
+mod held_replies;
 #[cfg(test)]
 mod held_tests;
 mod house;

@@ -17,7 +17,7 @@ async fn ask(queue: &Queue, content: &str) -> (EventId, Enqueued) {
     let until = UnixMillis::now().after(Duration::from_secs(60));
     let new = new_event(queue.next_id(NOW), content, &["bot"]);
     let id = new.event.id;
-    let awaited = vec![("bot".into(), AwaitedReply { until, first: true, sender })];
+    let awaited = vec![("bot".into(), AwaitedReply { until, first: true, tries: Default::default(), sender })];
     (id, queue.enqueue(NewEvent { awaited, ..new }).await.unwrap())
 }
 
@@ -54,12 +54,14 @@ async fn whichever_is_stored_first_is_the_reply_to_every_try() {
     let second = first.another().await;
     let (replied, _) = ask(&first.queue, "replied").await;
     assert!(matches!(known(&second.queue, "replied").await, Known::Asking(_)));
-    assert!(first.queue.record_reply(replied, "<xml/>".to_owned()).await.unwrap());
+    assert!(first.queue.record_reply(replied, "<xml/>".to_owned(), None).await.unwrap());
+    assert!(!second.queue.record_reply(replied, "<other/>".to_owned(), None).await.unwrap(), "it has one");
+    assert!(first.queue.record_reply(replied, "<xml/>".to_owned(), None).await.unwrap(), "it is this one");
     assert_eq!(second.queue.decide_no_reply(replied).await.unwrap().as_deref(), Some("<xml/>"));
     assert_eq!(known(&second.queue, "replied").await, Known::Answered(Some("<xml/>".to_owned())));
     let (decided, _) = ask(&first.queue, "decided").await;
     assert_eq!(second.queue.decide_no_reply(decided).await.unwrap(), None);
-    assert!(!first.queue.record_reply(decided, "<xml/>".to_owned()).await.unwrap(), "it comes too late");
+    assert!(!first.queue.record_reply(decided, "<xml/>".to_owned(), None).await.unwrap(), "it comes too late");
     assert_eq!(known(&first.queue, "decided").await, Known::Answered(None));
 }
 

@@ -40,7 +40,7 @@ const RAISE: &str = "UPDATE meta SET oldest_reader = $1 WHERE oldest_reader < $1
     AND NOT EXISTS (SELECT FROM replica WHERE schema < $1 AND alive_at > clock_timestamp() - interval '2 minutes')";
 const SCHEMA: &str = include_str!("schema.sql");
 /// What `schema.sql` creates, found by their names, but for what a migration adds.
-const TABLES: [&str; 11] = [
+const TABLES: [&str; 12] = [
     "meta",
     "replica",
     "event",
@@ -50,6 +50,7 @@ const TABLES: [&str; 11] = [
     "target",
     "delivery",
     "attempt",
+    "held_reply",
     "tally",
     "tally_delta",
 ];

@@ -22,6 +22,11 @@
 -- retired_key     the content keys of deleted events that are still in `known`, because a copy of their push would still be
 --                 accepted: deleted from both once the replay window is over.
 -- key.fingerprint the first 8 bytes of SHA-256 over `wxrelay queue.encryption_keys` and the key.
+-- held_reply      what became of the replies of accounts with `held_replies`, `no` counting those to an event. `state`: 0
+--                 one may still come, 1 sent, 2 held, 3 picked up, 4 superseded, 5 dropped, 6 expired, 7 none came.
+--                 `attempt`, `at`: which attempt gave it. `taken`: how many bytes of its text the user has. `expires_at`:
+--                 while it may be asked for. `picked_by`: the last message that got it. `usr`: the OpenID. `content`: all
+--                 of it while it is held, encrypted like its event; `checksum` is of it.
 -- kept            what replicas share beside the queue, sealed with the key of that fingerprint: the certificates and
 --                 accounts of server.tls.acme.
 -- claim           work that one replica does at a time, until then or while it lives.
@@ -34,14 +39,14 @@
 --                 of a user is pending, later ones are held: their due time is the end of time until the previous one ended.
 -- delivery.turn   their order, by the sequence `turn`: that of the commits, whatever the replicas' clocks say.
 -- tally           the running tally: deliveries per target and state; target 0 counts the events at state 0 and the accepted
---                 deliveries at state 1. Each transaction adds what it changes to `tally_delta`, where nobody waits for a
+--                 deliveries at state 1, target -1 the given replies at state 0 and at each state of theirs. Each transaction adds what it changes to `tally_delta`, where nobody waits for a
 --                 row; from time to time that is added to `tally`. The tally is the sum of both.
 --
 -- Times are milliseconds since 1970 UTC, durations microseconds. Texts lack NUL, which PostgreSQL does not store: it is
 -- replaced with U+FFFD. There are no foreign keys: an event goes with all its rows in one transaction, and a check per row
 -- would slow every push.
 --
--- The views `events`, `deliveries` and `attempts` are for operators with psql: read them, never write.
+-- The views `events`, `deliveries`, `attempts` and `replies` are for operators with psql: read them, never write.
 
 CREATE TABLE meta (
   schema        int    NOT NULL,
@@ -140,6 +145,27 @@ CREATE TABLE attempt (
   PRIMARY KEY (event, target, number)
 ) WITH (autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_insert_scale_factor = 0.05);
 
+CREATE TABLE held_reply (
+  event      bigint   NOT NULL,
+  no         int      NOT NULL,
+  target     smallint NOT NULL,
+  state      smallint NOT NULL,
+  attempt    int,
+  at         bigint,
+  taken      bigint   NOT NULL DEFAULT 0,
+  expires_at bigint,
+  picked_by  bigint,
+  account    text     NOT NULL,
+  usr        text     NOT NULL,
+  checksum   bigint,
+  content    bytea,
+  PRIMARY KEY (event, no)
+);
+
+CREATE INDEX held_reply_user ON held_reply (account, usr) WHERE expires_at IS NOT NULL;
+CREATE INDEX held_reply_picked ON held_reply (picked_by) WHERE picked_by IS NOT NULL;
+CREATE INDEX held_reply_expiry ON held_reply (expires_at) WHERE expires_at IS NOT NULL;
+
 CREATE TABLE tally (
   target smallint NOT NULL,
   state  smallint NOT NULL,
@@ -197,3 +223,12 @@ SELECT 'evt_' || lpad(to_hex(a.event), 16, '0') AS event, t.name AS target, a.nu
        to_timestamp(a.at / 1000.0) AS at, a.duration_us / 1000.0 AS duration_ms, a.status, a.error,
        CASE WHEN e.key IS NULL OR a.answer IS NULL THEN encode(a.answer, 'escape') ELSE 'sealed' END AS answer
   FROM attempt a LEFT JOIN target t ON t.no = a.target LEFT JOIN event e ON e.id = a.event;
+
+CREATE VIEW replies AS
+SELECT 'evt_' || lpad(to_hex(r.event), 16, '0') AS event, r.no, t.name AS target, r.attempt,
+       CASE r.state WHEN 0 THEN 'awaited' WHEN 1 THEN 'sent' WHEN 2 THEN 'held' WHEN 3 THEN 'picked_up'
+                    WHEN 4 THEN 'superseded' WHEN 5 THEN 'dropped' WHEN 6 THEN 'expired' WHEN 7 THEN 'none' END AS state,
+       to_timestamp(r.at / 1000.0) AS at, to_timestamp(r.expires_at / 1000.0) AS expires_at,
+       'evt_' || lpad(to_hex(r.picked_by), 16, '0') AS picked_by, r.taken, r.account, r.usr,
+       CASE WHEN e.key IS NULL OR r.content IS NULL THEN encode(r.content, 'escape') ELSE 'sealed' END AS content
+  FROM held_reply r LEFT JOIN target t ON t.no = r.target LEFT JOIN event e ON e.id = r.event;

@@ -14,6 +14,7 @@ use tokio_postgres::types::Type;
 
 use super::engine::Engine;
 use super::failure::Failure;
+use super::held_replies::{give_with, split_settled, states_of};
 use super::locks::lock_users;
 use super::pinned::{PinnedSession, Preparing};
 use super::session::{BoundQuery, Session, Value};
@@ -24,7 +25,7 @@ use crate::event::EventId;
 use crate::queue::checksum;
 use crate::queue::encryption::SealContext;
 use crate::queue::lease_table::Token;
-use crate::queue::{AttemptNote, Disposition, Error, Settlement};
+use crate::queue::{AttemptNote, Disposition, Error, GivenReply, ReplyState, Settlement};
 
 /// The most changes of one statement.
 const BATCH: usize = 256;
@@ -35,7 +36,7 @@ const BATCH_ENOUGH: usize = 64;
 const TRY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
 
-type Answer = oneshot::Sender<Result<(), Error>>;
+type Answer<T = ()> = oneshot::Sender<Result<T, Error>>;
 
 /// A change of what is stored.
 pub(super) enum Change {
@@ -45,12 +46,14 @@ pub(super) enum Change {
         holder: Option<i32>,
         /// The lease that it ends. By then another try may have freed the delivery, and it may be leased again.
         lease: Option<Token>,
-        answer: Answer,
+        answer: Answer<Option<ReplyState>>,
     },
     /// The reply that an event was answered with; `None`: none comes any more.
     Reply {
         event: EventId,
         reply: Option<String>,
+        /// The same for the ledger of replies, where the account keeps them.
+        given: Option<Box<GivenReply>>,
         /// Told false if it was decided before that there is none.
         answer: Option<oneshot::Sender<Result<bool, Error>>>,
     },
@@ -105,10 +108,11 @@ pub(super) const REPLY: &str = "UPDATE event e SET asking_until = CASE WHEN r.re
           reply_checksum = coalesce(r.checksum, e.reply_checksum) \
     FROM unnest($1::int8[], $2::bytea[], $3::int2[], $4::int8[]) AS r(event, reply, key, checksum) \
    WHERE e.id = r.event AND CASE WHEN r.reply IS NULL THEN e.reply IS NULL \
-         ELSE e.key IS NOT DISTINCT FROM r.key AND e.asking_until <> -1 END";
+         ELSE e.key IS NOT DISTINCT FROM r.key AND (e.asking_until > 0 OR e.asking_until = 0 AND e.reply IS NULL) END";
 
-/// The events that were answered without a reply of a target's.
-pub(super) const DECIDED: &str = "SELECT id FROM event WHERE id = ANY($1::int8[]) AND asking_until = -1";
+/// The events that another replica has answered otherwise. A reply that is sealed anew meanwhile is none of these.
+pub(super) const DECIDED: &str = "SELECT e.id FROM event e, unnest($1::int8[], $2::bytea[], $3::int2[]) AS r(event, reply, key) \
+    WHERE e.id = r.event AND r.reply IS NOT NULL AND e.reply IS DISTINCT FROM r.reply AND e.key IS NOT DISTINCT FROM r.key";
 
 pub(super) const KEYS: &str = "SELECT id, key FROM event WHERE id = ANY($1::int8[])";
 
@@ -164,10 +168,10 @@ impl Engine {
         loop {
             let began = Instant::now();
             let failure = match self.try_store(session, &batch, was_sent).await {
-                Ok(refused) => {
+                Ok(stored) => {
                     self.note_commit(began.elapsed());
                     self.health.note_answer();
-                    batch.into_iter().for_each(|change| self.conclude(change, &refused));
+                    batch.into_iter().for_each(|change| self.conclude(change, &stored));
                     return later;
                 }
                 Err(failure) => failure,
@@ -204,33 +208,37 @@ impl Engine {
         }
     }
 
-    /// Stores a batch; returns the events whose reply was not stored, as it was decided before that they have none.
+    /// Stores a batch.
     async fn try_store(
         &self,
         session: &PinnedSession,
         batch: &[Change],
         was_sent: bool,
-    ) -> Result<HashSet<EventId>, Failure> {
+    ) -> Result<StoredBatch, Failure> {
         let names = batch.iter().filter_map(Change::target).cloned().collect::<Vec<_>>();
         session
             .call(TRY, async |session| {
                 self.targets.find(session, &names).await?;
-                let is_whole = self.store_settlements(session, batch).await?;
+                let (is_whole, replies) = self.store_settlements(session, batch).await?;
                 let refused = self.store_replies(session, batch).await?;
                 self.store_notes(session, batch).await?;
                 if was_sent || !is_whole || !refused.is_empty() {
                     // What changed nothing now stands on commits that perhaps nobody has confirmed.
                     session.confirm_earlier().await?;
                 }
-                Ok(refused)
+                Ok(StoredBatch { refused, replies })
             })
             .await
     }
 
-    /// Stores the settlements; returns whether each of them has changed its delivery.
-    async fn store_settlements(&self, session: &Session, batch: &[Change]) -> Result<bool, Failure> {
+    /// Stores the settlements; returns whether each of them has changed its delivery, and what became of the replies.
+    async fn store_settlements(
+        &self,
+        session: &Session,
+        batch: &[Change],
+    ) -> Result<(bool, Vec<(EventId, ReplyState)>), Failure> {
         let answers = self.sealed_answers(session, batch).await?;
-        let mut columns = Columns::default();
+        let (mut columns, mut gives, mut ends) = (Columns::default(), Vec::new(), Vec::new());
         let mut in_order = false;
         for (change, answer) in batch.iter().zip(answers) {
             let Change::Settle { settlement, holder, .. } = change else { continue };
@@ -238,22 +246,34 @@ impl Engine {
             let Some(target) = self.targets.known(&settlement.target) else { continue };
             in_order |= self.inboxes.in_order(&settlement.target);
             columns.add(settlement, target, *holder, answer);
+            match split_settled(settlement.reply.as_ref()) {
+                (Some(given), _) => gives.push(self.give_values(session, given, target).await?),
+                (None, true) => ends.push((id_of(settlement.event), target)),
+                (None, false) => {}
+            }
         }
         if columns.event.is_empty() {
-            return Ok(true);
+            return Ok((true, Vec::new()));
         }
         let now = UnixMillis::now().0;
         let values = columns.values(&now);
         let settle = BoundQuery { sql: SETTLE, values: &values };
         let ids: [Value<'_>; 2] = [(&columns.event, Type::INT8_ARRAY), (&columns.target, Type::INT2_ARRAY)];
+        let given_to = gives.iter().map(|give| give.number);
         if !in_order {
-            let rows = session.query(settle.sql, settle.values).await?;
+            let (rows, became) = if gives.is_empty() && ends.is_empty() {
+                (session.query(settle.sql, settle.values).await?, Vec::new())
+            } else {
+                let rows = give_with(session, &lock_users(given_to), &[settle], &gives, &ends).await?;
+                let became = states_of(&gives, rows.get(1..).unwrap_or_default())?;
+                (rows.into_iter().next().unwrap_or_default(), became)
+            };
             // Of a target that kept order until now.
             let users = rows.iter().map(|row| Ok((row.try_get(1)?, row.try_get(2)?)));
             let users: Vec<(i16, Option<i64>)> = users.collect::<Result<_, Failure>>()?;
             let users: Vec<_> = users.into_iter().filter_map(|(target, usr)| Some((target, usr?))).collect();
             self.release(session, &users, now).await?;
-            return Ok(rows.len() == columns.event.len());
+            return Ok((rows.len() == columns.event.len(), became));
         }
         let users = session.query(USERS, &ids).await?;
         let users = users.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
@@ -262,9 +282,11 @@ impl Engine {
         let release: [Value<'_>; 3] = [(&targets, Type::INT2_ARRAY), (&numbers, Type::INT8_ARRAY), (&now, Type::INT8)];
         let queries = [settle, BoundQuery { sql: HOLD, values: &ids }, BoundQuery { sql: RELEASE, values: &release }];
         // The lock comes before the snapshot that looks for the next delivery: a push of the user waits for it, too.
-        let rows = session.transact(&lock_users(numbers.iter().copied()), &queries).await?;
-        self.wake_freed(rows.last().map_or(&[], Vec::as_slice))?;
-        Ok(rows.first().map_or(0, Vec::len) == columns.event.len())
+        let lock = lock_users(numbers.iter().copied().chain(given_to));
+        let rows = give_with(session, &lock, &queries, &gives, &ends).await?;
+        self.wake_freed(rows.get(2).map_or(&[], Vec::as_slice))?;
+        let became = states_of(&gives, rows.get(3..).unwrap_or_default())?;
+        Ok((rows.first().map_or(0, Vec::len) == columns.event.len(), became))
     }
 
     /// Makes the next deliveries of these users due, in a transaction of its own.
@@ -302,7 +324,7 @@ impl Engine {
         Ok(answers)
     }
 
-    async fn keys_of(
+    pub(super) async fn keys_of(
         &self,
         session: &Session,
         events: impl Iterator<Item = EventId>,
@@ -323,10 +345,8 @@ impl Engine {
         if replies.is_empty() {
             return Ok(HashSet::new());
         }
-        let given: Vec<i64> =
-            replies.iter().filter(|(_, reply)| reply.is_some()).map(|(event, _)| id_of(*event)).collect();
-        let sealed = !self.keys().is_empty() && replies.iter().any(|(_, reply)| reply.is_some());
-        let keys = if sealed { self.keys_of(session, replies.iter().map(|reply| reply.0)).await? } else { Vec::new() };
+        let is_given = replies.iter().any(|(_, reply)| reply.is_some());
+        let keys = if is_given && !self.keys().is_empty() { self.keys_of(session, replies.iter().map(|reply| reply.0)).await? } else { Vec::new() };
         let (mut ids, mut stored, mut numbers, mut checksums) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (event, reply) in replies {
             let key = keys.iter().find(|(id, _)| *id == event).and_then(|(_, key)| *key);
@@ -348,11 +368,24 @@ impl Engine {
             (&numbers, Type::INT2_ARRAY),
             (&checksums, Type::INT8_ARRAY),
         ];
-        session.query(REPLY, &values).await?;
-        if given.is_empty() {
+        let mut gives = Vec::new();
+        for change in batch {
+            let Change::Reply { given: Some(given), .. } = change else { continue };
+            let Some(target) = self.targets.known(&given.target) else { continue };
+            gives.push(self.give_values(session, given, target).await?);
+        }
+        if gives.is_empty() {
+            session.query(REPLY, &values).await?;
+        } else {
+            // Behind it: a reply that was refused is held.
+            let reply = BoundQuery { sql: REPLY, values: &values };
+            let lock = lock_users(gives.iter().map(|give| give.number));
+            give_with(session, &lock, &[reply], &gives, &[]).await?;
+        }
+        if !is_given {
             return Ok(HashSet::new());
         }
-        let decided = session.query(DECIDED, &[(&given, Type::INT8_ARRAY)]).await?;
+        let decided = session.query(DECIDED, values.get(..3).unwrap_or_default()).await?;
         decided.iter().map(|row| Ok(event_id(row.try_get(0)?))).collect()
     }
 
@@ -379,7 +412,7 @@ impl Engine {
     }
 
     /// Does what follows from a committed change, and answers.
-    fn conclude(&self, change: Change, refused: &HashSet<EventId>) {
+    fn conclude(&self, change: Change, stored: &StoredBatch) {
         match change {
             Change::Settle { settlement, lease, answer, .. } => {
                 if let Some(lease) = lease {
@@ -388,10 +421,11 @@ impl Engine {
                 if let Disposition::Retry(due) | Disposition::Postpone(due) = settlement.disposition {
                     self.wake_at(&settlement.target, due, settlement.event);
                 }
-                answer.send(Ok(())).ok();
+                let became = stored.replies.iter().find(|(event, _)| *event == settlement.event);
+                answer.send(Ok(became.map(|(_, state)| *state))).ok();
             }
             Change::Reply { event, answer, .. } => {
-                answer.map(|answer| answer.send(Ok(!refused.contains(&event))));
+                answer.map(|answer| answer.send(Ok(!stored.refused.contains(&event))));
             }
             Change::Annotate { answer, .. } => {
                 answer.send(Ok(())).ok();
@@ -405,7 +439,7 @@ impl Change {
         match self {
             Self::Settle { settlement, .. } => Some(&settlement.target),
             Self::Annotate { note, .. } => Some(&note.target),
-            Self::Reply { .. } => None,
+            Self::Reply { given, .. } => given.as_ref().map(|given| &given.target),
         }
     }
 
@@ -417,14 +451,21 @@ impl Change {
     }
 
     fn fail(self, failure: &Arc<Failure>) {
-        let (Self::Settle { answer, .. } | Self::Annotate { answer, .. }) = self else {
-            if let Self::Reply { answer: Some(answer), .. } = self {
-                answer.send(Err(Arc::clone(failure).into())).ok();
-            }
-            return;
-        };
-        answer.send(Err(Arc::clone(failure).into())).ok();
+        let error = Error::from(Arc::clone(failure));
+        match self {
+            Self::Settle { answer, .. } => drop(answer.send(Err(error))),
+            Self::Annotate { answer, .. } => drop(answer.send(Err(error))),
+            Self::Reply { answer, .. } => drop(answer.map(|answer| answer.send(Err(error)))),
+        }
     }
+}
+
+/// What storing a batch did.
+struct StoredBatch {
+    /// The events whose reply was not stored, as it was decided before that they have none.
+    refused: HashSet<EventId>,
+    /// What became of replies that are new.
+    replies: Vec<(EventId, ReplyState)>,
 }
 
 /// Waits for company, unless something in the batch is urgent: WeChat waits for a reply.

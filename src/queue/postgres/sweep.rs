@@ -147,10 +147,13 @@ const DELETE: &str = statement!(
     "e AS (DELETE FROM event WHERE id = ANY($1::int8[]) RETURNING id, content_key, targets), \
      d AS (DELETE FROM delivery USING e WHERE delivery.event = e.id RETURNING delivery.target, delivery.state), \
      a AS (DELETE FROM attempt USING e WHERE attempt.event = e.id), \
+     h AS (DELETE FROM held_reply USING e WHERE held_reply.event = e.id RETURNING held_reply.state), \
      r AS (INSERT INTO retired_key (event, content_key) SELECT id, content_key FROM e ON CONFLICT DO NOTHING), ",
     tally!(
         "SELECT target, state, -1 AS change FROM d UNION ALL SELECT 0::int2, 0::int2, -1 FROM e \
-         UNION ALL SELECT 0::int2, 1::int2, -targets FROM e"
+         UNION ALL SELECT 0::int2, 1::int2, -targets FROM e \
+         UNION ALL SELECT -1::int2, state, -1 FROM h WHERE state NOT IN (0, 7) \
+         UNION ALL SELECT -1::int2, 0::int2, -1 FROM h WHERE state NOT IN (0, 7)"
     ),
     "SELECT id, 0::int2, -1::int2, 0 FROM e"
 );

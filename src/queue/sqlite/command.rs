@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
+use super::held::{HeldAnswer, HeldCommand};
 use super::import::{ImportStep, SalvagedEvent};
 use super::removal::WipeProgress;
 use super::sweep::SweepStep;
@@ -11,8 +12,18 @@ use crate::clock::UnixMillis;
 use crate::event::{Event, EventId};
 use crate::queue::key_ring::SealedColumns;
 use crate::queue::{
-    AttemptNote, AwaitedReply, Enqueued, Error, Lease, Leases, NewEvent, Settlement, Sweep, Unanswered,
+    AttemptNote, AwaitedReply, Enqueued, Error, GivenReply, Lease, Leases, NewEvent, ReplyState, Settlement, Sweep,
+    Unanswered,
 };
+
+/// What a settlement did.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// Whether another delivery became due because of it.
+    pub(super) released: bool,
+    /// What became of the reply, if one was given.
+    pub(super) reply: Option<ReplyState>,
+}
 
 /// A command to the writer.
 pub(super) enum WriterCommand {
@@ -24,9 +35,9 @@ pub(super) enum WriterCommand {
         held: Vec<Arc<str>>,
         waiter: Waiter<Enqueued>,
     },
-    /// The answer: whether another delivery became due because of it.
-    Settle(Settlement, Waiter<bool>),
-    Reply(EventId, String, Waiter<()>),
+    Settle(Settlement, Waiter<Settled>),
+    Reply(EventId, String, Option<Box<GivenReply>>, Waiter<()>),
+    Held(HeldCommand, Waiter<HeldAnswer>),
     Annotate(AttemptNote, Waiter<()>),
     /// Whether the target is paused from now on.
     Pause(Arc<str>, bool, Waiter<()>),
@@ -81,9 +92,11 @@ impl WriterCommand {
     /// Whether it shares a commit with others.
     pub(super) fn writes(&self) -> bool {
         match self {
+            Self::Held(HeldCommand::Find(_), _) => false,
             Self::Enqueue { .. }
             | Self::Settle(..)
             | Self::Reply(..)
+            | Self::Held(..)
             | Self::Annotate(..)
             | Self::Pause(..)
             | Self::Sweep { .. }
@@ -102,7 +115,8 @@ impl WriterCommand {
         match self {
             Self::Enqueue { waiter, .. } => waiter.answer_kept(),
             Self::Settle(_, waiter) => waiter.answer_kept(),
-            Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) => waiter.answer_kept(),
+            Self::Held(_, waiter) => waiter.answer_kept(),
+            Self::Reply(.., waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) => waiter.answer_kept(),
             Self::Sweep { waiter, .. } => waiter.answer_kept(),
             Self::Import { waiter, .. } => waiter.answer_kept(),
             Self::Lease { .. }
@@ -119,7 +133,8 @@ impl WriterCommand {
         match self {
             Self::Enqueue { waiter, .. } => waiter.answer(Err(error)),
             Self::Settle(_, waiter) => waiter.answer(Err(error)),
-            Self::Reply(_, _, waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) | Self::Ping(waiter) => {
+            Self::Held(_, waiter) => waiter.answer(Err(error)),
+            Self::Reply(.., waiter) | Self::Annotate(_, waiter) | Self::Pause(_, _, waiter) | Self::Ping(waiter) => {
                 waiter.answer(Err(error))
             }
             Self::Sweep { waiter, .. } => waiter.answer(Err(error)),

@@ -11,9 +11,11 @@ use super::lock::StoreLock;
 use super::store::Store;
 use super::{files, key_table};
 use crate::event::{ContentKey, EventId};
-use crate::queue::copy::rows::{AttemptRow, CopyPage, DeliveryRow, EventRow, RetiredKey, StoreHead, TargetRow};
+use crate::queue::copy::rows::{
+    AttemptRow, CopyPage, DeliveryRow, EventRow, ReplyRow, RetiredKey, StoreHead, TargetRow,
+};
 use crate::queue::copy::{CopyError, PAGE_BYTES, PAGE_EVENTS};
-use crate::queue::{Audit, DeliveryState, EncryptionKeys, Error};
+use crate::queue::{Audit, DeliveryState, EncryptionKeys, Error, ReplyState};
 
 /// A copy while it is made: a relay does not take it for a store.
 const COPY: &str = "wxrelay.db.copy";
@@ -27,12 +29,16 @@ const DELIVERIES: &str = "SELECT event, target, state, attempts, failures, due, 
     WHERE event = ?1 ORDER BY target";
 const ATTEMPTS: &str = "SELECT event, target, number, at, duration_us, status, error, answer FROM attempt \
     WHERE event = ?1 ORDER BY target, number";
+const REPLIES: &str = "SELECT event, no, target, state, attempt, at, taken, expires_at, picked_by, account, user, checksum, \
+    content FROM held_reply WHERE event = ?1 ORDER BY no";
 /// What a relay still works on, or an operator may bring back, and what a push may be a repetition of.
 const OPEN: &str = "SELECT event FROM delivery INDEXED BY delivery_pending WHERE state = 0 \
     UNION SELECT event FROM delivery INDEXED BY delivery_dead WHERE state = 2 \
+    UNION SELECT event FROM held_reply WHERE expires_at IS NOT NULL \
     UNION SELECT id FROM event WHERE id >= ?1 ORDER BY 1";
 const REST: &str = "SELECT id FROM event e WHERE id > ?1 AND id < ?2 \
-    AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.event = e.id AND d.state IN (0, 2)) ORDER BY id";
+    AND NOT EXISTS (SELECT 1 FROM delivery d WHERE d.event = e.id AND d.state IN (0, 2)) \
+    AND NOT EXISTS (SELECT 1 FROM held_reply h WHERE h.event = e.id AND h.expires_at IS NOT NULL) ORDER BY id";
 const RETIRED: &str = "SELECT r.event, r.content_key FROM retired_key r JOIN known k ON k.content_key = r.content_key \
     AND k.event = r.event ORDER BY r.event";
 
@@ -112,6 +118,9 @@ impl SqliteSource {
                 for row in attempts.query_map([id], read_attempt)? {
                     page.attempts.push(row?);
                 }
+                for row in connection.prepare_cached(REPLIES)?.query_map([id], read_reply)? {
+                    page.replies.push(row?);
+                }
                 if bytes > PAGE_BYTES {
                     break;
                 }
@@ -180,6 +189,24 @@ fn read_attempt(row: &Row<'_>) -> rusqlite::Result<AttemptRow> {
         status: row.get(5)?,
         error: row.get(6)?,
         answer: row.get_ref(7)?.as_bytes_or_null()?.map(<[u8]>::to_vec),
+    })
+}
+
+fn read_reply(row: &Row<'_>) -> rusqlite::Result<ReplyRow> {
+    Ok(ReplyRow {
+        event: row.get(0)?,
+        no: row.get(1)?,
+        target: row.get(2)?,
+        state: row.get(3)?,
+        attempt: row.get(4)?,
+        at: row.get(5)?,
+        taken: row.get(6)?,
+        expires_at: row.get(7)?,
+        picked_by: row.get(8)?,
+        account: row.get(9)?,
+        user: row.get(10)?,
+        checksum: row.get(11)?,
+        content: row.get_ref(12)?.as_bytes_or_null()?.map(<[u8]>::to_vec),
     })
 }
 
@@ -302,6 +329,34 @@ fn add_page(store: &mut Store, page: &CopyPage) -> rusqlite::Result<()> {
     for attempt in &page.attempts {
         let AttemptRow { event, target, number, at, duration_us, status, error, answer } = attempt;
         insert.execute(params![event, target, number, at, duration_us, status, error, answer])?;
+    }
+    drop(insert);
+    page.replies.iter().try_for_each(|reply| add_reply(store, reply))
+}
+
+fn add_reply(store: &mut Store, row: &ReplyRow) -> rusqlite::Result<()> {
+    let mut insert = store.connection.prepare_cached(
+        "INSERT INTO held_reply (event, no, target, state, attempt, at, taken, expires_at, picked_by, account, user, \
+                                 checksum, content) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+    )?;
+    insert.execute(params![
+        row.event,
+        row.no,
+        row.target,
+        row.state,
+        row.attempt,
+        row.at,
+        row.taken,
+        row.expires_at,
+        row.picked_by,
+        row.account,
+        row.user,
+        row.checksum,
+        row.content,
+    ])?;
+    drop(insert);
+    if let Some(state) = ReplyState::of(row.state) {
+        store.count_given(state, 1);
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use super::checksum;
 use super::inspect::SqliteReader;
 use super::statements::read_event;
 use crate::event::{Event, EventId};
+use crate::queue::checksum as checksums;
 use crate::queue::encryption::{DecryptError, SealContext};
 use crate::queue::key_ring::KeyRing;
 use crate::queue::read_back::{Flaw, OpenDelivery, StoredEvent, StoredPage, flaws_of_columns};
@@ -121,6 +122,11 @@ fn read(snapshot: &Transaction<'_>, id: EventId, row: &Row<'_>, keys: &KeyRing) 
         {
             flaws.push(Flaw::Encrypted(unopened));
         }
+        if event.is_some()
+            && let Some(flaw) = held_replies(snapshot, id, row, keys)?
+        {
+            flaws.push(flaw);
+        }
         if event.is_some() && !is_known(snapshot, id, row)? {
             flaws.push(Flaw::Unknown);
         }
@@ -175,6 +181,30 @@ fn rest(
         let (target, number, answer): (_, _, Vec<u8>) = (row.get(0)?, row.get(1)?, row.get(2)?);
         if let Err(unopened) = keys.open(key, SealContext::Answer(id, target, number), &answer) {
             return Ok(Some(unopened));
+        }
+    }
+    Ok(None)
+}
+
+/// What is wrong with a held reply.
+fn held_replies(
+    snapshot: &Transaction<'_>,
+    id: EventId,
+    row: &Row<'_>,
+    keys: &KeyRing,
+) -> rusqlite::Result<Option<Flaw>> {
+    let key: Option<i64> = row.get("key")?;
+    let mut find = snapshot
+        .prepare_cached("SELECT coalesce(at, 0), checksum, content FROM held_reply WHERE event = ?1 AND state = 2")?;
+    let mut rows = find.query([id])?;
+    while let Some(row) = rows.next()? {
+        let (at, sum): (i64, Option<i64>) = (row.get(0)?, row.get(1)?);
+        let stored = row.get_ref(2)?.as_bytes_or_null()?.unwrap_or_default();
+        if sum != Some(checksums::of_held(id, at, stored)) {
+            return Ok(Some(Flaw::HeldReply));
+        }
+        if let Some(Err(unopened)) = key.map(|key| keys.open_text(key, SealContext::Held(id, at), stored)) {
+            return Ok(Some(Flaw::Encrypted(unopened)));
         }
     }
     Ok(None)

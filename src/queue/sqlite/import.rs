@@ -5,19 +5,23 @@ use std::sync::Arc;
 
 use rusqlite::params;
 
+use super::key_table;
 use super::store::Store;
 use crate::clock::UnixMillis;
 use crate::event::{Event, EventId};
+use crate::queue::checksum;
+use crate::queue::encryption::SealContext;
 use crate::queue::key_ring::SealedColumns;
 use crate::queue::persons::user_number;
 use crate::queue::stored::HELD;
-use crate::queue::{AttemptRecord, DeliveryState, Disposition, NewEvent, Settlement};
+use crate::queue::{AttemptRecord, DeliveryState, Disposition, NewEvent, ReplyState, Settlement};
 
 /// An event that was read back, with its deliveries.
 #[derive(Debug)]
 pub(in crate::queue) struct SalvagedEvent {
     pub(super) new: NewEvent,
     pub(super) deliveries: Vec<SalvagedDelivery>,
+    pub(super) replies: Vec<SalvagedReply>,
 }
 
 /// A delivery that was read back, with its attempts.
@@ -31,6 +35,21 @@ pub(super) struct SalvagedDelivery {
     pub(super) failures: u32,
     pub(super) ended_at: Option<UnixMillis>,
     pub(super) history: Vec<AttemptRecord>,
+}
+
+/// What became of a reply, as it was read back; the columns of `held_reply`, the content in the clear.
+#[derive(Debug)]
+pub(super) struct SalvagedReply {
+    pub(super) target: Arc<str>,
+    pub(super) state: ReplyState,
+    pub(super) attempt: Option<i64>,
+    pub(super) at: Option<i64>,
+    pub(super) taken: i64,
+    pub(super) expires_at: Option<i64>,
+    pub(super) picked_by: Option<i64>,
+    pub(super) account: String,
+    pub(super) user: String,
+    pub(super) content: Option<Vec<u8>>,
 }
 
 /// What a step of an import did.
@@ -91,6 +110,9 @@ impl Store {
             for delivery in &event.deliveries {
                 self.import_delivery(&event.new.event, delivery, &in_order, now, &mut step)?;
             }
+            for (no, reply) in (1..).zip(&event.replies) {
+                self.import_reply(id, no, reply)?;
+            }
             step.stored += 1;
         }
         Ok(step)
@@ -134,9 +156,42 @@ impl Store {
                 target: Arc::clone(target),
                 disposition: Disposition::End(*state),
                 attempt: Some(attempt.clone()),
+                reply: None,
             };
             self.insert_attempt(&settlement, number)?;
         }
+        Ok(())
+    }
+
+    fn import_reply(&mut self, event: EventId, no: i64, reply: &SalvagedReply) -> rusqlite::Result<()> {
+        let target = self.number(&reply.target)?;
+        let at = reply.at.unwrap_or(0);
+        let stored = reply.content.as_deref().map(|content| {
+            let context = SealContext::Held(event, at);
+            key_table::seal_like_event(&self.keys, &self.connection, event, context, content)
+        });
+        let stored = stored.transpose()?;
+        let mut insert = self.connection.prepare_cached(
+            "INSERT INTO held_reply (event, no, target, state, attempt, at, taken, expires_at, picked_by, account, user, \
+                                     checksum, content) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+        )?;
+        insert.execute(params![
+            event,
+            no,
+            target,
+            reply.state,
+            reply.attempt,
+            reply.at,
+            reply.taken,
+            reply.expires_at,
+            reply.picked_by,
+            reply.account,
+            reply.user,
+            stored.as_ref().map(|stored| checksum::of_held(event, at, stored)),
+            stored,
+        ])?;
+        drop(insert);
+        self.count_given(reply.state, 1);
         Ok(())
     }
 }

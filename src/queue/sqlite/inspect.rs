@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, Transaction, params};
 
 use super::damage::quarantine::list_damaged;
+use super::held::REPLIES;
 use super::key_table;
 use super::selection::IS_ABOUT;
-use super::{files, schema};
+use super::{files, ledger, schema};
 use crate::event::EventId;
 use crate::queue::columns::ColumnReader;
 use crate::queue::encryption::{EncryptionKeys, SealContext};
@@ -18,7 +19,7 @@ use crate::queue::key_ring::{EncryptionStatus, KeyRing};
 use crate::queue::persons::sender;
 use crate::queue::view::{
     AttemptDetail, Audit, Counts, DeadLetter, DeliveryDetail, DeliverySummary, EventDetail, EventFilter, EventSummary,
-    Stats, TargetCounts, TargetStats,
+    ReplyCounts, Stats, TargetCounts, TargetStats,
 };
 use crate::queue::{DeliveryState, Error};
 use crate::wechat::Mode;
@@ -87,7 +88,7 @@ impl SqliteReader {
     /// search.
     pub(super) fn stats_since(&self, oldest: &mut OldestPending) -> Result<Stats, Error> {
         let snapshot = self.connection.unchecked_transaction()?;
-        let Tally { events, accepted, targets: counts } = tally(&snapshot)?;
+        let Tally { events, accepted, targets: counts, .. } = tally(&snapshot)?;
         let targets = target_names(&snapshot)?.into_iter().map(|(number, target)| {
             let counts = counts.get(&number).copied().unwrap_or_default();
             let oldest = oldest.find(&snapshot, number, counts.pending)?;
@@ -96,7 +97,8 @@ impl SqliteReader {
         let targets: Vec<TargetStats> = targets.collect::<rusqlite::Result<_>>()?;
         let unaccounted = targets.iter().map(|target| target.counts.total()).sum::<u64>().abs_diff(accepted);
         let damaged = list_damaged(&self.folder)?.into_iter().map(|store| store.name).collect();
-        Ok(Stats { events, unaccounted, bytes: files::size(&self.folder), targets, damaged })
+        let bytes = files::size(&self.folder);
+        Ok(Stats { events, unaccounted, bytes, targets, held_replies: ledger::held_by_account(&snapshot)?, damaged })
     }
 
     /// Counts the whole ledger again. Reads every row, but no bodies.
@@ -135,9 +137,11 @@ impl SqliteReader {
             |row| count(row, 0),
         )?;
         let tally = tally(&snapshot)?;
+        let replies = ledger::count_replies(&snapshot, &mut unaccounted)?;
         let drift = events.abs_diff(tally.events)
             + deliveries.abs_diff(tally.accepted)
             + drift(&found, &tally.targets)
+            + replies.drift(tally.replies)
             + events.abs_diff(known);
         let mut counts = Counts::default();
         for part in found.values() {
@@ -149,7 +153,8 @@ impl SqliteReader {
         let targets = targets.collect();
         // What is left are deliveries to a target that has no name.
         unaccounted += found.values().map(Counts::total).sum::<u64>();
-        Ok(Audit { events, deliveries, counts, unaccounted, drift, targets })
+        let replies = ReplyCounts { given: tally.replies.given, ..replies };
+        Ok(Audit { events, deliveries, counts, unaccounted, drift, targets, replies })
     }
 
     /// The newest events that the filter lets through.
@@ -237,6 +242,8 @@ impl SqliteReader {
                     sealed: reader.error_text(),
                     traceparent: row.get(11)?,
                     deliveries,
+                    replies: ledger::replies(&snapshot, id)?,
+                    picked_up: ledger::picked_up(&snapshot, id)?,
                 })
             },
         );
@@ -378,6 +385,7 @@ struct Tally {
     /// Deliveries that came with them.
     accepted: u64,
     targets: BTreeMap<i64, Counts>,
+    replies: ReplyCounts,
 }
 
 fn tally(snapshot: &Transaction<'_>) -> rusqlite::Result<Tally> {
@@ -385,6 +393,10 @@ fn tally(snapshot: &Transaction<'_>) -> rusqlite::Result<Tally> {
     let mut find = snapshot.prepare("SELECT target, state, max(count, 0) FROM tally")?;
     let mut rows = find.query([])?;
     while let Some(row) = rows.next()? {
+        if row.get::<_, i64>(0)? == REPLIES {
+            *tally.replies.of(row.get(1)?) = count(row, 2)?;
+            continue;
+        }
         match (row.get(0)?, row.get(1)?) {
             (0, DeliveryState::Pending) => tally.events = count(row, 2)?,
             (0, _) => tally.accepted = count(row, 2)?,
@@ -406,7 +418,7 @@ fn drift(found: &BTreeMap<i64, Counts>, tallied: &BTreeMap<i64, Counts>) -> u64 
     targets.into_iter().map(apart).sum()
 }
 
-fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn count(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     row.get::<_, i64>(column).map(|number| u64::try_from(number).unwrap_or(0))
 }
 

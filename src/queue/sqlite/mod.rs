@@ -19,9 +19,11 @@ mod due;
 mod engine_tests;
 mod file_watch;
 mod files;
+mod held;
 pub(super) mod import;
 mod inspect;
 mod key_table;
+mod ledger;
 mod lock;
 mod log_format;
 mod log_watch;
@@ -85,8 +87,8 @@ use super::lease_table::LeaseTable;
 use super::memory::{MemoryBudget, MemoryUsage};
 use super::view::Stats;
 use super::{
-    AttemptNote, DeliveryOrder, EncryptionKeys, Enqueued, Error, Inbox, Leases, NewEvent, Obstacle, Settings,
-    Settlement, Sweep, SweepProgress,
+    AttemptNote, DeliveryOrder, EncryptionKeys, Enqueued, Error, GivenReply, Inbox, Leases, NewEvent, Obstacle,
+    ReplyState, Settings, Settlement, Sweep, SweepProgress,
 };
 use crate::clock::{ClockEvidence, UnixMillis};
 use crate::event::EventId;
@@ -269,12 +271,17 @@ impl Sqlite {
         self.execute(WriterCommand::Ping).await
     }
 
-    pub(super) async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
-        self.execute(|waiter| WriterCommand::Settle(settlement, waiter)).await.map(|_released| ())
+    pub(super) async fn settle(&self, settlement: Settlement) -> Result<Option<ReplyState>, Error> {
+        self.execute(|waiter| WriterCommand::Settle(settlement, waiter)).await.map(|settled| settled.reply)
     }
 
-    pub(super) async fn record_reply(&self, event: EventId, reply: String) -> Result<(), Error> {
-        self.execute(|waiter| WriterCommand::Reply(event, reply, waiter)).await
+    pub(super) async fn record_reply(
+        &self,
+        event: EventId,
+        reply: String,
+        given: Option<GivenReply>,
+    ) -> Result<(), Error> {
+        self.execute(|waiter| WriterCommand::Reply(event, reply, given.map(Box::new), waiter)).await
     }
 
     pub(super) async fn annotate(&self, note: AttemptNote) -> Result<(), Error> {

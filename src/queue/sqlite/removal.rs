@@ -51,6 +51,7 @@ impl Store {
             self.count(target, state, -1);
         }
         self.connection.prepare_cached("DELETE FROM attempt WHERE event = ?1")?.execute([event])?;
+        self.remove_replies(event)?;
         self.count_events(-1, -accepted);
         Ok(true)
     }

@@ -1,6 +1,7 @@
 //! Deleting finished events, and returning their space.
 //!
-//! An event is finished when none of its deliveries is pending or dead: a dead letter waits for an operator. It is
+//! An event is finished when none of its deliveries is pending or dead, as a dead letter waits for an operator, and no
+//! reply to it is held. It is
 //! deleted when it is older than `retention`, or earlier, the oldest first, when the store nears `max_size` or the disk
 //! is full; never within `dedup_window`, in which WeChat may push it again. What is not finished is never deleted here.
 //! Content keys outlive their events (`dedup_index.rs`): those whose replay window is over are deleted in the same pass.
@@ -186,6 +187,7 @@ fn millis(span: Duration) -> i64 {
 fn list_events(store: &Store, after: EventId, before: EventId, most: usize) -> rusqlite::Result<Vec<(EventId, bool)>> {
     let mut find = store.connection.prepare_cached(
         "SELECT id, NOT EXISTS (SELECT 1 FROM delivery WHERE event = id AND state IN (0, 2)) \
+                    AND NOT EXISTS (SELECT 1 FROM held_reply WHERE event = id AND state = 2) \
            FROM event WHERE id > ?1 AND id < ?2 ORDER BY id LIMIT ?3",
     )?;
     find.query_map(params![after, before, most.cast_signed() as i64], |row| Ok((row.get(0)?, row.get(1)?)))?.collect()

@@ -17,11 +17,12 @@ pub(super) const VERSION: i64 = 1 + MIGRATIONS.len().cast_signed() as i64;
 const SCHEMA: &str = include_str!("schema.sql");
 
 /// The script from each version to the next, starting with version 1.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("migrations/2.sql"),
     include_str!("migrations/3.sql"),
     include_str!("migrations/4.sql"),
     include_str!("migrations/5.sql"),
+    include_str!("migrations/6.sql"),
 ];
 
 /// The version in the file, 0 if it is empty; refuses another program's database, or a newer version.

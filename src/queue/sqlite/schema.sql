@@ -1,4 +1,4 @@
--- The stored form of the embedded engine, version 5 (`PRAGMA user_version`). `migrations/` leads from older ones to it.
+-- The stored form of the embedded engine, version 6 (`PRAGMA user_version`). `migrations/` leads from older ones to it.
 --
 -- event.id        43 bits of milliseconds, 20 bits of sequence; evt_ and 16 hex digits for people.
 -- event.mode      the account's mode: 0 plaintext, 1 compatible, 2 secure.
@@ -21,16 +21,22 @@
 -- delivery.user   for targets that keep order: the user's number, 8 bytes of a hash; NULL for the others. While one
 --                 delivery of a user is pending, later ones are held: their due time is the end of time until the
 --                 previous one has ended.
+-- held_reply      what became of the replies of accounts with `held_replies`, `no` counting those to an event.
+--                 `state`: 0 one may still come, 1 sent, 2 held, 3 picked up, 4 superseded, 5 dropped, 6 expired, 7 none
+--                 came. `attempt`, `at`: which attempt gave it. `taken`: how many bytes of its text the user has.
+--                 `expires_at`: while it may be asked for. `picked_by`: the last message that got it. `user`: the OpenID.
+--                 `content`: all of it while it is held, encrypted like its event; `checksum` is of it.
 -- target.paused   1 while an operator has paused it.
 -- tally           the running tally: deliveries per target and state, kept in the transactions that change them;
---                 target 0 counts the events at state 0 and the accepted deliveries at state 1. Makes statistics
---                 cheap, and the audit has two sources.
+--                 target 0 counts the events at state 0 and the accepted deliveries at state 1, target -1 the
+--                 given replies at state 0 and at each state of theirs. Makes statistics cheap, and the audit has two
+--                 sources.
 --
 -- Times are milliseconds since 1970 UTC, durations microseconds. Texts and bodies stand last in their row, so that a
 -- scan over the columns before them does not read them. There are no foreign keys: an event goes with all its rows in
 -- one transaction (removal.rs), and a check per row would slow every push.
 --
--- The views `events`, `deliveries` and `attempts` are for operators with the sqlite3 shell: read them, never write.
+-- The views `events`, `deliveries`, `attempts` and `replies` are for operators with the sqlite3 shell: read them, never write.
 
 CREATE TABLE event (
   id          INTEGER PRIMARY KEY,
@@ -109,6 +115,27 @@ CREATE TABLE attempt (
   PRIMARY KEY (event, target, number)
 ) WITHOUT ROWID;
 
+CREATE TABLE held_reply (
+  event      INTEGER NOT NULL,
+  no         INTEGER NOT NULL,
+  target     INTEGER NOT NULL,
+  state      INTEGER NOT NULL,
+  attempt    INTEGER,
+  at         INTEGER,
+  taken      INTEGER NOT NULL DEFAULT 0,
+  expires_at INTEGER,
+  picked_by  INTEGER,
+  account    TEXT    NOT NULL,
+  user       TEXT    NOT NULL,
+  checksum   INTEGER,
+  content    BLOB,
+  PRIMARY KEY (event, no)
+) WITHOUT ROWID;
+
+CREATE INDEX held_reply_user ON held_reply (account, user) WHERE expires_at IS NOT NULL;
+CREATE INDEX held_reply_picked ON held_reply (picked_by) WHERE picked_by IS NOT NULL;
+CREATE INDEX held_reply_expiry ON held_reply (expires_at) WHERE expires_at IS NOT NULL;
+
 CREATE TABLE tally (
   target INTEGER NOT NULL,
   state  INTEGER NOT NULL,
@@ -142,3 +169,15 @@ SELECT printf('evt_%016x', a.event) AS event, t.name AS target, a.number,
        a.duration_us / 1000.0 AS duration_ms, a.status, a.error,
        CASE WHEN e.key IS NULL OR a.answer IS NULL THEN CAST(a.answer AS TEXT) ELSE 'sealed' END AS answer
   FROM attempt a LEFT JOIN target t ON t.no = a.target LEFT JOIN event e ON e.id = a.event;
+
+CREATE VIEW replies AS
+SELECT printf('evt_%016x', r.event) AS event, r.no, t.name AS target, r.attempt,
+       CASE r.state WHEN 0 THEN 'awaited' WHEN 1 THEN 'sent' WHEN 2 THEN 'held' WHEN 3 THEN 'picked_up'
+                    WHEN 4 THEN 'superseded' WHEN 5 THEN 'dropped' WHEN 6 THEN 'expired' WHEN 7 THEN 'none' END AS state,
+       strftime('%Y-%m-%dT%H:%M:%S', r.at / 1000, 'unixepoch') || printf('.%03dZ', r.at % 1000) AS at,
+       strftime('%Y-%m-%dT%H:%M:%S', r.expires_at / 1000, 'unixepoch') || printf('.%03dZ', r.expires_at % 1000)
+         AS expires_at,
+       CASE WHEN r.picked_by IS NOT NULL THEN printf('evt_%016x', r.picked_by) END AS picked_by,
+       r.taken, r.account, r.user,
+       CASE WHEN e.key IS NULL OR r.content IS NULL THEN CAST(r.content AS TEXT) ELSE 'sealed' END AS content
+  FROM held_reply r LEFT JOIN target t ON t.no = r.target LEFT JOIN event e ON e.id = r.event;

@@ -9,6 +9,7 @@ use rusqlite::types::{Null, ToSql, ValueRef};
 use rusqlite::{OptionalExtension, Row, ffi, params};
 
 use super::checksum::is_intact;
+use super::command::Settled;
 use super::key_table;
 use super::store::Store;
 use crate::clock::UnixMillis;
@@ -18,7 +19,9 @@ use crate::queue::encryption::SealContext;
 use crate::queue::key_ring::{KeyRing, OpenedPayload, SealedColumns};
 use crate::queue::persons::{self, user_number};
 use crate::queue::stored::{HELD, StoredRow, key_of};
-use crate::queue::{AttemptNote, DeliveryState, Disposition, Enqueued, Flaw, Known, NewEvent, Settlement};
+use crate::queue::{
+    AttemptNote, DeliveryState, Disposition, Enqueued, Flaw, Known, NewEvent, SettledReply, Settlement,
+};
 use crate::wechat::{Credentials, Query};
 
 /// A pending delivery, and when it is due.
@@ -188,9 +191,24 @@ impl Store {
         opened.inspect_err(|error| tracing::error!(%event, %error, "stored reply unreadable")).ok()
     }
 
-    /// Records the outcome of an attempt; a delivery that has ended already does not change. Returns whether a delivery
-    /// that was held behind this one is due now.
-    pub(super) fn settle(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<bool> {
+    /// Records the outcome of an attempt; a delivery that has ended already does not change.
+    pub(super) fn settle(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<Settled> {
+        let released = self.settle_delivery(settlement, now)?;
+        let reply = match &settlement.reply {
+            None => None,
+            Some(SettledReply::Given(given)) => self.give(given, now)?,
+            Some(SettledReply::None) => {
+                if let Some(target) = self.known_number(&settlement.target)? {
+                    self.end_wait(settlement.event, target)?;
+                }
+                None
+            }
+        };
+        Ok(Settled { released, reply })
+    }
+
+    /// Returns whether a delivery that was held behind this one is due now.
+    fn settle_delivery(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<bool> {
         let Some(target) = self.known_number(&settlement.target)? else { return Ok(false) };
         let (state, due, ended_at) = match settlement.disposition {
             Disposition::Retry(due) | Disposition::Postpone(due) => (DeliveryState::Pending, Some(due), None),

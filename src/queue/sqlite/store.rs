@@ -60,6 +60,7 @@ const CHECKPOINT_PAGES: i32 = 1000;
 /// | here | opening and closing: `open`, `with_keys`, `close`; the log: `checkpoint`, `write_log_back`, `is_checkpoint_due`, `keep_log_below`, `touch`, `log_bytes`, `held_bytes`; `check_files`; `transact`, and the tally within it: `count`, `count_events`; target numbers: `number`, `known_number`; measures: `last_id`, `used_bytes`, `pragma` |
 /// | `statements.rs` | events and deliveries: `enqueue`, `find_duplicate`, `settle`, `record_reply`, `annotate`, `pause`; order: `first_pending`, `release_next`, `set_due`; reading for leases: `list_due`, `load_event` |
 /// | `sweep.rs` | an operator's step over many deliveries: `sweep` |
+/// | `held.rs` | replies of accounts that keep them: `give`, `take`, `await_late`, `supersede`, `end_wait`, `expire_held` |
 /// | `removal.rs` | deleting an event: `remove`, `with_erased_pages`; shrinking the files: `empty_log`, `shrink`, `limit_step` |
 pub(super) struct Store {
     pub(super) connection: Connection,
@@ -87,7 +88,7 @@ pub(super) struct Store {
     /// The numbers of the target names met so far.
     numbers: HashMap<Arc<str>, i64>,
     /// What the open transaction changes in the running ledger.
-    changes: HashMap<(i64, DeliveryState), i64>,
+    pub(super) changes: HashMap<(i64, i64), i64>,
 }
 
 impl Store {
@@ -125,6 +126,9 @@ impl Store {
             ("event FROM attempt", "event"),
             ("event FROM known", "content_key"),
             ("event FROM retired_key", "event"),
+            ("event FROM held_reply", "event"),
+            ("event FROM held_reply INDEXED BY held_reply_user WHERE expires_at IS NOT NULL", "account"),
+            ("event FROM held_reply INDEXED BY held_reply_expiry WHERE expires_at IS NOT NULL", "expires_at"),
         ] {
             for direction in ["ASC", "DESC"] {
                 let find = format!("SELECT {rows} ORDER BY {order} {direction} LIMIT 1");
@@ -336,7 +340,7 @@ impl Store {
 
     /// Notes that a delivery entered a state, or (with -1) left it.
     pub(super) fn count(&mut self, target: i64, state: DeliveryState, change: i64) {
-        *self.changes.entry((target, state)).or_default() += change;
+        *self.changes.entry((target, state as i64)).or_default() += change;
     }
 
     /// Notes that this many events with this many deliveries in all were stored or, if negative, deleted.

@@ -5,8 +5,8 @@ use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRe
 
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::DeliveryState;
 use crate::queue::stored::{mode_number, mode_of};
+use crate::queue::{DeliveryState, ReplyState};
 use crate::wechat::Mode;
 
 impl ToSql for EventId {
@@ -43,6 +43,19 @@ impl FromSql for DeliveryState {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         let number = value.as_i64()?;
         Self::ALL.into_iter().find(|state| *state as i64 == number).ok_or(FromSqlError::OutOfRange(number))
+    }
+}
+
+impl ToSql for ReplyState {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok((*self as i64).into())
+    }
+}
+
+impl FromSql for ReplyState {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let number = value.as_i64()?;
+        Self::of(number).ok_or(FromSqlError::OutOfRange(number))
     }
 }
 

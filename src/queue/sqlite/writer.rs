@@ -105,6 +105,9 @@ impl Writer {
                     WriterCommand::Unanswered { since, waiter } => {
                         waiter.answer(self.store.list_unanswered(since).map_err(Error::from))
                     }
+                    WriterCommand::Held(command, waiter) => {
+                        waiter.answer(self.store.find_held(&command).map_err(Error::from));
+                    }
                     WriterCommand::LeaseAwaited { event, awaited, waiter } => {
                         waiter.answer(self.lease_awaited(&event, awaited).map_err(Error::from));
                     }
@@ -240,7 +243,7 @@ impl Writer {
                 self.leases.end(&settlement.target, settlement.event);
                 // Also if the target no longer keeps order: deliveries that were held until then are still released one
                 // by one.
-                let released = matches!(waiter.kept(), Some(Ok(true)));
+                let released = waiter.kept_ok().is_some_and(|settled| settled.released);
                 if released || matches!(settlement.disposition, Disposition::Retry(_) | Disposition::Postpone(_)) {
                     self.inboxes.wake(&settlement.target);
                 }
@@ -261,6 +264,7 @@ impl Writer {
                 }
             }
             WriterCommand::Reply(..)
+            | WriterCommand::Held(..)
             | WriterCommand::Annotate(..)
             | WriterCommand::Pause(..)
             | WriterCommand::Lease { .. }
@@ -407,7 +411,14 @@ fn apply(
             waiter.keep(Ok(store.enqueue(new, sealed.as_ref(), |target| inboxes.in_order(target), held)?));
         }
         WriterCommand::Settle(settlement, waiter) => waiter.keep(Ok(store.settle(settlement, UnixMillis::now())?)),
-        WriterCommand::Reply(event, reply, waiter) => waiter.keep(Ok(store.record_reply(*event, reply)?)),
+        WriterCommand::Reply(event, reply, given, waiter) => {
+            store.record_reply(*event, reply)?;
+            if let Some(given) = given {
+                store.give(given, UnixMillis::now())?;
+            }
+            waiter.keep(Ok(()));
+        }
+        WriterCommand::Held(command, waiter) => waiter.keep(Ok(store.change_held(command)?)),
         WriterCommand::Annotate(note, waiter) => waiter.keep(Ok(store.annotate(note)?)),
         WriterCommand::Pause(target, paused, waiter) => waiter.keep(Ok(store.pause(target, *paused)?)),
         WriterCommand::Sweep { events, sweep, now, waiter } => {

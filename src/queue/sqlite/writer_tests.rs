@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use super::super::capacity::ObstacleWatch;
 use super::super::channel::channel;
-use super::super::command::Waiter;
+use super::super::command::{Settled, Waiter};
 use super::super::reserve_file::ReserveFile;
 use super::*;
 use crate::event::{ContentKey, Event, EventId};
@@ -65,9 +65,9 @@ fn enqueue(id: u64, body: Vec<u8>) -> (WriterCommand, AnswerReceiver<Enqueued>) 
     (WriterCommand::Enqueue { new, sealed: None, held: Vec::new(), waiter }, answer)
 }
 
-fn settle(id: u64) -> (WriterCommand, AnswerReceiver<bool>) {
+fn settle(id: u64) -> (WriterCommand, AnswerReceiver<Settled>) {
     let disposition = Disposition::End(DeliveryState::Delivered);
-    let settlement = Settlement { event: EventId(id), target: "crm".into(), disposition, attempt: None };
+    let settlement = Settlement { event: EventId(id), target: "crm".into(), disposition, attempt: None, reply: None };
     let (waiter, answer) = Waiter::new();
     (WriterCommand::Settle(settlement, waiter), answer)
 }
@@ -162,7 +162,7 @@ async fn a_full_disk_refuses_pushes_lets_settlements_through_and_heals() {
     let (settle, settle_answer) = settle(1);
     writer.commit(vec![push, settle]);
     assert!(matches!(push_answer.await.unwrap(), Err(Error::Full)));
-    assert!(matches!(settle_answer.await.unwrap(), Ok(false)));
+    assert!(matches!(settle_answer.await.unwrap(), Ok(Settled { released: false, reply: None })));
     limit(&writer, 1_000_000);
     let (push, push_answer) = enqueue(2, vec![1; 10]);
     writer.commit(vec![push]);

@@ -18,9 +18,9 @@ use crate::queue::checksum::{self, Checksum};
 use crate::queue::encryption::{DecryptError, EncryptionKeys, Fingerprint, SealContext};
 use crate::queue::key_ring::KeyRing;
 use crate::queue::sqlite::checksum::add;
-use crate::queue::sqlite::import::{SalvagedDelivery, SalvagedEvent};
+use crate::queue::sqlite::import::{SalvagedDelivery, SalvagedEvent, SalvagedReply};
 use crate::queue::stored::key_of;
-use crate::queue::{AttemptRecord, DeliveryState, Error, NewEvent};
+use crate::queue::{AttemptRecord, DeliveryState, Error, NewEvent, ReplyState};
 use crate::wechat::{Message, Mode};
 
 /// The columns of an event, by their place in its row.
@@ -144,7 +144,8 @@ impl EventReader {
         }
         let targets = deliveries.iter().map(|delivery| Arc::clone(&delivery.target)).collect();
         let new = NewEvent { key: key_of(&event), event: Arc::new(event), targets, reply, awaited: Vec::new() };
-        Ok(Ok((SalvagedEvent { new, deliveries }, missing)))
+        let replies = self.replies(id, &key)?;
+        Ok(Ok((SalvagedEvent { new, deliveries, replies }, missing)))
     }
 
     fn columns(&self, id: EventId) -> rusqlite::Result<Option<EventColumns>> {
@@ -265,6 +266,42 @@ impl EventReader {
             })
         })?;
         // A damaged record is left out: it is history, and no delivery depends on it.
+        Ok(rows.filter_map(Result::ok).collect())
+    }
+
+    /// What became of the replies to an event. A held one that is damaged or cannot be decrypted counts as expired.
+    fn replies(&self, id: EventId, key: &Value) -> rusqlite::Result<Vec<SalvagedReply>> {
+        let mut find = self.stage.connection.prepare_cached(
+            "SELECT target, state, attempt, at, taken, expires_at, picked_by, account, user, checksum, content FROM reply \
+              WHERE event = ?1 ORDER BY no",
+        )?;
+        let rows = find.query_map([id], |row| {
+            let (number, at): (i64, Option<i64>) = (row.get(0)?, row.get(3)?);
+            let stored: Option<Vec<u8>> = row.get(10)?;
+            let sum: Option<i64> = row.get(9)?;
+            let intact = stored.filter(|stored| sum == Some(checksum::of_held(id, at.unwrap_or(0), stored)));
+            let content = intact.and_then(|stored| match key {
+                Value::Integer(key) => self.keys.open(*key, SealContext::Held(id, at.unwrap_or(0)), &stored).ok(),
+                _ => Some(stored),
+            });
+            let mut reply = SalvagedReply {
+                target: self.targets.get(&number).cloned().unwrap_or_else(|| format!("salvaged-{number}").into()),
+                state: row.get(1)?,
+                attempt: row.get(2)?,
+                at,
+                taken: row.get(4)?,
+                expires_at: row.get(5)?,
+                picked_by: row.get(6)?,
+                account: row.get(7)?,
+                user: row.get(8)?,
+                content,
+            };
+            if reply.state == ReplyState::Held && reply.content.is_none() {
+                (reply.state, reply.expires_at) = (ReplyState::Expired, None);
+            }
+            Ok(reply)
+        })?;
+        // A damaged row is left out: no delivery depends on it.
         Ok(rows.filter_map(Result::ok).collect())
     }
 

@@ -22,6 +22,9 @@ CREATE TABLE delivery (event INTEGER, target INTEGER, state INTEGER, attempts IN
 CREATE TABLE open (event INTEGER, target INTEGER, state INTEGER, PRIMARY KEY (event, target)) WITHOUT ROWID;
 CREATE TABLE attempt (event INTEGER, target INTEGER, number INTEGER, at INTEGER, duration_us INTEGER, status INTEGER,
                       error TEXT, answer BLOB, PRIMARY KEY (event, target, number)) WITHOUT ROWID;
+CREATE TABLE reply (event INTEGER, no INTEGER, target INTEGER, state INTEGER, attempt INTEGER, at INTEGER, taken INTEGER,
+                    expires_at INTEGER, picked_by INTEGER, account TEXT, user TEXT, checksum INTEGER, content BLOB,
+                    PRIMARY KEY (event, no)) WITHOUT ROWID;
 CREATE TABLE target (no INTEGER PRIMARY KEY, name TEXT);
 CREATE TABLE key (no INTEGER PRIMARY KEY, fingerprint BLOB);
 BEGIN;";
@@ -141,8 +144,13 @@ impl Stage {
             [Integer(event), Integer(target), rest @ ..] if rest.len() == 6 && is_id(*event) && is_target(*target) => {
                 return self.take_delivery(*event, *target, rest);
             }
-            // Content keys, and the tally: they are made anew.
-            [Blob(_), Integer(_)] | [Integer(_), Integer(_), Integer(_)] => {}
+            [Integer(event), Integer(no), rest @ ..] if rest.len() == 11 && is_id(*event) && is_target(*no) => {
+                return self.take_reply(columns);
+            }
+            // Content keys, users with held replies, and the tally: they are made anew.
+            [Blob(_), Integer(_)]
+            | [Text(_), Text(_), Integer(_), Integer(_)]
+            | [Integer(_), Integer(_), Integer(_)] => {}
             _ => return Ok(false),
         }
         Ok(true)
@@ -165,6 +173,16 @@ impl Stage {
             }
             _ => return Ok(false),
         }
+        Ok(true)
+    }
+
+    /// Notes what became of a reply.
+    fn take_reply(&self, columns: &[Value]) -> Result<bool, Error> {
+        let values: Vec<&dyn ToSql> = columns.iter().map(|value| value as &dyn ToSql).collect();
+        self.note(
+            "INSERT OR IGNORE INTO reply VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
+            &values,
+        )?;
         Ok(true)
     }
 

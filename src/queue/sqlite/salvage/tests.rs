@@ -78,7 +78,7 @@ async fn fill(queue: &Queue) {
         let attempt = AttemptRecord { number: 1, at, duration, status: Some(200), error: None, answer };
         let disposition = Disposition::End(state);
         queue
-            .settle(Settlement { event: id, target: "crm".into(), disposition, attempt: Some(attempt) })
+            .settle(Settlement { event: id, target: "crm".into(), disposition, attempt: Some(attempt), reply: None })
             .await
             .unwrap();
     }
