@@ -149,7 +149,7 @@ async fn filled() -> (Relay, String) {
         keep: std::time::Duration::from_secs(60),
         used,
     };
-    let reply = Some(SettledReply::Given(given(dead, ReplyUse::Late)));
+    let reply = Some(SettledReply::Given(Box::new(given(dead, ReplyUse::Late))));
     relay.state.queue.settle(Settlement { reply, ..settlement }).await.unwrap();
     let begun = given(second, ReplyUse::Sent(Some(1)));
     relay.state.queue.record_reply(second, String::new(), Some(begun)).await.unwrap();

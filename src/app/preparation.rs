@@ -76,6 +76,8 @@ pub(super) fn policies(config: &Config) -> Result<Vec<Policy>, StartError> {
         let accounts = config.accounts.iter().map(|account| (&account.name, &account.credentials));
         let upstream = Upstream::new(settings.target.clone(), accounts, &trust)
             .map_err(|source| StartError::Target { name: settings.target.name.clone(), source })?;
+        let asking = config.accounts.iter().filter(|account| account.routes.asks(&settings.target.name));
+        let upstream = upstream.asked_by(asking.map(|account| account.name.clone()).collect());
         Ok(Policy::new(settings, upstream, config.log.openid).with_replies(replies.clone()))
     };
     config.targets.iter().map(build).collect()

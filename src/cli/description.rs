@@ -49,7 +49,8 @@ pub(super) fn description(detail: &EventDetail, texts: EventTexts) -> String {
         out.push('\n');
         for attempt in attempts {
             let given = |reply: &&ReplyDetail| reply.target == *target && reply.attempt == Some(attempt.number);
-            out += &attempt_line(attempt, detail.replies.iter().find(given));
+            let given = detail.replies.iter().find(given);
+            out += &attempt_line(attempt, given, is_used(attempt, detail.reply.as_deref()));
             if let Some(answer) = &attempt.answer {
                 out += &match texts {
                     EventTexts::Exact => format!("      {}\n", answer.replace('\n', "\n      ")),
@@ -74,17 +75,27 @@ pub(super) fn description(detail: &EventDetail, texts: EventTexts) -> String {
     out + &texts.written("  text      ", MARGIN, &detail.text)
 }
 
-fn attempt_line(attempt: &AttemptDetail, reply: Option<&ReplyDetail>) -> String {
+fn attempt_line(attempt: &AttemptDetail, reply: Option<&ReplyDetail>, is_used: bool) -> String {
     let AttemptDetail { number, at, duration_ms, status, error, answer } = attempt;
-    let success = status.is_some_and(|status| (200..300).contains(&status));
     let status = status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-    let used = if success && answer.is_some() { "reply used" } else { "" };
-    let used = reply.map_or_else(|| used.to_owned(), |reply| format!("reply {}", reply_fate(reply)));
-    let error = error.as_deref().unwrap_or_default();
-    let error = [error, &used].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("; ");
-    let answer = answer.as_deref().filter(|_| !success).map(excerpt).unwrap_or_default();
-    let line = format!("    attempt {number}  {at}  {duration_ms:.1} ms  {status}  {error}{answer}");
+    let fate = match reply {
+        Some(reply) => Some(format!("reply {}", reply_fate(reply))),
+        None => is_used.then(|| "reply used".to_owned()),
+    };
+    let shows_reply = fate.is_some();
+    let remarks: Vec<_> = error.clone().into_iter().chain(fate).collect();
+    let remarks = if remarks.is_empty() { String::new() } else { format!("  {}", remarks.join("; ")) };
+    let answer = answer.as_deref().filter(|_| !shows_reply).map(excerpt).unwrap_or_default();
+    let line = format!("    attempt {number}  {at}  {duration_ms:.1} ms  {status}{remarks}{answer}");
     escape::line(&line).into_owned() + "\n"
+}
+
+/// Whether WeChat got the reply of this attempt: its record has the beginning of the event's clear reply.
+fn is_used(attempt: &AttemptDetail, reply: Option<&str>) -> bool {
+    let answer = attempt.answer.as_deref().unwrap_or_default();
+    // It may end within a character.
+    let answer = answer.trim_end_matches(char::REPLACEMENT_CHARACTER);
+    !answer.is_empty() && reply.is_some_and(|reply| reply.starts_with(answer))
 }
 
 /// What became of a reply.

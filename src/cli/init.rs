@@ -165,14 +165,32 @@ fn config(args: &Args, dir: &Path) -> String {
     text += &format!("mode = \"{}\"\n", args.mode);
     match args.provider {
         // Without routes, follows and scans go to the identity provider and everything else to the handler.
-        Some(provider) => text += &identity_target(args, provider),
+        Some(provider) => {
+            text += &reply_routes(&args.account);
+            text += &identity_target(args, provider);
+        }
         None => {
             text += &format!("\n[[accounts.{}.routes]]\notherwise = true\nto = [\"handler\"]\n", args.account);
-            text += "# reply = \"handler\"          # its answer becomes the user's reply\n";
+            text += "# Take the # away, and the handler's answer becomes the user's reply.\n# reply = \"handler\"\n";
         }
     }
     text += &format!("\n[targets.handler]\nurl = {}\nformat = \"json\"\n", quoted(&args.handler.to_string()));
     text
+}
+
+/// The routes that an account with an identity provider has by default, with `reply`, as a comment.
+fn reply_routes(account: &str) -> String {
+    format!(
+        "\n# Without routes, follows and scans go to `login` and all else to `handler`, whose answers reach no user.\n\
+         # Take the # of these lines away, and the handler's answers become replies.\n\
+         # [[accounts.{account}.routes]]\n\
+         # match = {{ event = [\"subscribe\", \"SCAN\"] }}\n\
+         # to = [\"login\"]\n\
+         # [[accounts.{account}.routes]]\n\
+         # otherwise = true\n\
+         # to = [\"handler\"]\n\
+         # reply = \"handler\"\n"
+    )
 }
 
 fn identity_target(args: &Args, provider: ProviderChoice) -> String {
@@ -354,7 +372,24 @@ mod tests {
         assert_eq!(value(&text, "targets.login.provider"), "authing");
         assert_eq!(value(&text, "targets.login.user_pool_id"), "p1");
         assert_eq!(value(&text, "queue.path"), "/srv/wx \"1\"/data");
-        assert!(!text.contains("routes"));
+        assert!(!text.contains("\n[[accounts.shop.routes]]"));
+    }
+
+    #[test]
+    fn the_commented_routes_let_the_handler_reply() {
+        let provider = ["--provider", "authing", "--identifier", "my-conn", "--user-pool-id", "p1"];
+        for (flags, route) in [(&[][..], "0"), (&provider[..], "1")] {
+            let text = config(&args(flags), Path::new("/srv"));
+            let is_setting =
+                |line: &str| ["[[", "match", "otherwise", "to", "reply"].iter().any(|key| line.starts_with(key));
+            let uncommented = |line: &str| line.strip_prefix("# ").filter(|rest| is_setting(rest)).map(str::to_owned);
+            let lines = text.lines().map(|line| uncommented(line).unwrap_or_else(|| line.to_owned()));
+            let text = lines.collect::<Vec<_>>().join("\n");
+            let routes: Vec<figment::value::Dict> =
+                Figment::from(Toml::string(&text)).extract_inner("accounts.main.routes").unwrap();
+            let reply = routes.last().and_then(|route| route.get("reply")).and_then(|reply| reply.as_str());
+            assert_eq!((reply, (routes.len() - 1).to_string().as_str()), (Some("handler"), route), "{text}");
+        }
     }
 
     #[test]

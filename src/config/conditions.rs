@@ -36,7 +36,7 @@ pub(super) fn read(reader: &KeyReader<'_>, file: &MatchSection) -> Match {
     conditions
 }
 
-/// Reads one pattern or more.
+/// The patterns of one key; reports those that are not valid.
 pub(super) fn patterns(reader: &KeyReader<'_>, list: &List, case_blind: bool) -> Option<Patterns> {
     if list.0.is_empty() {
         reader.report(Problem::Missing("at least one pattern"));

@@ -209,7 +209,7 @@ pub(super) struct FixedReplySection {
     pub(super) voice: Option<OrTable<MediaSection>>,
     pub(super) video: Option<VideoSection>,
     pub(super) music: Option<MusicSection>,
-    pub(super) news: Option<NewsSection>,
+    pub(super) news: Option<Tables<NewsSection>>,
     pub(super) transfer_customer_service: Option<OrTable<TransferSection>>,
 }
 
@@ -240,7 +240,7 @@ pub(super) struct MusicSection {
     pub(super) thumb_media_id: Option<Scalar>,
 }
 
-/// The article of a fixed reply.
+/// An article of a fixed reply.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct NewsSection {
@@ -290,6 +290,9 @@ pub(super) struct TargetSection {
     pub(super) client_key: Option<Scalar>,
     pub(super) proxy: Option<Scalar>,
     pub(super) deny_private: Option<Scalar>,
+    pub(super) delivered_if: Option<List>,
+    pub(super) failed_if: Option<List>,
+    pub(super) no_reply_if: Option<List>,
 }
 
 // === impl Deserialize ===

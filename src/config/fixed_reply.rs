@@ -1,7 +1,7 @@
 //! Reads a fixed reply of a route and checks it against WeChat's rules; an error names the key that breaks one.
 
 use super::error::Problem;
-use super::file::{self, FixedReplySection, OrTable, Scalar};
+use super::file::{self, FixedReplySection, OrTable, Scalar, Tables};
 use super::key_reader::KeyReader;
 use super::value;
 use crate::wechat::reply::Article;
@@ -27,7 +27,7 @@ fn body(reader: &KeyReader<'_>, fixed: &FixedReplySection) -> Option<ReplyBody> 
         voice.as_ref().map(|voice| ReplyBody::Voice { media_id: media_id(voice) }),
         video.as_ref().map(self::video),
         music.as_ref().map(self::music),
-        news.as_ref().map(|news| ReplyBody::News { articles: vec![article(news)] }),
+        news.as_ref().map(|news| ReplyBody::News { articles: articles(news) }),
         transfer.as_ref().map(|transfer| self::transfer(&reader.at("transfer_customer_service"), transfer)),
     ];
     let mut given = given.into_iter().flatten();
@@ -57,16 +57,23 @@ fn music(music: &file::MusicSection) -> ReplyBody {
         description: optional(&music.description),
         music_url: optional(&music.music_url),
         hq_music_url: optional(&music.hq_music_url),
-        thumb_media_id: required(&music.thumb_media_id),
+        thumb_media_id: optional(&music.thumb_media_id),
+    }
+}
+
+fn articles(news: &Tables<file::NewsSection>) -> Vec<Article> {
+    match news {
+        Tables::One(news) => vec![article(news)],
+        Tables::Several(list) => list.iter().map(article).collect(),
     }
 }
 
 fn article(news: &file::NewsSection) -> Article {
     Article {
         title: required(&news.title),
-        description: required(&news.description),
-        pic_url: required(&news.pic_url),
-        url: required(&news.url),
+        description: Some(required(&news.description)),
+        pic_url: Some(required(&news.pic_url)),
+        url: Some(required(&news.url)),
     }
 }
 
@@ -95,9 +102,14 @@ fn failing_key<'s>(reader: &KeyReader<'s>, body: &ReplyBody, error: &ReplyError)
     let kind = reader.at(body.msg_type());
     match (body, error) {
         (ReplyBody::Video { .. }, ReplyError::Empty("MediaId")) => kind.at("media_id"),
-        (ReplyBody::Music { .. }, ReplyError::Empty("ThumbMediaId")) => kind.at("thumb_media_id"),
-        (ReplyBody::News { .. }, ReplyError::Empty("Title")) => kind.at("title"),
-        (ReplyBody::News { .. }, ReplyError::Empty("Url")) => kind.at("url"),
+        (ReplyBody::Music { .. }, ReplyError::Empty("MusicUrl")) => kind.at("music_url"),
+        (ReplyBody::News { articles }, ReplyError::Empty("Title")) => match articles.as_slice() {
+            [_] => kind.at("title"),
+            _ => {
+                let untitled = |article: &Article| article.title.trim().is_empty();
+                kind.nth(articles.iter().position(untitled).unwrap_or(0)).at("title")
+            }
+        },
         _ => kind,
     }
 }

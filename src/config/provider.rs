@@ -13,7 +13,7 @@ use super::error::Problem;
 use super::file::{Scalar, TargetSection};
 use super::key_reader::KeyReader;
 use super::value::{self, Parsed};
-use crate::deliver::{Format, ProviderRules};
+use crate::deliver::{AnswerPatterns, AnswerRules, Format};
 use crate::route::{Match, Pattern, Patterns, ReplyRule, Route, When, follows_and_scans};
 use crate::wechat::Mode;
 
@@ -46,8 +46,15 @@ pub(super) struct Endpoint {
     pub(super) format: Format,
     /// The mode of a `wechat` target; the account's own if there is none.
     pub(super) mode: Option<Mode>,
-    pub(super) rules: ProviderRules,
+    /// Whether the key of a follow is the scene alone.
+    pub(super) bare_scene: bool,
+    /// What the text of its answers means, where the target's own keys do not say so.
+    pub(super) answers: AnswerRules,
 }
+
+/// What WeChat would accept as an answer, by its beginning. Both programs report an error with status 200, in JSON, and
+/// an HTML page means that the address is wrong.
+const ANSWERS_OF_HANDLERS: [&str; 3] = ["", "success", r"re:^(<\?xml[^>]*>\s*)?<xml[\s>]"];
 
 /// A target's URL and what goes with it, from `url` or from `provider` and its keys.
 pub(super) fn endpoint(reader: &KeyReader<'_>, target: &TargetSection) -> Option<Endpoint> {
@@ -57,7 +64,7 @@ pub(super) fn endpoint(reader: &KeyReader<'_>, target: &TargetSection) -> Option
             reader.at("url").report(Problem::Missing("an http or https URL, or a `provider`"));
         }
         let url = reader.read_secret_text("url", &target.url, value::url)?;
-        return Some(Endpoint { url, format: Format::Raw, mode: None, rules: ProviderRules::default() });
+        return Some(Endpoint::new(url, Format::Raw));
     };
     if target.url.is_some() {
         reader.at("url").report(Problem::expected("`url` and `provider` exclude each other", "only one of them"));
@@ -70,14 +77,26 @@ pub(super) fn endpoint(reader: &KeyReader<'_>, target: &TargetSection) -> Option
         ProviderPreset::Casdoor => casdoor(reader, target),
         ProviderPreset::WechatServer => wechat_server(reader, target),
     };
-    let rules = ProviderRules { bare_scene: false, body_counts: true };
-    let (format, mode, rules) = match provider {
-        ProviderPreset::Authing | ProviderPreset::GenAuth => (Format::AuthingJson, None, ProviderRules::default()),
-        ProviderPreset::BambooCloud => (Format::Raw, None, ProviderRules::default()),
-        ProviderPreset::Casdoor => (Format::Wechat, Some(Mode::Plaintext), ProviderRules { bare_scene: true, ..rules }),
-        ProviderPreset::WechatServer => (Format::Wechat, Some(Mode::Plaintext), rules),
-    };
-    Some(Endpoint { url: url?, format, mode, rules })
+    Some(match provider {
+        ProviderPreset::Authing | ProviderPreset::GenAuth => Endpoint::new(url?, Format::AuthingJson),
+        ProviderPreset::BambooCloud => Endpoint::new(url?, Format::Raw),
+        ProviderPreset::Casdoor => Endpoint { bare_scene: true, ..Endpoint::plaintext(url?) },
+        ProviderPreset::WechatServer => Endpoint::plaintext(url?),
+    })
+}
+
+impl Endpoint {
+    fn new(url: Uri, format: Format) -> Self {
+        Self { url, format, mode: None, bare_scene: false, answers: AnswerRules::default() }
+    }
+
+    /// A program that gets plaintext pushes.
+    fn plaintext(url: Uri) -> Self {
+        let texts = ANSWERS_OF_HANDLERS.iter().filter_map(|text| Pattern::parse(text, false).ok()).collect();
+        let delivered_if = Some(AnswerPatterns { texts: Patterns(texts), json: false });
+        let answers = AnswerRules { delivered_if, ..AnswerRules::default() };
+        Self { mode: Some(Mode::Plaintext), answers, ..Self::new(url, Format::Wechat) }
+    }
 }
 
 /// The route of a provider that takes other events than follows and scans, for accounts without routes.
@@ -246,6 +265,18 @@ mod tests {
                 prop_assert_eq!(uri.path().split('/').count(), 6);
                 prop_assert_eq!(uri.query(), None);
             }
+        }
+    }
+
+    #[test]
+    fn what_wechat_would_accept_is_an_answer_of_a_handler() {
+        let rules = Endpoint::plaintext(Uri::from_static("http://h/")).answers.delivered_if.unwrap();
+        assert_eq!(rules.texts.0.len(), ANSWERS_OF_HANDLERS.len(), "each is a valid pattern");
+        for text in ["", "success", "<xml><a/></xml>", "<xml>", "<?xml version='1.0'?>\n<xml\n>"] {
+            assert!(rules.texts.hold(text), "{text}");
+        }
+        for text in [r#"{"status":"error"}"#, "<!doctype html><xml>", "<xmlns>", "error", "<?xml?><html>"] {
+            assert!(!rules.texts.hold(text), "{text}");
         }
     }
 

@@ -6,13 +6,16 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 
 use super::accounts;
+use super::conditions;
 use super::error::Problem;
-use super::file::{self, SecretSource};
+use super::file::{self, List, SecretSource};
 use super::key_reader::KeyReader;
 use super::provider::{self, Endpoint};
 use super::value::{self, Parsed};
 use crate::backoff::Schedule;
-use crate::deliver::{CredentialsOverride, Format, Role, SigningKey, Target, TlsOptions, Tries, address};
+use crate::deliver::{
+    AnswerPatterns, AnswerRules, CredentialsOverride, Format, Role, SigningKey, Target, TlsOptions, Tries, address,
+};
 use crate::dispatcher::TargetSettings;
 use crate::queue::DeliveryOrder;
 
@@ -29,6 +32,9 @@ const FORMATS: [(&str, Format); 5] = [
     ("cloudevents", Format::CloudEvents),
     ("authing-json", Format::AuthingJson),
 ];
+
+/// In `delivered_if` and the like, in place of a pattern: JSON that reports an error, or none.
+const JSON_WORD: &str = "json";
 
 /// Headers that frame the request or that the relay writes itself.
 const OWN_HEADERS: [&str; 9] = [
@@ -67,7 +73,8 @@ fn target(reader: &KeyReader<'_>, name: &str, file: &file::TargetSection) -> Opt
     let concurrency = reader.read("concurrency", &file.concurrency, value::concurrency).unwrap_or(32);
     let rate = reader.read("rate", &file.rate, value::rate);
     let order = reader.read("order", &file.order, order).unwrap_or(DeliveryOrder::None);
-    let Endpoint { url, mode, rules: provider, .. } = endpoint?;
+    let answers = answers(reader, file);
+    let Endpoint { url, mode, bare_scene, answers: preset, .. } = endpoint?;
     credentials.mode = credentials.mode.or(mode);
     let deny_private = deny_private(reader, file, &url);
     let name = name.into();
@@ -84,9 +91,33 @@ fn target(reader: &KeyReader<'_>, name: &str, file: &file::TargetSection) -> Opt
         tls,
         proxy,
         deny_private,
-        provider,
+        bare_scene,
+        answers: AnswerRules {
+            delivered_if: answers.delivered_if.or(preset.delivered_if),
+            failed_if: answers.failed_if.or(preset.failed_if),
+            no_reply_if: answers.no_reply_if.or(preset.no_reply_if),
+        },
     };
     Some(TargetSettings { target, retry, expire_after, concurrency, rate, order })
+}
+
+/// What the text of an answer means.
+fn answers(reader: &KeyReader<'_>, file: &file::TargetSection) -> AnswerRules {
+    let read = |name: &str, list: &Option<List>| answer_patterns(&reader.at(name), list.as_ref()?);
+    AnswerRules {
+        delivered_if: read("delivered_if", &file.delivered_if),
+        failed_if: read("failed_if", &file.failed_if),
+        no_reply_if: read("no_reply_if", &file.no_reply_if),
+    }
+}
+
+/// Patterns as those of a route, and the word `json`.
+fn answer_patterns(reader: &KeyReader<'_>, list: &List) -> Option<AnswerPatterns> {
+    let mut texts = conditions::patterns(reader, list, false)?;
+    let given = texts.0.len();
+    texts.0.retain(|pattern| pattern.exact_text() != Some(JSON_WORD));
+    let json = texts.0.len() < given;
+    Some(AnswerPatterns { texts, json })
 }
 
 fn role(reader: &KeyReader<'_>, file: &file::TargetSection) -> Role {

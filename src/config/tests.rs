@@ -252,7 +252,7 @@ fn a_provider_of_the_operator_gets_what_it_takes() {
     let login = &target(&config, "login").target;
     assert_eq!((login.url.to_string().as_str(), login.role), ("http://127.0.0.1:8000/api/webhook", Role::Identity));
     assert_eq!((login.format, login.credentials.mode), (Format::Wechat, Some(Mode::Plaintext)));
-    assert!(login.provider.bare_scene && login.provider.body_counts);
+    assert!(login.bare_scene && login.answers.delivered_if.is_some());
     let codes = &target(&config, "codes").target;
     assert_eq!(codes.url, "http://127.0.0.1:3000/api/wechat");
     let plan = |text: &str| {

@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::error::Error as _;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -10,10 +11,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, Uri};
+use http::{Extensions, Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder, MaybeHttpsStream};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::{Client as Pool, Error as PoolError};
@@ -23,11 +24,11 @@ use rustls::pki_types::pem::{self, PemObject as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::Verifier;
-use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tower::{BoxError, Service, ServiceExt as _};
 
+use super::connection_use::{ConnectionUse, TargetStream};
 use super::resolver::Resolver;
 use crate::bounded_file;
 use crate::trust::{self, FileVerifier};
@@ -101,6 +102,17 @@ pub enum ExchangeError {
 pub struct ConnectError(BoxError);
 
 impl ExchangeError {
+    /// Whether the target had probably closed the connection before the request came: nothing of an answer arrived, on
+    /// a connection that was used before. The target may have the request all the same.
+    pub(super) fn is_stale_connection(&self) -> bool {
+        let Self::Http(error) = self else { return false };
+        let mut extras = Extensions::new();
+        if let Some(connected) = error.connect_info().filter(|_| !error.is_connect()) {
+            connected.get_extras(&mut extras);
+        }
+        extras.get::<Arc<ConnectionUse>>().is_some_and(|state| state.is_stale())
+    }
+
     /// The kind of failure in one word.
     pub(super) fn word(&self) -> &'static str {
         match self {
@@ -175,7 +187,7 @@ impl Connector {
 }
 
 impl Service<Uri> for Connector {
-    type Response = MaybeHttpsStream<TokioIo<TcpStream>>;
+    type Response = TokioIo<TargetStream>;
     type Error = BoxError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
@@ -187,16 +199,26 @@ impl Service<Uri> for Connector {
     }
 
     fn call(&mut self, url: Uri) -> Self::Future {
-        match self {
+        let connecting = match self {
             Self::Direct(connector) => connector.call(url),
             Self::Proxied(connector) => connector.call(url),
-        }
+        };
+        Box::pin(async move { connecting.await.map(|stream| TokioIo::new(TargetStream::new(stream))) })
     }
 }
 
 /// A connection pool. Each target has its own, so that none can use up another's.
-#[derive(Clone, Debug)]
-pub struct PooledClient(Pool<Connector, RequestBody>);
+#[derive(Clone)]
+pub struct PooledClient {
+    pool: Pool<Connector, RequestBody>,
+    connector: Connector,
+}
+
+impl fmt::Debug for PooledClient {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PooledClient")
+    }
+}
 
 impl PooledClient {
     /// Makes no connection yet.
@@ -204,20 +226,48 @@ impl PooledClient {
     /// # Errors
     /// If a certificate cannot be read, or the system has none to trust.
     pub fn new(options: &ConnectOptions<'_>, trust: &SystemRoots) -> Result<Self, ClientError> {
-        let mut pool = Pool::builder(TokioExecutor::new());
-        pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).http1_max_buf_size(HEAD_CAP);
-        Ok(Self(pool.build(Connector::new(options, trust)?)))
+        let connector = Connector::new(options, trust)?;
+        Ok(Self { pool: pool(&connector, usize::MAX), connector })
     }
 
     /// Sends a request and returns the head of the answer; its body is still to be read.
-    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
+    pub async fn send(&self, request: Request<RequestBody>) -> Result<Response<Incoming>, ExchangeError> {
+        self.send_over(ConnectionChoice::Pooled, request).await
+    }
+
+    /// As [`PooledClient::send`], over a connection of this choice.
+    pub(super) async fn send_over(
+        &self,
+        choice: ConnectionChoice,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, ExchangeError> {
         let interim = limit_interim(&mut request);
+        let answer = match choice {
+            ConnectionChoice::Pooled => self.pool.request(request),
+            ConnectionChoice::Fresh => pool(&self.connector, 0).request(request),
+        };
         tokio::select! {
             biased;
-            answer = self.0.request(request) => Ok(answer?),
+            answer = answer => Ok(answer?),
             () = interim.notified() => Err(ExchangeError::Interim),
         }
     }
+}
+
+/// The connection that a request is sent over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ConnectionChoice {
+    /// An idle one, or else a new one.
+    Pooled,
+    /// A new one, closed after the answer.
+    Fresh,
+}
+
+/// A pool that keeps up to `idle` connections.
+fn pool(connector: &Connector, idle: usize) -> Pool<Connector, RequestBody> {
+    let mut pool = Pool::builder(TokioExecutor::new());
+    pool.pool_timer(TokioTimer::new()).pool_idle_timeout(IDLE_TIMEOUT).pool_max_idle_per_host(idle);
+    pool.http1_max_buf_size(HEAD_CAP).build(connector.clone())
 }
 
 /// Notified when the request gets too many interim answers.

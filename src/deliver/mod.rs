@@ -2,16 +2,20 @@
 //!
 //! [`Upstream::deliver`] writes the event in the target's format, sends it, reads the answer and classifies it. It
 //! knows nothing of the queue: when to retry is the dispatcher's business. Bounds: every attempt ends within the
-//! target's timeout, no more than [`ANSWER_CAP`] bytes of an answer are read, redirects are not followed.
+//! target's timeout, no more than [`ANSWER_CAP`] bytes of an answer are read, redirects are not followed. A request is
+//! repeated at most once within its attempt, on a fresh connection.
 
 #![warn(missing_docs)]
 
 pub mod address;
+mod answer_rules;
 mod client;
+mod connection_use;
 pub mod format;
 mod outcome;
 mod post;
 mod probe;
+mod report;
 mod resolver;
 #[cfg(test)]
 pub(crate) mod scripted;
@@ -19,6 +23,7 @@ mod webhook;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue, USER_AGENT};
@@ -31,7 +36,8 @@ use crate::secret::Secret;
 use crate::trace::{SpanId, Trace};
 use crate::wechat::{AesKey, Credentials, Mode, Reply, ReplyError};
 
-use client::{AnswerBody, BodyEnd, read};
+pub use answer_rules::{AnswerPatterns, AnswerRules};
+use client::ConnectionChoice;
 pub use client::{
     ClientError, ConnectError, ConnectOptions, ExchangeError, PooledClient, RequestBody, SystemRoots, TlsOptions,
 };
@@ -86,17 +92,11 @@ pub struct Target {
     /// Whether its name must resolve to public addresses. An address in the URL itself is not checked here: the
     /// configuration refuses those.
     pub deny_private: bool,
-    /// What its provider does otherwise than a handler.
-    pub provider: ProviderRules,
-}
-
-/// What an identity provider expects and answers otherwise than a handler, as its source says.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ProviderRules {
-    /// With `wechat`: the key of a follow is the scene alone, as in a scan, without `qrscene_`.
+    /// With `wechat`: the key of a follow is the scene alone, as in a scan, without `qrscene_`, for providers that
+    /// expect it so.
     pub bare_scene: bool,
-    /// A 2xx counts only with a body that WeChat would accept: errors come with status 200 too.
-    pub body_counts: bool,
+    /// What the text of a 2xx answer means.
+    pub answers: AnswerRules,
 }
 
 impl Target {
@@ -176,7 +176,12 @@ impl CredentialsOverride {
 pub struct Upstream {
     target: Target,
     client: PooledClient,
+    /// By account: those that the target shares with it, or with `raw` the account's own.
     credentials: HashMap<Arc<str>, Credentials>,
+    /// The accounts with a route that asks the target for replies.
+    asked_by: Vec<Arc<str>>,
+    /// Whether the log has said that no route asks it.
+    told_unasked: AtomicBool,
     #[cfg(test)]
     script: Option<scripted::Script>,
 }
@@ -198,6 +203,12 @@ pub struct AttemptRequest<'e> {
     pub now: UnixMillis,
 }
 
+impl AttemptRequest<'_> {
+    fn is_first_and_awaited(&self) -> bool {
+        self.attempt == 1 && self.reply_until.is_some()
+    }
+}
+
 /// The result of an attempt.
 #[derive(Debug)]
 pub struct AttemptReport {
@@ -209,7 +220,7 @@ pub struct AttemptReport {
     pub error: Option<String>,
     /// The same in one word, where there was no answer.
     pub no_answer: Option<&'static str>,
-    /// The beginning of a body that shows the fault: of a failed answer, or of an unusable reply.
+    /// The beginning of the answer's body, unless that is empty or `success`.
     pub answer: Option<Vec<u8>>,
     /// How long it took.
     pub duration: Duration,
@@ -219,6 +230,27 @@ pub struct AttemptReport {
     pub span: SpanId,
     /// The reply in a 2xx answer, where one was awaited.
     pub reply: Option<Result<Option<Reply>, ReplyError>>,
+    /// What was done to this reply.
+    pub reply_note: Option<ReplyNote>,
+}
+
+/// What was done to a reply before it is offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReplyNote {
+    /// Its names were wrong, and are replaced by those of the push: what was wrong, without the names.
+    Corrected(String),
+    /// It counts as no reply, by the target's `no_reply_if`.
+    RuledOut,
+}
+
+impl ReplyNote {
+    /// For the attempt's record.
+    pub fn remark(&self) -> String {
+        match self {
+            Self::Corrected(wrong) => format!("reply used with corrected names: {wrong}"),
+            Self::RuledOut => "counted as no reply: `no_reply_if` matches".to_owned(),
+        }
+    }
 }
 
 impl Upstream {
@@ -230,15 +262,27 @@ impl Upstream {
         trust: &SystemRoots,
     ) -> Result<Self, ClientError> {
         let client = PooledClient::new(&target.connect_options(), trust)?;
-        let credentials =
-            accounts.into_iter().map(|(name, own)| (name.clone(), target.credentials.over(own))).collect();
+        let shared = |own: &Credentials| match target.format {
+            // It has what WeChat sealed, also by the previous key.
+            Format::Raw | Format::AuthingJson => own.clone(),
+            Format::Wechat | Format::Json | Format::CloudEvents => target.credentials.over(own),
+        };
+        let credentials = accounts.into_iter().map(|(name, own)| (name.clone(), shared(own))).collect();
         Ok(Self {
             target,
             client,
             credentials,
+            asked_by: Vec::new(),
+            told_unasked: AtomicBool::new(false),
             #[cfg(test)]
             script: None,
         })
+    }
+
+    /// Sets the accounts with a route that asks the target for replies.
+    #[must_use]
+    pub fn asked_by(self, accounts: Vec<Arc<str>>) -> Self {
+        Self { asked_by: accounts, ..self }
     }
 
     /// The target.
@@ -254,11 +298,22 @@ impl Upstream {
             return self.play(script, &order, started).await;
         }
         let span = SpanId::random(order.event.id);
-        let request = match self.request(&order, span) {
-            Ok(request) => request,
-            Err(error) => return AttemptReport::failed("unwritten", error.to_string(), started, span),
+        let deadline = started + self.target.timeout;
+        let mut choice = ConnectionChoice::Pooled;
+        let answer = loop {
+            let request = match self.request(&order, span) {
+                Ok(request) => request,
+                Err(error) => return AttemptReport::failed("unwritten", error.to_string(), started, span),
+            };
+            let answer = tokio::time::timeout_at(deadline, self.client.send_over(choice, request)).await;
+            let may_repeat = choice == ConnectionChoice::Pooled && order.is_first_and_awaited();
+            match &answer {
+                // A user waits, and the next attempt would come too late for the reply.
+                Ok(Err(error)) if may_repeat && error.is_stale_connection() => choice = ConnectionChoice::Fresh,
+                _ => break answer,
+            }
         };
-        match tokio::time::timeout_at(started + self.target.timeout, self.client.send(request)).await {
+        match answer {
             Err(_) => AttemptReport::timed_out(self.target.timeout, started, span),
             Ok(Err(error)) => AttemptReport::failed(error.word(), error.to_string(), started, span),
             Ok(Ok(response)) => self.report(response, &order, started, span).await,
@@ -301,57 +356,6 @@ impl Upstream {
         }
         Ok(request)
     }
-
-    /// A 2xx status settles the delivery, unless the provider's body counts too; else the body matters only to a reply.
-    async fn report(
-        &self,
-        response: http::Response<hyper::body::Incoming>,
-        order: &AttemptRequest<'_>,
-        started: Instant,
-        span: SpanId,
-    ) -> AttemptReport {
-        let status = response.status();
-        let mut outcome = outcome::classify(status, response.headers(), order.now);
-        let cap = if order.asked { REPLY_CAP } else { ANSWER_CAP };
-        let body = read(response.into_body(), cap, started + self.target.timeout).await;
-        let mut error = (outcome != Outcome::Delivered).then(|| format!("answered {}", status.as_u16()));
-        if error.is_none() && self.target.provider.body_counts && !self.is_acceptable(&body, order.event) {
-            outcome = Outcome::Retry { after: None };
-            error = Some(format!("answered {} with an error in the body", status.as_u16()));
-        }
-        let failed = error.is_some();
-        let asked = order.asked && !failed;
-        let reply = asked.then(|| self.reply(&body, order.event));
-        let keep_body = failed || matches!(reply, Some(Err(_)));
-        AttemptReport {
-            outcome,
-            status: Some(status),
-            error,
-            no_answer: None,
-            answer: (keep_body && !body.bytes.is_empty()).then(|| excerpt(&body.bytes)),
-            duration: started.elapsed(),
-            ended: UnixNanos::now(),
-            span,
-            reply,
-        }
-    }
-
-    /// Whether WeChat would accept the body: it has no reply, or one in XML.
-    fn is_acceptable(&self, body: &AnswerBody, event: &Event) -> bool {
-        !body.bytes.trim_ascii_start().starts_with(b"{") && self.reply(body, event).is_ok()
-    }
-
-    fn reply(&self, body: &AnswerBody, event: &Event) -> Result<Option<Reply>, ReplyError> {
-        match body.end {
-            BodyEnd::Whole => {}
-            BodyEnd::Capped => return Err(ReplyError::TooLarge),
-            BodyEnd::BrokenOff => return Err(ReplyError::BrokenOff),
-        }
-        match (self.target.format, self.credentials.get(&event.account)) {
-            (Format::Wechat, Some(credentials)) => format::wechat::read_reply(credentials, &body.bytes),
-            _ => Reply::parse(&body.bytes),
-        }
-    }
 }
 
 /// The part of a body that is kept with an attempt.
@@ -365,6 +369,17 @@ impl AttemptReport {
         Self::failed("timeout", format!("no answer within {timeout:?}"), started, span)
     }
 
+    /// Whether a reply has wrong names, be they corrected or another user's.
+    pub fn is_misaddressed(&self) -> bool {
+        matches!(self.reply, Some(Err(ReplyError::OtherUser)))
+            || matches!(self.reply_note, Some(ReplyNote::Corrected(_)))
+    }
+
+    /// What the record says of a reply that is used, if there is anything to say.
+    pub fn correction(&self) -> Option<String> {
+        self.reply_note.as_ref().map(ReplyNote::remark)
+    }
+
     fn failed(word: &'static str, error: String, started: Instant, span: SpanId) -> Self {
         Self {
             outcome: Outcome::Retry { after: None },
@@ -376,6 +391,7 @@ impl AttemptReport {
             ended: UnixNanos::now(),
             span,
             reply: None,
+            reply_note: None,
         }
     }
 }

@@ -31,7 +31,7 @@ pub(super) fn classify(status: StatusCode, headers: &HeaderMap, now: UnixMillis)
 }
 
 /// `Retry-After` in either of its forms (RFC 9110, 10.2.3): seconds or a date.
-fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds));

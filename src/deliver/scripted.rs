@@ -59,7 +59,8 @@ impl Upstream {
                     duration: started.elapsed(),
                     ended: UnixNanos::now(),
                     span,
-                    reply: (delivered && order.asked).then(|| self.reply(&body, order.event)),
+                    reply: (delivered && order.asked).then(|| self.reply(&body, &headers, order.event).0),
+                    reply_note: None,
                 }
             }
         }

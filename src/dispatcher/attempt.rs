@@ -123,7 +123,7 @@ impl AttemptContext {
             let is_last = matches!(disposition, Disposition::End(_));
             let (number, long_text) = (*attempt, &policy.replies.long_text(&event.account));
             let attempt = OfferedAttempt { event, target, number, at: now, is_last, keep, long_text };
-            offer::offer(reply, attempt, &mut report).await
+            self.offer_reply(reply, attempt, &mut report).await
         } else {
             Offered::default()
         };
@@ -136,6 +136,8 @@ impl AttemptContext {
             Outcome::Retry { .. } if not_yet && !probe => AttemptEnd::NotYet,
             Outcome::Retry { .. } => AttemptEnd::Failed(event.id),
         };
+        let error = report.correction();
+        let note = AttemptNote { event: event.id, target: target.clone(), attempt: *attempt, error };
         let record = AttemptRecord {
             number: *attempt,
             at: now,
@@ -144,7 +146,6 @@ impl AttemptContext {
             error: report.error,
             answer: report.answer,
         };
-        let note = AttemptNote { event: event.id, target: target.clone(), attempt: *attempt, error: None };
         let reserve = choice.map(|choice| (note, choice));
         let settlement = settlement(disposition, Some(record), reply);
         (end, Some(UnsettledAttempt { settlement, reserve, lease }))
@@ -170,6 +171,18 @@ impl AttemptContext {
         let reply_until = awaited.map(|awaited| awaited.until);
         let request = AttemptRequest { event, attempt, try_number: None, reply_until, asked, now };
         Tried { report: policy.upstream.deliver(request).await, note: None, not_yet: false }
+    }
+
+    async fn offer_reply(
+        &self,
+        awaited: Option<AwaitedReply>,
+        attempt: OfferedAttempt<'_>,
+        report: &mut AttemptReport,
+    ) -> Offered {
+        if report.is_misaddressed() {
+            self.all_metrics.count_reply(&attempt.event.account, "misaddressed");
+        }
+        offer::offer(awaited, attempt, report).await
     }
 
     /// Settles, however long the store fails: until then the lease is held, and the delivery stays pending on disk.

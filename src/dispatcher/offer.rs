@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::clock::UnixMillis;
-use crate::deliver::{self, AttemptReport};
+use crate::deliver::{self, AttemptReport, ReplyNote};
 use crate::event::Event;
 use crate::queue::{
     AttemptNote, AwaitedReply, GivenReply, OfferedReply, Queue, ReplyChoice, ReplyOffer, ReplyUse, SettledReply,
@@ -73,7 +73,7 @@ pub(super) async fn offer(
     });
     match &reply {
         Ok(Some(offered)) => report.answer = Some(deliver::excerpt(offered.clear.as_bytes())),
-        Ok(None) => {}
+        Ok(None) => report.error = report.reply_note.as_ref().map(ReplyNote::remark),
         Err(error) => report.error = Some(format!("reply breaks WeChat's rules: {}", causes(error))),
     }
     let given = reply.as_ref().ok().and_then(|offered| offered.as_ref()?.given.clone());
@@ -97,10 +97,12 @@ pub(super) async fn offer(
     let is_outdone = used == ReplyUse::Outdone || !waited_for && until.is_some_and(|until| UnixMillis::now() < until);
     report.error = match used {
         _ if choice.is_some() => Some(RESERVE.to_owned()),
-        _ if given.is_some() || matches!(used, ReplyUse::Sent(_)) => was_cut.then(|| CUT.to_owned()),
+        _ if given.is_some() || matches!(used, ReplyUse::Sent(_)) => {
+            was_cut.then(|| CUT.to_owned()).or_else(|| report.correction())
+        }
         _ => Some(if is_outdone { OUTDONE } else { LATE }.to_owned()),
     };
-    Offered { choice, reply: given.map(|given| SettledReply::Given(GivenReply { used, ..given })) }
+    Offered { choice, reply: given.map(|given| SettledReply::Given(Box::new(GivenReply { used, ..given }))) }
 }
 
 impl OfferedAttempt<'_> {
@@ -136,7 +138,7 @@ fn used(choice: Option<ReplyChoice>, end: Option<usize>) -> ReplyUse {
 
 /// Records whether a reply in reserve was used. If that fails, the record continues to say that it is in reserve.
 pub(super) async fn annotate(queue: Queue, mut note: AttemptNote, choice: oneshot::Receiver<ReplyChoice>) {
-    note.error = remark(choice.await.ok());
+    note.error = remark(choice.await.ok()).or(note.error);
     let (event, target) = (note.event, note.target.clone());
     if let Err(error) = queue.annotate(note).await {
         tracing::warn!(%event, %target, %error, "reply outcome not recorded");

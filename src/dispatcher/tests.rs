@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::*;
 use crate::clock::{UnixMillis, simulated};
 use crate::deliver::scripted::{Script, ScriptedAnswer};
-use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, TlsOptions, Tries};
+use crate::deliver::{AnswerRules, CredentialsOverride, Format, Role, TlsOptions, Tries};
 use crate::event::{ContentKey, Event};
 use crate::queue::model::{BrokenRule, LinkCut, ModelStore, StoreLink};
 use crate::queue::{AwaitedReply, Faults, NewEvent, Settings};
@@ -39,7 +39,8 @@ fn policy(concurrency: usize) -> Policy {
         proxy: None,
         deny_private: false,
         tries: Tries::Once,
-        provider: ProviderRules::default(),
+        bare_scene: false,
+        answers: AnswerRules::default(),
     };
     let script = Script(Arc::new(|order| match order.event.message.from_user() {
         "mute" => Box::pin(std::future::pending()),

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Policy;
 use crate::clock::{UnixMillis, UnixNanos};
-use crate::deliver::{AttemptReport, AttemptRequest, Outcome};
+use crate::deliver::{AttemptReport, AttemptRequest, Outcome, ReplyNote};
 use crate::event::Event;
 use crate::queue::AwaitedReply;
 use crate::trace::SpanId;
@@ -199,12 +199,18 @@ fn verdict(report: &AttemptReport, not_yet_after: Duration) -> TryVerdict {
         (Outcome::Delivered, Some(Ok(Some(_)))) => TryVerdict::Reply,
         (Outcome::Delivered, Some(Err(ReplyError::BrokenOff))) => TryVerdict::NotYet,
         (Outcome::Delivered, Some(Err(_))) | (Outcome::Reject, _) => TryVerdict::Final,
-        (Outcome::Delivered, Some(Ok(None)) | None) if report.duration < not_yet_after => TryVerdict::Final,
+        (Outcome::Delivered, Some(Ok(None)) | None)
+            if report.duration < not_yet_after && report.reply_note != Some(ReplyNote::RuledOut) =>
+        {
+            TryVerdict::Final
+        }
         (Outcome::Delivered, Some(Ok(None)) | None) => TryVerdict::NotYet,
         // Another status than these is the target's verdict on the request, which the next try repeats.
         (Outcome::Retry { .. }, _) => match report.status {
-            Some(status) if !status.is_server_error() && status != StatusCode::TOO_MANY_REQUESTS => TryVerdict::Final,
-            Some(_) | None => TryVerdict::NotYet,
+            Some(StatusCode::TOO_MANY_REQUESTS) | None => TryVerdict::NotYet,
+            // A success reports an error in its text.
+            Some(status) if status.is_server_error() || status.is_success() => TryVerdict::NotYet,
+            Some(_) => TryVerdict::Final,
         },
     }
 }

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::backoff::Schedule;
 use crate::deliver::scripted::{Script, ScriptedAnswer};
-use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, Target, TlsOptions, Tries, Upstream};
+use crate::deliver::{AnswerRules, CredentialsOverride, Format, Role, Target, TlsOptions, Tries, Upstream};
 use crate::dispatcher::TargetSettings;
 use crate::event::EventId;
 use crate::queue::DeliveryOrder;
@@ -94,7 +94,8 @@ fn policy(timeout: u64, script: Script) -> Policy {
         tls: TlsOptions::default(),
         proxy: None,
         deny_private: false,
-        provider: ProviderRules::default(),
+        bare_scene: false,
+        answers: AnswerRules::default(),
     };
     let upstream = Upstream::scripted(target.clone(), script).unwrap();
     let (retry, order) = (Schedule::ending(Vec::new()), DeliveryOrder::None);

@@ -102,7 +102,7 @@ pub struct GivenReply {
 #[derive(Clone, Debug)]
 pub enum SettledReply {
     /// It gave one.
-    Given(GivenReply),
+    Given(Box<GivenReply>),
     /// It gave none, and no attempt follows.
     None,
 }

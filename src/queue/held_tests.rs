@@ -33,7 +33,7 @@ fn late(event: EventId, now: UnixMillis) -> LateReply {
 /// Settles the bot's delivery with a reply; what became of it.
 async fn settle(fixture: &QueueFixture, given: GivenReply) -> Option<ReplyState> {
     let ended = settlement(given.event, "bot", Disposition::End(DeliveryState::Delivered), 1);
-    fixture.queue.settle(Settlement { reply: Some(SettledReply::Given(given)), ..ended }).await.unwrap()
+    fixture.queue.settle(Settlement { reply: Some(SettledReply::Given(Box::new(given))), ..ended }).await.unwrap()
 }
 
 async fn held(fixture: &QueueFixture) -> HeldState {
@@ -89,7 +89,7 @@ async fn a_reply_counts_once_and_a_second_one_is_superseded(engine: TestEngine) 
     assert_eq!(settle(&fixture, sent).await, None, "it is in the ledger already");
     let second = GivenReply { target: "crm".into(), ..given(question, 1, ReplyUse::Late) };
     let ended = settlement(question, "crm", Disposition::End(DeliveryState::Delivered), 1);
-    let second = Settlement { reply: Some(SettledReply::Given(second)), ..ended };
+    let second = Settlement { reply: Some(SettledReply::Given(Box::new(second))), ..ended };
     assert_eq!(fixture.queue.settle(second).await.unwrap(), Some(ReplyState::Superseded));
     let replies = fixture.audit().await.replies;
     assert_eq!((replies.given, replies.sent, replies.superseded, replies.held), (2, 1, 1, 0));
@@ -208,7 +208,7 @@ async fn a_late_reply_is_given_once_by_whichever_replica_of_the_model() {
     let now = UnixMillis::now();
     assert_eq!(two.await_late(late(question, now)).await.unwrap(), HeldState::Running);
     let ended = settlement(question, "bot", Disposition::End(DeliveryState::Delivered), 1);
-    let reply = Some(SettledReply::Given(given(question, 0, ReplyUse::Late)));
+    let reply = Some(SettledReply::Given(Box::new(given(question, 0, ReplyUse::Late))));
     assert_eq!(one.settle(Settlement { reply, ..ended }).await.unwrap(), Some(ReplyState::Held));
     let HeldState::Held(found) = two.held(query(now)).await.unwrap() else { panic!("nothing is held") };
     assert!(two.take(take(found.clone(), question, None)).await.unwrap());

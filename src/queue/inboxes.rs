@@ -116,12 +116,12 @@ impl Inboxes {
         inbox.sender(is_awaited)?.clone().try_reserve_owned().ok()
     }
 
-    /// Puts the lease into its target's inbox, unless there is none or it is full.
-    pub(super) fn offer(&self, lease: Lease) -> Result<(), Lease> {
+    /// Puts the lease into its target's inbox. Returns it if there is none, or it is full.
+    pub(super) fn offer(&self, lease: Lease) -> Option<Lease> {
         let inboxes = self.lock();
-        let Some(inbox) = inboxes.get(&lease.target).filter(|inbox| inbox.accepts) else { return Err(lease) };
-        let Some(sender) = inbox.sender(lease.reply.is_some()) else { return Err(lease) };
-        sender.try_send(lease).map_err(mpsc::error::TrySendError::into_inner)
+        let Some(inbox) = inboxes.get(&lease.target).filter(|inbox| inbox.accepts) else { return Some(lease) };
+        let Some(sender) = inbox.sender(lease.reply.is_some()) else { return Some(lease) };
+        sender.try_send(lease).err().map(mpsc::error::TrySendError::into_inner)
     }
 
     /// Sets whether fresh leases come into the target's inbox.

@@ -80,7 +80,7 @@ pub struct AttemptRecord {
     pub status: Option<u16>,
     /// Why it failed, or why its reply was not used, in a few words without secrets.
     pub error: Option<String>,
-    /// The first 1 KiB of a failed answer's body, or of the clear reply.
+    /// The first 1 KiB of the answer's body, or of the clear reply; `None` for an answer that is empty or `success`.
     pub answer: Option<Vec<u8>>,
 }
 
@@ -93,6 +93,6 @@ pub struct AttemptNote {
     pub target: Arc<str>,
     /// The number of the attempt.
     pub attempt: u32,
-    /// The new text.
+    /// The new text; until it is known whether a reply in reserve is used, the text for one that is.
     pub error: Option<String>,
 }

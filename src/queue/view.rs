@@ -313,7 +313,7 @@ pub struct AttemptDetail {
     pub status: Option<u16>,
     /// Why it failed, or why its reply was not used.
     pub error: Option<String>,
-    /// The beginning of a failed answer's body, or of the clear reply.
+    /// The first 1 KiB of the answer's body, or of the clear reply; none for an answer that is empty or `success`.
     pub answer: Option<String>,
 }
 

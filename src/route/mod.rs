@@ -217,7 +217,8 @@ impl Patterns {
         self.hold(trim(text))
     }
 
-    fn hold(&self, field: &str) -> bool {
+    /// Whether one of them matches a text, which has no white space around it.
+    pub fn hold(&self, field: &str) -> bool {
         self.0.iter().any(|pattern| pattern.holds(field))
     }
 }

@@ -13,7 +13,7 @@ use super::world::{SimulationRng, TargetBehavior, World};
 use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
 use crate::deliver::scripted::Script;
-use crate::deliver::{CredentialsOverride, Format, ProviderRules, Role, Target, TlsOptions, Tries, Upstream};
+use crate::deliver::{AnswerRules, CredentialsOverride, Format, Role, Target, TlsOptions, Tries, Upstream};
 use crate::dispatcher::{Policy, TargetSettings};
 use crate::event::{ContentKey, Event, EventId};
 use crate::queue::{AwaitedReply, DeliveryOrder, Enqueued, Error, NewEvent, Queue, ReplyOffer};
@@ -162,7 +162,8 @@ pub(super) fn policy(script: Script, spec: &TargetSpec) -> Policy {
         proxy: None,
         deny_private: false,
         tries: Tries::Once,
-        provider: ProviderRules::default(),
+        bare_scene: false,
+        answers: AnswerRules::default(),
     };
     let upstream = Upstream::scripted(target.clone(), script).unwrap();
     let settings = TargetSettings {

@@ -7,6 +7,7 @@
 #![warn(missing_docs)]
 
 pub mod account;
+mod addressing;
 pub mod envelope;
 pub mod json;
 mod long_text;

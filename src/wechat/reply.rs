@@ -10,11 +10,13 @@ use serde::{Deserialize, Deserializer};
 
 use super::account::OpenError;
 use super::json;
-use super::message::{Element, Message, MessageError, Syntax};
+use super::message::{Element, Message, MessageError, Syntax, trim};
 use super::xml;
 
 /// Bytes of UTF-8 that a text reply may have; above, users see WeChat's error.
 pub(super) const MAX_TEXT: usize = 2048;
+/// The most articles that a reply may have. WeChat shows all or the first, by the kind of event.
+const MAX_ARTICLES: usize = 8;
 
 /// A reply in clear. Missing parts of its envelope are taken from the push when it is rendered.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -77,12 +79,13 @@ pub enum ReplyBody {
         /// Where it is in better quality.
         #[serde(default)]
         hq_music_url: Option<String>,
-        /// The id of an uploaded thumbnail.
-        thumb_media_id: String,
+        /// The id of an uploaded thumbnail. WeChat's page requires it, and WeChat does without.
+        #[serde(default)]
+        thumb_media_id: Option<String>,
     },
-    /// A link with a picture; one since October 2018.
+    /// Links with pictures.
     News {
-        /// Exactly one.
+        /// One to eight.
         articles: Vec<Article>,
     },
     /// Transfers the user to the account's customer service.
@@ -93,45 +96,62 @@ pub enum ReplyBody {
     },
 }
 
-/// One link of a `news` reply.
+/// One link of a `news` reply. An element that is missing (`None`) is not sent either, and an empty one is sent empty:
+/// WeChat takes both from those who answer it directly.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 pub struct Article {
     /// Its title.
     pub title: String,
     /// Its description.
-    #[serde(default)]
-    pub description: String,
+    #[serde(default = "empty")]
+    pub description: Option<String>,
     /// The URL of its picture.
-    #[serde(default)]
-    pub pic_url: String,
-    /// Where it leads.
-    pub url: String,
+    #[serde(default = "empty")]
+    pub pic_url: Option<String>,
+    /// Where it leads; without it, the user sees the article and cannot tap it.
+    #[serde(default = "empty")]
+    pub url: Option<String>,
 }
 
-/// Why a target's answer is not a reply that WeChat would take.
+/// An element that is there and empty, as the SDKs write what an article lacks.
+#[expect(clippy::unnecessary_wraps, reason = "the type of the fields")]
+fn empty() -> Option<String> {
+    Some(String::new())
+}
+
+/// Why a target's answer is not a reply that WeChat would take. The texts name the form that is expected.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplyError {
     /// Neither XML nor JSON.
-    #[error("the reply is neither empty, nor `success`, nor well-formed XML or JSON")]
+    #[error("the answer is no reply; expected nothing, `success`, reply XML or {JSON_FORM}")]
     Unreadable(#[source] MessageError),
     /// JSON, but not `{"reply":{"msg_type":...}}` with the fields of its kind.
-    #[error("the reply's JSON is not {{\"reply\":{{\"msg_type\":...}}}} with the fields of its kind")]
+    #[error("the answer's JSON is not a reply; expected {JSON_FORM}, with the fields of its kind")]
     Json,
     /// XML of an unknown MsgType, or of none.
-    #[error("the reply's MsgType is unknown to WeChat")]
+    #[error(
+        "the reply's MsgType is unknown to WeChat; expected <xml> with the MsgType text, image, voice, video, music, \
+         news or transfer_customer_service"
+    )]
     MsgType,
     /// It is encrypted, where a clear one is expected.
-    #[error("the reply is encrypted, and the target is not of format `wechat`")]
+    #[error("the reply is encrypted; expected a clear one, as the target's format has no key")]
     Sealed,
-    /// It is encrypted, and cannot be decrypted with the target's credentials.
-    #[error("the encrypted reply does not open with the target's token, aes_key and AppID")]
+    /// It is encrypted, and cannot be decrypted with the credentials that the target shares with the relay.
+    #[error("the encrypted reply does not open with the token, aes_key and AppID of its push")]
     Unopened(#[source] OpenError),
     /// A field that its kind needs is missing or empty; its name in XML.
     #[error("the reply's {0} is missing or empty")]
     Empty(&'static str),
-    /// Not exactly one article.
-    #[error("the reply has not exactly one article")]
-    Articles,
+    /// No article, or more than eight.
+    #[error("the reply has {0} articles; expected 1 to 8")]
+    Articles(usize),
+    /// It names another user than the sender of the push.
+    #[error("it names another user than the sender of the push, and may be the reply to that user")]
+    OtherUser,
+    /// It is compressed: the relay sends no `Accept-Encoding`, and decompresses nothing. The coding's name.
+    #[error("the answer has Content-Encoding {0}; expected one without it")]
+    Encoded(&'static str),
     /// It is longer than the part of an answer that is read.
     #[error("the answer is longer than 256 KiB")]
     TooLarge,
@@ -139,6 +159,9 @@ pub enum ReplyError {
     #[error("the reply broke off before its end")]
     BrokenOff,
 }
+
+/// The form of a reply in JSON, for the texts of errors.
+const JSON_FORM: &str = r#"{"reply":{"msg_type":"text","content":"..."}}"#;
 
 impl Reply {
     /// A reply whose envelope is filled in when it is rendered.
@@ -153,10 +176,13 @@ impl Reply {
             ReplyBody::Image { media_id } | ReplyBody::Voice { media_id } | ReplyBody::Video { media_id, .. } => {
                 filled(media_id, "MediaId")
             }
-            ReplyBody::Music { thumb_media_id, .. } => filled(thumb_media_id, "ThumbMediaId"),
-            ReplyBody::News { articles } => match articles.as_slice() {
-                [article] => filled(&article.title, "Title").and_then(|()| filled(&article.url, "Url")),
-                _ => Err(ReplyError::Articles),
+            ReplyBody::Music { music_url, hq_music_url, thumb_media_id, .. } => {
+                let any = [music_url, hq_music_url, thumb_media_id].into_iter().any(|part| filled_in(part).is_some());
+                if any { Ok(()) } else { Err(ReplyError::Empty("MusicUrl")) }
+            }
+            ReplyBody::News { articles } => match articles.len() {
+                1..=MAX_ARTICLES => articles.iter().try_for_each(|article| filled(&article.title, "Title")),
+                number => Err(ReplyError::Articles(number)),
             },
             ReplyBody::TransferCustomerService { .. } => Ok(()),
         }
@@ -212,7 +238,7 @@ impl Reply {
         if root.child("Encrypt").is_some() {
             return Err(ReplyError::Sealed);
         }
-        let owned = |name| root.text_of(name).filter(|text| !text.is_empty()).map(str::to_owned);
+        let owned = |name| root.text_of(name).map(trim).filter(|text| !text.is_empty()).map(str::to_owned);
         Ok(Self {
             to_user: owned("ToUserName"),
             from_user: owned("FromUserName"),
@@ -257,7 +283,7 @@ impl ReplyBody {
     fn of_element(root: &Element) -> Result<Self, ReplyError> {
         let none = Element::default();
         let part = |name| root.child(name).unwrap_or(&none);
-        Ok(match root.text_of("MsgType").unwrap_or_default() {
+        Ok(match trim(root.text_of("MsgType").unwrap_or_default()) {
             "text" => Self::Text { content: required(root, "Content") },
             "image" => Self::Image { media_id: required(part("Image"), "MediaId") },
             "voice" => Self::Voice { media_id: required(part("Voice"), "MediaId") },
@@ -276,7 +302,7 @@ impl ReplyBody {
                     description: optional(music, "Description"),
                     music_url: optional(music, "MusicUrl"),
                     hq_music_url: optional(music, "HQMusicUrl"),
-                    thumb_media_id: required(music, "ThumbMediaId"),
+                    thumb_media_id: optional(music, "ThumbMediaId"),
                 }
             }
             "news" => Self::News { articles: part("Articles").children.iter().map(Article::of_element).collect() },
@@ -303,7 +329,7 @@ impl ReplyBody {
                     ("Description", filled_in(description)),
                     ("MusicUrl", filled_in(music_url)),
                     ("HQMusicUrl", filled_in(hq_music_url)),
-                    ("ThumbMediaId", Some(thumb_media_id)),
+                    ("ThumbMediaId", filled_in(thumb_media_id)),
                 ],
             )),
             Self::News { articles } => {
@@ -322,9 +348,9 @@ impl Article {
     fn of_element(item: &Element) -> Self {
         Self {
             title: required(item, "Title"),
-            description: required(item, "Description"),
-            pic_url: required(item, "PicUrl"),
-            url: required(item, "Url"),
+            description: item.text_of("Description").map(str::to_owned),
+            pic_url: item.text_of("PicUrl").map(str::to_owned),
+            url: item.text_of("Url").map(str::to_owned),
         }
     }
 
@@ -332,7 +358,12 @@ impl Article {
         let Self { title, description, pic_url, url } = self;
         group(
             "item",
-            [("Title", Some(title)), ("Description", Some(description)), ("PicUrl", Some(pic_url)), ("Url", Some(url))],
+            [
+                ("Title", Some(title)),
+                ("Description", description.as_ref()),
+                ("PicUrl", pic_url.as_ref()),
+                ("Url", url.as_ref()),
+            ],
         )
     }
 }
@@ -368,7 +399,7 @@ fn required(element: &Element, name: &str) -> String {
 }
 
 /// An optional text, left out where nothing of it would be sent.
-fn filled_in(text: &Option<String>) -> Option<&String> {
+pub(super) fn filled_in(text: &Option<String>) -> Option<&String> {
     text.as_ref().filter(|text| !legal(text).is_empty())
 }
 

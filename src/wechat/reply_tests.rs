@@ -26,15 +26,13 @@ fn every_kind() -> Vec<ReplyBody> {
             description: some("d"),
             music_url: some("http://a/?b&c"),
             hq_music_url: None,
-            thumb_media_id: "m".into(),
+            thumb_media_id: some("m"),
         },
         ReplyBody::News {
-            articles: vec![Article {
-                title: "t".into(),
-                description: String::new(),
-                pic_url: "p".into(),
-                url: "u".into(),
-            }],
+            articles: vec![
+                Article { title: "t".into(), description: some(""), pic_url: some("p"), url: some("u") },
+                Article { title: "t2".into(), description: some(""), pic_url: some(""), url: some("") },
+            ],
         },
         ReplyBody::TransferCustomerService { kf_account: some("a@b") },
         ReplyBody::TransferCustomerService { kf_account: None },
@@ -78,7 +76,7 @@ fn every_kind_is_read_from_json() {
         r#""msg_type":"voice","media_id":"m""#,
         r#""msg_type":"video","media_id":"m","title":"t""#,
         r#""msg_type":"music","title":"t","description":"d","music_url":"http://a/?b&c","thumb_media_id":"m""#,
-        r#""msg_type":"news","articles":[{"title":"t","pic_url":"p","url":"u"}]"#,
+        r#""msg_type":"news","articles":[{"title":"t","pic_url":"p","url":"u"},{"title":"t2"}]"#,
         r#""msg_type":"transfer_customer_service","kf_account":"a@b""#,
         r#""msg_type":"transfer_customer_service""#,
     ];
@@ -97,7 +95,7 @@ fn renders_as_wechat_wants_it() {
          <Content><![CDATA[a]]]]><![CDATA[>b]]></Content>\n</xml>"
     );
     let news = Reply::new(every_kind().remove(5)).render(&push(), 1);
-    assert!(news.contains("<ArticleCount>1</ArticleCount>\n<Articles><item><Title>"), "{news}");
+    assert!(news.contains("<ArticleCount>2</ArticleCount>\n<Articles><item><Title>"), "{news}");
 }
 
 #[test]
@@ -140,11 +138,16 @@ fn what_wechat_would_not_take_is_refused() {
         ("<xml><MsgType>image</MsgType></xml>".into(), |e| matches!(e, Empty("MediaId"))),
         ("<xml><MsgType>image</MsgType><MediaId>m</MediaId></xml>".into(), |e| matches!(e, Empty("MediaId"))),
         ("<xml><MsgType>music</MsgType><Music><Title>t</Title></Music></xml>".into(), |e| {
-            matches!(e, Empty("ThumbMediaId"))
+            matches!(e, Empty("MusicUrl"))
         }),
-        ("<xml><MsgType>news</MsgType></xml>".into(), |e| matches!(e, Articles)),
-        (format!(r#"{{"reply":{{"msg_type":"news","articles":[{article},{article}]}}}}"#), |e| matches!(e, Articles)),
-        (r#"{"reply":{"msg_type":"news","articles":[{"title":"t","url":""}]}}"#.into(), |e| matches!(e, Empty("Url"))),
+        ("<xml><MsgType>news</MsgType></xml>".into(), |e| matches!(e, Articles(0))),
+        (format!(r#"{{"reply":{{"msg_type":"news","articles":[{}]}}}}"#, [article; 9].join(",")), |e| {
+            matches!(e, Articles(9))
+        }),
+        (r#"{"reply":{"msg_type":"news","articles":[{"title":"","url":"u"}]}}"#.into(), |e| {
+            matches!(e, Empty("Title"))
+        }),
+        (r#"{"reply":{"msg_type":"news","articles":[{"url":"u"}]}}"#.into(), |e| matches!(e, Json)),
         (r#"{"reply":{"msg_type":"text","content":""}}"#.into(), |e| matches!(e, Empty("Content"))),
         (r#"{"reply":{"msg_type":"text"}}"#.into(), |e| matches!(e, Json)),
         (r#"{"reply":{"msg_type":"gif","content":"x"}}"#.into(), |e| matches!(e, Json)),
@@ -184,5 +187,110 @@ fn a_reply_that_is_rendered_and_read_again_is_the_same() {
         assert_eq!(again, rendered, "{reply}");
         assert!(rendered.contains("<ToUserName><![CDATA[o_1]]>"), "{rendered}");
         assert!(rendered.contains("<FromUserName><![CDATA[gh_1]]>"), "{rendered}");
+    }
+}
+
+#[test]
+fn white_space_around_names_kinds_and_times_does_not_count() {
+    let body = "<xml>\n<ToUserName>\n <![CDATA[o_1]]> </ToUserName><FromUserName> gh_1\n</FromUserName>\
+                <CreateTime> 7 </CreateTime><MsgType>\n<![CDATA[text]]>\n</MsgType><Content> hi </Content></xml>\n";
+    let reply = read(body).unwrap().unwrap();
+    assert_eq!(
+        (reply.to_user.as_deref(), reply.from_user.as_deref(), reply.create_time),
+        (Some("o_1"), Some("gh_1"), Some(7))
+    );
+    assert_eq!(reply.body, ReplyBody::Text { content: " hi ".into() }, "the text is the user's");
+}
+
+#[test]
+fn an_article_is_passed_on_with_what_it_has() {
+    let news = |item: &str| {
+        let body = format!("<xml><MsgType>news</MsgType><Articles><item>{item}</item></Articles></xml>");
+        read(&body).unwrap().unwrap().render(&push(), 1).replace('\n', "")
+    };
+    let rendered = news("<Title>t</Title><PicUrl>p</PicUrl>");
+    assert!(rendered.contains("<item><Title><![CDATA[t]]></Title><PicUrl><![CDATA[p]]></PicUrl></item>"), "{rendered}");
+    let rendered = news("<Title>t</Title><Url/>");
+    assert!(
+        rendered.contains("<item><Title><![CDATA[t]]></Title><Url></Url></item>")
+            || rendered.contains("<item><Title><![CDATA[t]]></Title><Url><![CDATA[]]></Url></item>"),
+        "{rendered}"
+    );
+}
+
+mod properties {
+    use proptest::option::of;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Any text, with what is special to XML and what XML forbids.
+    fn content() -> impl Strategy<Value = String> {
+        prop_oneof![
+            Just("]]>".to_owned()),
+            Just(String::new()),
+            Just("\u{1}".to_owned()),
+            "[ \n]{0,2}\\PC{0,12}[ \n]{0,2}"
+        ]
+    }
+
+    fn some_reply() -> impl Strategy<Value = ReplyBody> {
+        let article = (content(), of(content()), of(content()), of(content()))
+            .prop_map(|(title, description, pic_url, url)| Article { title, description, pic_url, url });
+        let music = (of(content()), of(content()), of(content()), of(content()), of(content())).prop_map(
+            |(title, description, music_url, hq_music_url, thumb_media_id)| ReplyBody::Music {
+                title,
+                description,
+                music_url,
+                hq_music_url,
+                thumb_media_id,
+            },
+        );
+        prop_oneof![
+            content().prop_map(|content| ReplyBody::Text { content }),
+            content().prop_map(|media_id| ReplyBody::Image { media_id }),
+            (content(), of(content()), of(content())).prop_map(|(media_id, title, description)| ReplyBody::Video {
+                media_id,
+                title,
+                description
+            }),
+            music,
+            prop::collection::vec(article, 0..10).prop_map(|articles| ReplyBody::News { articles }),
+            of(content()).prop_map(|kf_account| ReplyBody::TransferCustomerService { kf_account }),
+        ]
+    }
+
+    proptest! {
+        /// What is accepted is legal when it is sent: it is read again as the same reply, with all names and a time.
+        #[test]
+        fn an_accepted_reply_is_legal_and_stays_the_same(body in some_reply()) {
+            let reply = Reply::new(body);
+            if reply.check().is_ok() {
+                let rendered = reply.render(&push(), 1_795_161_600);
+                let again = read(&rendered).unwrap().expect("a reply");
+                prop_assert_eq!(again.to_user.as_deref(), Some("o_1"));
+                prop_assert_eq!(again.from_user.as_deref(), Some("gh_1"));
+                prop_assert_eq!(again.render(&push(), 1_795_161_600), rendered);
+            }
+        }
+
+        /// The number of articles alone decides where each has a title.
+        #[test]
+        fn one_to_eight_articles_are_accepted(number in 0_usize..12) {
+            let article = Article { title: "t".into(), description: None, pic_url: None, url: None };
+            let reply = Reply::new(ReplyBody::News { articles: vec![article; number] });
+            prop_assert_eq!(reply.check().is_ok(), (1..=8).contains(&number));
+        }
+
+        /// No answer of a target makes the relay panic, and an error quotes nothing of it.
+        #[test]
+        fn any_answer_is_read(noise in prop::collection::vec(any::<u8>(), 0..64), open in 0_usize..4) {
+            let news = b"<xml><MsgType>news</MsgType><Articles>";
+            let mut body = [&b""[..], b"<xml>", b"{\"reply\":", news][open].to_vec();
+            body.extend_from_slice(&noise);
+            if let Err(error) = Reply::parse(&body) {
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@
 
 #![expect(clippy::expect_used, reason = "in a test and its peers a failed expectation is the failure")]
 
+mod accepted_replies;
 mod account_kinds;
 mod acme;
 #[cfg(feature = "postgres")]
@@ -14,6 +15,7 @@ mod admin_address;
 mod admin_routes;
 mod admin_slow;
 mod allow_from;
+mod answers;
 mod audit;
 mod bad_replies;
 mod breaker;
@@ -77,6 +79,7 @@ mod reload;
 mod reload_and_status;
 mod replay;
 mod replies;
+mod reply_addressing;
 mod reply_after_crash;
 mod reply_choice;
 mod reply_window;
@@ -87,6 +90,7 @@ mod salvage;
 mod secrecy;
 mod secret_files;
 mod socket_activation;
+mod stale_connections;
 mod start_errors;
 mod statuses;
 mod stop;

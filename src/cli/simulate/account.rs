@@ -1,14 +1,18 @@
 //! The account to simulate pushes for: from a configuration, or from flags.
 
+use std::sync::Arc;
+
 use anyhow::{Context, bail, ensure};
 
 use super::url::ServerUrl;
 use crate::cli::ConfigArgs;
 use crate::cli::fixable::fixable;
+use crate::deliver::Role;
 use crate::push::Account;
+use crate::route;
 use crate::secret::Secret;
 use crate::server::Listen;
-use crate::wechat::{AesKey, Credentials, Mode};
+use crate::wechat::{AesKey, Credentials, Message, Mode};
 
 /// The flags that name an account.
 #[derive(Clone, clap::Args)]
@@ -41,19 +45,44 @@ pub(crate) struct CredentialArgs {
 }
 
 impl AccountArgs {
-    /// The account, and the server URL that its configuration gives it on this machine.
-    pub(super) fn resolve(&self) -> anyhow::Result<(Credentials, Option<ServerUrl>)> {
+    /// The account, with what its configuration says of it.
+    pub(super) fn resolve(&self) -> anyhow::Result<SimulatedAccount> {
         if let Some(credentials) = self.given.credentials()? {
-            return Ok((credentials, None));
+            return Ok(SimulatedAccount { credentials, url: None, routes: None });
         }
         let config = self.config.load()?;
         let account = choose(&config.accounts, self.account.as_deref())?;
-        if config.server.proxy_protocol {
-            // The listener accepts only the load balancer.
-            return Ok((account.credentials.clone(), None));
-        }
-        let url = server_url(&config.server.listen, !config.server.tls.is_empty(), &account.path);
-        Ok((account.credentials.clone(), url))
+        let tls = !config.server.tls.is_empty();
+        // By the PROXY protocol the listener accepts only the load balancer.
+        let listen = if config.server.proxy_protocol { &[][..] } else { config.server.listen.as_slice() };
+        let handlers = config.targets.iter().map(|settings| &settings.target);
+        let handlers = handlers.filter(|target| target.role == Role::Handler).map(|target| target.name.clone());
+        Ok(SimulatedAccount {
+            credentials: account.credentials.clone(),
+            url: server_url(listen, tls, &account.path),
+            routes: Some((account.routes.clone(), handlers.collect())),
+        })
+    }
+}
+
+/// The account to simulate pushes for.
+pub(super) struct SimulatedAccount {
+    pub(super) credentials: Credentials,
+    /// Its server URL on this machine.
+    pub(super) url: Option<ServerUrl>,
+    /// Its routes, and the names of all handlers.
+    routes: Option<(route::Table, Vec<Arc<str>>)>,
+}
+
+impl SimulatedAccount {
+    /// What to do if a push has no reply and a handler gave one: where the configuration is known and asks none.
+    pub(super) fn missing_reply(&self, clear: &str) -> Option<String> {
+        let (routes, handlers) = self.routes.as_ref()?;
+        let message = Message::parse(clear.as_bytes()).ok()?;
+        let plan = routes.plan(&message);
+        let handler = plan.targets.into_iter().find(|target| handlers.contains(target))?;
+        let hint = format!("no route asks for a reply; if {handler} gives one, add reply = \"{handler}\" to its route");
+        plan.reply.is_none().then_some(hint)
     }
 }
 

@@ -63,7 +63,7 @@ pub struct PushAnswer {
     /// How many attempts were made.
     pub tries: u32,
     /// The attempts before the last one, in order: WeChat rejected their answers.
-    pub earlier: Vec<PushAnswer>,
+    pub earlier: Vec<Self>,
 }
 
 impl PushAnswer {

@@ -32,6 +32,7 @@ pub use self::verdict::{AnswerError, AnswerVerdict, USER_SEES};
 pub(super) use self::{account::CredentialArgs, account::secret, client::salt};
 use super::fixable::fixable;
 use super::output;
+use crate::escape;
 use crate::wechat::Message;
 
 /// `wxrelay simulate`
@@ -115,12 +116,12 @@ enum SimulatedRequest {
 
 /// Sends, judges and prints; exit code 1 if WeChat would reject an answer.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let (credentials, usual) = args.account.resolve()?;
-    let to = if args.to.is_empty() { usual.into_iter().collect() } else { args.to };
+    let account = args.account.resolve()?;
+    let to = if args.to.is_empty() { account.url.clone().into_iter().collect() } else { args.to };
     let url = "add --to with the server URL, such as http://127.0.0.1:8080/wechat/events";
     anyhow::ensure!(!to.is_empty(), fixable("no URL to push to", url));
     let timing = RetryTiming { tries: args.tries.get(), retry_after: args.retry_after, ..RetryTiming::default() };
-    let client = WechatClient::new(credentials).with_timing(timing);
+    let client = WechatClient::new(account.credentials.clone()).with_timing(timing);
     let addresses = MessageAddresses { openid: &args.openid, account: &args.original_id };
     let work = match args.kind {
         SimulateCommand::Storm(storm) => return storm::run(client, &to, &args.original_id, &storm, args.json).await,
@@ -142,10 +143,15 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
         };
         ok &= answer.verdict.is_ok();
+        let hint = match (&work, &answer.verdict) {
+            (SimulatedRequest::Push { clear, .. }, AnswerVerdict::Received) => account.missing_reply(clear),
+            _ => None,
+        };
         if args.json {
             writeln!(output::stdout(), "{}", report::line(url, name, openid, &answer))?;
         } else {
-            writeln!(output::stdout(), "{}", report::text(url, name, client.tries(), &answer))?;
+            let hint = hint.map(|hint| format!("\n  -> {}", escape::line(&hint))).unwrap_or_default();
+            writeln!(output::stdout(), "{}{hint}", report::text(url, name, client.tries(), &answer))?;
         }
     }
     Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

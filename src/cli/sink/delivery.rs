@@ -27,6 +27,8 @@ pub struct ReceivedDelivery {
     pub check: SignatureCheck,
     /// The status it was answered with.
     pub status: u16,
+    /// Whether it was answered with a reply.
+    pub replied: bool,
 }
 
 /// Whether the signature of a delivery is valid.
@@ -48,6 +50,11 @@ impl ReceivedDelivery {
     /// `wxrelay-attempt`, from 1.
     pub fn attempt(&self) -> Option<u32> {
         self.header("wxrelay-attempt")?.parse().ok()
+    }
+
+    /// Whether the relay waits for a reply; `None` for what no relay sent, and for further attempts, which never wait.
+    pub fn reply_awaited(&self) -> Option<bool> {
+        (self.attempt()? == 1).then(|| self.headers.contains_key("wxrelay-deadline-ms"))
     }
 
     /// A header's value; `None` if it is not text.
@@ -77,6 +84,7 @@ impl ReceivedDelivery {
             "signature": signature,
             "reason": reason,
             "status": self.status,
+            "reply_awaited": self.reply_awaited(),
             "method": self.method.as_str(),
             "path": self.path,
             "query": self.query,
@@ -107,7 +115,11 @@ impl fmt::Display for ReceivedDelivery {
             SignatureCheck::Good => f.write_str("  signature ok")?,
             SignatureCheck::Bad(reason) => write!(f, "  signature BAD ({reason})")?,
         }
-        write!(f, "  -> {}", self.status)
+        write!(f, "  -> {}", self.status)?;
+        if self.replied && self.reply_awaited() == Some(false) {
+            f.write_str("  reply NOT AWAITED: name this target in `reply` of the route")?;
+        }
+        Ok(())
     }
 }
 
@@ -132,6 +144,7 @@ mod tests {
             opened: None,
             check: SignatureCheck::Bad("no webhook-id header".to_owned()),
             status: 401,
+            replied: false,
         }
     }
 
@@ -140,6 +153,17 @@ mod tests {
         let line = "2026-11-20T08:00:00.120Z  evt_0000000000000001  attempt 2  text  2 bytes  \
                     signature BAD (no webhook-id header)  -> 401";
         assert_eq!(delivery(b"{}").to_string(), line);
+    }
+
+    #[test]
+    fn a_line_tells_of_a_reply_that_no_route_asks_for() {
+        let mut delivery = ReceivedDelivery { replied: true, ..delivery(b"{}") };
+        let told = |delivery: &ReceivedDelivery| delivery.to_string().contains("NOT AWAITED");
+        assert!(!told(&delivery), "a further attempt");
+        delivery.headers.insert("wxrelay-attempt", "1".parse().unwrap());
+        assert!(told(&delivery) && delivery.to_json()["reply_awaited"] == json!(false));
+        delivery.headers.insert("wxrelay-deadline-ms", "4500".parse().unwrap());
+        assert!(!told(&delivery) && delivery.to_json()["reply_awaited"] == json!(true));
     }
 
     #[test]

@@ -152,12 +152,14 @@ async fn handle(state: &SinkState, request: Request<Incoming>) -> Response<Full<
         opened: None,
         check: SignatureCheck::Unchecked,
         status: 0,
+        replied: false,
     };
     let (status, reply) = match delivery.method {
         Method::GET => state.verification(&mut delivery),
         _ => state.push(&mut delivery),
     };
     delivery.status = status.as_u16();
+    delivery.replied = reply.is_some();
     // An error means that the receiver is gone: the sink is being dropped.
     state.deliveries.send(delivery).await.ok();
     sleep(state.options.stall).await;

@@ -56,7 +56,7 @@ pub(super) fn encode(
         }
         Format::Wechat => {
             let credentials = credentials.ok_or(EncodeError::UnknownAccount)?;
-            wechat::encode(event, credentials, target.provider.bare_scene, now)
+            wechat::encode(event, credentials, target.bare_scene, now)
         }
         Format::Json => json::encode(event),
         Format::CloudEvents => cloudevents::encode(event),

@@ -346,7 +346,11 @@ impl Engine {
             return Ok(HashSet::new());
         }
         let is_given = replies.iter().any(|(_, reply)| reply.is_some());
-        let keys = if is_given && !self.keys().is_empty() { self.keys_of(session, replies.iter().map(|reply| reply.0)).await? } else { Vec::new() };
+        let keys = if is_given && !self.keys().is_empty() {
+            self.keys_of(session, replies.iter().map(|reply| reply.0)).await?
+        } else {
+            Vec::new()
+        };
         let (mut ids, mut stored, mut numbers, mut checksums) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (event, reply) in replies {
             let key = keys.iter().find(|(id, _)| *id == event).and_then(|(_, key)| *key);

@@ -286,7 +286,7 @@ impl Writer {
                 continue;
             };
             let lease = Lease { event: Arc::clone(&new.event), target, attempt: 1, failures: 0, reply, guard };
-            if let Err(lease) = self.inboxes.offer(lease) {
+            if let Some(lease) = self.inboxes.offer(lease) {
                 self.leases.end(&lease.target, lease.event.id);
                 self.inboxes.wake(&lease.target);
             }
