@@ -16,7 +16,6 @@ import json
 import os
 import random
 import shutil
-import socket
 import sqlite3
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 import wechat
 from ledger import DATABASE, some
 from relay import Ended, targets_of
-from rig import Checks, expect_that, parsed
+from rig import Checks, expect_that, free_port, parsed
 from scene import Scene
 
 DELIVERED = 16  # pushes of which everything is delivered before the kill
@@ -143,8 +142,7 @@ class Fault:
         scene = self.scene
         await scene.open(self.base)
         # The commands must know the relay's address.
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            listen = f'[admin]\nlisten = "127.0.0.1:{free.getsockname()[1]}"'
+        listen = f'[admin]\nlisten = "127.0.0.1:{free_port()}"'
         scene.config.write_text(scene.config.read_text().replace('[admin]\nlisten = "127.0.0.1:0"', listen))
         (scene.store / (DATABASE + "-shm")).unlink(missing_ok=True)
         if self.name.startswith("flip:"):

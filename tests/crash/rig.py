@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 from checks import Checks, Failure, expect, expect_that  # noqa: E402, F401
+from ports import free_port  # noqa: E402, F401
 
 
 def parsed(parser):

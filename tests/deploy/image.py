@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from checks import Checks, expect, expect_that  # noqa: E402
+from ports import free_port  # noqa: E402
 
 DOCKER = HERE.parent.parent / "deploy" / "docker"
 WAIT = 30.0  # seconds
@@ -181,12 +181,6 @@ class Container:
         if self.serving and self.serving.poll() is None:
             self.serving.kill()
             self.serving.wait()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main():

@@ -9,8 +9,8 @@ import sys
 import urllib.request
 from pathlib import Path
 
-from rig import WAIT, expect, expect_that
-from stand import Stand, Tap, free_port
+from rig import WAIT, expect, expect_that, free_port
+from stand import Stand, Tap
 from wechat import Account, message, push
 
 TOKEN = "interop-admin-token"

@@ -1,6 +1,6 @@
 """Shared by all checks: processes whose JSON lines are read, and the count of checks (../checks.py).
 
-Every wait has a deadline, every process is ended by its own pid, every port is the kernel's choice.
+Every wait has a deadline, every process is ended by its own pid, every port is the kernel's choice or ../ports.py's.
 """
 import json
 import subprocess
@@ -11,14 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from checks import Checks, Failure, expect, expect_that  # noqa: E402, F401
+from ports import free_port  # noqa: E402, F401
 
 WAIT = 15.0  # seconds; what the peers do takes milliseconds, a busy machine is allowed more
 
 
 class Process:
-    """A child that writes JSON lines to one of its streams."""
+    """A child that writes JSON lines to one of its streams; `log` is a file for its standard error."""
 
-    def __init__(self, name, command, stream="stdout"):
+    def __init__(self, name, command, stream="stdout", environment=None, log=None):
         self.name = name
         self.lines = []
         self.other = []  # lines that are no JSON, for the report of a failure
@@ -28,7 +29,8 @@ class Process:
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE if stream == "stdout" else subprocess.DEVNULL,
-            stderr=subprocess.PIPE if stream == "stderr" else None,
+            stderr=subprocess.PIPE if stream == "stderr" else log,
+            env=environment,
             text=True,
             encoding="utf-8",
         )

@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
-# tests/interop/run.sh BINARY: installs the peers beside this file, pinned, where they are missing, and runs the checks.
+# tests/interop/run.sh BINARY [SCRIPT ARGUMENTS...]: installs the peers beside this file, pinned, where they are missing,
+# and runs the checks: those of run.py, or of another script, such as bots.py.
 set -euo pipefail
 
-binary=$(realpath "${1:?usage: tests/interop/run.sh BINARY}")
+binary=$(realpath "${1:?usage: tests/interop/run.sh BINARY [SCRIPT ARGUMENTS...]}")
+script=${2:-run.py}
+shift $(($# < 2 ? $# : 2))
 cd "$(dirname "$0")"
 
 # The stamps hold what was installed, so that a changed pin is installed anew.
@@ -16,4 +19,4 @@ if ! cmp -s package-lock.json node_modules/.installed.json; then
   cp package-lock.json node_modules/.installed.json
 fi
 
-exec .venv/bin/python run.py "$binary"
+exec .venv/bin/python "$script" "$binary" "$@"

@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
-from rig import WAIT, Failure, Process, expect_that
+from rig import WAIT, Failure, Process, expect_that, free_port
 from wechat import Relay
 
 HERE = Path(__file__).resolve().parent
@@ -114,8 +114,8 @@ class Stand:
         self.processes = []
         self.programs = []
 
-    def process(self, name, command, stream="stdout"):
-        process = Process(name, command, stream)
+    def process(self, name, command, stream="stdout", **more):
+        process = Process(name, command, stream, **more)
         self.processes.append(process)
         return process
 
@@ -180,10 +180,3 @@ class Stand:
                 child.kill()
                 child.wait()
         self.folder.cleanup()
-
-
-def free_port():
-    """A port that was free just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

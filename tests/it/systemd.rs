@@ -19,6 +19,8 @@ use crate::support::wechat::{PATH, WeChat, text};
 use crate::support::{http, soon};
 
 const UNITS: [&str; 3] = ["wxrelay.service", "wxrelay.socket", "wxrelay-http.socket"];
+/// Those that tell a robot when the relay is not ready.
+const WATCH: [&str; 3] = ["wxrelay-watch.timer", "wxrelay-watch.service", "wxrelay-notify@.service"];
 
 #[tokio::test]
 async fn systemd_takes_the_units_as_they_are_and_finds_them_hardened() {
@@ -26,7 +28,10 @@ async fn systemd_takes_the_units_as_they_are_and_finds_them_hardened() {
         return;
     }
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let units: Vec<_> = UNITS.iter().map(|name| unit(folder.path(), name)).collect();
+    let script = folder.path().join("wxrelay-notify");
+    fs::copy(Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/systemd/wxrelay-notify"), &script).expect("a copy");
+    let mut units: Vec<_> = UNITS.iter().map(|name| unit(folder.path(), name)).collect();
+    units.extend(WATCH.iter().map(|name| watch_unit(folder.path(), name, &script)));
     // A manual page that is not installed is no error of the unit.
     let mut verify = analyze();
     verify.args(["verify", "--man=no"]).args(&units);
@@ -159,6 +164,16 @@ fn unit(folder: &Path, name: &str) -> PathBuf {
             text = text.replace("Type=notify-reload", &older.join("\n"));
         }
     }
+    let path = folder.join(name);
+    fs::write(&path, text).expect("the unit can be written");
+    path
+}
+
+/// The same of a unit that runs a command of the relay, or the script that tells a robot.
+fn watch_unit(folder: &Path, name: &str, script: &Path) -> PathBuf {
+    let text = shipped(name)
+        .replace("ExecStart=wxrelay", concat!("ExecStart=", env!("CARGO_BIN_EXE_wxrelay")))
+        .replace("/usr/local/lib/wxrelay/wxrelay-notify", &script.to_string_lossy());
     let path = folder.join(name);
     fs::write(&path, text).expect("the unit can be written");
     path

@@ -79,9 +79,9 @@ pub(crate) fn pages() -> Vec<String> {
     pages
 }
 
-/// Also the pages outside that folder: the front page, the security policy, and the page for authors of handlers.
+/// Also the pages outside that folder: the front page, the security policy, and those for authors of handlers.
 pub(crate) fn all_pages() -> Vec<String> {
-    let beside = ["README", "SECURITY", "docs/handlers/README"];
+    let beside = ["README", "SECURITY", "docs/handlers/README", "docs/handlers/bots"];
     let both = |page: &str| [format!("{page}.md"), format!("{page}.zh-CN.md")];
     pages().into_iter().chain(beside.iter().flat_map(|page| both(page))).collect()
 }
