@@ -1,5 +1,7 @@
 #!/usr/bin/env bash
 # deploy/build.sh [FLAGS OF CARGO BUILD]: builds the release binary, target/dist/wxrelay, with the profile `dist`.
+# With `--target x86_64-unknown-linux-musl` or `--target aarch64-unknown-linux-musl` it is static, in target/TARGET/dist;
+# this needs cargo-zigbuild and Zig (PyPI: ziglang), which has a C compiler, a linker and a libc for each of them.
 # The build is reproducible: with the same Rust, C compiler and linker, the binary has the same bytes on every machine,
 # because no path of the machine gets into it. deploy/reproduce.sh checks this.
 set -euo pipefail
@@ -18,6 +20,10 @@ for ((i = 0; i < ${#from[@]}; i++)); do
   c+=" -ffile-prefix-map=${from[i]}=${to[i]}"
 done
 export CFLAGS="${CFLAGS:-}$c"
+build=build
+for flag in "$@"; do
+  if [[ $flag == *-linux-musl ]]; then build=zigbuild; fi
+done
 # In the environment, flags would replace those of .cargo/config.toml; as configuration, they are added.
 unset RUSTFLAGS CARGO_ENCODED_RUSTFLAGS
-exec cargo --config "target.'cfg(all())'.rustflags = [$rust]" build --profile dist --locked --bin wxrelay "$@"
+exec cargo "$build" --config "target.'cfg(all())'.rustflags = [$rust]" --profile dist --locked --bin wxrelay "$@"

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# deploy/reproduce.sh: builds the release a second time, from a copy of the source in another folder and with another
-# CARGO_HOME, and compares it with target/dist/wxrelay from deploy/build.sh. Called by deploy/release.sh.
+# deploy/reproduce.sh [TARGET]: builds the release a second time, from a copy of the source in another folder and with
+# another CARGO_HOME, and compares it with what deploy/build.sh has built: target/dist/wxrelay, or that of a target such
+# as aarch64-unknown-linux-musl. Called by deploy/release.sh.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-first=target/dist/wxrelay
+target=${1:-}
+first=target/${target:+$target/}dist/wxrelay
 folder=$PWD/target/reproduce
 second=$folder/elsewhere/source/$first
 
@@ -12,12 +14,12 @@ build() {
   local home=${CARGO_HOME:-$HOME/.cargo}
   rm -rf "$folder"
   mkdir -p "$folder"/{cargo/registry,elsewhere/source}
-  # Downloaded crates are reused, and unpacked again.
+  # Downloaded crates are reused, and unpacked again. Programs such as cargo-zigbuild are found on the path.
   for part in registry/cache registry/index config.toml; do
     if [[ -e $home/$part ]]; then cp -a "$home/$part" "$folder/cargo/$part"; fi
   done
   git ls-files -z --cached --others --exclude-standard | tar -c --null --files-from=- | tar -x -C "$folder/elsewhere/source"
-  CARGO_HOME=$folder/cargo "$folder/elsewhere/source/deploy/build.sh"
+  CARGO_HOME=$folder/cargo PATH=$PATH:$home/bin "$folder/elsewhere/source/deploy/build.sh" ${target:+--target "$target"}
 }
 
 compare() {

@@ -10,7 +10,7 @@ use http::uri::Authority;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::error::Problem;
-use super::file::{Scalar, TargetSection};
+use super::file::{Scalar, SecretSource, TargetSection};
 use super::key_reader::KeyReader;
 use super::value::{self, Parsed};
 use crate::deliver::{AnswerPatterns, AnswerRules, Format};
@@ -157,14 +157,10 @@ fn social(reader: &KeyReader<'_>, target: &TargetSection, default: &'static str)
         None => Some(default.to_owned()),
     };
     let identifier = identifier(reader, "identifier", &target.identifier, "the connection's identifier");
-    let pool = identifier_of_pool(reader, target);
+    let pool = secret_identifier(reader, "user_pool_id", &target.user_pool_id, "the ID of the user pool");
     let (base, identifier, pool) = (base?, identifier?, pool?);
     let url = format!("{base}/connections/social/{identifier}/{pool}/events");
     url.parse().map_err(|_| reader.report(Problem::Secret("identifiers that make a URL"))).ok()
-}
-
-fn identifier_of_pool(reader: &KeyReader<'_>, target: &TargetSection) -> Option<String> {
-    identifier(reader, "user_pool_id", &target.user_pool_id, "the ID of the user pool")
 }
 
 /// `https://{domain}/api/v1/callback/wechatmpqr/{idp_id}`
@@ -174,7 +170,7 @@ fn bamboocloud(reader: &KeyReader<'_>, target: &TargetSection) -> Option<Uri> {
         reader.at("domain").report(Problem::Missing("the tenant's domain"));
     }
     let domain = reader.read_secret_text("domain", &target.domain, domain);
-    let idp = identifier(reader, "idp_id", &target.idp_id, "the ID of the identity provider");
+    let idp = secret_identifier(reader, "idp_id", &target.idp_id, "the ID of the identity provider");
     let url = format!("https://{}/api/v1/callback/wechatmpqr/{}", domain?, idp?);
     url.parse().map_err(|_| reader.report(Problem::Secret("identifiers that make a URL"))).ok()
 }
@@ -213,6 +209,23 @@ fn identifier(reader: &KeyReader<'_>, name: &str, given: &Option<Scalar>, expect
     reader.read_secret_text(name, given, segment)
 }
 
+/// An identifier that keeps the whole URL secret, and so may be stored elsewhere.
+fn secret_identifier(
+    reader: &KeyReader<'_>,
+    name: &str,
+    given: &Option<SecretSource>,
+    expected: &'static str,
+) -> Option<String> {
+    let reader = reader.at(name);
+    let Some(source) = given else {
+        reader.report(Problem::Missing(expected));
+        return None;
+    };
+    // An inline one is no reason to warn of the file's permissions: not everybody treats it as a secret.
+    let text = reader.resolve_text(source)?;
+    segment(text.expose()).map_err(|expected| reader.report(Problem::Secret(expected))).ok()
+}
+
 /// Encodes a path segment, which must not be empty. Rejects dots alone, which would be resolved as a relative path.
 fn segment(text: &str) -> Parsed<String> {
     if text.is_empty() || text == "." || text == ".." {
@@ -237,15 +250,15 @@ fn domain(text: &str) -> Parsed<Authority> {
 
 fn refuse_keys(reader: &KeyReader<'_>, target: &TargetSection, allowed: &[&str], broken: &'static str) {
     let given = [
-        ("base_url", &target.base_url),
-        ("identifier", &target.identifier),
-        ("user_pool_id", &target.user_pool_id),
-        ("domain", &target.domain),
-        ("idp_id", &target.idp_id),
-        ("provider_id", &target.provider_id),
+        ("base_url", target.base_url.is_some()),
+        ("identifier", target.identifier.is_some()),
+        ("user_pool_id", target.user_pool_id.is_some()),
+        ("domain", target.domain.is_some()),
+        ("idp_id", target.idp_id.is_some()),
+        ("provider_id", target.provider_id.is_some()),
     ];
-    for (name, given) in given {
-        if given.is_some() && !allowed.contains(&name) {
+    for (name, is_given) in given {
+        if is_given && !allowed.contains(&name) {
             reader.at(name).report(Problem::action(broken, "remove it"));
         }
     }

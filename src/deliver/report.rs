@@ -75,13 +75,14 @@ impl Upstream {
     /// The reply in an answer, addressed to the sender of the event.
     pub(super) fn reply(&self, body: &AnswerBody, headers: &HeaderMap, event: &Event) -> ReadReply {
         let parsed = self.parse_reply(body, headers, event);
-        let text = match &parsed {
-            Ok(Some(Reply { body: ReplyBody::Text { content }, .. })) => content.as_str().into(),
-            Ok(None) => return (parsed, None),
-            Ok(Some(_)) | Err(_) => answer_rules::text(&body.bytes),
-        };
-        if self.target.answers.rules_out(&text) {
-            return (Ok(None), Some(ReplyNote::RuledOut));
+        if self.target.answers.no_reply_if.is_some() && !matches!(parsed, Ok(None)) {
+            let text = match &parsed {
+                Ok(Some(Reply { body: ReplyBody::Text { content }, .. })) => content.as_str().into(),
+                _ => answer_rules::text(&body.bytes),
+            };
+            if self.target.answers.rules_out(&text) {
+                return (Ok(None), Some(ReplyNote::RuledOut));
+            }
         }
         // In JSON the names are left to the relay.
         let may_omit = body.bytes.trim_ascii_start().starts_with(b"{");

@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::account::ServedAccount;
-use super::held::LatePush;
 use super::inflight::{Follower, Joined, Leader};
 use super::reply::Replier;
 use super::{Pipeline, REPLY_MARGIN, RelayOutcome};
@@ -42,6 +41,11 @@ impl Pipeline {
         for Unanswered { event, key, reply } in self.queue.unanswered(since).await? {
             let accounts = self.accounts.load();
             let Some(served) = accounts.named(&event.account) else { continue };
+            // WeChat may have been answered with the prompt, and may not come again: the reply is held, and a try that
+            // comes all the same finds it there.
+            if served.account.held.is_some() {
+                continue;
+            }
             // At most `TRIES`: the event may have been received by a clock that was ahead.
             let remaining = TRIES.saturating_sub(now.since(event.received_at)).saturating_sub(REPLY_MARGIN);
             let deadline = Instant::now() + remaining;
@@ -55,13 +59,10 @@ impl Pipeline {
             if leases.is_empty() {
                 continue;
             }
-            let late = LatePush::new(served, &event, plan.reply);
-            // A late reply is held: each try is answered within its budget, with the prompt.
-            let held = late.is_some().then(Instant::now);
-            let window_ends = served.budget.window().map(|_| deadline + REPLY_MARGIN).or(held);
+            let window_ends = served.budget.window().map(|_| deadline + REPLY_MARGIN);
             if let Joined::Leader(leader, push) = self.inflight.resume(key, Trace::of(&event), window_ends) {
                 resumed.extend(leases);
-                let relay = self.clone().relay_again(served.clone(), event.id, (replier, late), leader, push, deadline);
+                let relay = self.clone().relay_again(served.clone(), event.id, replier, leader, push, deadline);
                 self.tasks.spawn(relay);
             }
         }
@@ -74,14 +75,14 @@ impl Pipeline {
         self: Arc<Self>,
         served: Arc<ServedAccount>,
         event: EventId,
-        (replier, late): (Replier, Option<LatePush>),
+        replier: Replier,
         leader: Leader,
         push: Follower,
         deadline: Instant,
     ) {
         leader.share_tries(replier.tries());
         leader.await_reply();
-        let mut reply = pin!(self.reply(replier, late.as_ref(), event, &served, &push, deadline));
+        let mut reply = pin!(self.reply(replier, None, event, &served, &push, deadline));
         let stopped = async {
             self.stop.cancelled().await;
             tokio::time::sleep(served.account.reply_budget).await;

@@ -26,6 +26,35 @@ fn the_workflow_runs_each_group_of_the_check() {
 }
 
 #[test]
+fn a_release_is_made_as_changes_are_checked() {
+    let workflow = |name: &str| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(".github/workflows").join(name);
+        fs::read_to_string(path).expect("the workflow can be read")
+    };
+    let (ci, release) = (workflow("ci.yml"), workflow("release.yml"));
+    let compiler = |text: &str| text.lines().find(|line| line.starts_with("  RUST: ")).map(str::to_owned);
+    assert!(compiler(&ci).is_some() && compiler(&ci) == compiler(&release), "the compiler is another one: {release}");
+    let actions = |text: &str| {
+        let used = text.lines().filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix("uses: "));
+        used.filter_map(|used| used.split_once('@'))
+            .map(|(name, version)| (name.to_owned(), version.to_owned()))
+            .collect()
+    };
+    let (known, used): (Vec<_>, Vec<_>) = (actions(&ci), actions(&release));
+    for (name, version) in &used {
+        assert!(version.starts_with('v') && version.len() > 1, "{name} is not pinned: {version}");
+        let other = known.iter().find(|(known, _)| known == name);
+        assert!(other.is_none_or(|(_, other)| other == version), "{name}: {version} and {other:?}");
+    }
+    assert!(!used.is_empty() && release.contains("deploy/release.sh --tag"), "{release}");
+    // The versions of the programs that it installs are those of `.ci/run`.
+    let script = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(".ci/run")).expect("it can be read");
+    for name in ["DEB_VERSION", "CYCLONEDX_VERSION"] {
+        assert!(script.contains(&format!("\n{name}=")) && release.contains(&format!("${name}")), "{name}");
+    }
+}
+
+#[test]
 fn an_unknown_group_is_refused_with_the_groups_there_are() {
     if is_missing("bash") {
         return;

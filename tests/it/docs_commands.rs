@@ -21,7 +21,7 @@ use crate::support::wechat::{WeChat, text};
 use crate::tls::Certificate;
 
 /// The programs that a line of a `sh root` block may begin with.
-const ROOT: [&str; 4] = ["cargo", "docker", "sudo", "systemctl"];
+const ROOT: [&str; 7] = ["cargo", "deploy/build.sh", "docker", "sha256sum", "sudo", "systemctl", "tar"];
 /// Programs that do nothing in these tests. `sudo` runs its command.
 const STAND_INS: [&str; 3] = ["systemctl", "journalctl", "docker"];
 

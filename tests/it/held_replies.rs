@@ -390,11 +390,12 @@ async fn replicas_give_a_held_reply_once_whichever_gets_the_message() {
     eventually("the other replica knows of it", held).await;
     bot.then(Reaction::Answer(Reply::status(200)));
     let (one, two) = (text("o1", "1"), text("o1", "more"));
-    let both = tokio::join!(first.accept(&wechat, &one), second.accept(&wechat, &two));
+    let both = tokio::join!(first.accept_again(&wechat, &one), second.accept_again(&wechat, &two));
     let mut got = [read(&wechat, &both.0), read(&wechat, &both.1)];
     got.sort();
     assert_eq!(got, ["", "because"], "one of the two messages");
-    let again = [read(&wechat, &second.accept(&wechat, &one).await), read(&wechat, &first.accept(&wechat, &two).await)];
+    let again = [second.accept_again(&wechat, &one).await, first.accept_again(&wechat, &two).await];
+    let again = again.map(|answer| read(&wechat, &answer));
     assert!(again.contains(&"because".to_owned()), "WeChat's retry gets it at the other replica too: {again:?}");
     let audit = first.audit().await;
     assert_eq!((&audit["replies"]["picked_up"], &audit["replies"]["given"]), (&1.into(), &1.into()), "{audit}");

@@ -48,6 +48,7 @@ mod health;
 mod held_replies;
 mod hostile_targets;
 mod http;
+mod init;
 mod isolation;
 mod log_rate;
 mod logins;

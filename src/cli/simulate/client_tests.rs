@@ -234,7 +234,7 @@ async fn replies_that_the_user_would_not_see_are_faults() {
     assert!(matches!(fault(&REPLY.replace("gh_1", "gh_2")).await, AnswerError::Misdirected("FromUserName", _)));
     assert!(matches!(fault(&REPLY.replace("<CreateTime>2</CreateTime>", "")).await, AnswerError::Lacks("CreateTime")));
     assert!(matches!(fault(&REPLY.replace("you", "")).await, AnswerError::Illegal(_)));
-    assert!(matches!(fault(&REPLY.replace("you", &"y".repeat(2049))).await, AnswerError::Illegal(_)));
+    assert!(matches!(fault(&REPLY.replace("you", &"y".repeat(2049))).await, AnswerError::TooLong));
 }
 
 #[tokio::test]

@@ -10,6 +10,9 @@ use crate::wechat::{Credentials, Message, Mode, OpenError, Reply, xml};
 /// The text that WeChat shows to the user in place of a reply.
 pub const USER_SEES: &str = "该公众号提供的服务出现故障，请稍后再试";
 
+/// The most bytes of a reply's text.
+const MAX_TEXT: usize = 2048;
+
 /// WeChat's reaction to an answer.
 #[derive(Debug)]
 pub enum AnswerVerdict {
@@ -65,6 +68,9 @@ pub enum AnswerError {
     Sealed(OpenError),
     #[error("the reply is illegal: {0}")]
     Illegal(ReplyError),
+    /// Its text is too long.
+    #[error("the reply's text is longer than {MAX_TEXT} bytes")]
+    TooLong,
     /// An element that every reply has is missing or empty.
     #[error("the reply has no {0}")]
     Lacks(&'static str),
@@ -86,6 +92,7 @@ impl AnswerError {
             | Self::Clear
             | Self::NotClear
             | Self::Illegal(_)
+            | Self::TooLong
             | Self::Lacks(_)
             | Self::Misdirected(..) => None,
         }
@@ -163,6 +170,9 @@ fn check_reply(reply: &str, push: &str) -> Result<(), AnswerError> {
     }
     if Reply::parse(reply.as_bytes()).map_err(AnswerError::Illegal)?.is_none() {
         return Err(AnswerError::NotReply);
+    }
+    if root.text_of("MsgType") == Some("text") && root.text_of("Content").is_some_and(|text| text.len() > MAX_TEXT) {
+        return Err(AnswerError::TooLong);
     }
     let Ok(push) = Message::parse(push.as_bytes()) else { return Ok(()) };
     if root.text_of("ToUserName") != Some(push.from_user()) {

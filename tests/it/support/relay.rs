@@ -246,6 +246,12 @@ impl Relay {
         answer
     }
 
+    /// As [`Relay::accept`], trying again as WeChat does after a 503.
+    pub(crate) async fn accept_again(&self, wechat: &wechat::WeChat, clear: &str) -> Answer {
+        let push = async || Some(wechat.push(clear).send(&self.push).await).filter(|answer| answer.status == 200);
+        eventually("a push is answered", push).await
+    }
+
     /// As [`Relay::accept`], trying again as WeChat does: to a store that has no connection yet, or no more.
     #[cfg(feature = "postgres")]
     pub(crate) async fn accept_in_time(&self, wechat: &wechat::WeChat, clear: &str) {
