@@ -3,7 +3,6 @@
 use std::io;
 use std::process::ExitCode;
 
-use clap::Parser;
 use mimalloc::MiMalloc;
 use wxrelay::cli::{Cli, early_signals, exit_code, print_error};
 
@@ -15,7 +14,7 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 fn main() -> ExitCode {
     // First, as a signal ends the process until it is caught.
     early_signals::catch();
-    let cli = Cli::parse();
+    let cli = Cli::from_arguments();
     // The default hook prints the panic's message, which may quote a push.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map_or_else(|| "an unknown location".to_owned(), ToString::to_string);

@@ -49,6 +49,12 @@ pub struct ReportArgs {
     pub(super) json: bool,
 }
 
+/// What the configuration names.
+pub(super) struct ConfiguredNames {
+    pub(super) targets: Vec<String>,
+    pub(super) accounts: Vec<String>,
+}
+
 /// What a command works on.
 pub(super) enum Access {
     /// The store of this configuration, and the relay that may have it open.
@@ -58,6 +64,11 @@ pub(super) enum Access {
 }
 
 impl RelayArgs {
+    /// What the environment names.
+    pub(super) fn of_environment() -> Self {
+        Self { config: ConfigArgs { config: None }, admin: None, admin_token_file: None }
+    }
+
     /// The running relay. No other part of the configuration than `[admin]` matters.
     pub(super) fn api(&self) -> anyhow::Result<Api> {
         let token = self.token()?;
@@ -83,6 +94,16 @@ impl RelayArgs {
     pub(super) fn shared_store(&self) -> anyhow::Result<Option<StoreAccess>> {
         let store = if self.address()?.is_some() { None } else { self.config.lenient_store() };
         Ok(store.filter(|store| store.is_named && store.queue.folder().is_none()))
+    }
+
+    /// The names of the configured targets and accounts, if the configuration is valid and no relay's address is given.
+    pub(super) fn configured_names(&self) -> Option<ConfiguredNames> {
+        if self.address().ok()?.is_some() {
+            return None;
+        }
+        let config = self.config.load().ok()?;
+        let targets = config.targets.iter().map(|one| one.target.name.to_string()).collect();
+        Some(ConfiguredNames { targets, accounts: config.accounts.iter().map(|one| one.name.to_string()).collect() })
     }
 
     /// The configured accounts, by name and AppID, if the configuration is valid.

@@ -5,13 +5,14 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
-use super::access::Access;
-use super::fixable::fixable;
+use super::access::{Access, RelayArgs};
+use super::fixable::{UsageError, fixable};
 use super::output;
 use super::steps::Executor;
+use crate::admin::Status;
 use crate::clock::UnixMillis;
 use crate::config::StoreAccess;
 use crate::queue::{Queue, Seen, Sweep};
@@ -133,7 +134,37 @@ pub(super) async fn expect_configured(access: &Access, name: &str) -> anyhow::Re
 pub(super) fn expect(name: &str, mut known: Vec<String>) -> anyhow::Result<()> {
     if !known.iter().any(|one| one == name) {
         known.sort_unstable();
-        bail!("there is no target `{name}`; expected one of: {}", known.join(", "));
+        return Err(unknown("target", name, &known));
     }
     Ok(())
+}
+
+/// The error for a name that is none of those that are known.
+pub(super) fn unknown(kind: &str, name: &str, known: &[String]) -> anyhow::Error {
+    let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+    UsageError(format!("there is no {kind} `{name}`; expected one of: {known}")).into()
+}
+
+/// Fails if a filter that found nothing has a name that is not known.
+pub(super) async fn expect_filter(
+    access: &Access,
+    relay: &RelayArgs,
+    account: Option<&str>,
+    target: Option<&str>,
+) -> anyhow::Result<()> {
+    if let Some(target) = target {
+        expect_known(access, target).await?;
+    }
+    let Some(account) = account else { return Ok(()) };
+    let known: Vec<String> = match access {
+        Access::Relay(api) => {
+            let status: Status = api.get("/api/status").await?;
+            status.accounts.into_iter().map(|account| account.name).collect()
+        }
+        Access::Store(_) => match relay.configured_names() {
+            Some(configured) => configured.accounts,
+            None => return Ok(()),
+        },
+    };
+    if known.iter().any(|one| one == account) { Ok(()) } else { Err(unknown("account", account, &known)) }
 }

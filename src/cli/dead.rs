@@ -9,9 +9,10 @@ use super::access::{Access, RelayArgs};
 use super::changes::{self, Changed, SweepRequest};
 use super::confirmation::{ConfirmationArgs, PlannedAction, confirm, counted};
 use super::description::excerpt;
+use super::display::{self, Column, Table, TimeArgs};
 use super::output;
 use crate::event::EventId;
-use crate::queue::view::EventDetail;
+use crate::queue::view::{DeadLetter, EventDetail};
 use crate::queue::{DeliveryState, Sweep, SweepAction};
 
 /// `wxrelay dead`
@@ -19,6 +20,8 @@ use crate::queue::{DeliveryState, Sweep, SweepAction};
 pub struct Args {
     #[command(flatten)]
     relay: RelayArgs,
+    #[command(flatten)]
+    times: TimeArgs,
     /// Print JSON
     #[arg(long, global = true)]
     json: bool,
@@ -29,6 +32,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Action {
     /// List dead letters, newest first
+    #[command(alias = "list")]
     Ls {
         /// List those of one target, such as crm
         #[arg(long)]
@@ -65,7 +69,11 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let access = args.relay.access().await?;
     let (target, ids, confirmation, action, [verb, done]) = match args.action {
         Action::Ls { target, before, limit } => {
-            return list(&access, target.as_deref(), before, limit, args.json).await;
+            let found = access.dead(target.as_deref(), limit, before).await?;
+            if found.is_empty() {
+                changes::expect_filter(&access, &args.relay, None, target.as_deref()).await?;
+            }
+            return list(&found, args.times, args.json);
         }
         Action::Retry { target, ids, confirmation } => {
             (target, ids, confirmation, SweepAction::Replay, ["retry", "retried"])
@@ -144,31 +152,39 @@ fn plan(verb: &str, counts: &[(String, u64)], action: &SweepAction) -> PlannedAc
     PlannedAction { count: Some(count), action: format!("{verb} {letters} of {of}"), undo }
 }
 
-async fn list(
-    access: &Access,
-    target: Option<&str>,
-    before: Option<EventId>,
-    limit: usize,
-    json: bool,
-) -> anyhow::Result<ExitCode> {
-    let mut out = output::stdout();
-    let found = access.dead(target, limit, before).await?;
-    for letter in &found {
-        if json {
-            writeln!(out, "{}", serde_json::to_string(letter)?)?;
-            continue;
+const COLUMNS: [Column; 6] = [
+    Column::text("TIME"),
+    Column::text("ID"),
+    Column::elided("TARGET", 6),
+    Column::elided("EVENT", 4),
+    Column::number("TRIES"),
+    Column::elided("ERROR", 12),
+];
+
+fn list(found: &[DeadLetter], times: TimeArgs, json: bool) -> anyhow::Result<ExitCode> {
+    if json {
+        for letter in found {
+            writeln!(output::stdout(), "{}", serde_json::to_string(letter)?)?;
         }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if found.is_empty() {
+        writeln!(output::stderr(), "no dead letters")?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let settings = display::Settings::new(times);
+    let mut table = Table::new(&COLUMNS);
+    for letter in found {
         let name = if letter.event.is_empty() { &letter.msg_type } else { &letter.event };
         let error = letter.error.as_deref().unwrap_or_default();
-        let (at, id, target) = (letter.received_at, letter.id, &letter.target);
         let sealed = letter.sealed.as_ref().map(|why| format!("  [answer left out: {why}]"));
         let answer = letter.answer.as_deref().map(excerpt).or(sealed).unwrap_or_default();
-        let attempts = letter.attempts;
-        out.write_line(&format!("{at}  {id}  {target:16} {name:20} {attempts} attempts  {error}{answer}"))?;
+        let [time, id] = [settings.time(letter.received_at), letter.id.to_string()];
+        let why = format!("{error}{answer}");
+        let cells = [time, id, letter.target.clone(), name.clone(), letter.attempts.to_string(), why];
+        table.push(cells.map(Into::into).into());
     }
-    if found.is_empty() && !json {
-        writeln!(output::stderr(), "no dead letters")?;
-    }
+    table.print(&settings)?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,9 +8,10 @@ use clap::Subcommand;
 
 use super::access::{Access, RelayArgs};
 use super::description::{EventTexts, description};
+use super::display::{self, Color, Column, StyledLine, Table, TimeArgs, state_color};
 use super::event_filter::FilterArgs;
 use super::output;
-use super::{forget, replay, tail};
+use super::{changes, forget, replay, tail};
 use crate::event::EventId;
 use crate::queue::EventFilter;
 use crate::queue::view::{EventDetail, EventSummary};
@@ -20,6 +21,8 @@ use crate::queue::view::{EventDetail, EventSummary};
 pub struct Args {
     #[command(flatten)]
     relay: RelayArgs,
+    #[command(flatten)]
+    times: TimeArgs,
     /// Print JSON, one object per line
     #[arg(long, global = true)]
     json: bool,
@@ -30,6 +33,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Action {
     /// List events, newest first
+    #[command(alias = "list")]
     Ls(Ls),
     /// Show one event with every attempt
     Show {
@@ -66,43 +70,68 @@ struct Ls {
 /// `tail` needs a running relay.
 pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
     if let Action::Tail(tail) = &args.action {
-        return tail::run(&args.relay.api()?, tail, args.json).await;
+        return tail::run(&args.relay.api()?, tail, args.times, args.json).await;
     }
     let access = args.relay.access().await?;
     match args.action {
-        Action::Ls(ls) => list(&access, ls, args.json).await,
+        Action::Ls(ls) => list(&access, &args.relay, ls, args.times, args.json).await,
         Action::Show { id, text } => show(&access, id, text, args.json).await,
         Action::Tail(_) => Ok(ExitCode::SUCCESS),
-        Action::Replay(replay) => replay::run(&access, replay, args.json).await,
+        Action::Replay(replay) => replay::run(&access, replay, args.times, args.json).await,
         Action::Forget(forget) => forget::run(&access, forget, args.json).await,
     }
 }
 
-async fn list(access: &Access, ls: Ls, json: bool) -> anyhow::Result<ExitCode> {
+const COLUMNS: [Column; 6] = [
+    Column::text("TIME"),
+    Column::text("ID"),
+    Column::elided("ACCOUNT", 4),
+    Column::elided("EVENT", 4),
+    Column::elided("KEY", 5),
+    Column::elided("DELIVERIES", 12),
+];
+
+async fn list(access: &Access, relay: &RelayArgs, ls: Ls, times: TimeArgs, json: bool) -> anyhow::Result<ExitCode> {
     let Ls { filter, before, limit } = ls;
-    let found = access.events(&EventFilter { before, limit, ..filter.filter() }).await?;
-    let mut out = output::stdout();
-    for event in &found {
-        if json {
-            writeln!(out, "{}", serde_json::to_string(event)?)?;
-        } else {
-            out.write_line(&line(event))?;
+    let filter = EventFilter { before, limit, ..filter.filter(times) };
+    let found = access.events(&filter).await?;
+    if found.is_empty() {
+        changes::expect_filter(access, relay, filter.account.as_deref(), filter.target.as_deref()).await?;
+    }
+    if json {
+        for event in &found {
+            writeln!(output::stdout(), "{}", serde_json::to_string(event)?)?;
         }
+        return Ok(ExitCode::SUCCESS);
     }
-    if found.is_empty() && !json {
+    if found.is_empty() {
         writeln!(output::stderr(), "no such event")?;
+        return Ok(ExitCode::SUCCESS);
     }
-    if let Some(last) = found.last().filter(|_| found.len() == limit && !json) {
+    let settings = display::Settings::new(times);
+    let mut table = Table::new(&COLUMNS);
+    found.iter().for_each(|event| table.push(cells(event, &settings)));
+    table.print(&settings)?;
+    if let Some(last) = found.last().filter(|_| found.len() == limit) {
         writeln!(output::stderr(), "there may be more: add --before {}", last.id)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn line(event: &EventSummary) -> String {
+fn cells(event: &EventSummary, settings: &display::Settings) -> Vec<StyledLine> {
     let name = if event.event.is_empty() { &event.msg_type } else { &event.event };
-    let deliveries: Vec<_> = event.deliveries.iter().map(|d| format!("{} {}", d.target, d.state.name())).collect();
-    let deliveries = if deliveries.is_empty() { "no target".to_owned() } else { deliveries.join(", ") };
-    format!("{}  {}  {:12} {:20} {:24} {deliveries}", event.received_at, event.id, event.account, name, event.event_key)
+    let mut deliveries = StyledLine::default();
+    for delivery in &event.deliveries {
+        let comma = if deliveries.is_empty() { "" } else { ", " };
+        deliveries.push(&format!("{comma}{} ", delivery.target), Color::Plain);
+        deliveries.push(delivery.state.name(), state_color(delivery.state));
+    }
+    if deliveries.is_empty() {
+        deliveries = StyledLine::new("no target", Color::Dim);
+    }
+    let key = if event.event_key.is_empty() { "-" } else { &event.event_key };
+    let [time, id] = [settings.time(event.received_at), event.id.to_string()];
+    vec![time.into(), id.into(), event.account.as_str().into(), name.as_str().into(), key.into(), deliveries]
 }
 
 async fn show(access: &Access, id: EventId, text: bool, json: bool) -> anyhow::Result<ExitCode> {

@@ -14,6 +14,11 @@ pub struct FixableError {
     remedy: String,
 }
 
+/// Arguments that are wrong, as only the relay or the store can say.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub(super) String);
+
 pub(super) fn fixable(problem: impl fmt::Display, remedy: impl fmt::Display) -> FixableError {
     FixableError { problem: problem.to_string(), remedy: remedy.to_string() }
 }
@@ -30,10 +35,14 @@ pub(super) fn on_one_line(error: &anyhow::Error) -> String {
     format!("{error:#}{remedy}")
 }
 
-/// The exit code of an error: 78 (`EX_CONFIG` of sysexits.h) if only a change of the configuration fixes it, 74
+/// The exit code of an error: 2 for wrong arguments, 78 (`EX_CONFIG` of sysexits.h) if only a change of the configuration fixes it, 74
 /// (`EX_IOERR`) if the relay cannot start on a damaged store, else 1.
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     let of_start = error.chain().find_map(|cause| cause.downcast_ref::<app::StartError>());
+    if error.downcast_ref::<UsageError>().is_some() {
+        // As clap does.
+        return 2;
+    }
     let is_configuration = of_start.is_some_and(app::StartError::is_configuration);
     if is_configuration || error.downcast_ref::<BadConfig>().is_some() {
         BadConfig::EXIT_CODE

@@ -26,7 +26,7 @@ pub(super) fn help_template() -> StyledStr {
         }
     }
     template += &format!("\n{}\n{{options}}\n\n", heading("Options"));
-    template += "`wxrelay COMMAND --help` shows the options of a command.\n";
+    template += "`wxrelay COMMAND --help` shows the options of a command.{after-help}\n";
     template.into()
 }
 

@@ -16,6 +16,7 @@ mod database;
 pub mod dead;
 pub mod demo;
 mod description;
+mod display;
 pub mod doctor;
 pub mod early_signals;
 mod event_filter;
@@ -24,6 +25,7 @@ mod fixable;
 mod forget;
 mod groups;
 pub mod healthcheck;
+mod help;
 pub mod init;
 pub mod keygen;
 pub mod man;
@@ -55,7 +57,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 
-pub use self::fixable::{FixableError, exit_code, remedy};
+pub use self::fixable::{FixableError, UsageError, exit_code, remedy};
 pub use self::output::print_error;
 use crate::config::{self, Config, ConfigError, StoreAccess};
 
@@ -82,39 +84,45 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Run the relay; SIGHUP reloads the configuration, SIGTERM drains and stops
+    /// Run the relay until SIGTERM, which drains it; SIGHUP reloads
     Serve(serve::Args),
-    /// Let the running relay read its configuration again, and print what changed or every error
+    /// Let the running relay read its configuration again
+    ///
+    /// Prints what changed, or every error; then the old configuration stays in use.
     Reload(access::ReportArgs),
-    /// Check the configuration: print every error, or the routing table; --online probes the targets
+    /// Print every error of the configuration, or the routing table
+    ///
+    /// Loads what `serve` loads at its start. With --online it probes the targets, too.
     Check(check::Args),
-    /// Check DNS, port, TLS, clock, keys, disk and targets, and print how to fix what fails
+    /// Check DNS, TLS, clock, keys, disk and targets; print the fixes
     Doctor(doctor::Args),
-    /// Run a relay with a simulated WeChat, identity provider and handlers, step by step
+    /// Show a relay at work with a simulated WeChat, step by step
     Demo(demo::Args),
-    /// Write a first configuration with a fresh token and key, and print what to enter in WeChat's console
+    /// Write a first configuration; print what WeChat's console needs
     Init(init::Args),
-    /// Act as WeChat: send verifications and pushes, and judge the answers
+    /// Act as WeChat: send pushes, and judge the answers
     Simulate(simulate::Args),
-    /// Act as a handler: verify and print deliveries; reply, fail or stall on request
+    /// Act as a handler: print deliveries; reply, fail or stall
     Sink(sink::Args),
     /// List, show, follow and replay events; forget a user
     Events(events::Args),
-    /// Show the running relay on one screen: configuration, readiness, accounts, targets, store, warnings
-    Status(access::ReportArgs),
-    /// List the replicas that share a store in PostgreSQL: who is alive, who differs
+    /// Show the running relay on one screen
+    ///
+    /// Its configuration, readiness, accounts, targets, store and warnings.
+    Status(status::Args),
+    /// List the replicas that share a store in PostgreSQL
     Replicas(access::ReportArgs),
-    /// Watch accounts, targets, rates, backlogs and dead letters on a live screen
+    /// Watch accounts, targets, rates and trouble on a live screen
     Top(top::Args),
-    /// Find the event that an alarm of WeChat is about, such as `[OpenID=..][Stamp=..][Event=..]`
+    /// Find the event that an alarm of WeChat is about
     Why(why::Args),
-    /// List, pause and resume targets; drop or redirect their pending deliveries
+    /// List, pause and resume targets; drop or redirect what waits
     Targets(targets::Args),
     /// List, retry or drop dead letters
     Dead(dead::Args),
     /// Count the deliveries in the store: is every one accounted for?
     Audit(audit::Args),
-    /// Read back a damaged store that was moved aside; copy a store to PostgreSQL or back; print the SQL that makes one there
+    /// Salvage a damaged store; copy a store; print its SQL
     Store(store::Args),
     /// Exit with 0 if the relay is ready
     Healthcheck(healthcheck::Args),
@@ -162,7 +170,7 @@ impl Command {
             Self::Simulate(args) => simulate::run(args).await,
             Self::Sink(args) => sink::run(args).await,
             Self::Keygen(args) => keygen::run(args).await,
-            Self::Completions(args) => completions::run(&args),
+            Self::Completions(args) => completions::run(args).await,
             Self::Man(args) => man::run(&args),
         }
     }

@@ -6,6 +6,9 @@
 
 use std::io::{self, IsTerminal as _};
 
+use rustix::termios::tcgetwinsize;
+
+use super::display::StyledLine;
 use super::{BadConfig, remedy};
 use crate::escape::{self, EscapingWriter};
 
@@ -22,6 +25,37 @@ pub(super) fn stderr() -> EscapingWriter<io::Stderr> {
 /// Whether people read stdout, and not a program.
 pub(super) fn is_terminal() -> bool {
     io::stdout().is_terminal()
+}
+
+/// The columns to write for where people read stdout; 80 where their terminal has no size.
+pub(super) fn terminal_width() -> Option<usize> {
+    width_of(&io::stdout())
+}
+
+/// The same of stderr.
+pub(super) fn stderr_width() -> Option<usize> {
+    width_of(&io::stderr())
+}
+
+fn width_of(stream: &(impl io::IsTerminal + std::os::fd::AsFd)) -> Option<usize> {
+    if !stream.is_terminal() {
+        return None;
+    }
+    let columns = tcgetwinsize(stream).map_or(0, |size| usize::from(size.ws_col));
+    Some(if columns == 0 { 80 } else { columns })
+}
+
+/// Prints lines to stdout: their texts are escaped, and the codes are ours.
+pub(super) fn print_lines(lines: &[StyledLine], color: bool) -> io::Result<()> {
+    use io::Write as _;
+    let text: String = lines.iter().map(|line| line.encode(color) + "\n").collect();
+    io::stdout().write_all(text.as_bytes())
+}
+
+/// Prints text that [`super::display`] has made.
+pub(super) fn print_encoded(text: &str) -> io::Result<()> {
+    use io::Write as _;
+    io::stdout().write_all(format!("{text}\n").as_bytes())
 }
 
 /// Stdout for the exact bytes, where [`is_terminal`] is false, or where all of the text is ours.

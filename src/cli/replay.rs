@@ -12,6 +12,7 @@ use super::access::Access;
 use super::api::Api;
 use super::changes;
 use super::confirmation::{ConfirmationArgs, PlannedAction, confirm};
+use super::display::TimeArgs;
 use super::event_filter::FilterArgs;
 use super::output;
 use super::steps::{self, Executor, Step, StepsResult};
@@ -33,7 +34,7 @@ pub(super) struct Args {
     #[command(flatten)]
     filter: FilterArgs,
     /// Deliver to this target, such as crm, also events that it never had [default: every target that had the event]
-    #[arg(long)]
+    #[arg(long, value_name = "TARGET")]
     to: Option<String>,
     /// Replay every event
     #[arg(long)]
@@ -46,9 +47,9 @@ pub(super) struct Args {
 }
 
 /// Counts, then replays step by step; if it is stopped, prints how to continue.
-pub(super) async fn run(access: &Access, args: Args, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(access: &Access, args: Args, times: TimeArgs, json: bool) -> anyhow::Result<ExitCode> {
     let Args { ids, filter, to, all, after, confirmation } = args;
-    let mut filter = filter.filter();
+    let mut filter = filter.filter(times);
     if ids.is_empty() && !all && filter.is_all() {
         bail!("which events? Give an id, a filter (--target, --state, --since, ..), or --all");
     }

@@ -7,10 +7,9 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::access::{Access, ReportArgs};
+use super::display::{self, Color, Column, StyledLine, Table, TimeArgs};
 use super::output;
-use super::top::frame::span;
 use crate::admin::Status;
-use crate::clock::UnixMillis;
 use crate::queue::{Inspect, Replica};
 
 /// Exit code 0 if a replica is alive, else 1.
@@ -26,38 +25,57 @@ pub async fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
         output::stderr().write_line("the store is not in PostgreSQL: one relay uses it, and there are no replicas")?;
         return Ok(ExitCode::FAILURE);
     };
-    let mut out = output::stdout();
     if args.json {
         for replica in &replicas {
-            writeln!(out, "{}", json!(replica))?;
+            writeln!(output::stdout(), "{}", json!(replica))?;
         }
     } else {
-        out.write_line(&header())?;
-        for replica in &replicas {
-            out.write_line(&line(replica))?;
-        }
+        // No times are shown, but ages.
+        table(&replicas).print(&display::Settings::new(TimeArgs { utc: true }))?;
     }
     Ok(if replicas.iter().any(|replica| replica.live) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn header() -> String {
-    let [state, slot, release, up, beat, held] = ["state", "slot", "release", "up", "last beat", "held"];
-    let name = "replica";
-    format!("{name:20} {state:6} {slot:>4} {release:>8} {up:>8} {beat:>9} {held:>7}  {:21} admin", "config")
+const COLUMNS: [Column; 9] = [
+    Column::elided("REPLICA", 8),
+    Column::text("STATE"),
+    Column::number("SLOT"),
+    Column::elided("RELEASE", 5),
+    Column::number("UP"),
+    Column::number("BEAT"),
+    Column::number("HELD"),
+    Column::elided("CONFIG", 12),
+    Column::elided("ADMIN", 9),
+];
+
+/// A row for each.
+pub(super) fn table(replicas: &[Replica]) -> Table<'static> {
+    let mut table = Table::new(&COLUMNS);
+    replicas.iter().for_each(|replica| table.push(cells(replica)));
+    table
 }
 
-fn line(replica: &Replica) -> String {
+fn cells(replica: &Replica) -> Vec<StyledLine> {
     let Replica { name, slot, release, started_at, last_beat_ms, held, admin, .. } = replica;
-    let state = if replica.live { "alive" } else { "SILENT" };
-    let up = span(UnixMillis::now().since(*started_at).as_secs_f64());
+    let state = if replica.live { ("alive", Color::Green) } else { ("SILENT", Color::Red) };
     let beat = format!("{:.1}s", *last_beat_ms as f64 / 1000.0);
     let held = held.map_or_else(|| "-".to_owned(), |held| held.to_string());
-    let (config, admin) = (config(replica), admin.as_deref().unwrap_or("-"));
-    format!("{name:20} {state:6} {slot:>4} {release:>8} {up:>8} {beat:>9} {held:>7}  {config:21} {admin}")
+    let known_and_different = !replica.config_sha256.is_empty() && !replica.same_config;
+    vec![
+        name.as_str().into(),
+        StyledLine::new(state.0, state.1),
+        slot.to_string().into(),
+        release.as_str().into(),
+        display::age(*started_at).into(),
+        beat.into(),
+        held.into(),
+        StyledLine::new(&config(replica), if known_and_different { Color::Red } else { Color::Plain }),
+        admin.as_deref().unwrap_or("-").into(),
+    ]
 }
 
 /// The start of the configuration's hash, and whether it is that of the others.
-pub(super) fn config(replica: &Replica) -> String {
+fn config(replica: &Replica) -> String {
     match replica.config_sha256.get(..12) {
         None => "not told".to_owned(),
         Some(start) if replica.same_config => format!("{start} same"),

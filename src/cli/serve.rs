@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
+use super::display::ActivityFormat;
 use super::fixable::on_one_line;
 use super::service::{self, notify};
 use super::{BadConfig, ConfigArgs, early_signals};
@@ -55,7 +56,8 @@ async fn serve(args: Args, log_limit: &mut Duration) -> anyhow::Result<ExitCode>
     descriptors::raise_limit();
     let Some(config) = stop.or(load(&args.config)).await else { return Ok(ExitCode::SUCCESS) };
     let config = config?;
-    let logs = telemetry::init(&config.log)?;
+    let format = ActivityFormat::log(config.accounts.len() > 1);
+    let logs = telemetry::init(&config.log, Box::new(move |line| format.log_line(line)))?;
     if let Err(error) = sealed {
         tracing::warn!(%error, "core dumps not disabled, they would hold tokens and keys; set LimitCORE=0");
     }

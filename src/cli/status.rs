@@ -7,15 +7,26 @@ use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::access::ReportArgs;
-use super::top::frame::{span, target_state};
+use super::display::{self, Color, Column, StyledLine, Table, TimeArgs, target_color, trouble, wrap};
+use super::top::target_state;
 use super::{output, replicas};
 use crate::admin::{Status, TargetList, TargetOverview};
-use crate::clock::UnixMillis;
-use crate::escape;
 use crate::queue::Replica;
 
+/// `wxrelay status`
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    report: ReportArgs,
+    #[command(flatten)]
+    times: TimeArgs,
+}
+
+/// The columns of a fact's name.
+const MARGIN: usize = 10;
+
 /// Exit code 0 if the relay is ready, else 1.
-pub async fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
+pub async fn run(Args { report: args, times }: Args) -> anyhow::Result<ExitCode> {
     let api = args.relay.api()?;
     let (code, answer) = api.call(Method::GET, "/api/status", None).await?;
     if code == StatusCode::SERVICE_UNAVAILABLE {
@@ -39,7 +50,8 @@ pub async fn run(args: ReportArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         writeln!(output::stdout(), "{}", to_json(answer, &targets)?)?;
     } else {
-        output::stdout().write_all(screen(&status, &targets).as_bytes())?;
+        let settings = display::Settings::new(times);
+        output::print_lines(&screen(&status, &targets, &settings), settings.color)?;
     }
     Ok(if status.ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -55,49 +67,82 @@ fn to_json(mut status: Value, targets: &[(&str, TargetOverview)]) -> anyhow::Res
     Ok(status)
 }
 
-fn screen(status: &Status, targets: &[(&str, TargetOverview)]) -> String {
-    let mut text = String::new();
-    let mut push = |name: &str, fact: String| text += &format!("{name:<9} {}\n", escape::line(&fact));
-    push("wxrelay", format!("{}, up {}", status.version, span(status.uptime_seconds as f64)));
-    push("config", config(status));
-    push("ready", status.not_ready_because.as_ref().map_or_else(|| "yes".to_owned(), |why| format!("NO: {why}")));
-    push("listen", status.listen.join(", "));
-    for account in &status.accounts {
-        push("account", format!("{}  {}  {}  {}", account.name, account.mode, account.path, account.app_id));
+fn screen(status: &Status, targets: &[(&str, TargetOverview)], settings: &display::Settings) -> Vec<StyledLine> {
+    let mut lines = Vec::new();
+    let mut push = |name: &str, fact: &str, color: Color| {
+        let fact = wrap(&format!("{name:<9} {fact}"), settings.width.unwrap_or(usize::MAX), MARGIN);
+        let (name, fact) = fact.split_at(MARGIN);
+        let mut name = Some(StyledLine::new(name, Color::Dim));
+        let margin = || StyledLine::plain(&" ".repeat(MARGIN));
+        for (number, line) in fact.split('\n').enumerate() {
+            let text = if number == 0 { line } else { line.trim_start() };
+            lines.push(name.take().unwrap_or_else(margin).with(text, color));
+        }
+    };
+    let up = display::span(status.uptime_seconds as f64);
+    push("wxrelay", &format!("{}, up {up}", status.version), Color::Plain);
+    push("config", &config(status, settings), Color::Plain);
+    match &status.not_ready_because {
+        None => push("ready", "yes", Color::Green),
+        Some(why) => push("ready", &format!("NO: {why}"), Color::Red),
     }
-    for (state, target) in targets {
-        let TargetOverview { name, counts, oldest_pending, .. } = target;
-        let oldest =
-            oldest_pending.map(|at| format!(", the oldest for {}", span(UnixMillis::now().since(at).as_secs_f64())));
-        let (waiting, dead) = (counts.pending, counts.dead);
-        push("target", format!("{name}  {state}  {waiting} waiting{}, {dead} dead", oldest.unwrap_or_default()));
-    }
+    push("listen", &status.listen.join(", "), Color::Plain);
     let queue = &status.queue;
-    let size = bytesize::ByteSize(queue.bytes);
-    push(
-        "store",
-        format!(
-            "{}: {} events, {size}, {} waiting, {} dead",
-            status.store, queue.events, queue.counts.pending, queue.counts.dead
-        ),
-    );
-    for replica in &status.replicas {
-        let state = if replica.live { "alive" } else { "SILENT" };
-        let beat = replica.last_beat_ms as f64 / 1000.0;
-        let (name, release, config) = (&replica.name, &replica.release, replicas::config(replica));
-        push("replica", format!("{name}  {state}, last beat {beat:.1}s ago  {release}  configuration {config}"));
-    }
+    let (store, events, size) = (&status.store, queue.events, bytesize::ByteSize(queue.bytes));
+    let (waiting, dead) = (queue.counts.pending, queue.counts.dead);
+    push("store", &format!("{store}: {events} events, {size}, {waiting} waiting, {dead} dead"), Color::Plain);
     for warning in warnings(status) {
-        push("warning", warning);
+        push("warning", &warning, Color::Yellow);
     }
-    text
+    for table in [accounts(status), of_targets(targets)].into_iter().chain(of_replicas(&status.replicas)) {
+        lines.push(StyledLine::default());
+        lines.extend(table.lines(settings.width));
+    }
+    lines
 }
 
-fn config(status: &Status) -> String {
+fn accounts(status: &Status) -> Table<'static> {
+    const COLUMNS: [Column; 4] =
+        [Column::elided("ACCOUNT", 8), Column::text("MODE"), Column::elided("PATH", 12), Column::text("APPID")];
+    let mut table = Table::new(&COLUMNS);
+    for account in &status.accounts {
+        table.push(
+            [&account.name, &account.mode, &account.path, &account.app_id].map(|text| text.as_str().into()).into(),
+        );
+    }
+    table
+}
+
+fn of_targets(targets: &[(&str, TargetOverview)]) -> Table<'static> {
+    const COLUMNS: [Column; 5] = [
+        Column::elided("TARGET", 8),
+        Column::text("STATE"),
+        Column::number("WAITING"),
+        Column::number("OLDEST"),
+        Column::number("DEAD"),
+    ];
+    let mut table = Table::new(&COLUMNS);
+    for (state, target) in targets {
+        let TargetOverview { name, counts, oldest_pending, .. } = target;
+        let oldest = oldest_pending.map_or_else(|| "-".to_owned(), display::age);
+        table.push(vec![
+            name.as_str().into(),
+            StyledLine::new(state, target_color(state)),
+            counts.pending.to_string().into(),
+            oldest.into(),
+            trouble(counts.dead, Color::Red),
+        ]);
+    }
+    table
+}
+
+fn of_replicas(found: &[Replica]) -> Option<Table<'static>> {
+    if found.is_empty() { None } else { Some(replicas::table(found)) }
+}
+
+fn config(status: &Status, settings: &display::Settings) -> String {
     let sha256 = status.config_sha256.get(..12).unwrap_or(&status.config_sha256);
-    let since = status
-        .config_since
-        .map(|at| format!(", in use since {at} ({})", span(UnixMillis::now().since(at).as_secs_f64())));
+    let since = status.config_since.map(|at| format!(", in use since {} ({})", settings.time(at), display::age(at)));
     format!("{sha256}, generation {}{}", status.generation, since.unwrap_or_default())
 }
 

@@ -18,8 +18,10 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use super::api::Api;
-use super::output;
+use super::display::{ActivityFormat, ActivityLine, TimeArgs};
+use super::{changes, output};
 use crate::admin::Status;
+use crate::clock::UnixMillis;
 
 /// Longer than the 15 s after which the relay sends at least a comment.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
@@ -29,6 +31,9 @@ const RECONNECT_WAIT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_secs(2);
 /// The longest line that is accepted, in bytes; no activity is nearly as long.
 const MAX_LINE: usize = 64 << 10;
+
+/// How lines are written; `None` for JSON.
+type Format = Option<Arc<ActivityFormat>>;
 
 #[derive(clap::Args)]
 pub(super) struct Args {
@@ -49,14 +54,23 @@ pub(super) struct Args {
     all: bool,
 }
 
-pub(super) async fn run(api: &Api, args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn run(api: &Api, args: &Args, times: TimeArgs, json: bool) -> anyhow::Result<ExitCode> {
+    // Lines name their account unless there is only one; a relay that does not say so yet may have several.
+    let several = match api.get::<Status>("/api/status").await {
+        Ok(status) => {
+            args.check(&status)?;
+            args.account.is_none() && status.accounts.len() > 1
+        }
+        Err(_) => args.account.is_none(),
+    };
+    let format = if json { None } else { Some(Arc::new(ActivityFormat::stdout(times, several))) };
     if args.all {
-        return follow_all(api, args, json).await;
+        return follow_all(api, args, format).await;
     }
     let path = args.path();
     let mut answer = accepted(api, api.open(&path).await?).await?;
     loop {
-        let why = follow(answer, json, None).await?;
+        let why = follow(answer, format.as_deref(), None).await?;
         writeln!(output::stderr(), "-- {why}; retrying every second until it is back, Ctrl-C ends")?;
         answer = reconnect(api, &path).await?;
         writeln!(output::stderr(), "-- connected again; missed activity is in `wxrelay events ls`")?;
@@ -64,6 +78,19 @@ pub(super) async fn run(api: &Api, args: &Args, json: bool) -> anyhow::Result<Ex
 }
 
 impl Args {
+    /// Fails for a name that the relay does not know: nothing would ever be followed.
+    fn check(&self, status: &Status) -> anyhow::Result<()> {
+        let accounts = status.accounts.iter().map(|account| account.name.clone()).collect();
+        let targets = status.targets.iter().map(|target| target.name.clone()).collect();
+        for (kind, name, known) in [("account", &self.account, accounts), ("target", &self.target, targets)] {
+            let known: Vec<String> = known;
+            if let Some(name) = name.as_ref().filter(|name| !known.contains(name)) {
+                return Err(changes::unknown(kind, name, &known));
+            }
+        }
+        Ok(())
+    }
+
     fn path(&self) -> String {
         let Self { account, event, from, target, all: _ } = self;
         let filters = [("account", account), ("event", event), ("from", from), ("target", target)];
@@ -74,7 +101,7 @@ impl Args {
 }
 
 /// Follows every replica that is alive; those that come later too.
-async fn follow_all(api: &Api, args: &Args, json: bool) -> anyhow::Result<ExitCode> {
+async fn follow_all(api: &Api, args: &Args, format: Format) -> anyhow::Result<ExitCode> {
     let path: Arc<str> = args.path().into();
     let mut followed: HashMap<i32, JoinHandle<()>> = HashMap::new();
     let mut status: Status = api.get("/api/status").await?;
@@ -83,10 +110,10 @@ async fn follow_all(api: &Api, args: &Args, json: bool) -> anyhow::Result<ExitCo
         followed.retain(|_, task| !task.is_finished());
         for replica in status.replicas.iter().filter(|replica| replica.live) {
             let Some(api) = api.of_replica(replica) else { continue };
-            let (name, path) = (replica.name.clone(), Arc::clone(&path));
+            let (name, path, format) = (replica.name.clone(), Arc::clone(&path), format.clone());
             followed.entry(replica.incarnation).or_insert_with(|| {
                 tokio::spawn(async move {
-                    let why = match follow_replica(&api, &name, &path, json).await {
+                    let why = match follow_replica(&api, &name, &path, format.as_deref()).await {
                         Ok(why) => why.to_owned(),
                         Err(error) => format!("{error:#}"),
                     };
@@ -103,10 +130,15 @@ async fn follow_all(api: &Api, args: &Args, json: bool) -> anyhow::Result<ExitCo
     }
 }
 
-async fn follow_replica(api: &Api, name: &str, path: &str, json: bool) -> anyhow::Result<&'static str> {
+async fn follow_replica(
+    api: &Api,
+    name: &str,
+    path: &str,
+    format: Option<&ActivityFormat>,
+) -> anyhow::Result<&'static str> {
     let answer = accepted(api, api.open(path).await?).await?;
     output::stderr().write_line(&format!("-- {name}: followed"))?;
-    follow(answer, json, Some(name)).await
+    follow(answer, format, Some(name)).await
 }
 
 /// Retries until a relay answers.
@@ -133,7 +165,11 @@ async fn accepted(api: &Api, answer: Response<Incoming>) -> anyhow::Result<Respo
 }
 
 /// Prints the stream; returns why it ended.
-async fn follow(answer: Response<Incoming>, json: bool, replica: Option<&str>) -> anyhow::Result<&'static str> {
+async fn follow(
+    answer: Response<Incoming>,
+    format: Option<&ActivityFormat>,
+    replica: Option<&str>,
+) -> anyhow::Result<&'static str> {
     let (mut body, mut rest) = (answer.into_body(), Vec::new());
     loop {
         let frame = match tokio::time::timeout(SILENCE_TIMEOUT, body.frame()).await {
@@ -145,46 +181,39 @@ async fn follow(answer: Response<Incoming>, json: bool, replica: Option<&str>) -
         while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = rest.drain(..=end).collect();
             if let Some(data) = line.strip_prefix(b"data: ") {
-                print(data.trim_ascii_end(), json, replica)?;
+                print(data.trim_ascii_end(), format, replica)?;
             }
         }
         ensure!(rest.len() <= MAX_LINE, "not a relay: its line has no end");
     }
 }
 
-fn print(data: &[u8], json: bool, replica: Option<&str>) -> anyhow::Result<()> {
+fn print(data: &[u8], format: Option<&ActivityFormat>, replica: Option<&str>) -> anyhow::Result<()> {
     let mut out = output::stdout();
-    if json && replica.is_none() {
+    if format.is_none() && replica.is_none() {
         out.write_all(data)?;
         writeln!(out)?;
         return Ok(out.flush()?);
     }
     let mut activity: Value = serde_json::from_slice(data).context("the relay sent no JSON")?;
-    match replica {
-        Some(replica) if json => {
-            activity["replica"] = replica.into();
-            writeln!(out, "{activity}")?;
-        }
-        Some(replica) => out.write_line(&format!("{replica:12}  {}", line(&activity)))?,
-        None => out.write_line(&line(&activity))?,
+    if let Some(format) = format {
+        output::print_encoded(&line(&activity, format, replica))?;
+    } else {
+        activity["replica"] = replica.into();
+        writeln!(out, "{activity}")?;
     }
     Ok(out.flush()?)
 }
 
-fn line(activity: &Value) -> String {
+fn line(activity: &Value, format: &ActivityFormat, replica: Option<&str>) -> String {
     if activity["what"] == "lagged" {
         return format!("-- {} lines missed: the reader was too slow", activity["missed"]);
     }
-    let text = |key: &str| activity[key].as_str().unwrap_or("-").to_owned();
-    let took = activity["duration_ms"].as_f64().unwrap_or_default();
-    let what = if activity["what"] == "push" {
-        format!("push     {:20} {}", text("kind"), text("result"))
-    } else {
-        let status = activity["status"].as_u64().map_or_else(|| "no answer".to_owned(), |status| status.to_string());
-        let made = format!("{} #{} {} {status}", text("target"), activity["attempt"], text("outcome"));
-        let error = activity["error"].as_str().map(|error| format!("  {error}")).unwrap_or_default();
-        format!("attempt  {:20} {made}{error}", text("kind"))
+    let field = |name: &str| match &activity[name] {
+        Value::Null => None,
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
     };
-    let (at, event, account, openid) = (text("at"), text("event"), text("account"), text("openid"));
-    format!("{at}  {event:20}  {account:12} {openid:12}  {what}  {took:.1} ms")
+    let at = serde_json::from_value(activity["at"].clone()).unwrap_or_else(|_| UnixMillis::now());
+    format.line(&ActivityLine { at, is_push: activity["what"] == "push", replica, field: &field })
 }

@@ -10,6 +10,7 @@ use serde_json::json;
 use super::access::{Access, RelayArgs};
 use super::changes::{self, Changed, SweepRequest};
 use super::confirmation::{ConfirmationArgs, PlannedAction, confirm, counted};
+use super::display::{self, Color, Column, StyledLine, Table, TimeArgs, target_color, trouble};
 use super::output;
 use super::steps::Executor;
 use crate::admin::TargetOverview;
@@ -30,6 +31,7 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Action {
     /// List the configured targets, and removed ones that still have deliveries
+    #[command(alias = "list")]
     Ls,
     /// Pause a target until it is resumed, also over restarts; its deliveries stay pending
     Pause {
@@ -135,37 +137,47 @@ async fn pause(access: &Access, target: &str, paused: bool, json: bool) -> anyho
     Ok(ExitCode::SUCCESS)
 }
 
+const COLUMNS: [Column; 8] = [
+    Column::elided("TARGET", 8),
+    Column::text("STATE"),
+    Column::number("PENDING"),
+    Column::number("OLDEST"),
+    Column::number("DELIVERED"),
+    Column::number("DEAD"),
+    Column::number("EXPIRED"),
+    Column::number("CANCELLED"),
+];
+
 async fn list(access: &Access, json: bool) -> anyhow::Result<ExitCode> {
     let targets = access.targets().await?;
-    let mut out = output::stdout();
     if json {
         for target in &targets {
-            writeln!(out, "{}", serde_json::to_string(target)?)?;
+            writeln!(output::stdout(), "{}", serde_json::to_string(target)?)?;
         }
         return Ok(ExitCode::SUCCESS);
     }
-    writeln!(
-        out,
-        "{:20} {:22} {:>10} {:>10} {:>10} {:>10} {:>10}  oldest pending",
-        "target", "", "pending", "delivered", "dead", "expired", "cancelled"
-    )?;
+    // No times are shown, but ages.
+    let settings = display::Settings::new(TimeArgs { utc: true });
+    let mut table = Table::new(&COLUMNS);
     for TargetOverview { name, configured, paused, counts, oldest_pending } in targets {
-        writeln!(
-            out,
-            "{name:20} {:22} {:>10} {:>10} {:>10} {:>10} {:>10}  {}",
-            match (configured, paused) {
-                (true, false) => "configured",
-                (true, true) => "configured, paused",
-                (false, false) => "not configured",
-                (false, true) => "not configured, paused",
-            },
-            counts.pending,
-            counts.delivered,
-            counts.dead,
-            counts.expired,
-            counts.cancelled,
-            oldest_pending.map_or_else(|| "-".to_owned(), |at| at.to_string())
-        )?;
+        let state = match (configured, paused) {
+            (true, false) => "configured",
+            (true, true) => "paused",
+            (false, false) => "removed",
+            (false, true) => "removed, paused",
+        };
+        let oldest = oldest_pending.map_or_else(|| "-".to_owned(), display::age);
+        table.push(vec![
+            name.into(),
+            StyledLine::new(state, target_color(state)),
+            counts.pending.to_string().into(),
+            oldest.into(),
+            counts.delivered.to_string().into(),
+            trouble(counts.dead, Color::Red),
+            trouble(counts.expired, Color::Magenta),
+            counts.cancelled.to_string().into(),
+        ]);
     }
+    table.print(&settings)?;
     Ok(ExitCode::SUCCESS)
 }

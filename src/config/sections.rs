@@ -149,7 +149,7 @@ pub(super) fn log(reader: &KeyReader<'_>, file: &file::LogSection) -> telemetry:
         _ => Err("\"hash\" or \"clear\""),
     };
     telemetry::Settings {
-        format: reader.read("format", &file.format, format).unwrap_or(LogFormat::Json),
+        format: reader.read("format", &file.format, format),
         level: reader.read("level", &file.level, level).unwrap_or_else(|| "info".to_owned()),
         openid: reader.read("openid", &file.openid, openid).unwrap_or(OpenIds::Hash),
     }

@@ -148,7 +148,7 @@ fn the_command_line_is_over_the_environment_and_that_over_the_file() {
     let config = load(Some(&path), env(&pairs), &[("server.drain", "3s")]).unwrap();
     assert_eq!(config.server.drain, Duration::from_secs(3));
     assert_eq!(config.server.max_body, 4096);
-    assert!(matches!(config.log.format, telemetry::LogFormat::Text));
+    assert!(matches!(config.log.format, Some(telemetry::LogFormat::Text)));
     let plain = load(Some(&path), env(&[]), &[]).unwrap();
     assert_eq!(plain.sha256.len(), 64);
     assert_ne!(plain.sha256, config.sha256);

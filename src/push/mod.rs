@@ -144,6 +144,8 @@ impl Pipeline {
         let accounts = self.accounts.load_full();
         let Some(served) = accounts.at(request.uri().path()) else {
             self.metrics.push_to_unknown_path();
+            // At `debug` only, as anyone can send any number of them.
+            tracing::debug!(path = &*request_log::shown_path(request.uri().path()), "push to an unknown path");
             let error = if host::is_valid(&request) { PushError::UnknownPath } else { PushError::Host };
             return Ok(error.response());
         };

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::account::ServedAccount;
 use crate::clock::{UnixMillis, UnixNanos};
+use crate::escape;
 use crate::event::EventId;
 use crate::tail::{Activity, PushActivity, Span, Tail, TracedKind};
 use crate::telemetry::{self, OpenIds};
@@ -20,6 +21,13 @@ use crate::trace::{SpanId, Trace};
 
 /// The result of a push whose client hung up before its answer.
 const HUNG_UP: &str = "hung_up";
+
+/// The beginning of a path that no account has, for the log.
+pub(super) fn shown_path(path: &str) -> Cow<'_, str> {
+    const SHOWN: usize = 128;
+    let end = path.char_indices().nth(SHOWN).map_or(path.len(), |(end, _)| end);
+    escape::line(&path[..end])
+}
 
 /// What is known of a request; filled along the pipeline, logged when dropped.
 pub(super) struct RequestLog {

@@ -1,4 +1,4 @@
-//! A log line as one JSON object, formatted in one buffer.
+//! A log line as one JSON object, formatted in one buffer; or its parts, for a format of people.
 //!
 //! The simple version is `fmt::layer().json()` of tracing-subscriber: it writes a line to the writer in about ninety parts,
 //! which took a tenth of a push's time. The timestamp is humantime's, which takes 3,000 instructions less a push.
@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
@@ -86,6 +86,45 @@ impl Visit for JsonLine {
         write!(debug, "{value:?}").ok();
         self.field(field, &debug);
         self.debug = debug;
+    }
+}
+
+/// A line before it is written for people.
+#[derive(Debug)]
+pub struct LogLine {
+    pub level: Level,
+    pub message: String,
+    /// The fields that have a value, in their order.
+    pub fields: Vec<(&'static str, String)>,
+}
+
+/// Lets the caller of [`super::init`] write each line.
+pub(super) struct PeopleFormat(pub(super) super::TextFormat);
+
+impl<S, N> FormatEvent<S, N> for PeopleFormat
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'w> FormatFields<'w> + 'static,
+{
+    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut line = LogLine { level: *event.metadata().level(), message: String::new(), fields: Vec::new() };
+        event.record(&mut line);
+        writer.write_str(&(self.0)(&line))?;
+        writer.write_char('\n')
+    }
+}
+
+/// All values come here: those of other types by `Debug`.
+impl Visit for LogLine {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        match field.name() {
+            "message" => value.clone_into(&mut self.message),
+            name => self.fields.push((name, value.to_owned())),
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.record_str(field, &format!("{value:?}"));
     }
 }
 

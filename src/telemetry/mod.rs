@@ -1,4 +1,5 @@
-//! Logs: one line per event, on stderr. `line.rs` formats a line as JSON, `log_writer.rs` writes it.
+//! Logs: one line per event, on stderr. `line.rs` formats a line as JSON, or collects it for a format of people;
+//! `log_writer.rs` writes it.
 //!
 //! Invariants: logging never waits for the reader of the log; a line's fields are flat beside `timestamp`, `level` and
 //! `message`, so JSON has no module path, which tracing calls `target` like our field; the level can change while the
@@ -8,21 +9,18 @@ mod line;
 mod log_writer;
 
 use std::borrow::Cow;
-use std::fmt::Debug;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
-use tracing::field::Field;
-use tracing_subscriber::field::MakeExt as _;
 use tracing_subscriber::filter::{LevelFilter, ParseError, Targets};
-use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
+pub use line::LogLine;
 pub use log_writer::{flush, flush_within, take_dropped};
 
 use log_writer::LogWriter;
@@ -35,7 +33,8 @@ const THROTTLE_PERIOD: Duration = Duration::from_secs(10);
 /// `[log]` of the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub format: LogFormat,
+    /// `None`: text on a terminal, else JSON.
+    pub format: Option<LogFormat>,
     /// A level (`info`) or a filter (`info,wxrelay::push=debug`).
     pub level: String,
     pub openid: OpenIds,
@@ -82,11 +81,15 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Handle(reload::Handle<Targets, Registry>);
 
+/// Writes a line for people, without its line feed. Its texts must be escaped.
+pub type TextFormat = Box<dyn Fn(&LogLine) -> String + Send + Sync>;
+
 /// Starts the logs of this process.
-pub fn init(settings: &Settings) -> Result<Handle, Error> {
+pub fn init(settings: &Settings, text: TextFormat) -> Result<Handle, Error> {
     let (filter, handle) = reload::Layer::new(filter(&settings.level)?);
     let writer = LogWriter::to_stderr().map_err(Error::Thread)?;
-    let lines = lines(settings.format, writer, io::stderr().is_terminal());
+    let by_reader = || if io::stderr().is_terminal() { LogFormat::Text } else { LogFormat::Json };
+    let lines = lines(settings.format.unwrap_or_else(by_reader), writer, text);
     tracing_subscriber::registry().with(filter).with(lines).try_init().map_err(Error::Started)?;
     Ok(Handle(handle))
 }
@@ -166,25 +169,15 @@ impl LogThrottle {
     }
 }
 
-fn lines<S, W>(format: LogFormat, writer: W, ansi: bool) -> Box<dyn Layer<S> + Send + Sync>
+fn lines<S, W>(format: LogFormat, writer: W, text: TextFormat) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a>,
     W: for<'w> fmt::MakeWriter<'w> + Send + Sync + 'static,
 {
     match format {
         LogFormat::Json => fmt::layer().event_format(line::JsonFormat).with_writer(writer).boxed(),
-        LogFormat::Text => fmt::layer().fmt_fields(text_fields()).with_ansi(ansi).with_writer(writer).boxed(),
+        LogFormat::Text => fmt::layer().event_format(line::PeopleFormat(text)).with_writer(writer).boxed(),
     }
-}
-
-/// The fields of a line for people: `message name=value ..`, with the texts of others escaped.
-fn text_fields() -> impl for<'w> fmt::FormatFields<'w> + Send + Sync + 'static {
-    let field = |writer: &mut Writer<'_>, field: &Field, value: &dyn Debug| {
-        let value = format!("{value:?}");
-        let value = escape::line(&value);
-        if field.name() == "message" { write!(writer, "{value}") } else { write!(writer, "{field}={value}") }
-    };
-    fmt::format::debug_fn(field).delimited(" ")
 }
 
 #[cfg(test)]
@@ -196,8 +189,11 @@ mod tests {
     #[test]
     fn json_lines_are_flat_and_a_field_may_be_called_target() {
         let written = Arc::new(Mutex::new(Vec::new()));
-        let subscriber =
-            tracing_subscriber::registry().with(lines(LogFormat::Json, SharedBuffer(written.clone()), false));
+        let subscriber = tracing_subscriber::registry().with(lines(
+            LogFormat::Json,
+            SharedBuffer(written.clone()),
+            Box::new(|_| String::new()),
+        ));
         tracing::subscriber::with_default(subscriber, || {
             let (shown, absent) = (tracing::field::display("a \"b\"\n\u{1}c"), None::<u8>);
             tracing::info!(
@@ -223,6 +219,20 @@ mod tests {
         assert!(json["timestamp"].as_str().is_some_and(|text| text.len() == 27 && text.ends_with('Z')), "{line}");
         assert!(line.ends_with("}\n") && line.lines().count() == 1, "{line:?}");
         assert_eq!(line.matches("target").count(), 1, "{line}");
+    }
+
+    #[test]
+    fn a_format_of_people_gets_every_field_by_name() {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let format = |line: &LogLine| format!("{} {} {:?}", line.level, line.message, line.fields);
+        let layer = lines(LogFormat::Text, SharedBuffer(written.clone()), Box::new(format));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            let absent = None::<u8>;
+            tracing::warn!(target = "crm", attempt = 2_u32, took = 0.25, good = true, absent, "attempt");
+        });
+        let line = String::from_utf8(written.lock().clone()).unwrap();
+        let fields = r#"[("target", "crm"), ("attempt", "2"), ("took", "0.25"), ("good", "true")]"#;
+        assert_eq!(line, format!("WARN attempt {fields}\n"));
     }
 
     #[test]

@@ -1,17 +1,20 @@
-"""What deploy/ ships for alerts, against robots that refuse what the real ones refuse: `alerts.py`.
+"""What deploy/ ships for alerts, against robots that refuse what the real ones refuse: `alerts.py BINARY`.
 
 The texts for Alertmanager are Go templates. Helm, which is in another test's packages, renders them: the template engine
 is the same, and they use no function but its own. Then each text is read as Alertmanager reads it: as YAML, and it is
-a text only if it is nothing else. The script of the systemd units runs as it is, with the environment that they give it.
+a text only if it is nothing else. The script and the commands of the systemd units run as they are, the commands against
+a relay.
 """
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -21,12 +24,30 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 from checks import Checks, expect, expect_that  # noqa: E402
+from ports import free_port  # noqa: E402
 
 PROMETHEUS, SYSTEMD = ROOT / "deploy/prometheus", ROOT / "deploy/systemd"
 # In a text of an alert: what JSON, YAML and templates have a meaning for.
 NASTY = 'crm: "down" \\ {{ .x }} <b> & 你好 😀\n- a: b\n# c:'
 # Bytes of a message, by what the robots' documentation says.
 LIMITS = {"wecom": 4096, "dingtalk": 20_000, "feishu": 20_000}
+WAIT = 30.0  # seconds
+CONFIG = """\
+[server]
+listen = ["127.0.0.1:0"]
+[admin]
+listen = "127.0.0.1:{admin}"
+[queue]
+path = "{store}"
+[accounts.main]
+path = "/wx"
+app_id = "wx0123456789abcdef"
+token = "abc123"
+mode = "plaintext"
+[targets.gone]
+url = "http://127.0.0.1:9/"
+retry = ["50ms"]
+"""
 
 
 class Robot:
@@ -83,8 +104,8 @@ class RobotHandler(BaseHTTPRequestHandler):
 
 
 class Alerts:
-    def __init__(self, folder):
-        self.folder = Path(folder)
+    def __init__(self, binary, folder):
+        self.binary, self.folder = binary, Path(folder)
         self.robot = Robot()
         self.config = yaml.safe_load((PROMETHEUS / "alertmanager.yml").read_text())
         self.rules = [rule for group in yaml.safe_load((PROMETHEUS / "alerts.yml").read_text())["groups"] for rule in group["rules"]]
@@ -100,6 +121,7 @@ class Alerts:
         yield "wxrelay-notify: what the robot refuses fails, and is told again", self.refused
         yield "wxrelay-notify: the URL is in no list of processes", self.hidden
         yield "the units run what is shipped, and name each other", self.units
+        yield "wxrelay-watch: its commands fail when a target is down, and when the relay is", self.watched
 
     def receivers(self):
         return {receiver["name"]: receiver["webhook_configs"][0] for receiver in self.config["receivers"]}
@@ -235,9 +257,46 @@ class Alerts:
         expect_that(os.access(SYSTEMD / "wxrelay-notify", os.X_OK), "the script can be run")
 
 
+    def watched(self):
+        port, config = free_port(), self.folder / "config.toml"
+        config.write_text(CONFIG.format(admin=port, store=self.folder / "store"))
+        unit = (SYSTEMD / "wxrelay-watch.service").read_text().replace("9180", str(port))
+        ready, up = (shlex.split(line) for line in re.findall(r"^ExecStart=(.*)", unit, re.M))
+        # As systemd finds it on its path.
+        (self.folder / "path").mkdir()
+        (self.folder / "path/wxrelay").symlink_to(self.binary)
+        environment = os.environ | {"PATH": f"{self.folder}/path:{os.environ['PATH']}"}
+        succeeds = lambda command: subprocess.run(command, env=environment, capture_output=True, timeout=WAIT).returncode == 0
+        relay = subprocess.Popen([str(self.binary), "serve", "-c", str(config)], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                 stderr=subprocess.PIPE, text=True)
+        try:
+            lines = (json.loads(line) for line in relay.stderr)
+            push = next(line["address"] for line in lines if line.get("listener") == "push")
+            eventually("the relay is ready", lambda: succeeds(ready))
+            expect_that(succeeds(up), "the check of the targets fails before one is down")
+            for number in range(20):
+                simulate = [str(self.binary), "simulate", "-c", str(config), "--to", f"http://{push}/wx", "text", f"hello {number}"]
+                expect(subprocess.run(simulate, capture_output=True, timeout=WAIT).returncode, 0, "exit code of simulate")
+            eventually("the check of the targets fails", lambda: not succeeds(up))
+            expect_that(succeeds(ready), "the relay is ready, whatever its targets do")
+        finally:
+            relay.terminate()
+            relay.stderr.close()
+            relay.wait(WAIT)
+        expect_that(not succeeds(ready), "the check of a stopped relay succeeds")
+
+
+def eventually(what, holds):
+    deadline = time.monotonic() + WAIT
+    while not holds():
+        expect_that(time.monotonic() < deadline, f"not within {WAIT:.0f} s: {what}")
+        time.sleep(0.1)
+
+
 def main():
+    binary = Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory(prefix="wxrelay-alerts-") as folder:
-        checks, alerts = Checks(), Alerts(folder)
+        checks, alerts = Checks(), Alerts(binary, folder)
         try:
             for name, check in alerts.checks():
                 checks.run(name, check)

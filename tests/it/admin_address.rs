@@ -154,15 +154,28 @@ async fn demo_survives_requests_to_its_stand_ins_and_its_file_has_the_real_ports
     for stand_in in &stand_ins {
         strange_requests(stand_in).await;
     }
-    let config = demo
-        .find("the file", |line| line.split(" -c ").nth(1).filter(|_| line.contains("events ls")).map(str::to_owned))
-        .await;
+    let config =
+        demo.find("the file", |line| line.trim().strip_prefix("export WXRELAY_CONFIG=").map(str::to_owned)).await;
     for stand_in in &stand_ins {
         strange_requests(stand_in).await;
     }
-    for command in [&["healthcheck"][..], &["events", "ls"], &["targets", "ls"], &["top", "--once"], &["audit"]] {
+    for command in [
+        &["healthcheck"][..],
+        &["status"],
+        &["events", "ls"],
+        &["targets", "ls"],
+        &["targets", "pause", "stats"],
+        &["targets", "resume", "stats"],
+        &["top", "--once"],
+        &["simulate", "text", "hello"],
+        &["simulate", "verify"],
+        &["why", "[OpenID=oDemoUser_000000000000000001]"],
+        &["check"],
+        &["doctor"],
+        &["audit"],
+    ] {
         let mut asked = wxrelay(command);
-        asked.args(["-c", &config]);
+        asked.env("WXRELAY_CONFIG", &config);
         expect(run(asked).await, 0, command);
     }
     demo.signal(rustix::process::Signal::INT);
@@ -192,7 +205,7 @@ fn expect(finished: Finished, code: i32, command: &[&str]) {
 
 /// Waits until the tail shows a push.
 async fn followed(relay: &Relay, tail: &Running) {
-    let shown = async { tail.find("a push", |line| line.contains("push  ").then_some(())).await };
+    let shown = async { tail.find("a push", |line| line.contains("  accepted  ").then_some(())).await };
     let pushing = async {
         loop {
             relay.accept(&WeChat::secure(), &text("o2", "hello")).await;

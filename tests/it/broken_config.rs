@@ -14,7 +14,7 @@ const READERS: [(&[&str], &str); 5] = [
     (&["events", "ls"], "crm dead"),
     (&["events", "ls", "--json", "--target", "crm", "--state", "dead"], "\"crm\""),
     (&["dead", "ls"], "crm"),
-    (&["targets", "ls"], "crm                  configured"),
+    (&["targets", "ls"], "crm     configured"),
     (&["audit"], "crm"),
 ];
 

@@ -95,7 +95,7 @@ async fn only_a_target_that_is_known_can_be_paused() {
     }
     for runs in [true, false] {
         let finished = relay.run(&["targets", "pause", "crn"]).await;
-        assert!(finished.code == Some(1) && finished.stderr.contains("expected one of: bot, crm"), "{finished:?}");
+        assert!(finished.code == Some(2) && finished.stderr.contains("expected one of: bot, crm"), "{finished:?}");
         if runs {
             relay.stop().await;
         }

@@ -140,7 +140,7 @@ async fn a_misspelt_target_of_dead_letters_is_an_error_while_no_relay_runs_too()
     relay.stop().await;
     for args in [["dead", "retry", "crmm"], ["dead", "drop", "crmm"]] {
         let finished = relay.run(&args).await;
-        assert_eq!(finished.code, Some(1), "{finished:?}");
+        assert_eq!(finished.code, Some(2), "{finished:?}");
         assert!(finished.stderr.contains("crmm") && finished.stderr.contains("crm"), "{finished:?}");
     }
     let dropped = relay.run(&["dead", "drop", "crm", "--yes"]).await;
@@ -151,11 +151,10 @@ async fn a_misspelt_target_of_dead_letters_is_an_error_while_no_relay_runs_too()
 #[tokio::test]
 async fn the_demo_refuses_a_reload_instead_of_leaving_it_unanswered() {
     let demo = crate::support::command::Running::spawn(crate::support::command::wxrelay(["demo"]));
-    let admin = demo
-        .find("address of the metrics", |line| {
-            Some(line.trim().strip_prefix("curl http://")?.strip_suffix("/metrics")?.to_owned())
-        })
-        .await;
+    let export = |line: &str| line.trim().strip_prefix("export WXRELAY_CONFIG=").map(str::to_owned);
+    let config = std::fs::read_to_string(demo.find("the file", export).await).expect("it can be read");
+    let (_, admin) = config.split_once("[admin]\nlisten = \"").expect("an admin listener");
+    let admin = admin.split('"').next().expect("its address").to_owned();
     let answer = eventually("the answer", async || Some(post(&admin, "/api/reload").await)).await;
     assert_eq!(answer.status, 503, "{answer:?}");
     demo.signal(Signal::TERM);

@@ -132,7 +132,7 @@ async fn status_on(setup: Setup, store: impl Fn(&Relay) -> String) {
     assert_eq!(relay.run(&["targets", "pause", "waits"]).await.code, Some(0));
     let shown = eventually("the pause in the status", async || {
         let shown = relay.run(&["status"]).await;
-        shown.stdout.contains("waits  paused").then_some(shown)
+        shown.stdout.contains("waits   paused").then_some(shown)
     })
     .await;
     assert_eq!(shown.code, Some(0), "{shown:?}");
@@ -142,9 +142,9 @@ async fn status_on(setup: Setup, store: impl Fn(&Relay) -> String) {
         "generation 1, in use since ".to_owned(),
         "ready     yes".to_owned(),
         format!("listen    {}", relay.push),
-        "account   shop  secure  /wechat/events  wx".to_owned(),
-        "0 waiting, 1 dead".to_owned(),
-        "1 waiting, the oldest for ".to_owned(),
+        "ACCOUNT  MODE    PATH            APPID\nshop     secure  /wechat/events  wx".to_owned(),
+        "TARGET  STATE   WAITING  OLDEST  DEAD\n".to_owned(),
+        "waits   paused        1      ".to_owned(),
         format!("store     {}", store(&relay)),
         "1 events, ".to_owned(),
         "warning   targets: none has role".to_owned(),

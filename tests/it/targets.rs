@@ -18,7 +18,7 @@ async fn what_waits_for_a_removed_target_is_dropped() {
 
     let listed = relay.run(&["targets", "ls"]).await;
     let line = |name: &str| listed.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_owned();
-    assert!(line("old").contains("not configured") && line("crm").contains(" configured"), "{}", listed.stdout);
+    assert!(line("old").contains("removed") && line("crm").contains(" configured"), "{}", listed.stdout);
     let dropped = relay.run(&["targets", "drop", "old", "--yes"]).await;
     assert_eq!((dropped.code, dropped.stdout.as_str()), (Some(0), "dropped 1 pending deliveries of old\n"));
     let audit = relay.audit().await;

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use self::deep::DeepAudit;
 use super::ConfigArgs;
+use super::display::{Column, StyledLine, Table};
 use super::output;
-use crate::queue::view::ReplyCounts;
+use crate::queue::view::{Counts, ReplyCounts};
 use crate::queue::{Audit, DamagedStore, Inspect, Spools, find_damage, list_damaged, survey};
 
 /// `wxrelay audit`
@@ -101,25 +102,33 @@ fn text_of_spools(spools: &Spools) -> String {
     text
 }
 
+const COLUMNS: [Column; 7] = [
+    Column::elided("TARGET", 8),
+    Column::number("ACCEPTED"),
+    Column::number("DELIVERED"),
+    Column::number("DEAD"),
+    Column::number("EXPIRED"),
+    Column::number("CANCELLED"),
+    Column::number("PENDING"),
+];
+
 /// The counts as a table.
 pub fn text(audit: &Audit) -> String {
-    let row = |name: &str, total, counts: &crate::queue::view::Counts| {
-        format!(
-            "{name:20} {total:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
-            counts.delivered, counts.dead, counts.expired, counts.cancelled, counts.pending
-        )
+    let mut table = Table::new(&COLUMNS);
+    let mut push = |name: &str, total: u64, counts: &Counts| {
+        let Counts { delivered, dead, expired, cancelled, pending } = counts;
+        let numbers = [&total, delivered, dead, expired, cancelled, pending].map(|count| count.to_string().into());
+        table.push([StyledLine::from(name)].into_iter().chain(numbers).collect());
     };
-    let mut text = format!(
-        "{:20} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
-        "target", "accepted", "delivered", "dead", "expired", "cancelled", "pending"
-    );
     for target in &audit.targets {
-        text += &row(&target.target, target.counts.total(), &target.counts);
+        push(&target.target, target.counts.total(), &target.counts);
     }
-    text += &row("all", audit.deliveries, &audit.counts);
+    push("all", audit.deliveries, &audit.counts);
+    let lines = table.lines(output::terminal_width());
+    let mut text: String = lines.iter().map(|line| line.encode(false) + "\n").collect();
     text += &format!("{} events, {} deliveries, {} unaccounted for", audit.events, audit.deliveries, audit.unaccounted);
     text += match (audit.is_clean(), audit.drift) {
-        (true, _) => ": accepted = delivered + dead + expired + cancelled + pending\n",
+        (true, _) => ":\naccepted = delivered + dead + expired + cancelled + pending\n",
         (false, 0) => ": THE COUNTS DO NOT ADD UP\n  -> keep the store and report this\n",
         (false, _) => ": the running counts differ from the rows\n  -> keep the store and report this\n",
     };

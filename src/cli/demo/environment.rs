@@ -39,8 +39,6 @@ pub(super) struct DemoEnvironment {
     pub(super) stats: Sink,
     pub(super) url: ServerUrl,
     pub(super) folder: TempFolder,
-    pub(super) token: Secret,
-    pub(super) key: Secret,
     pub(super) store: DemoStore,
 }
 
@@ -87,7 +85,7 @@ impl DemoEnvironment {
         // For commands in another terminal.
         fs::write(&file, text(address, app.admin_address()))?;
         let url = format!("http://{address}/wechat/events").parse()?;
-        Ok(Self { app, wechat, login, crm, stats, url, folder, token, key, store })
+        Ok(Self { app, wechat, login, crm, stats, url, folder, store })
     }
 
     /// Sends a push; also returns its clear text, to send it again.
@@ -174,6 +172,7 @@ headers = {{ {MARKER} = "{marker}" }}
 [targets.crm]
 url = "http://{crm}/wechat"
 format = "json"
+retry = ["500ms", "1s", "2s", "4s", "5s", "5s", "5s", "5s", "5s", "5s"]
 headers = {{ {MARKER} = "{marker}" }}
 
 [targets.stats]

@@ -1,12 +1,15 @@
 //! `wxrelay demo`: the relay's main functions, step by step, with real sockets and a real store.
 //!
-//! Each step prints what it does, then verifies the result; a failed step ends the demo with an error.
+//! Each step prints what it does, then verifies the result; a failed step ends the demo with an error. On a terminal it
+//! pauses between the steps, and a second act lets the user break a target (`second_act.rs`).
 
 mod environment;
+mod keyboard;
 #[cfg(feature = "postgres")]
 mod postgres;
+mod second_act;
 
-use std::io::Write;
+use std::io::{self, IsTerminal as _};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
@@ -14,15 +17,15 @@ use http::StatusCode;
 use tokio::time::Instant;
 
 use super::audit;
-use super::console_paths::TEST_ACCOUNT;
+use super::display::{Color, StyledLine, allows_color, wrap};
 use super::output;
 use super::simulate::{AnswerVerdict, PushAnswer, PushKind};
 use super::sink::ReceivedDelivery;
-use crate::escape;
 use crate::secret::Secret;
 use crate::wechat::Credentials;
 
 use environment::{DemoEnvironment, DemoStore, USER, next_delivery};
+use keyboard::Keyboard;
 
 /// `wxrelay demo`
 #[derive(clap::Args)]
@@ -30,6 +33,9 @@ pub struct Args {
     /// End after the audit; exit with 0 if every step succeeded
     #[arg(long)]
     once: bool,
+    /// Do not pause between the steps
+    #[arg(long)]
+    fast: bool,
     /// Keep the store in this PostgreSQL, such as postgres://wxrelay@127.0.0.1/wxrelay, in a schema that the demo creates
     /// and drops [default: SQLite in a temporary folder]
     #[cfg(feature = "postgres")]
@@ -52,7 +58,10 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Runs the demo with this store, or with one in its folder.
 async fn run_with(args: &Args, store: Option<DemoStore>) -> anyhow::Result<ExitCode> {
     let environment = DemoEnvironment::start(store).await?;
-    let mut run = DemoRun { environment, step: 0, color: output::is_terminal() };
+    let width = output::terminal_width();
+    let keyboard = (width.is_some() && io::stdin().is_terminal() && !args.once).then(Keyboard::new);
+    let (color, is_paused) = (width.is_some() && allows_color(), !args.fast);
+    let mut run = DemoRun { environment, step: 0, color, width: width.unwrap_or(80), keyboard, is_paused };
     let result = run.run_steps().await;
     let kept = if result.is_ok() && !args.once { run.keep_running().await } else { Ok(()) };
     run.environment.app.stop().await?;
@@ -63,6 +72,11 @@ struct DemoRun {
     environment: DemoEnvironment,
     step: u32,
     color: bool,
+    width: usize,
+    /// Where a person watches.
+    keyboard: Option<Keyboard>,
+    /// Whether it waits for Enter before each step.
+    is_paused: bool,
 }
 
 impl DemoRun {
@@ -82,29 +96,31 @@ impl DemoRun {
     fn print_overview(&self) -> anyhow::Result<()> {
         let (login, crm, stats) =
             (self.environment.login.address, self.environment.crm.address, self.environment.stats.address);
+        self.print_line(&format!("wxrelay {}: one server URL, many targets", env!("CARGO_PKG_VERSION")), Color::Bold)?;
+        let (folder, note) = (self.environment.folder.path().display(), &self.environment.store.note);
+        self.print_wrapped(&format!("Everything is on 127.0.0.1, in {folder}"), 0, Color::Plain)?;
+        if !note.is_empty() {
+            self.print_wrapped(note, 0, Color::Plain)?;
+        }
         self.print(&format!(
-            "wxrelay {}: one server URL, many targets; everything on 127.0.0.1, in {}{}\n\n  \
-             WeChat (simulated)\n    │\n    ▼\n  \
+            "\n  WeChat (simulated)\n    │\n    ▼\n  \
              relay      {}\n    \
              ├─► login  identity provider (simulated Authing)  http://{login}\n    \
-             ├─► crm    handler (simulated)                       http://{crm}\n    \
-             └─► stats  handler (simulated)                       http://{stats}",
-            env!("CARGO_PKG_VERSION"),
-            self.environment.folder.path().display(),
-            self.environment.store.note,
+             ├─► crm    handler (simulated)                    http://{crm}\n    \
+             └─► stats  handler (simulated)                    http://{stats}",
             self.environment.url,
         ))
     }
 
     async fn verification(&mut self) -> anyhow::Result<()> {
-        self.start_step("URL verification: WeChat's console verifies the server URL")?;
+        self.start_step("URL verification: WeChat's console verifies the server URL").await?;
         let answer = self.environment.wechat.verify(&self.environment.url).await?;
         ensure!(matches!(answer.verdict, AnswerVerdict::Verified), "not verified: {:?}", answer.verdict);
         self.print_result(&format!("the signature is checked and the echostr comes back, {}", format_duration(&answer)))
     }
 
     async fn subscribe(&mut self) -> anyhow::Result<()> {
-        self.start_step("subscribe: a user scans the login QR code and follows the account (scene login_7)")?;
+        self.start_step("subscribe: a user scans the login QR code and follows the account (scene login_7)").await?;
         let kind = PushKind::Subscribe { scene: Some("login_7".to_owned()) };
         let (answer, _) = self.environment.push(&kind).await?;
         let reply = reply_of(&answer)?;
@@ -115,7 +131,7 @@ impl DemoRun {
     }
 
     async fn scan(&mut self) -> anyhow::Result<()> {
-        self.start_step("SCAN: a follower scans the login QR code; it goes to the identity provider only")?;
+        self.start_step("SCAN: a follower scans the login QR code; it goes to the identity provider only").await?;
         let (answer, _) = self.environment.push(&PushKind::Scan { scene: "login_8".to_owned() }).await?;
         expect_success(&answer)?;
         let delivery = next_delivery(&mut self.environment.login).await?;
@@ -125,7 +141,7 @@ impl DemoRun {
     }
 
     async fn text(&mut self) -> anyhow::Result<()> {
-        self.start_step("text with a passive reply: crm answers the user")?;
+        self.start_step("text with a passive reply: crm answers the user").await?;
         let (answer, _) = self.environment.push(&PushKind::Text { content: "where is my order?".to_owned() }).await?;
         let reply = reply_of(&answer)?;
         ensure!(reply.contains("crm says"), "another reply: {reply}");
@@ -135,7 +151,7 @@ impl DemoRun {
     }
 
     async fn click(&mut self) -> anyhow::Result<()> {
-        self.start_step("menu click: fanned out to both handlers")?;
+        self.start_step("menu click: fanned out to both handlers").await?;
         let (answer, _) = self.environment.push(&PushKind::Click { key: "MENU_ORDERS".to_owned() }).await?;
         expect_success(&answer)?;
         let (crm, stats) =
@@ -146,7 +162,7 @@ impl DemoRun {
     }
 
     async fn retry(&mut self) -> anyhow::Result<()> {
-        self.start_step("WeChat's retry: the same text again, encrypted again, changes nothing")?;
+        self.start_step("WeChat's retry: the same text again, encrypted again, changes nothing").await?;
         let (first, clear) = self.environment.push(&PushKind::Text { content: "hello?".to_owned() }).await?;
         let delivery = next_delivery(&mut self.environment.crm).await?;
         self.print_delivery("crm", &delivery)?;
@@ -159,7 +175,7 @@ impl DemoRun {
     }
 
     async fn forgery(&mut self) -> anyhow::Result<()> {
-        self.start_step("a forged push: right form, wrong token")?;
+        self.start_step("a forged push: right form, wrong token").await?;
         let before = self.environment.audit().await?;
         let (honest, scan) = (self.environment.credentials()?, PushKind::Scan { scene: "login_9".to_owned() });
         let forger = environment::single_attempt_client(Credentials { token: Secret::new("guessed"), ..honest });
@@ -170,7 +186,7 @@ impl DemoRun {
     }
 
     async fn outage(&mut self) -> anyhow::Result<()> {
-        self.start_step("an identity outage: the provider answers 503, then comes back")?;
+        self.start_step("an identity outage: the provider answers 503, then comes back").await?;
         self.environment.login.set_status(StatusCode::SERVICE_UNAVAILABLE);
         let (answer, _) = self.environment.push(&PushKind::Scan { scene: "login_10".to_owned() }).await?;
         expect_success(&answer)?;
@@ -188,50 +204,29 @@ impl DemoRun {
     }
 
     async fn ledger(&mut self) -> anyhow::Result<()> {
-        self.start_step("the audit: every delivery that was accepted is accounted for")?;
+        self.start_step("the audit: every delivery that was accepted is accounted for").await?;
         let audit = self.environment.settled().await?;
         self.print(&audit::text(&audit))?;
         ensure!(audit.is_clean() && audit.counts.delivered == audit.deliveries, "the counts do not add up");
         Ok(())
     }
 
-    async fn keep_running(&mut self) -> anyhow::Result<()> {
-        let (token, key) = (self.environment.token.expose(), self.environment.key.expose());
-        let program = std::env::args().next().unwrap_or_else(|| "wxrelay".to_owned());
-        self.print(&format!(
-            "It keeps running. In another terminal:\n\n  \
-             {program} simulate --to {} --token {token} --key {key} --app-id wx0123456789abcdef text \"hi\"\n  \
-             {program} simulate ... scan | subscribe | click | storm\n  \
-             {program} events ls -c {folder}/config.toml\n  \
-             {program} audit -c {folder}/config.toml\n  \
-             curl http://{}/metrics\n\n\
-             Next: `wxrelay init` writes a configuration for a real account, or for a test account of\n\
-             {TEST_ACCOUNT}. Ctrl-C ends the demo.\n",
-            self.environment.url,
-            self.environment.app.admin_address(),
-            folder = self.environment.folder.path().display(),
-        ))?;
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        loop {
-            let DemoEnvironment { login, crm, stats, .. } = &mut self.environment;
-            let (name, delivery) = tokio::select! {
-                Some(delivery) = login.received.recv() => ("login", delivery),
-                Some(delivery) = crm.received.recv() => ("crm", delivery),
-                Some(delivery) = stats.received.recv() => ("stats", delivery),
-                result = tokio::signal::ctrl_c() => return Ok(result?),
-                _ = terminate.recv() => return Ok(()),
-            };
-            self.print_delivery(name, &delivery)?;
+    async fn start_step(&mut self, what: &str) -> anyhow::Result<()> {
+        self.print("")?;
+        if self.is_paused && self.keyboard.is_some() {
+            self.print_line("   Enter: next step, f Enter: all of them", Color::Dim)?;
         }
-    }
-
-    fn start_step(&mut self, what: &str) -> anyhow::Result<()> {
+        if let Some(keyboard) = self.keyboard.as_mut().filter(|_| self.is_paused)
+            && keyboard.line().await.as_deref() == Some("f")
+        {
+            self.is_paused = false;
+        }
         self.step += 1;
-        self.print_styled("\n", "\x1b[1m", &format!("{}. {what}", self.step), "")
+        self.print_wrapped(&format!("{}. {what}", self.step), 3, Color::Bold)
     }
 
     fn print_result(&self, what: &str) -> anyhow::Result<()> {
-        self.print_styled("   ", "\x1b[32m", "✓", &format!(" {what}"))
+        self.print_marked('✓', what, Color::Green)
     }
 
     fn print_delivery(&self, target: &str, delivery: &ReceivedDelivery) -> anyhow::Result<()> {
@@ -239,21 +234,36 @@ impl DemoRun {
         let attempt = delivery.attempt().map_or_else(|| "-".to_owned(), |attempt| attempt.to_string());
         let ReceivedDelivery { kind, status, body, .. } = delivery;
         let what = format!("{target:5} got {id} ({kind}, {} bytes), attempt {attempt} -> {status}", body.len());
-        if *status == 200 { self.print_result(&what) } else { self.print(&format!("   ✗ {what}")) }
+        if *status == 200 { self.print_result(&what) } else { self.print_marked('✗', &what, Color::Red) }
     }
 
-    fn print_styled(&self, before: &'static str, style: &'static str, text: &str, after: &str) -> anyhow::Result<()> {
-        let (style, plain) = if self.color { (style, "\x1b[0m") } else { ("", "") };
-        let mut out = output::stdout();
-        out.write_own(before)?;
-        out.write_own(style)?;
-        out.write_all(escape::line(text).as_bytes())?;
-        out.write_own(plain)?;
-        Ok(out.write_line(after)?)
+    fn print_marked(&self, mark: char, what: &str, color: Color) -> anyhow::Result<()> {
+        let text = wrap(&format!("   {mark} {what}"), self.width, 5);
+        let lines: Vec<_> = text.split('\n').map(|line| colored_mark(line, mark, color)).collect();
+        Ok(output::print_lines(&lines, self.color)?)
+    }
+
+    fn print_line(&self, text: &str, color: Color) -> anyhow::Result<()> {
+        let lines: Vec<_> = text.split('\n').map(|line| StyledLine::new(line, color)).collect();
+        Ok(output::print_lines(&lines, self.color)?)
+    }
+
+    fn print_wrapped(&self, text: &str, margin: usize, color: Color) -> anyhow::Result<()> {
+        self.print_line(&wrap(text, self.width, margin), color)
     }
 
     fn print(&self, text: &str) -> anyhow::Result<()> {
-        Ok(writeln!(output::stdout(), "{text}")?)
+        self.print_line(text.trim_end_matches('\n'), Color::Plain)
+    }
+}
+
+/// A line with its mark in colour, if it begins with one.
+fn colored_mark(line: &str, mark: char, color: Color) -> StyledLine {
+    match line.split_once(mark) {
+        Some((before, after)) if before.trim().is_empty() => {
+            StyledLine::plain(before).with(mark.encode_utf8(&mut [0; 4]), color).with(after, Color::Plain)
+        }
+        _ => StyledLine::plain(line),
     }
 }
 

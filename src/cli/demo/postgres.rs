@@ -35,7 +35,7 @@ impl DemoSchema {
             "type = \"postgres\"\nurl = {:?}\nschema = {schema:?}\nstandby = \"none\"\naccept_weak_durability = true\n{tls}",
             self.url
         );
-        DemoStore { keys, note: format!("; the store is in PostgreSQL, in the schema {schema}, dropped at the end") }
+        DemoStore { keys, note: format!("The store is in PostgreSQL, in the schema {schema}, dropped at the end") }
     }
 
     /// Drops the schema, also after a demo that failed.

@@ -1,20 +1,36 @@
-//! The lines of text that `wxrelay top` shows. Pure except for the age of the oldest pending delivery.
+//! The lines that `wxrelay top` shows. Pure except for the ages.
+
+use std::cmp::Reverse;
 
 use tokio::time::Instant;
 
+use super::digest::{Digest, Latencies, Pushes, latency};
+use super::view::{KEYS, Sort, View};
 use crate::admin::{AccountOverview, Status, TargetOverview};
-use crate::cli::samples::{self, Sample};
+use crate::cli::display::{self, Color, Column, StyledLine, Table, span, state_color, target_color, trouble};
+use crate::cli::samples;
 use crate::clock::UnixMillis;
+use crate::queue::view::EventSummary;
+
+/// How long a delivery may wait before that is trouble, in seconds.
+const LONG_WAIT: f64 = 10.0;
+/// The most lines of accounts while targets need lines, and the last events.
+const ACCOUNTS: usize = 4;
+const EVENTS: usize = 3;
+/// The least height at which the last events have lines.
+const HEIGHT_FOR_EVENTS: usize = 20;
 
 /// The relay's state at one moment.
 pub(super) struct Snapshot {
     pub(super) at: Instant,
     pub(super) status: Status,
     pub(super) targets: Vec<TargetOverview>,
-    /// `/metrics`, of all replicas one after the other.
-    pub(super) metrics: String,
+    /// Of all replicas that answered.
+    pub(super) digest: Digest,
     /// Of how many replicas these are, with `--all`.
     pub(super) replicas: Option<Answered>,
+    /// The newest events.
+    pub(super) events: Vec<EventSummary>,
 }
 
 /// The replicas that have answered.
@@ -25,100 +41,234 @@ pub(super) struct Answered {
     pub(super) live: usize,
 }
 
-/// The lines of one frame, none wider than `width`, at most `height`. Rates are those since `before`; `-` without it.
-pub(super) fn frame(now: &Snapshot, before: Option<&Snapshot>, width: usize, height: usize) -> Vec<String> {
-    // The counts of other replicas are others.
-    let before = before.filter(|before| before.replicas == now.replicas);
-    let mut lines = head(now);
-    let accounts = accounts(now, before);
-    let targets = targets(now, before);
-    // Two title lines and two blank ones, for the two tables.
-    let room = height.saturating_sub(lines.len() + 4);
-    let (for_accounts, for_targets) = shares(accounts.len(), targets.len(), room);
-    lines.push(String::new());
-    lines
-        .push(format!("{:16} {:10} {:>8} {:>8} {:>8} {:>8}", "ACCOUNT", "MODE", "PUSH/S", "OK", "REPEATED", "REFUSED"));
-    lines.extend(cut(accounts, for_accounts));
-    lines.push(String::new());
-    lines.push(format!(
-        "{:16} {:9} {:>7} {:>7} {:>8} {:>8} {:>7} {:>9}",
-        "TARGET", "STATE", "DONE/S", "FAIL/S", "WAITING", "OLDEST", "DEAD", "EXPIRED"
-    ));
-    lines.extend(cut(targets, for_targets));
-    lines.into_iter().map(|line| line.trim_end().chars().take(width).collect()).collect()
+/// What a frame is made of.
+pub(super) struct Frame<'a> {
+    pub(super) now: &'a Snapshot,
+    /// Rates are those since then; `-` without it.
+    pub(super) before: Option<&'a Snapshot>,
+    /// Those of the last minute, or of all time.
+    pub(super) latencies: &'a Latencies,
+    pub(super) settings: &'a display::Settings,
 }
 
-fn head(now: &Snapshot) -> Vec<String> {
-    let Snapshot { status, .. } = now;
-    let ready = match &status.not_ready_because {
-        None => "ready".to_owned(),
-        Some(obstacle) => format!("NOT READY: {obstacle}"),
-    };
-    let (version, queue) = (&status.version, &status.queue);
-    let up = span(status.uptime_seconds as f64);
-    let unaccounted = samples::of(&now.metrics, "wxrelay_unaccounted_deliveries");
-    // Each replica counts all.
-    let unaccounted = unaccounted.iter().map(|sample| sample.value).fold(0.0, f64::max);
-    let unaccounted = if unaccounted == 0.0 { String::new() } else { format!("  UNACCOUNTED {unaccounted}") };
-    let of_replicas =
-        |Answered { incarnations, live }: &Answered| format!("  {} of {live} replicas", incarnations.len());
-    let replicas = now.replicas.as_ref().map(of_replicas).unwrap_or_default();
-    vec![
-        format!("wxrelay {version}  {ready}  up {up}{replicas}  q ends"),
-        format!(
-            "{} events, {:.1} MiB  waiting {}  delivered {}  dead {}  expired {}  cancelled {}{unaccounted}",
-            queue.events,
-            queue.bytes as f64 / f64::from(1 << 20),
-            queue.counts.pending,
-            queue.counts.delivered,
-            queue.counts.dead,
-            queue.counts.expired,
-            queue.counts.cancelled
-        ),
-    ]
+impl Frame<'_> {
+    /// The lines, none wider than the terminal, at most `height`; changes the view to what can be shown.
+    pub(super) fn lines(&self, view: &mut View, height: usize) -> Vec<StyledLine> {
+        let width = self.settings.width;
+        let mut lines = self.head(view);
+        let accounts = self.accounts().lines(width);
+        let targets = self.targets(view.sort).lines(width);
+        let keys = usize::from(height < usize::MAX);
+        let events = if height >= HEIGHT_FOR_EVENTS { self.events().lines(width) } else { Vec::new() };
+        let events = if events.len() > 1 { events } else { Vec::new() };
+        let for_events = if events.is_empty() { 0 } else { 1 + events.len().min(EVENTS + 1) };
+        // Two title lines and two blank ones, for the two tables.
+        let room = height.saturating_sub(lines.len() + 4 + for_events + keys);
+        let (for_accounts, for_targets) = shares(accounts.len() - 1, targets.len() - 1, room);
+        lines.push(StyledLine::default());
+        lines.extend(first(accounts, for_accounts));
+        lines.push(StyledLine::default());
+        lines.extend(scrolled(targets, for_targets, view));
+        if for_events > 0 {
+            lines.push(StyledLine::default());
+            lines.extend(events.into_iter().take(EVENTS + 1));
+        }
+        if keys > 0 {
+            lines.truncate(height.saturating_sub(1));
+            lines.resize(height.saturating_sub(1), StyledLine::default());
+            lines.push(StyledLine::new(KEYS, Color::Dim));
+            lines.truncate(height);
+        }
+        lines.into_iter().map(|line| line.truncate(width.unwrap_or(usize::MAX))).collect()
+    }
+
+    fn head(&self, view: &View) -> Vec<StyledLine> {
+        let Snapshot { status, digest, .. } = self.now;
+        let (version, queue) = (&status.version, &status.queue);
+        let mut first = StyledLine::new("wxrelay", Color::Bold).with(&format!(" {version}  "), Color::Plain);
+        match &status.not_ready_because {
+            None => first.push("ready", Color::Green),
+            Some(obstacle) => first.push(&format!("NOT READY: {obstacle}"), Color::Red),
+        }
+        first.push(&format!("  up {}", span(status.uptime_seconds as f64)), Color::Plain);
+        if let Some(Answered { incarnations, live }) = &self.now.replicas {
+            first.push(&format!("  {} of {live} replicas", incarnations.len()), Color::Plain);
+        }
+        if digest.unaccounted > 0.0 {
+            first.push(&format!("  UNACCOUNTED {}", digest.unaccounted), Color::Red);
+        }
+        first.push(&format!("  by {}", view.sort.word()), Color::Dim);
+        let counts = queue.counts;
+        let (size, waiting, delivered) = (bytesize::ByteSize(queue.bytes), counts.pending, counts.delivered);
+        let (dead, expired) = (counts.dead, counts.expired);
+        let mut second =
+            StyledLine::plain(&format!("{} events, {size}  waiting {waiting}  delivered {delivered}  ", queue.events));
+        second.push(&format!("dead {dead}"), if dead > 0 { Color::Red } else { Color::Plain });
+        second.push(&format!("  expired {expired}"), Color::Plain);
+        let mut third = StyledLine::new("p99", Color::Dim);
+        for (name, histogram) in ["answer", "identity", "attempt"].iter().zip(&self.latencies.0) {
+            third.push(&format!("  {name} "), Color::Dim);
+            third.push(&latency(histogram.p99()), Color::Plain);
+        }
+        vec![first, second, third]
+    }
+
+    fn accounts(&self) -> Table<'static> {
+        const COLUMNS: [Column; 7] = [
+            Column::elided("ACCOUNT", 8),
+            Column::text("MODE"),
+            Column::number("PUSH/S"),
+            Column::number("OK"),
+            Column::number("REPEATED"),
+            Column::number("REFUSED"),
+            Column::elided("REASONS", 7),
+        ];
+        let mut table = Table::new(&COLUMNS);
+        let none = Pushes::default();
+        for AccountOverview { name, mode, .. } in &self.now.status.accounts {
+            let pushes = self.now.digest.pushes.get(name).unwrap_or(&none);
+            let rate = self.rate(|digest| digest.pushes.get(name).map_or(0.0, Pushes::total));
+            let mut reasons: Vec<_> = pushes.refused.iter().filter(|(_, count)| **count > 0.0).collect();
+            reasons.sort_by(|one, other| other.1.total_cmp(one.1));
+            let reasons: Vec<_> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+            table.push(vec![
+                name.as_str().into(),
+                mode.as_str().into(),
+                shown(rate).into(),
+                pushes.accepted.to_string().into(),
+                pushes.repeated.to_string().into(),
+                StyledLine::new(
+                    &pushes.refused().to_string(),
+                    if reasons.is_empty() { Color::Plain } else { Color::Yellow },
+                ),
+                StyledLine::new(&reasons.join(", "), Color::Dim),
+            ]);
+        }
+        table
+    }
+
+    fn targets(&self, sort: Sort) -> Table<'static> {
+        const COLUMNS: [Column; 8] = [
+            Column::elided("TARGET", 8),
+            Column::text("STATE"),
+            Column::number("DONE/S"),
+            Column::number("FAIL/S"),
+            Column::number("WAITING"),
+            Column::number("OLDEST"),
+            Column::number("DEAD"),
+            Column::number("EXPIRED"),
+        ];
+        let mut rows: Vec<TargetRow<'_>> = self.now.targets.iter().map(|target| self.row(target)).collect();
+        rows.sort_by(|one, other| one.compare(other, sort));
+        let mut table = Table::new(&COLUMNS);
+        for TargetRow { target, state, done, failed, waits } in rows {
+            let counts = target.counts;
+            let long = if waits > LONG_WAIT { Color::Yellow } else { Color::Plain };
+            table.push(vec![
+                target.name.as_str().into(),
+                StyledLine::new(state, target_color(state)),
+                shown(done).into(),
+                StyledLine::new(&shown(failed), if failed > Some(0.0) { Color::Yellow } else { Color::Plain }),
+                counts.pending.to_string().into(),
+                StyledLine::new(&target.oldest_pending.map_or_else(|| "-".to_owned(), |_| span(waits)), long),
+                trouble(counts.dead, Color::Red),
+                trouble(counts.expired, Color::Magenta),
+            ]);
+        }
+        table
+    }
+
+    fn row<'t>(&self, target: &'t TargetOverview) -> TargetRow<'t> {
+        let attempts =
+            |of: usize| self.rate(|digest: &Digest| digest.attempts.get(&target.name).map_or(0.0, |counts| counts[of]));
+        let is_down = self.now.digest.down.contains(&target.name);
+        let waits = target.oldest_pending.map_or(0.0, |at| UnixMillis::now().since(at).as_secs_f64());
+        TargetRow { target, state: state(target, is_down), done: attempts(0), failed: attempts(1), waits }
+    }
+
+    fn events(&self) -> Table<'static> {
+        const COLUMNS: [Column; 4] = [
+            Column::text("LAST EVENT"),
+            Column::elided("KIND", 4),
+            Column::elided("KEY", 4),
+            Column::elided("DELIVERIES", 10),
+        ];
+        let mut table = Table::new(&COLUMNS);
+        for event in &self.now.events {
+            let name = if event.event.is_empty() { &event.msg_type } else { &event.event };
+            let mut deliveries = StyledLine::default();
+            for delivery in &event.deliveries {
+                let comma = if deliveries.is_empty() { "" } else { ", " };
+                deliveries.push(&format!("{comma}{} ", delivery.target), Color::Plain);
+                deliveries.push(delivery.state.name(), state_color(delivery.state));
+            }
+            let time = self.settings.zone.time_of_day(event.received_at);
+            table.push(vec![time.into(), name.as_str().into(), event.event_key.as_str().into(), deliveries]);
+        }
+        table
+    }
+
+    /// The growth of a count per second; `None` if it is unknown.
+    fn rate(&self, count: impl Fn(&Digest) -> f64) -> Option<f64> {
+        // The counts of other replicas are others.
+        let before = self.before.filter(|before| before.replicas == self.now.replicas)?;
+        let seconds = self.now.at.duration_since(before.at).as_secs_f64();
+        let grown = count(&self.now.digest) - count(&before.digest);
+        // A restarted relay counts from 0.
+        if seconds <= 0.0 || grown < 0.0 { None } else { Some(grown / seconds) }
+    }
 }
 
-fn accounts(now: &Snapshot, before: Option<&Snapshot>) -> Vec<String> {
-    let line = |account: &AccountOverview| {
-        let AccountOverview { name, mode, .. } = account;
-        let of = |look: &Snapshot, results: fn(&str) -> bool| {
-            sum(look, "wxrelay_pushes_total", |sample| {
-                sample.label("account") == Some(name) && sample.label("result").is_some_and(results)
-            })
+/// A target, with what it is sorted by.
+struct TargetRow<'t> {
+    target: &'t TargetOverview,
+    state: &'static str,
+    done: Option<f64>,
+    failed: Option<f64>,
+    /// For how long its oldest delivery waits, in seconds.
+    waits: f64,
+}
+
+impl TargetRow<'_> {
+    fn compare(&self, other: &Self, sort: Sort) -> std::cmp::Ordering {
+        let rate = |row: &Self| row.done.unwrap_or(0.0) + row.failed.unwrap_or(0.0);
+        let by_rate = || rate(other).total_cmp(&rate(self));
+        let counts = |row: &Self| row.target.counts;
+        let order = match sort {
+            Sort::Trouble => {
+                let rank = |row: &Self| match row.state {
+                    "DOWN" => 0,
+                    "paused" => 1,
+                    _ if row.waits > LONG_WAIT => 2,
+                    _ if counts(row).dead > 0 => 3,
+                    _ => 4,
+                };
+                let waits = |row: &Self| if row.waits > LONG_WAIT { row.waits } else { 0.0 };
+                let by_rank = rank(self).cmp(&rank(other)).then(waits(other).total_cmp(&waits(self)));
+                by_rank.then(counts(other).dead.cmp(&counts(self).dead)).then_with(by_rate)
+            }
+            Sort::Rate => by_rate(),
+            Sort::Waiting => Reverse(counts(self).pending).cmp(&Reverse(counts(other).pending)),
+            Sort::Oldest => other.waits.total_cmp(&self.waits),
+            Sort::Dead => Reverse(counts(self).dead).cmp(&Reverse(counts(other).dead)),
+            Sort::Name => std::cmp::Ordering::Equal,
         };
-        let rate = rate(now, before, |look| of(look, |_| true));
-        let taken = of(now, |result| matches!(result, "accepted" | "verified"));
-        let repeated = of(now, |result| result == "duplicate");
-        let refused = of(now, |_| true) - taken - repeated;
-        format!("{:16} {mode:10} {rate:>8} {taken:>8} {repeated:>8} {refused:>8}", short(name))
-    };
-    now.status.accounts.iter().map(line).collect()
-}
-
-fn targets(now: &Snapshot, before: Option<&Snapshot>) -> Vec<String> {
-    let line = |target: &TargetOverview| {
-        let TargetOverview { name, counts, oldest_pending, .. } = target;
-        let of = |look: &Snapshot, outcomes: fn(&str) -> bool| {
-            sum(look, "wxrelay_deliveries_total", |sample| {
-                sample.label("target") == Some(name) && sample.label("outcome").is_some_and(outcomes)
-            })
-        };
-        let done = rate(now, before, |look| of(look, |outcome| outcome == "delivered"));
-        let failed = rate(now, before, |look| of(look, |outcome| outcome != "delivered"));
-        let state = target_state(target, &now.metrics);
-        let oldest = oldest_pending.map(|at| span(UnixMillis::now().since(at).as_secs_f64()));
-        let oldest = oldest.as_deref().unwrap_or("-");
-        let (waiting, dead, expired) = (counts.pending, counts.dead, counts.expired);
-        format!("{:16} {state:9} {done:>7} {failed:>7} {waiting:>8} {oldest:>8} {dead:>7} {expired:>9}", short(name))
-    };
-    now.targets.iter().map(line).collect()
+        order.then_with(|| self.target.name.cmp(&other.target.name))
+    }
 }
 
 /// The word for a target's state.
 pub(in crate::cli) fn target_state(target: &TargetOverview, metrics: &str) -> &'static str {
-    let is_down = samples::of(metrics, "wxrelay_target_up")
-        .iter()
-        .any(|sample| sample.label("target") == Some(&target.name) && sample.value == 0.0);
+    state(target, is_down(&target.name, metrics))
+}
+
+/// Whether a target's circuit breaker is open.
+pub(in crate::cli) fn is_down(target: &str, metrics: &str) -> bool {
+    let samples = samples::of(metrics, "wxrelay_target_up");
+    samples.iter().any(|sample| sample.label("target") == Some(target) && sample.value == 0.0)
+}
+
+fn state(target: &TargetOverview, is_down: bool) -> &'static str {
     match (target.configured, target.paused, is_down) {
         (false, ..) => "removed",
         (true, true, _) => "paused",
@@ -127,124 +277,40 @@ pub(in crate::cli) fn target_state(target: &TargetOverview, metrics: &str) -> &'
     }
 }
 
-fn sum(look: &Snapshot, metric: &str, which: impl Fn(&Sample<'_>) -> bool) -> f64 {
-    // Not `sum`: the sum of no samples would be -0, and shown as such.
-    samples::of(&look.metrics, metric).iter().filter(|sample| which(sample)).fold(0.0, |sum, sample| sum + sample.value)
+fn shown(rate: Option<f64>) -> String {
+    rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"))
 }
 
-/// The growth of a count per second; `-` if it is unknown.
-fn rate(now: &Snapshot, before: Option<&Snapshot>, count: impl Fn(&Snapshot) -> f64) -> String {
-    let Some(before) = before else { return "-".to_owned() };
-    let seconds = now.at.duration_since(before.at).as_secs_f64();
-    let grown = count(now) - count(before);
-    // A restarted relay counts from 0.
-    if seconds <= 0.0 || grown < 0.0 { "-".to_owned() } else { format!("{:.1}", grown / seconds) }
-}
-
-/// How many lines of each table fit: half each, and lines that one does not need go to the other.
+/// How many lines of each table fit: a few of accounts while targets need lines, and lines that one does not need go to
+/// the other.
 fn shares(accounts: usize, targets: usize, room: usize) -> (usize, usize) {
-    let for_targets = targets.min(room - (room / 2).min(accounts));
+    let for_targets = targets.min(room - (room / 2).min(accounts).min(ACCOUNTS));
     (accounts.min(room - for_targets), for_targets)
 }
 
-/// The first lines, and the number of those left out.
-fn cut(mut lines: Vec<String>, room: usize) -> Vec<String> {
-    if lines.len() > room {
-        let more = lines.len() - room.saturating_sub(1);
-        lines.truncate(room.saturating_sub(1));
-        lines.extend((room > 0).then(|| format!(".. and {more} more")));
+/// The title and the first rows of a table, and the number of those left out.
+fn first(mut lines: Vec<StyledLine>, room: usize) -> Vec<StyledLine> {
+    if lines.len() - 1 > room {
+        let more = lines.len() - room.max(1);
+        lines.truncate(room.max(1));
+        lines.extend((room > 0).then(|| StyledLine::new(&format!(".. and {more} more"), Color::Dim)));
     }
     lines
 }
 
-fn short(name: &str) -> String {
-    name.chars().take(16).collect()
-}
-
-/// A span of time in its two largest units, as in `3h 20m`.
-pub(in crate::cli) fn span(seconds: f64) -> String {
-    let (minutes, hours, days) = (seconds / 60.0, seconds / 3600.0, seconds / 86400.0);
-    if days >= 1.0 {
-        format!("{}d {}h", days.floor(), (hours % 24.0).floor())
-    } else if hours >= 1.0 {
-        format!("{}h {}m", hours.floor(), (minutes % 60.0).floor())
-    } else if minutes >= 1.0 {
-        format!("{}m {}s", minutes.floor(), (seconds % 60.0).floor())
-    } else {
-        format!("{}s", seconds.floor())
+/// The title and the rows of a table below those that are scrolled away; the last line counts what is not shown.
+fn scrolled(mut lines: Vec<StyledLine>, room: usize, view: &mut View) -> Vec<StyledLine> {
+    let all = lines.len() - 1;
+    if all <= room {
+        (view.scroll, view.page) = (0, room);
+        return lines;
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::admin::QueueTotals;
-    use crate::queue::view::Counts;
-
-    fn look(at: Instant, delivered: u32, targets: usize) -> Snapshot {
-        let counts = Counts { pending: 2, dead: 1, ..Counts::default() };
-        let target = |number: usize| TargetOverview {
-            name: format!("target-{number}"),
-            configured: true,
-            paused: number == 1,
-            counts,
-            oldest_pending: None,
-        };
-        let metrics = format!(
-            "wxrelay_pushes_total{{account=\"shop\",kind=\"text\",result=\"accepted\"}} {delivered}\n\
-             wxrelay_pushes_total{{account=\"shop\",kind=\"none\",result=\"signature\"}} 2\n\
-             wxrelay_deliveries_total{{target=\"target-0\",outcome=\"delivered\"}} {delivered}\n\
-             wxrelay_target_up{{target=\"target-0\"}} 0\n"
-        );
-        let [name, path, mode, app_id] = ["shop", "/wx", "secure", "wx1"].map(str::to_owned);
-        let status = Status {
-            version: "1.2.3".to_owned(),
-            started_at: UnixMillis(0),
-            uptime_seconds: 3720,
-            generation: 1,
-            config_sha256: String::new(),
-            config_since: None,
-            needs_restart: Vec::new(),
-            warnings: Vec::new(),
-            store: String::new(),
-            listen: Vec::new(),
-            accounts: vec![AccountOverview { name, path, mode, app_id }],
-            targets: Vec::new(),
-            ready: true,
-            not_ready_because: None,
-            clock: "agrees".to_owned(),
-            queue: QueueTotals { events: 7, bytes: 1 << 20, counts, ..QueueTotals::default() },
-            replicas: Vec::new(),
-        };
-        Snapshot { at, status, targets: (0..targets).map(target).collect(), metrics, replicas: None }
-    }
-
-    #[test]
-    fn rates_are_those_since_the_previous_snapshot() {
-        let start = Instant::now();
-        let (before, now) = (look(start, 10, 2), look(start + Duration::from_secs(2), 15, 2));
-        let shown = frame(&now, Some(&before), 80, 24).join("\n");
-        assert!(shown.contains("wxrelay 1.2.3  ready  up 1h 2m"), "{shown}");
-        let line = |name: &str| shown.lines().find(|line| line.starts_with(name)).unwrap().to_owned();
-        let words = |line: String| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
-        assert_eq!(words(line("shop")), ["shop", "secure", "2.5", "15", "0", "2"]);
-        assert_eq!(words(line("target-0")), ["target-0", "DOWN", "2.5", "0.0", "2", "-", "1", "0"]);
-        assert_eq!(words(line("target-1"))[1], "paused");
-        assert!(frame(&before, Some(&now), 80, 24).join("\n").contains(" - "), "a count that fell is no rate");
-    }
-
-    #[test]
-    fn a_frame_fits_its_screen_and_says_what_it_leaves_out() {
-        let many = look(Instant::now(), 10, 100);
-        for (width, height) in [(80, 24), (40, 10), (20, 3), (0, 0)] {
-            let lines = frame(&many, None, width, height.max(8));
-            assert!(lines.len() <= height.max(8), "{height}: {lines:?}");
-            assert!(lines.iter().all(|line| line.chars().count() <= width), "{width}: {lines:?}");
-        }
-        let lines = frame(&many, None, 80, 24);
-        assert_eq!((lines.len(), lines[23].as_str()), (24, ".. and 84 more"));
-        assert_eq!(frame(&many, None, 80, usize::MAX).len(), 2 + 4 + 1 + 100);
-    }
+    let rows = room.saturating_sub(1);
+    view.page = rows;
+    view.scroll = view.scroll.min(all - rows);
+    let (from, to) = (view.scroll + 1, view.scroll + rows);
+    lines.drain(1..=view.scroll);
+    lines.truncate(1 + rows);
+    lines.extend((room > 0).then(|| StyledLine::new(&format!(".. {from} to {to} of {all} targets"), Color::Dim)));
+    lines
 }

@@ -9,7 +9,7 @@ use std::thread;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::mpsc;
 
-use crate::escape;
+use crate::cli::display::{Settings, StyledLine};
 
 /// The size to assume if the terminal does not report its own.
 const DEFAULT_SIZE: (usize, usize) = (80, 24);
@@ -60,11 +60,10 @@ impl Terminal {
     }
 
     /// Shows these lines and nothing else. Overwriting lines and clearing the rest avoids flicker.
-    pub(super) fn draw(&self, lines: &[String], width: usize, height: usize) -> io::Result<()> {
+    pub(super) fn draw(&self, lines: &[StyledLine], settings: &Settings, height: usize) -> io::Result<()> {
         let mut screen = "\x1b[H".to_owned();
         for (number, line) in lines.iter().take(height).enumerate() {
-            // The last column stays free: a terminal delays the wrap there, and `\x1b[K` would clear it.
-            let shown: String = escape::line(line).chars().take(width.saturating_sub(1)).collect();
+            let shown = line.clone().truncate(settings.width.unwrap_or(usize::MAX)).encode(settings.color);
             let next = if number == 0 { "" } else { "\r\n" };
             // Writing to a String cannot fail.
             write!(screen, "{next}{shown}\x1b[K").ok();
