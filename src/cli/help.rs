@@ -158,11 +158,10 @@ pub(super) fn examples(name: &str) -> &'static [&'static str] {
 
 /// Adds which command of ours an unknown word leads to.
 fn with_our_word(mut error: clap::Error) -> clap::Error {
-    let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(word))) =
-        (error.kind(), error.get(ContextKind::InvalidSubcommand))
-    else {
+    if error.kind() != ErrorKind::InvalidSubcommand {
         return error;
-    };
+    }
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand) else { return error };
     let Some((_, ours)) = WORDS.iter().find(|(theirs, _)| theirs == word) else { return error };
     let tip = StyledStr::from(format!("that is `wxrelay {ours}`"));
     error.remove(ContextKind::SuggestedSubcommand);

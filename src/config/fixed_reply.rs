@@ -4,12 +4,15 @@ use super::error::Problem;
 use super::file::{self, FixedReplySection, OrTable, Scalar, Tables};
 use super::key_reader::KeyReader;
 use super::value;
-use crate::wechat::reply::Article;
+use crate::wechat::reply::{Article, MAX_TEXT};
 use crate::wechat::{Reply, ReplyBody, ReplyError};
 
 /// Reads the reply; `None` if WeChat would not accept it.
 pub(super) fn read(reader: &KeyReader<'_>, fixed: &FixedReplySection) -> Option<ReplyBody> {
     let reply = Reply::new(body(reader, fixed)?);
+    if matches!(&reply.body, ReplyBody::Text { content } if content.len() > MAX_TEXT) {
+        reader.at("text").warn(format_args!("longer than {MAX_TEXT} bytes, so WeChat gets its beginning alone"));
+    }
     match reply.check() {
         Ok(()) => Some(reply.body),
         Err(error) => {

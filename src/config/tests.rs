@@ -273,6 +273,18 @@ fn a_provider_of_the_operator_gets_what_it_takes() {
 }
 
 #[test]
+fn a_fixed_text_that_is_cut_is_a_warning() {
+    let text = std::fs::read_to_string(data("valid/own-providers.toml")).unwrap();
+    for (bytes, is_warned) in [(2048, false), (2049, true)] {
+        let route =
+            format!("[[accounts.shop.routes]]\notherwise = true\nreply = {{ text = \"{}\" }}\n", "a".repeat(bytes));
+        let (_folder, path) = written(&(text.clone() + &route));
+        let warnings = loaded(&path, &[]).warnings.join("\n");
+        assert_eq!(warnings.contains("reply.text: longer than 2048 bytes"), is_warned, "{bytes}: {warnings}");
+    }
+}
+
+#[test]
 fn a_route_to_a_provider_that_takes_something_else_is_a_warning() {
     let text = std::fs::read_to_string(data("valid/own-providers.toml")).unwrap();
     let routes = "[[accounts.shop.routes]]\nmatch = { event = \"SCAN\" }\nto = [\"login\"]\n\

@@ -308,7 +308,9 @@ impl Pipeline {
         deadline: Instant,
     ) -> Result<RelayOutcome, PushError> {
         let plan = served.account.routes.plan(&event.message);
-        let reply_deadline = push.window_ends.unwrap_or(deadline) - REPLY_MARGIN;
+        // The prompt is given only when the store knows of it.
+        let margin = served.account.held.as_ref().map_or(Duration::ZERO, |_| self.queue.reply_margin());
+        let reply_deadline = push.window_ends.unwrap_or(deadline) - REPLY_MARGIN - margin;
         let (replier, awaited) = Replier::new(plan.reply, &event, reply_deadline);
         leader.share_tries(replier.tries());
         let id = event.id;

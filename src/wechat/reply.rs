@@ -14,7 +14,7 @@ use super::message::{Element, Message, MessageError, Syntax, trim};
 use super::xml;
 
 /// Bytes of UTF-8 that a text reply may have; above, users see WeChat's error.
-pub(super) const MAX_TEXT: usize = 2048;
+pub const MAX_TEXT: usize = 2048;
 /// The most articles that a reply may have. WeChat shows all or the first, by the kind of event.
 const MAX_ARTICLES: usize = 8;
 

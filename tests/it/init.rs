@@ -7,7 +7,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::Command;
 
 use rustix::process::geteuid;
 use tempfile::TempDir;
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use crate::support::command::{Finished, run, wxrelay};
 use crate::support::eventually;
 use crate::support::program::is_missing;
-use crate::top::Screen;
+use crate::top::{Screen, ShownProgram};
 
 const AES_KEY: &str = "abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG";
 const AUTHING: [&str; 6] =
@@ -210,7 +210,7 @@ async fn a_flag_of_the_account_or_no_terminal_means_no_question() {
 }
 
 /// Not a wait in a thread, which would keep a failed test from its end.
-async fn ended(mut child: Child) -> Option<i32> {
+async fn ended(mut child: ShownProgram) -> Option<i32> {
     eventually("the command ends", async || child.try_wait().expect("it can be waited for")).await.code()
 }
 

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::process::{Command, Stdio};
+use std::ops::{Deref, DerefMut};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -79,6 +80,30 @@ pub(crate) struct Screen {
     reader: thread::JoinHandle<()>,
 }
 
+/// A program on a [`Screen`], killed where its test fails: it would hold the terminal, and with it the reader.
+pub(crate) struct ShownProgram(Child);
+
+impl Drop for ShownProgram {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Deref for ShownProgram {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for ShownProgram {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
 impl Screen {
     pub(crate) fn open() -> Self {
         let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
@@ -115,9 +140,9 @@ impl Screen {
         (shown, String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
-    pub(crate) fn run(&self, mut command: Command) -> std::process::Child {
+    pub(crate) fn run(&self, mut command: Command) -> ShownProgram {
         let theirs = || Stdio::from(self.theirs.try_clone().expect("a second handle"));
-        command.stdin(theirs()).stdout(theirs()).stderr(theirs()).spawn().expect("the binary starts")
+        ShownProgram(command.stdin(theirs()).stdout(theirs()).stderr(theirs()).spawn().expect("the binary starts"))
     }
 
     pub(crate) fn text(&self) -> String {

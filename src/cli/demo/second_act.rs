@@ -48,9 +48,9 @@ impl DemoRun {
             let DemoEnvironment { login, crm, stats, .. } = &mut self.environment;
             let keyboard = &mut self.keyboard;
             let happened = tokio::select! {
-                Some(delivery) = login.received.recv() => Happening::Delivery("login", Box::new(delivery)),
-                Some(delivery) = crm.received.recv() => Happening::Delivery("crm", Box::new(delivery)),
-                Some(delivery) = stats.received.recv() => Happening::Delivery("stats", Box::new(delivery)),
+                Some(delivery) = login.received.recv() => Happening::Delivery("login", delivery.into()),
+                Some(delivery) = crm.received.recv() => Happening::Delivery("crm", delivery.into()),
+                Some(delivery) = stats.received.recv() => Happening::Delivery("stats", delivery.into()),
                 line = next_line(keyboard) => Happening::Line(line),
                 () = async { looks.tick().await; } => Happening::Look,
                 _ = interrupt.recv() => Happening::End,

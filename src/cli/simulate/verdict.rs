@@ -4,14 +4,11 @@
 //! passive replies and on alarms; where they are silent, the field reports named beside the rule.
 
 use super::http10::{Http10Error, RawResponse};
-use crate::wechat::reply::ReplyError;
+use crate::wechat::reply::{MAX_TEXT, ReplyError};
 use crate::wechat::{Credentials, Message, Mode, OpenError, Reply, xml};
 
 /// The text that WeChat shows to the user in place of a reply.
 pub const USER_SEES: &str = "该公众号提供的服务出现故障，请稍后再试";
-
-/// The most bytes of a reply's text.
-const MAX_TEXT: usize = 2048;
 
 /// WeChat's reaction to an answer.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::types::Type;
 
 use super::house::{FOLD, FOLD_ALL_EVERY, FOLD_STEP, FoldPlace};
@@ -11,7 +11,7 @@ use super::replica::FREE_ORPHANS;
 use super::test_server;
 use super::{PinnedSession, Session, Value};
 use crate::queue::Queue;
-use crate::queue::fixture::{NOW, QueueFixture, TestEngine, ids};
+use crate::queue::fixture::{NOW, PATIENCE, QueueFixture, TestEngine, ids};
 use crate::queue::postgres::engine::Engine;
 use crate::tuning::{ReplicaTiming, Tuning};
 
@@ -107,7 +107,7 @@ async fn with_a_held_snapshot_a_proof_of_life_reads_no_more_for_what_was_held_be
 
 /// Whole looks take so long that the next one is far away. One that is under way may say otherwise.
 async fn make_rare(fixture: &QueueFixture) {
-    let (looks, long) = (&engine(fixture).membership.looks, Duration::from_millis(150));
+    let (looks, long) = (&engine(fixture).membership.looks, Duration::from_millis(500));
     while looks.pace.lock().took() != long {
         looks.pace.lock().note(long);
         for _ in 0..2 {
@@ -117,6 +117,15 @@ async fn make_rare(fixture: &QueueFixture) {
             }
         }
     }
+}
+
+async fn until(is_so: impl Fn() -> bool) {
+    let wait = async {
+        while !is_so() {
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(PATIENCE, wait).await.unwrap();
 }
 
 #[tokio::test]
@@ -141,9 +150,7 @@ async fn while_whole_looks_are_rare_leases_are_compared_and_what_a_failed_call_l
     assert!(!lease.is_revoked());
     make_rare(&fixture).await;
     fixture.execute("UPDATE delivery SET holder = NULL");
-    while !lease.is_revoked() {
-        sleep(ms(5)).await;
-    }
+    until(|| lease.is_revoked()).await;
     drop(lease);
     engine(&fixture).give_back_dropped().await.unwrap();
     let count = || fixture.texts("SELECT count(holder)::text FROM delivery").remove(0).unwrap();
@@ -152,7 +159,5 @@ async fn while_whole_looks_are_rare_leases_are_compared_and_what_a_failed_call_l
     sleep(ms(600)).await;
     assert_eq!(count(), "1", "nobody asks for it");
     looks.hurry();
-    while count() != "0" {
-        sleep(ms(5)).await;
-    }
+    until(|| count() == "0").await;
 }
