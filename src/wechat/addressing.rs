@@ -5,7 +5,7 @@
 //! leave names out; WeChat then shows an error to the user.
 
 use super::message::{Message, trim};
-use super::reply::{Reply, ReplyError, filled_in};
+use super::reply::{Reply, ReplyError, clean_name};
 
 /// Before the original ID of every account.
 const ORIGINAL_ID: &str = "gh_";
@@ -27,13 +27,15 @@ enum Named {
 
 impl Reply {
     /// Addresses the reply to the sender of the push, whose account has this AppID: what is left out here, rendering
-    /// takes from the push. Returns what was wrong, in a few
-    /// words without the names; `None` where nothing was, or where `may_omit` allows that both names are missing.
+    /// takes from the push. Returns what was wrong, in a few words without the names; `None` where nothing was, or where
+    /// `may_omit` allows that both names are missing.
     ///
     /// # Errors
     /// [`ReplyError::OtherUser`] if it may be for another user.
     pub fn address(&mut self, push: &Message, app_id: &str, may_omit: bool) -> Result<Option<String>, ReplyError> {
-        let named = |name: &Option<String>| named(filled_in(name).map_or("", |name| trim(name)), push, app_id);
+        let named = |name: &Option<String>| {
+            named(name.as_deref().and_then(clean_name).as_deref().unwrap_or_default(), push, app_id)
+        };
         let (to, from) = (named(&self.to_user), named(&self.from_user));
         // A push without a sender, or without a receiver, says nothing about the names in its reply.
         if trim(push.from_user()).is_empty() {
@@ -56,7 +58,7 @@ impl Reply {
     /// Whether its sender is named like a user: all OpenIDs of an account begin alike.
     fn is_from_a_user(&self, push: &Message) -> bool {
         let first = |name: &str| trim(name).as_bytes().first().copied();
-        filled_in(&self.from_user).and_then(|name| first(name)) == first(push.from_user())
+        self.from_user.as_deref().and_then(clean_name).and_then(|name| first(&name)) == first(push.from_user())
     }
 }
 

@@ -1,8 +1,9 @@
 //! Passive replies: what a target may answer to a push, and what WeChat accepts.
 //!
 //! Invariants: every reply that [`Reply::parse`] accepts is legal for WeChat, which shows users an error for anything
-//! else, but that a text may be too long; errors never quote the reply, and `Debug` shows its kind alone. Limits are WeChat's page on passive replies
-//! and what was measured (text: 2048 bytes). Deliberately not here: sealing (`sealing`).
+//! else, but that a text may be too long; errors never quote the reply, and `Debug` shows its kind alone. Limits are
+//! WeChat's page on passive replies and what was measured (text: 2048 bytes). Deliberately not here: sealing
+//! (`sealing`).
 
 use std::fmt;
 
@@ -216,10 +217,11 @@ impl Reply {
     /// out: the users of WeChat would see an error instead of the reply.
     pub fn render(&self, message: &Message, now_seconds: i64) -> String {
         let create_time = self.create_time.and_then(seconds).unwrap_or(u64::try_from(now_seconds).unwrap_or(0));
+        let (to, from) = (self.to_user.as_deref().and_then(clean_name), self.from_user.as_deref().and_then(clean_name));
         let mut root = Element::new("xml");
         root.children = vec![
-            text("ToUserName", filled_in(&self.to_user).map_or(message.from_user(), String::as_str)),
-            text("FromUserName", filled_in(&self.from_user).map_or(message.to_user(), String::as_str)),
+            text("ToUserName", to.as_deref().unwrap_or(message.from_user())),
+            text("FromUserName", from.as_deref().unwrap_or(message.to_user())),
             text("CreateTime", &create_time.to_string()),
             text("MsgType", self.body.msg_type()),
         ];
@@ -238,10 +240,10 @@ impl Reply {
         if root.child("Encrypt").is_some() {
             return Err(ReplyError::Sealed);
         }
-        let owned = |name| root.text_of(name).map(trim).filter(|text| !text.is_empty()).map(str::to_owned);
+        let name = |element| root.text_of(element).and_then(clean_name);
         Ok(Self {
-            to_user: owned("ToUserName"),
-            from_user: owned("FromUserName"),
+            to_user: name("ToUserName"),
+            from_user: name("FromUserName"),
             create_time: root.text_of("CreateTime").and_then(|text| text.trim_ascii().parse().ok()),
             body: ReplyBody::of_element(root)?,
         })
@@ -398,8 +400,15 @@ fn required(element: &Element, name: &str) -> String {
     element.text_of(name).unwrap_or_default().to_owned()
 }
 
+/// A name without what XML forbids and the white space around the rest; `None` where nothing is left.
+pub(super) fn clean_name(name: &str) -> Option<String> {
+    let legal = legal(name);
+    let name = trim(&legal);
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
 /// An optional text, left out where nothing of it would be sent.
-pub(super) fn filled_in(text: &Option<String>) -> Option<&String> {
+fn filled_in(text: &Option<String>) -> Option<&String> {
     text.as_ref().filter(|text| !legal(text).is_empty())
 }
 

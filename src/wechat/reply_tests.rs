@@ -54,6 +54,17 @@ fn milliseconds_in_create_time_become_seconds() {
 }
 
 #[test]
+fn names_lose_the_white_space_around_them_once_forbidden_characters_are_gone() {
+    let names = |name: &str| Reply { to_user: Some(name.into()), from_user: Some(name.into()), ..text_reply("hi") };
+    for (name, to, from) in
+        [(" o_2\0\n", "o_2", "o_2"), ("\0\r[gh]]\u{1} ", "[gh]]", "[gh]]"), ("\0 \0", "o_1", "gh_1")]
+    {
+        let root = xml::parse(&names(name).render(&push(), 1)).unwrap();
+        assert_eq!((root.text_of("ToUserName"), root.text_of("FromUserName")), (Some(to), Some(from)), "{name:?}");
+    }
+}
+
+#[test]
 fn every_kind_is_read_from_the_xml_it_renders_to() {
     for body in every_kind() {
         let reply = Reply::new(body.clone());
