@@ -69,7 +69,7 @@ impl ReplyState {
 /// How the push of its event used a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReplyUse {
-    /// It answered WeChat with the first bytes of it, so many; with all of it where that is `None`.
+    /// It answered WeChat with the beginning of it, up to this byte; `None`: with all of it.
     Sent(Option<usize>),
     /// It answered WeChat with the reply of another target.
     Outdone,

@@ -133,7 +133,7 @@ impl LongText {
     }
 }
 
-/// The text with an ellipsis, at most so many bytes.
+/// The text; if it is longer than `most` bytes, cut to that at a character, with an ellipsis.
 fn cut(text: &str, most: usize) -> Cow<'_, str> {
     if text.len() <= most {
         return Cow::Borrowed(text);

@@ -315,9 +315,7 @@ def accepted(lists: Lists) -> Iterator[str]:
     With a reply window, the other replicas do not know of a try that was lost with one, nor that WeChat's third is the last.
     """
     waits = any(line["window"] for line in lists.of["start"])
-    slow = [(line["begun"], line["ended"]) for line in lists.of["fault"] if line["name"] == "slow"]
-    stops = [line for line in lists.of["fault"] if line["name"] in STORES_NOTHING]
-    away = [(line["begun"], line["ended"] + recovery(line, slow)) for line in stops]
+    away = [(line["begun"], line["ended"] + RECOVERS) for line in lists.of["fault"] if line["name"] in STORES_NOTHING]
     away += [(line["begun"], line["ended"]) for line in lists.of["lag"]]
     out = [(line["begun"], line["ended"] + RECOVERS) for line in lists.of["fault"] if line["name"] in ONE_REPLICA]
     for line in lists.of["given-up"]:
@@ -328,12 +326,6 @@ def accepted(lists: Lists) -> Iterator[str]:
         fine = [one for one in tries if not met(away, one) and len(met(out, one)) < 2]
         if fine:
             yield f"push {number} was given up, and nothing kept PostgreSQL from storing it at {fine[0]['begun']}:{lists.story(number)}"
-
-
-def recovery(fault: Line, slow: list[tuple[float, float]]) -> float:
-    """The seconds from a fault's end until pushes are stored again: some ten round trips, and longer ones where it is slow."""
-    end = {"begun": fault["ended"], "ended": fault["ended"] + RECOVERS}
-    return 3 * RECOVERS if met(slow, end) else RECOVERS
 
 
 def met(windows: list[tuple[float, float]], line: Line) -> list[tuple[float, float]]:
