@@ -38,20 +38,24 @@ class Away(Load):
             words.setdefault(await self.process.readiness(), time.monotonic() - begun)
             lives.add(await self.process.ask("/livez"))
             await asyncio.sleep(0.1)
+        # The others come in waves of HELD seconds, and a wave may end just before it is back. This one waits the least.
+        late = asyncio.create_task(self.sender.once())
         await asyncio.to_thread(start)
         back = time.monotonic()
         gap = await self.first_answer(back, 60)
         await self.load(1.0)
         refused = self.sender.statuses[503] - refused
         held = [(end - start, is_answered) for start, end, is_answered in self.sender.tries if start < back and end > stopped]
-        answered = [took for took, is_answered in held if is_answered]
+        answered = sum(is_answered for _, is_answered in held)
         longest = max(took for took, _ in held)
-        print(f"{name} ({back - stopped:.1f} s until it goes on): {refused} times 503, {len(answered)} held and "
+        print(f"{name} ({back - stopped:.1f} s until it goes on): {refused} times 503, {answered} held and "
               f"answered, longest try {longest:.2f} s; readiness {words}; first 200 {gap or -1:.2f} s after that", flush=True)
         checks.run(f"{name}: pushes are answered again", lambda: expect_that(gap is not None, "none in 60 s"))
         checks.run(f"{name}: liveness stays", lambda: expect(lives, {"ok"}, "/livez"))
         checks.run(f"{name}: a push is held no longer than WeChat waits", lambda: expect_that(longest < 5.0, f"{longest:.2f} s"))
-        checks.run(f"{name}: a push that the outage leaves enough time is answered", lambda: expect_that(answered, "none"))
+        is_answered = await late
+        checks.run(f"{name}: a push that the outage leaves enough time is answered", lambda: expect_that(
+            is_answered, "a push begun before PostgreSQL was started was not"))
         if seconds > HELD:
             checks.run(f"{name}: then they are refused", lambda: expect_that(refused > 0, "none was"))
             checks.run(f"{name}: readiness says store-away after 5 s", lambda: expect_that(
