@@ -95,10 +95,11 @@ impl AttemptContext {
         let now = UnixMillis::now();
         let reply = lease.reply.take();
         let Lease { event, target, attempt, failures, .. } = &lease;
-        let settlement = |disposition, attempt, reply| Settlement {
+        let settlement = |disposition, decided_at, attempt, reply| Settlement {
             event: event.id,
             target: target.clone(),
             disposition,
+            decided_at,
             attempt,
             reply,
         };
@@ -110,7 +111,7 @@ impl AttemptContext {
         if expire_after.is_some_and(|span| clock.age(event.received_at) >= span) {
             self.log_attempt(&policy, event, *attempt, "expired", None);
             let ended = keep.map(|_| SettledReply::None);
-            let settlement = settlement(Disposition::End(DeliveryState::Expired), None, ended);
+            let settlement = settlement(Disposition::End(DeliveryState::Expired), now, None, ended);
             return (AttemptEnd::NotMade, Some(UnsettledAttempt { settlement, reserve: None, lease }));
         }
         #[cfg(test)]
@@ -118,7 +119,8 @@ impl AttemptContext {
         let asked = reply.is_some() || keep.is_some();
         let tried = self.deliver(&policy, event, *attempt, asked, reply.as_ref(), now).await;
         let Tried { mut report, note, not_yet } = tried;
-        let disposition = decide(&policy, &report, *failures, probe, expiry, UnixMillis::now());
+        let decided_at = UnixMillis::now();
+        let disposition = decide(&policy, &report, *failures, probe, expiry, decided_at);
         let Offered { choice, reply } = if asked {
             let is_last = matches!(disposition, Disposition::End(_));
             let (number, long_text) = (*attempt, &policy.replies.long_text(&event.account));
@@ -147,7 +149,7 @@ impl AttemptContext {
             answer: report.answer,
         };
         let reserve = choice.map(|choice| (note, choice));
-        let settlement = settlement(disposition, Some(record), reply);
+        let settlement = settlement(disposition, decided_at, Some(record), reply);
         (end, Some(UnsettledAttempt { settlement, reserve, lease }))
     }
 

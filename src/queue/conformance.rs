@@ -155,6 +155,17 @@ async fn a_retry_wakes_the_consumer_and_frees_the_delivery(engine: TestEngine) {
     assert_eq!(fixture.audit().await.counts.pending, 1);
 }
 
+/// The clock is set back while the settlement waits for the store: the due time is pulled in there, or never.
+async fn a_retry_timed_by_a_clock_that_was_set_back_waits_no_longer(engine: TestEngine) {
+    let fixture = QueueFixture::open(engine).await;
+    let id = fixture.store("a", &["crm"]).await;
+    let (ahead, wait) = (UnixMillis::now().after(Duration::from_secs(3 * 3600)), Duration::from_secs(5));
+    let late = settlement(id, "crm", Disposition::Retry(ahead.after(wait)), 1);
+    fixture.queue.settle(Settlement { decided_at: ahead, ..late }).await.unwrap();
+    let due = fixture.lease("crm", 1, UnixMillis(0)).await.next_due.unwrap();
+    assert!(due <= UnixMillis::now().after(wait), "due in {:?}", due.since(UnixMillis::now()));
+}
+
 async fn a_lease_that_is_dropped_unsettled_is_had_again(engine: TestEngine) {
     let fixture = QueueFixture::open(engine).await;
     let mut inbox = fixture.queue.subscribe("crm".into(), 8);
@@ -325,6 +336,7 @@ on_every_engine!(
     what_does_not_fit_the_inbox_is_leased_from_the_store,
     leases_come_oldest_first_and_name_the_next_moment,
     a_retry_wakes_the_consumer_and_frees_the_delivery,
+    a_retry_timed_by_a_clock_that_was_set_back_waits_no_longer,
     a_lease_that_is_dropped_unsettled_is_had_again,
     a_consumer_is_told_of_leases_that_were_dropped,
     a_delivery_ends_once,

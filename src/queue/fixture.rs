@@ -420,7 +420,7 @@ pub(super) fn new_event_of(id: EventId, user: &str, content: &str, targets: &[&s
 pub(super) fn settlement(event: EventId, target: &str, disposition: Disposition, number: u32) -> Settlement {
     let (status, error, answer) = (Some(503), Some("503".to_owned()), Some(b"busy".to_vec()));
     let attempt = AttemptRecord { number, at: NOW, duration: Duration::from_millis(7), status, error, answer };
-    Settlement { event, target: target.into(), disposition, attempt: Some(attempt), reply: None }
+    Settlement { event, target: target.into(), disposition, decided_at: NOW, attempt: Some(attempt), reply: None }
 }
 
 pub(super) fn ids(leases: &Leases) -> Vec<EventId> {

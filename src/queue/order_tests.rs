@@ -75,8 +75,14 @@ impl OrderFixture {
     }
 
     async fn settle(&mut self, event: EventId, disposition: Disposition) {
-        let settlement =
-            Settlement { event, target: Arc::clone(&self.target), disposition, attempt: None, reply: None };
+        let settlement = Settlement {
+            event,
+            target: Arc::clone(&self.target),
+            disposition,
+            decided_at: NOW,
+            attempt: None,
+            reply: None,
+        };
         self.queue.settle(settlement).await.unwrap();
         self.out.remove(&event);
     }

@@ -18,10 +18,21 @@ pub struct Settlement {
     pub target: Arc<str>,
     /// The next state of the delivery.
     pub disposition: Disposition,
+    /// When that was decided, by the clock of then.
+    pub decided_at: UnixMillis,
     /// The attempt that led to it; `None` without one, as when an old delivery expires.
     pub attempt: Option<AttemptRecord>,
     /// What it means for the replies to the event, where the account keeps them.
     pub reply: Option<SettledReply>,
+}
+
+impl Settlement {
+    /// When the next attempt is due, as of `now`; `None` if the delivery ends. If that was decided in the future, the clock
+    /// was set back while this waited for the store: the wait starts again.
+    pub(super) fn next_due(&self, now: UnixMillis) -> Option<UnixMillis> {
+        let (Disposition::Retry(due) | Disposition::Postpone(due)) = self.disposition else { return None };
+        Some(if self.decided_at > now { now.after(due.since(self.decided_at)) } else { due })
+    }
 }
 
 /// What a settlement does to a delivery.

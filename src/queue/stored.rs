@@ -81,6 +81,7 @@ pub(super) fn unreadable(event: EventId, target: &Arc<str>, number: u32, at: Uni
         event,
         target: Arc::clone(target),
         disposition: Disposition::End(DeliveryState::Dead),
+        decided_at: at,
         attempt: Some(attempt),
         reply: None,
     }

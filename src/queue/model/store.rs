@@ -325,19 +325,14 @@ impl StoreRows {
             return None;
         }
         row.holder = None;
+        row.due = settlement.next_due(now).unwrap_or(row.due);
         let counts = match settlement.disposition {
             Disposition::End(state) => {
                 (row.state, row.ended_at) = (state, Some(now));
                 state != DeliveryState::Delivered
             }
-            Disposition::Retry(due) => {
-                row.due = due;
-                true
-            }
-            Disposition::Postpone(due) => {
-                row.due = due;
-                false
-            }
+            Disposition::Retry(_) => true,
+            Disposition::Postpone(_) => false,
         };
         if let Some(attempt) = &settlement.attempt {
             row.attempts = attempt.number;

@@ -25,7 +25,7 @@ use crate::event::EventId;
 use crate::queue::checksum;
 use crate::queue::encryption::SealContext;
 use crate::queue::lease_table::Token;
-use crate::queue::{AttemptNote, Disposition, Error, GivenReply, ReplyState, Settlement};
+use crate::queue::{AttemptNote, Error, GivenReply, ReplyState, Settlement};
 
 /// The most changes of one statement.
 const BATCH: usize = 256;
@@ -240,12 +240,13 @@ impl Engine {
         let answers = self.sealed_answers(session, batch).await?;
         let (mut columns, mut gives, mut ends) = (Columns::default(), Vec::new(), Vec::new());
         let mut in_order = false;
+        let now = UnixMillis::now();
         for (change, answer) in batch.iter().zip(answers) {
             let Change::Settle { settlement, holder, .. } = change else { continue };
             // A target without a number never had a delivery.
             let Some(target) = self.targets.known(&settlement.target) else { continue };
             in_order |= self.inboxes.in_order(&settlement.target);
-            columns.add(settlement, target, *holder, answer);
+            columns.add(settlement, target, *holder, answer, now);
             match split_settled(settlement.reply.as_ref()) {
                 (Some(given), _) => gives.push(self.give_values(session, given, target).await?),
                 (None, true) => ends.push((id_of(settlement.event), target)),
@@ -255,7 +256,7 @@ impl Engine {
         if columns.event.is_empty() {
             return Ok((true, Vec::new()));
         }
-        let now = UnixMillis::now().0;
+        let now = now.0;
         let values = columns.values(&now);
         let settle = BoundQuery { sql: SETTLE, values: &values };
         let ids: [Value<'_>; 2] = [(&columns.event, Type::INT8_ARRAY), (&columns.target, Type::INT2_ARRAY)];
@@ -422,7 +423,7 @@ impl Engine {
                 if let Some(lease) = lease {
                     self.leases.lock().end_lease(&settlement.target, settlement.event, lease);
                 }
-                if let Disposition::Retry(due) | Disposition::Postpone(due) = settlement.disposition {
+                if let Some(due) = settlement.next_due(UnixMillis::now()) {
                     self.wake_at(&settlement.target, due, settlement.event);
                 }
                 let became = stored.replies.iter().find(|(event, _)| *event == settlement.event);

@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::session::Value;
 use super::values::{id_of, state_number, text};
+use crate::clock::UnixMillis;
 use crate::queue::{DeliveryState, Disposition, Settlement};
 
 /// The values of [`SETTLE`](super::settle::SETTLE), a column each.
@@ -26,10 +27,18 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    pub(super) fn add(&mut self, settlement: &Settlement, target: i16, holder: Option<i32>, answer: Option<Vec<u8>>) {
-        let (state, due) = match settlement.disposition {
-            Disposition::Retry(due) | Disposition::Postpone(due) => (DeliveryState::Pending, Some(due.0)),
-            Disposition::End(state) => (state, None),
+    /// Of a settlement that is stored at `now`.
+    pub(super) fn add(
+        &mut self,
+        settlement: &Settlement,
+        target: i16,
+        holder: Option<i32>,
+        answer: Option<Vec<u8>>,
+        now: UnixMillis,
+    ) {
+        let state = match settlement.disposition {
+            Disposition::Retry(_) | Disposition::Postpone(_) => DeliveryState::Pending,
+            Disposition::End(state) => state,
         };
         let attempt = settlement.attempt.as_ref();
         let counts =
@@ -38,7 +47,7 @@ impl Columns {
         self.target.push(target);
         self.holder.push(holder);
         self.state.push(state_number(state));
-        self.due.push(due);
+        self.due.push(settlement.next_due(now).map(|due| due.0));
         self.number.push(attempt.map(|attempt| i32::try_from(attempt.number).unwrap_or(i32::MAX)));
         self.failed.push(i32::from(attempt.is_some() && counts));
         self.at.push(attempt.map_or(0, |attempt| attempt.at.0));

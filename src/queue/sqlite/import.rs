@@ -155,6 +155,7 @@ impl Store {
                 event: event.id,
                 target: Arc::clone(target),
                 disposition: Disposition::End(*state),
+                decided_at: now,
                 attempt: Some(attempt.clone()),
                 reply: None,
             };

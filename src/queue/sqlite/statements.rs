@@ -210,9 +210,10 @@ impl Store {
     /// Returns whether a delivery that was held behind this one is due now.
     fn settle_delivery(&mut self, settlement: &Settlement, now: UnixMillis) -> rusqlite::Result<bool> {
         let Some(target) = self.known_number(&settlement.target)? else { return Ok(false) };
-        let (state, due, ended_at) = match settlement.disposition {
-            Disposition::Retry(due) | Disposition::Postpone(due) => (DeliveryState::Pending, Some(due), None),
-            Disposition::End(state) => (state, None, Some(now)),
+        let due = settlement.next_due(now);
+        let (state, ended_at) = match settlement.disposition {
+            Disposition::Retry(_) | Disposition::Postpone(_) => (DeliveryState::Pending, None),
+            Disposition::End(state) => (state, Some(now)),
         };
         let number = settlement.attempt.as_ref().map(|attempt| attempt.number);
         let counts =

@@ -301,7 +301,8 @@ impl Writer {
     fn lease_due(&mut self, target: &Arc<str>, max: usize, now: UnixMillis) -> rusqlite::Result<Leases> {
         let mut leases = Leases::default();
         let Some(number) = self.store.known_number(target)? else { return Ok(leases) };
-        self.pull_in_due(target, number, now)?;
+        // The lease may have waited for the disk, and what was stored meanwhile is not late.
+        self.pull_in_due(target, number, UnixMillis::now())?;
         let mut unread = Vec::new();
         // One read transaction: without it SQLite takes and releases its locks for each row.
         let reading = self.store.connection.unchecked_transaction()?;

@@ -67,7 +67,14 @@ fn enqueue(id: u64, body: Vec<u8>) -> (WriterCommand, AnswerReceiver<Enqueued>) 
 
 fn settle(id: u64) -> (WriterCommand, AnswerReceiver<Settled>) {
     let disposition = Disposition::End(DeliveryState::Delivered);
-    let settlement = Settlement { event: EventId(id), target: "crm".into(), disposition, attempt: None, reply: None };
+    let settlement = Settlement {
+        event: EventId(id),
+        target: "crm".into(),
+        disposition,
+        decided_at: UnixMillis(0),
+        attempt: None,
+        reply: None,
+    };
     let (waiter, answer) = Waiter::new();
     (WriterCommand::Settle(settlement, waiter), answer)
 }

@@ -78,7 +78,14 @@ async fn fill(queue: &Queue) {
         let attempt = AttemptRecord { number: 1, at, duration, status: Some(200), error: None, answer };
         let disposition = Disposition::End(state);
         queue
-            .settle(Settlement { event: id, target: "crm".into(), disposition, attempt: Some(attempt), reply: None })
+            .settle(Settlement {
+                event: id,
+                target: "crm".into(),
+                disposition,
+                decided_at: UnixMillis(0),
+                attempt: Some(attempt),
+                reply: None,
+            })
             .await
             .unwrap();
     }
