@@ -1,14 +1,14 @@
 //! Lists events and shows one, from the store.
 
-use axum::Json;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::Request;
+use axum::response::Response;
 use serde::Deserialize;
 
+use super::endpoint::{json, parameter, query};
 use super::{Context, Error, EventPage};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
-use crate::queue::{self, EventDetail, EventFilter};
+use crate::queue::{self, EventFilter};
 
 const LIMIT: usize = 50;
 const MOST: usize = 500;
@@ -29,11 +29,8 @@ pub(super) struct Filters {
     pub(super) cursor: Option<String>,
 }
 
-pub(super) async fn list(
-    State(context): State<Context>,
-    filters: Result<Query<Filters>, QueryRejection>,
-) -> Result<Json<EventPage>, Error> {
-    let mut filter = filters?.0.parse(UnixMillis::now())?;
+pub(super) async fn list(context: Context, request: Request) -> Result<Response, Error> {
+    let mut filter = query::<Filters>(&request)?.parse(UnixMillis::now())?;
     let page = filter.limit;
     // One more than requested shows whether there is a next page.
     filter.limit += 1;
@@ -41,15 +38,13 @@ pub(super) async fn list(
     let more = events.len() > page;
     events.truncate(page);
     let cursor = events.last().filter(|_| more).map(|last| last.id.to_string());
-    Ok(Json(EventPage { events, cursor }))
+    json(&EventPage { events, cursor })
 }
 
-pub(super) async fn show(
-    State(context): State<Context>,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<Json<EventDetail>, Error> {
-    let id: EventId = id?.0.parse()?;
-    context.inspect(move |store| async move { store.event(id).await }).await?.map(Json).ok_or(Error::NoSuchEvent)
+pub(super) async fn show(context: Context, mut request: Request) -> Result<Response, Error> {
+    let id: EventId = parameter(&mut request).await?.parse()?;
+    let found = context.inspect(move |store| async move { store.event(id).await }).await?;
+    json(&found.ok_or(Error::NoSuchEvent)?)
 }
 
 impl Filters {

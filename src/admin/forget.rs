@@ -3,12 +3,12 @@
 //! The OpenID is accepted in the body only, and no log line has it in clear. The last page also wipes the remains of
 //! the events from the store's files.
 
-use axum::Json;
-use axum::body::Bytes;
-use axum::extract::{RawQuery, State};
+use axum::extract::Request;
+use axum::response::Response;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::endpoint::{self, body};
 use super::events::Filters;
 use super::{Context, Error, object};
 use crate::clock::UnixMillis;
@@ -27,14 +27,11 @@ struct ForgetRequest {
     cursor: Option<String>,
 }
 
-pub(super) async fn page(
-    State(context): State<Context>,
-    RawQuery(query): RawQuery,
-    body: Bytes,
-) -> Result<Json<Value>, Error> {
-    if query.is_some_and(|query| !query.is_empty()) {
+pub(super) async fn page(context: Context, request: Request) -> Result<Response, Error> {
+    if request.uri().query().is_some_and(|query| !query.is_empty()) {
         return Err(Error::ForgetQuery);
     }
+    let body = body(request).await?;
     let ForgetRequest { openid, account, until, cursor } = object(&body).map_err(Error::Json)?;
     if openid.is_empty() {
         return Err(Error::BadBody("an `openid`"));
@@ -52,5 +49,5 @@ pub(super) async fn page(
         context.state.queue.wipe().await.map_err(Error::NotWiped)?;
     }
     let answer = json!({ "forgotten": page.changed, "next": page.next.map(|id| id.to_string()) });
-    Ok(if page.next.is_none() { context.acted(answer).await } else { Json(answer) })
+    if page.next.is_none() { context.acted(answer).await } else { endpoint::json(&answer) }
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::extract::State;
+use axum::extract::Request;
 use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
 use tokio::sync::watch;
 
-use super::Context;
+use super::{Context, Error};
 
 /// Whether pushes are accepted, shared between the app, which sets it, and `/readyz`. Initially `starting`.
 #[derive(Clone, Debug)]
@@ -49,24 +50,24 @@ impl Ready {
     }
 }
 
-pub(super) async fn livez() -> &'static str {
-    "ok"
+pub(super) async fn livez(_: Context, _: Request) -> Result<Response, Error> {
+    Ok("ok".into_response())
 }
 
 /// The reason is one word, as unauthenticated clients can read it: `starting`, `draining`,
 /// `dispatcher-stalled`, or a word of [`crate::queue::Obstacle`].
-pub(super) async fn readyz(State(context): State<Context>) -> (StatusCode, &'static str) {
-    answer(context.obstacle().await)
+pub(super) async fn readyz(context: Context, _: Request) -> Result<Response, Error> {
+    Ok(answer(context.obstacle().await))
 }
 
 /// Whether pushes are stored where they are delivered from: a balancer prefers such replicas to those that spool.
-pub(super) async fn readyz_direct(State(context): State<Context>) -> (StatusCode, &'static str) {
-    answer(context.direct_obstacle().await)
+pub(super) async fn readyz_direct(context: Context, _: Request) -> Result<Response, Error> {
+    Ok(answer(context.direct_obstacle().await))
 }
 
-fn answer(obstacle: Option<&'static str>) -> (StatusCode, &'static str) {
+fn answer(obstacle: Option<&'static str>) -> Response {
     match obstacle {
-        None => (StatusCode::OK, "ready"),
-        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle),
+        None => "ready".into_response(),
+        Some(obstacle) => (StatusCode::SERVICE_UNAVAILABLE, obstacle).into_response(),
     }
 }

@@ -1,14 +1,14 @@
 //! The metrics, for Prometheus to scrape.
 
-use axum::extract::State;
+use axum::extract::Request;
 use axum::http::header;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 
-use super::Context;
+use super::{Context, Error};
 use crate::metrics::NO_LABEL;
 use crate::telemetry;
 
-pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse {
+pub(super) async fn scrape(context: Context, _: Request) -> Result<Response, Error> {
     // Refreshes the queue's gauges. If the store does not answer, the cache logs that, and the other metrics are served
     // all the same: they are needed most then.
     let is_ready = context.obstacle().await.is_none();
@@ -22,5 +22,5 @@ pub(super) async fn scrape(State(context): State<Context>) -> impl IntoResponse 
     }
     context.stats.get().await.ok();
     context.state.metrics.log_lines_lost.inc_by(telemetry::take_dropped());
-    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], context.state.metrics.render())
+    Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], context.state.metrics.render()).into_response())
 }

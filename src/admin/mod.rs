@@ -33,6 +33,7 @@
 mod admission;
 mod audit;
 mod clock_watch;
+mod endpoint;
 mod error;
 mod events;
 mod failures;
@@ -54,12 +55,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::Request;
 use axum::http::{HeaderValue, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, mpsc};
@@ -84,6 +85,7 @@ pub use overview::{
 pub use reload::Reload;
 
 use admission::Admission;
+use endpoint::endpoint;
 use error::Error;
 use stats_cache::StatsCache;
 
@@ -147,31 +149,31 @@ pub fn service(state: State, settings: &Settings) -> Router {
     let guard = guard::AccessControl::new(settings.token.clone());
     let api = Admission::new(API_SLOTS, API_WAITING, DEADLINE);
     let requests = Router::new()
-        .route("/api/status", get(status::status))
-        .route("/api/audit", get(audit::audit))
-        .route("/api/events", get(events::list))
-        .route("/api/events/{id}", get(events::show))
-        .route("/api/store/salvage", get(salvage::show))
-        .route("/api/store/salvage", post(salvage::start))
-        .route("/api/tail", get(tail::tail))
-        .route("/api/targets", get(targets::list))
-        .route("/api/targets/{name}/pause", post(targets::pause))
-        .route("/api/targets/{name}/resume", post(targets::resume))
-        .route("/api/reload", post(reload::reload))
-        .route("/api/openapi.json", get(openapi::openapi))
+        .route("/api/status", get(endpoint!(status::status)))
+        .route("/api/audit", get(endpoint!(audit::audit)))
+        .route("/api/events", get(endpoint!(events::list)))
+        .route("/api/events/{id}", get(endpoint!(events::show)))
+        .route("/api/store/salvage", get(endpoint!(salvage::show)))
+        .route("/api/store/salvage", post(endpoint!(salvage::start)))
+        .route("/api/tail", get(endpoint!(tail::tail)))
+        .route("/api/targets", get(endpoint!(targets::list)))
+        .route("/api/targets/{name}/pause", post(endpoint!(targets::pause)))
+        .route("/api/targets/{name}/resume", post(endpoint!(targets::resume)))
+        .route("/api/reload", post(endpoint!(reload::reload)))
+        .route("/api/openapi.json", get(endpoint!(openapi::openapi)))
         .route_layer(middleware::from_fn_with_state(api.clone(), admission::admit));
     let actions = Router::new()
-        .route("/api/events/replay", post(replay::page))
-        .route("/api/events/{id}/replay", post(replay::one))
-        .route("/api/events/forget", post(forget::page))
-        .route("/api/targets/{name}/retry-dead", post(targets::retry_dead))
-        .route("/api/targets/{name}/drop-dead", post(targets::drop_dead))
-        .route("/api/targets/{name}/drop-pending", post(targets::drop_pending))
-        .route("/api/targets/{name}/redirect", post(targets::redirect))
+        .route("/api/events/replay", post(endpoint!(replay::page)))
+        .route("/api/events/{id}/replay", post(endpoint!(replay::one)))
+        .route("/api/events/forget", post(endpoint!(forget::page)))
+        .route("/api/targets/{name}/retry-dead", post(endpoint!(targets::retry_dead)))
+        .route("/api/targets/{name}/drop-dead", post(endpoint!(targets::drop_dead)))
+        .route("/api/targets/{name}/drop-pending", post(endpoint!(targets::drop_pending)))
+        .route("/api/targets/{name}/redirect", post(endpoint!(targets::redirect)))
         .route_layer(middleware::from_fn_with_state(api.with_deadline(ACTION_DEADLINE), admission::admit));
     let scrapes = Admission::new(METRICS_SLOTS, METRICS_WAITING, DEADLINE);
     let metrics = Router::new()
-        .route("/metrics", get(metrics::scrape))
+        .route("/metrics", get(endpoint!(metrics::scrape)))
         .route_layer(middleware::from_fn_with_state(scrapes, admission::admit_unread));
     let guarded = requests
         .merge(actions)
@@ -182,9 +184,9 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .layer(middleware::from_fn_with_state(guard, guard::check));
     // Health stays outside the guard: probes have no token, and learn one word.
     Router::new()
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .route("/readyz/direct", get(health::readyz_direct))
+        .route("/livez", get(endpoint!(health::livez)))
+        .route("/readyz", get(endpoint!(health::readyz)))
+        .route("/readyz/direct", get(endpoint!(health::readyz_direct)))
         .merge(guarded)
         .layer(middleware::from_fn(check_host))
         .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()))
@@ -216,12 +218,12 @@ impl Context {
     }
 
     /// The answer to an action, with how many replicas have seen it; waits for them a moment.
-    async fn acted(&self, mut answer: Value) -> Json<Value> {
+    async fn acted(&self, mut answer: Value) -> Result<Response, Error> {
         // The action is done, whatever becomes of this question.
         if let Ok(Some(Seen { replicas, seen })) = self.state.queue.await_seen(SEEN_WAIT).await {
             (answer["replicas"], answer["seen"]) = (replicas.into(), seen.into());
         }
-        Json(answer)
+        endpoint::json(&answer)
     }
 
     /// As [`Context::obstacle`], but for a spool.

@@ -3,13 +3,16 @@
 //! The tests below compare it with the router, and `openapi_tests.rs` with the types of the responses. It is not
 //! generated: the generator's code would be part of the binary, for a document that never changes at run time.
 
+use axum::extract::Request;
 use axum::http::header;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+
+use super::{Context, Error};
 
 const DOCUMENT: &str = include_str!("openapi.json");
 
-pub(super) async fn openapi() -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], DOCUMENT)
+pub(super) async fn openapi(_: Context, _: Request) -> Result<Response, Error> {
+    Ok(([(header::CONTENT_TYPE, "application/json")], DOCUMENT).into_response())
 }
 
 #[cfg(test)]

@@ -138,7 +138,14 @@ async fn filled() -> (Relay, String) {
         answer: Some(b"sorry".to_vec()),
     };
     let disposition = Disposition::End(DeliveryState::Dead);
-    let settlement = Settlement { event: dead, target: "crm".into(), disposition, attempt: Some(attempt), reply: None };
+    let settlement = Settlement {
+        event: dead,
+        target: "crm".into(),
+        disposition,
+        decided_at: UnixMillis(0),
+        attempt: Some(attempt),
+        reply: None,
+    };
     let given = |event, used| GivenReply {
         event,
         target: "crm".into(),

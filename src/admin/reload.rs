@@ -1,9 +1,10 @@
 //! Passes requests to reload the configuration to the app.
 
-use axum::Json;
-use axum::extract::State;
+use axum::extract::Request;
+use axum::response::Response;
 use tokio::sync::oneshot;
 
+use super::endpoint::json;
 use super::{Context, Error, ReloadReport};
 
 /// A request to reload.
@@ -13,8 +14,8 @@ pub struct Reload {
     pub answer: oneshot::Sender<Result<ReloadReport, Vec<String>>>,
 }
 
-pub(super) async fn reload(State(context): State<Context>) -> Result<Json<ReloadReport>, Error> {
+pub(super) async fn reload(context: Context, _: Request) -> Result<Response, Error> {
     let (answer, answered) = oneshot::channel();
     context.state.reload.send(Reload { answer }).await.map_err(|_| Error::NoReload)?;
-    answered.await.map_err(|_| Error::NoReload)?.map(Json).map_err(Error::Reload)
+    json(&answered.await.map_err(|_| Error::NoReload)?.map_err(Error::Reload)?)
 }

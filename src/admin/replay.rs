@@ -3,13 +3,12 @@
 //! A replay by filter runs page by page, so that no request takes long: a page's `next` is the `cursor` of the next
 //! page, and the place where an interrupted replay continues.
 
-use axum::Json;
-use axum::body::Bytes;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::Request;
+use axum::response::Response;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::endpoint::{self, body, parameter};
 use super::events::Filters;
 use super::{Context, Error, object, targets};
 use crate::clock::UnixMillis;
@@ -48,12 +47,9 @@ struct ReplayOneRequest {
     dry_run: bool,
 }
 
-pub(super) async fn page(
-    State(context): State<Context>,
-    query: Result<Query<ReplayRequest>, QueryRejection>,
-    body: Bytes,
-) -> Result<Json<Value>, Error> {
-    let Query(query) = query?;
+pub(super) async fn page(context: Context, request: Request) -> Result<Response, Error> {
+    let query: ReplayRequest = endpoint::query(&request)?;
+    let body = body(request).await?;
     let asked = match body.is_empty() {
         true => query,
         false if query == ReplayRequest::default() => object(&body).map_err(Error::Json)?,
@@ -69,20 +65,17 @@ pub(super) async fn page(
     let sweep = sweep(&context, filter, None, to).await?;
     if dry_run {
         let would_replay = count(&context, sweep, after).await?;
-        return Ok(Json(json!({ "replayed": 0, "next": null, "would_replay": would_replay })));
+        return endpoint::json(&json!({ "replayed": 0, "next": null, "would_replay": would_replay }));
     }
     let swept = replay(&context, sweep, after).await?;
     let answer = json!({ "replayed": swept.changed, "next": swept.next.map(|id| id.to_string()) });
     // The last page has the total.
-    Ok(if swept.next.is_none() { context.acted(answer).await } else { Json(answer) })
+    if swept.next.is_none() { context.acted(answer).await } else { endpoint::json(&answer) }
 }
 
-pub(super) async fn one(
-    State(context): State<Context>,
-    id: Result<Path<String>, PathRejection>,
-    body: Bytes,
-) -> Result<Json<Value>, Error> {
-    let id: EventId = id?.0.parse()?;
+pub(super) async fn one(context: Context, mut request: Request) -> Result<Response, Error> {
+    let id: EventId = parameter(&mut request).await?.parse()?;
+    let body = body(request).await?;
     let asked = if body.is_empty() { Ok(ReplayOneRequest::default()) } else { object(&body) };
     let ReplayOneRequest { target, state, to, dry_run } = asked.map_err(Error::Json)?;
     if context.inspect(move |store| async move { store.event(id).await }).await?.is_none() {
@@ -91,10 +84,10 @@ pub(super) async fn one(
     let filter = Filters { target, state, ..Filters::default() }.parse(UnixMillis::now())?;
     let sweep = sweep(&context, filter, Some(vec![id]), to).await?;
     if dry_run {
-        return Ok(Json(json!({ "replayed": 0, "would_replay": count(&context, sweep, None).await? })));
+        return endpoint::json(&json!({ "replayed": 0, "would_replay": count(&context, sweep, None).await? }));
     }
     let swept = replay(&context, sweep, None).await?;
-    Ok(context.acted(json!({ "replayed": swept.changed })).await)
+    context.acted(json!({ "replayed": swept.changed })).await
 }
 
 /// The sweep that a request describes.

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
-use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::Request;
+use axum::response::Response;
 use parking_lot::Mutex;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::endpoint::{self, body};
 use super::{Context, Error, object};
 use crate::queue::{Salvage, SalvageReport, salvage};
 
@@ -35,7 +35,8 @@ struct SalvageRequest {
     dry_run: bool,
 }
 
-pub(super) async fn start(State(context): State<Context>, body: Bytes) -> Result<Json<Value>, Error> {
+pub(super) async fn start(context: Context, request: Request) -> Result<Response, Error> {
+    let body = body(request).await?;
     let asked = if body.is_empty() { Ok(SalvageRequest::default()) } else { object(&body) };
     let SalvageRequest { folder, dry_run } = asked.map_err(Error::Json)?;
     let store = context.state.store.folder().ok_or(Error::NoSuchFolder)?.to_owned();
@@ -66,11 +67,11 @@ pub(super) async fn start(State(context): State<Context>, body: Bytes) -> Result
         *run.0.lock() = ended;
         context.stats.invalidate().await;
     });
-    Ok(Json(json!({ "state": "running" })))
+    endpoint::json(&json!({ "state": "running" }))
 }
 
-pub(super) async fn show(State(context): State<Context>) -> Json<Value> {
-    Json(match &*context.salvage.0.lock() {
+pub(super) async fn show(context: Context, _: Request) -> Result<Response, Error> {
+    endpoint::json(&match &*context.salvage.0.lock() {
         RunState::None => json!({ "state": "none" }),
         RunState::Running => json!({ "state": "running" }),
         RunState::Done(report) => json!({ "state": "done", "report": report }),

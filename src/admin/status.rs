@@ -1,12 +1,13 @@
 //! The status of the running relay.
 
-use axum::Json;
-use axum::extract::State;
+use axum::extract::Request;
+use axum::response::Response;
 
-use super::{Context, Error, QueueTotals, Status};
+use super::endpoint::json;
+use super::{Context, Error, QueueTotals};
 
-pub(super) async fn status(State(context): State<Context>) -> Result<Json<Status>, Error> {
+pub(super) async fn status(context: Context, _: Request) -> Result<Response, Error> {
     let totals = QueueTotals::new(&*context.stats.get().await?, context.state.queue.memory());
     let obstacle = context.obstacle().await;
-    (context.state.status)(obstacle, totals).map(Json).ok_or(Error::Stopped)
+    json(&(context.state.status)(obstacle, totals).ok_or(Error::Stopped)?)
 }

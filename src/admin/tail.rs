@@ -9,8 +9,7 @@ use std::task::{Context as Poller, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Query, State};
+use axum::extract::Request;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -19,6 +18,7 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::time::Instant;
 
+use super::endpoint::query;
 use super::{Context, Error};
 use crate::tail::{Activity, WATCHERS, Watch, WatchItem};
 use crate::telemetry::{self, OpenIds};
@@ -39,11 +39,8 @@ pub(super) struct TailQuery {
     target: Option<String>,
 }
 
-pub(super) async fn tail(
-    State(context): State<Context>,
-    query: Result<Query<TailQuery>, QueryRejection>,
-) -> Result<Response, Error> {
-    let Query(query) = query?;
+pub(super) async fn tail(context: Context, request: Request) -> Result<Response, Error> {
+    let query: TailQuery = query(&request)?;
     let watch = context.state.tail.watch().ok_or(Error::TooManyWatchers(WATCHERS))?;
     let reader = EventReader { filter: query.into_filter(), watch };
     let hello = async { Some((Bytes::from_static(b": connected\n\n"), reader)) };

@@ -2,52 +2,48 @@
 
 use std::collections::BTreeSet;
 
-use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::Request;
+use axum::response::Response;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::endpoint::{self, body, parameter};
 use super::{Context, Error, TargetList, TargetOverview, object};
 use crate::event::EventId;
 use crate::queue::{Sweep, SweepAction};
 
-type Name = Result<Path<String>, PathRejection>;
-
-pub(super) async fn list(State(context): State<Context>) -> Result<Json<TargetList>, Error> {
+pub(super) async fn list(context: Context, _: Request) -> Result<Response, Error> {
     let paused = context.inspect(|store| async move { store.paused().await }).await?;
-    Ok(Json(TargetList { targets: overviews(&context, paused).await? }))
+    endpoint::json(&TargetList { targets: overviews(&context, paused).await? })
 }
 
-pub(super) async fn pause(context: State<Context>, name: Name) -> Result<Json<Value>, Error> {
-    set_paused(&context, name, true).await
+pub(super) async fn pause(context: Context, request: Request) -> Result<Response, Error> {
+    set_paused(&context, request, true).await
 }
 
-pub(super) async fn resume(context: State<Context>, name: Name) -> Result<Json<Value>, Error> {
-    set_paused(&context, name, false).await
+pub(super) async fn resume(context: Context, request: Request) -> Result<Response, Error> {
+    set_paused(&context, request, false).await
 }
 
-async fn set_paused(context: &Context, name: Name, paused: bool) -> Result<Json<Value>, Error> {
-    let Path(name) = name?;
-    expect_known(context, &name).await?;
+async fn set_paused(context: &Context, request: Request, paused: bool) -> Result<Response, Error> {
+    let name = known(context, request).await?.0;
     (context.state.pause)(name.clone(), paused).await.map_err(Error::Store)?;
-    Ok(context.acted(json!({ "name": name, "paused": paused })).await)
+    context.acted(json!({ "name": name, "paused": paused })).await
 }
 
-pub(super) async fn retry_dead(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
-    let (name, letters) = selection(&context, name, &body).await?;
-    sweep_all(&context, Sweep::dead(&name, letters, SweepAction::Replay), "revived").await
+pub(super) async fn retry_dead(context: Context, request: Request) -> Result<Response, Error> {
+    let (name, body) = known(&context, request).await?;
+    sweep_all(&context, Sweep::dead(&name, parse_ids(&body)?, SweepAction::Replay), "revived").await
 }
 
-pub(super) async fn drop_dead(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
-    let (name, letters) = selection(&context, name, &body).await?;
-    sweep_all(&context, Sweep::dead(&name, letters, SweepAction::Drop), "cancelled").await
+pub(super) async fn drop_dead(context: Context, request: Request) -> Result<Response, Error> {
+    let (name, body) = known(&context, request).await?;
+    sweep_all(&context, Sweep::dead(&name, parse_ids(&body)?, SweepAction::Drop), "cancelled").await
 }
 
-pub(super) async fn drop_pending(State(context): State<Context>, name: Name) -> Result<Json<Value>, Error> {
-    let Path(name) = name?;
-    expect_known(&context, &name).await?;
+pub(super) async fn drop_pending(context: Context, request: Request) -> Result<Response, Error> {
+    let (name, _) = known(&context, request).await?;
     sweep_all(&context, Sweep::pending(&name, SweepAction::Drop), "cancelled").await
 }
 
@@ -58,10 +54,9 @@ struct RedirectRequest {
     to: String,
 }
 
-pub(super) async fn redirect(State(context): State<Context>, name: Name, body: Bytes) -> Result<Json<Value>, Error> {
-    let Path(name) = name?;
+pub(super) async fn redirect(context: Context, request: Request) -> Result<Response, Error> {
+    let (name, body) = known(&context, request).await?;
     let RedirectRequest { to } = object(&body).map_err(|_| Error::BadBody("{\"to\":\"other\"}"))?;
-    expect_known(&context, &name).await?;
     expect_configured(&context, &to)?;
     if to == name {
         return Err(Error::ToItself);
@@ -69,22 +64,22 @@ pub(super) async fn redirect(State(context): State<Context>, name: Name, body: B
     sweep_all(&context, Sweep::pending(&name, SweepAction::Redirect(to.into())), "redirected").await
 }
 
-/// The target and the dead letters that a request selects.
-async fn selection(context: &Context, name: Name, body: &[u8]) -> Result<(String, Option<Vec<EventId>>), Error> {
-    let (Path(name), letters) = (name?, parse_ids(body)?);
+/// The target that a request names, and the request's body.
+async fn known(context: &Context, mut request: Request) -> Result<(String, Bytes), Error> {
+    let name = parameter(&mut request).await?;
     expect_known(context, &name).await?;
-    Ok((name, letters))
+    Ok((name, body(request).await?))
 }
 
 /// Runs a whole sweep; logs and returns how many deliveries changed.
-async fn sweep_all(context: &Context, sweep: Sweep, fate: &'static str) -> Result<Json<Value>, Error> {
+async fn sweep_all(context: &Context, sweep: Sweep, fate: &'static str) -> Result<Response, Error> {
     let target = sweep.filter.target.clone();
     let count = context.sweep_all(sweep).await;
     // Also after a failure: the steps before it are committed.
     context.stats.invalidate().await;
     let count = count?;
     tracing::info!(target, fate, count, "deliveries changed by an operator");
-    Ok(context.acted(json!({ fate: count })).await)
+    context.acted(json!({ fate: count })).await
 }
 
 /// Selects dead letters.

@@ -112,7 +112,14 @@ impl Relay {
 
     async fn die(&self, event: EventId) {
         let disposition = Disposition::End(queue::DeliveryState::Dead);
-        let settlement = Settlement { event, target: "crm".into(), disposition, attempt: None, reply: None };
+        let settlement = Settlement {
+            event,
+            target: "crm".into(),
+            disposition,
+            decided_at: UnixMillis(0),
+            attempt: None,
+            reply: None,
+        };
         self.state.queue.settle(settlement).await.unwrap();
     }
 
