@@ -93,6 +93,8 @@ pub(super) struct SimulatedAttempt {
     pub(super) life: u32,
     pub(super) probe: bool,
     pub(super) replica: u32,
+    /// Which of the target's lanes made it: the breaker of the next one does not count it.
+    pub(super) lane: u32,
     pub(super) spec: Arc<TargetSpec>,
     pub(super) ended: Option<SimulatedEnd>,
 }
@@ -143,6 +145,8 @@ pub(super) struct Model {
     /// When the dispatcher last got other settings, by [`Model::tick`].
     pub(super) applied: u64,
     failing: BTreeMap<(u32, Arc<str>), FailureStreak>,
+    /// How many lanes have served a target of a replica.
+    lanes: BTreeMap<(u32, Arc<str>), u32>,
     /// The targets that have answered since their lane began.
     answering: BTreeSet<(u32, Arc<str>)>,
     ticks: u64,
@@ -185,6 +189,11 @@ impl Model {
         let lane = (replica, Arc::clone(target));
         self.failing.remove(&lane);
         self.answering.remove(&lane);
+        *self.lanes.entry(lane).or_default() += 1;
+    }
+
+    fn lane_of(&self, replica: u32, target: &Arc<str>) -> u32 {
+        self.lanes.get(&(replica, Arc::clone(target))).copied().unwrap_or_default()
     }
 
     /// Notes that a process has ended: what it had under way is not known any more.
@@ -303,7 +312,9 @@ impl Model {
     /// Records an attempt.
     pub(super) fn record(&mut self, spec: &Arc<TargetSpec>, reached: &ReachedAttempt) {
         let ReachedAttempt { event, number, probe, replica, .. } = *reached;
-        let record = SimulatedAttempt { number, life: self.life, probe, replica, spec: Arc::clone(spec), ended: None };
+        let lane = self.lane_of(replica, &spec.name);
+        let record =
+            SimulatedAttempt { number, life: self.life, probe, replica, lane, spec: Arc::clone(spec), ended: None };
         self.deliveries.entry((event, Arc::clone(&spec.name))).or_default().attempts.push(record);
     }
 
@@ -398,11 +409,15 @@ impl Model {
         at: UnixMillis,
         elapsed: Duration,
     ) {
+        let lane = self.lane_of(replica, &spec.name);
         let Some(delivery) = self.deliveries.get_mut(&(event, Arc::clone(&spec.name))) else { return };
         let is_this = |attempt: &&mut SimulatedAttempt| attempt.replica == replica && attempt.ended.is_none();
         let Some(record) = delivery.attempts.iter_mut().rev().find(is_this) else { return };
         record.ended = Some(SimulatedEnd { at, elapsed, outcome });
         let counts = record.counts();
+        if record.lane != lane {
+            return;
+        }
         let row = self.failing.entry((replica, Arc::clone(&spec.name))).or_default();
         if !matches!(outcome, Outcome::Retry { .. }) {
             *row = FailureStreak::default();
