@@ -17,7 +17,7 @@ CRASH = Path(__file__).resolve().parent.parent / "crash"
 sys.path.append(str(CRASH))
 
 import postgres  # noqa: E402
-from relay import write_config  # noqa: E402
+from relay import Relay, targets_of, write_config  # noqa: E402, F401
 from rig import Checks, Failure, expect, expect_that, parsed  # noqa: E402, F401
 from lives import Run  # noqa: E402
 from sender import Sender  # noqa: E402
