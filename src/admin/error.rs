@@ -36,6 +36,10 @@ pub(super) enum Error {
     Time(&'static str),
     #[error("`state`: expected pending, delivered, dead, expired or cancelled")]
     State,
+    #[error("`of`: expected account:NAME, target:NAME or total")]
+    HistoryOf,
+    #[error("nothing is known of this account or target; of many, only the busiest have a history")]
+    NoHistory,
     #[error("`limit`: expected 1 to {0}")]
     Limit(usize),
     #[error("{0}")]
@@ -98,7 +102,9 @@ impl Error {
             Self::Token => StatusCode::UNAUTHORIZED,
             Self::TooManyTokens(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Host | Self::Origin => StatusCode::FORBIDDEN,
-            Self::NoSuchPath | Self::NoSuchEvent | Self::NoSuchTarget | Self::NoSuchFolder => StatusCode::NOT_FOUND,
+            Self::NoSuchPath | Self::NoSuchEvent | Self::NoSuchTarget | Self::NoSuchFolder | Self::NoHistory => {
+                StatusCode::NOT_FOUND
+            }
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::BadHost
             | Self::Query(_)
@@ -106,6 +112,7 @@ impl Error {
             | Self::Time(_)
             | Self::State
             | Self::Limit(_)
+            | Self::HistoryOf
             | Self::EventId(_)
             | Self::BadBody(_)
             | Self::Json(_)

@@ -16,7 +16,11 @@
 //! | `POST /api/store/salvage` | salvage.rs | reads back damaged stores in the background |
 //! | `GET /api/store/salvage` | salvage.rs | shows how far that is, and its report |
 //! | `GET /api/tail` | tail.rs | streams each push and each attempt as server-sent events |
+//! | `GET /api/checks` | checks/ | what needs a hand, with what to do |
+//! | `GET /api/history` | history.rs | the last hour of an account, a target or all, in steps of 10 s |
 //! | `GET /api/targets` | targets.rs | counts the deliveries of each target by state |
+//! | `GET /api/targets/{name}` | target.rs | shows one target: state, schedule, failures of the last hour |
+//! | `POST /api/targets/{name}/probe` | target.rs | connects to a target, without an event |
 //! | `POST /api/targets/{name}/pause`, `/resume` | targets.rs | stops the attempts for a target, or resumes them |
 //! | `POST /api/targets/{name}/retry-dead` | targets.rs | makes dead letters pending again |
 //! | `POST /api/targets/{name}/drop-dead` | targets.rs | cancels dead letters |
@@ -32,6 +36,7 @@
 
 mod admission;
 mod audit;
+mod checks;
 mod clock_watch;
 mod endpoint;
 mod error;
@@ -40,6 +45,7 @@ mod failures;
 mod forget;
 mod guard;
 mod health;
+mod history;
 mod metrics;
 mod openapi;
 mod overview;
@@ -49,6 +55,7 @@ mod salvage;
 mod stats_cache;
 mod status;
 mod tail;
+mod target;
 mod targets;
 
 use std::pin::Pin;
@@ -65,6 +72,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::clock::UnixMillis;
@@ -83,6 +91,7 @@ pub use overview::{
     TargetList, TargetOverview,
 };
 pub use reload::Reload;
+pub use target::TargetFacts;
 
 use admission::Admission;
 use endpoint::endpoint;
@@ -101,6 +110,9 @@ pub struct Settings {
 pub type Pause =
     Arc<dyn Fn(String, bool) -> Pin<Box<dyn Future<Output = Result<(), queue::Error>> + Send>> + Send + Sync>;
 
+/// Finds a configured target by its name.
+pub type FindTarget = Arc<dyn Fn(&str) -> Option<TargetFacts> + Send + Sync>;
+
 /// What the app passes to the listener.
 #[derive(Clone)]
 pub struct State {
@@ -113,12 +125,16 @@ pub struct State {
     pub targets: Arc<dyn Fn() -> Option<Vec<ConfiguredTarget>> + Send + Sync>,
     /// The status, from why pushes are not accepted and the queue's totals; `None` once the app has stopped.
     pub status: Arc<dyn Fn(Option<&'static str>, QueueTotals) -> Option<Status> + Send + Sync>,
+    /// A configured target; `None` for any other name, and once the app has stopped.
+    pub target: FindTarget,
     /// Pauses the target of that name, or with `false` resumes it.
     pub pause: Pause,
     /// The source of live activity.
     pub tail: Tail,
     /// Passes requests to reload to the app.
     pub reload: mpsc::Sender<Reload>,
+    /// Ends what the listener does by itself.
+    pub stop: CancellationToken,
 }
 
 /// The steps of one page of a sweep: some thousand deliveries.
@@ -144,8 +160,12 @@ pub fn service(state: State, settings: &Settings) -> Router {
         stats: StatsCache::new(state.queue.clone(), state.store.folder(), state.metrics.clone()),
         salvage: salvage::SalvageRun::default(),
         readers: Arc::new(Semaphore::new(API_SLOTS)),
+        history: Arc::new(history::History::new()),
+        since: Arc::default(),
         state,
     };
+    let (stop, watch) = (context.state.stop.clone(), history::watch(context.clone()));
+    tokio::spawn(async move { stop.run_until_cancelled(watch).await });
     let guard = guard::AccessControl::new(settings.token.clone());
     let api = Admission::new(API_SLOTS, API_WAITING, DEADLINE);
     let requests = Router::new()
@@ -157,6 +177,10 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/store/salvage", post(endpoint!(salvage::start)))
         .route("/api/tail", get(endpoint!(tail::tail)))
         .route("/api/targets", get(endpoint!(targets::list)))
+        .route("/api/checks", get(endpoint!(checks::list)))
+        .route("/api/history", get(endpoint!(history::list)))
+        .route("/api/targets/{name}", get(endpoint!(target::get)))
+        .route("/api/targets/{name}/probe", post(endpoint!(target::post_probe)))
         .route("/api/targets/{name}/pause", post(endpoint!(targets::pause)))
         .route("/api/targets/{name}/resume", post(endpoint!(targets::resume)))
         .route("/api/reload", post(endpoint!(reload::reload)))
@@ -202,6 +226,10 @@ struct Context {
     /// Held by each read of the store until its thread has ended, which on a disk that hangs outlives the request.
     readers: Arc<Semaphore>,
     salvage: salvage::SalvageRun,
+    /// The last hour.
+    history: Arc<history::History>,
+    /// Since when checks hold.
+    since: Arc<checks::Since>,
 }
 
 impl Context {

@@ -96,6 +96,12 @@ fn operations(event: &str) -> Vec<(&'static str, &'static str, String, Value)> {
         ("get", "/api/events", "/api/events?limit=1".to_owned(), Value::Null),
         ("get", "/api/events/{id}", event("/api/events/{id}"), Value::Null),
         get("/api/targets"),
+        get("/api/checks"),
+        ("get", "/api/history", "/api/history?of=total".to_owned(), Value::Null),
+        ("get", "/api/history", "/api/history?of=account:shop".to_owned(), Value::Null),
+        ("get", "/api/history", "/api/history?of=target:crm".to_owned(), Value::Null),
+        ("get", "/api/targets/{name}", "/api/targets/crm".to_owned(), Value::Null),
+        target("/api/targets/{name}/probe", Value::Null),
         target("/api/targets/{name}/pause", Value::Null),
         target("/api/targets/{name}/resume", Value::Null),
         target("/api/targets/{name}/retry-dead", Value::Null),
@@ -126,6 +132,8 @@ const OTHERS: [&str; 7] = [
 /// A store with one dead letter, whose attempt is recorded, and one pending delivery.
 async fn filled() -> (Relay, String) {
     let relay = Relay::new().await;
+    relay.state.metrics.account("shop");
+    relay.state.metrics.target("crm");
     std::fs::create_dir(relay.folder.path().join("damaged-20261120T080000Z")).unwrap();
     let dead = relay.push("first").await;
     let second = relay.push("second").await;

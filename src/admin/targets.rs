@@ -113,7 +113,7 @@ pub(super) fn expect_configured(context: &Context, name: &str) -> Result<(), Err
     if configured.iter().any(|target| target.name == name) { Ok(()) } else { Err(Error::NotConfigured) }
 }
 
-async fn overviews(context: &Context, paused: BTreeSet<String>) -> Result<Vec<TargetOverview>, Error> {
+pub(super) async fn overviews(context: &Context, paused: BTreeSet<String>) -> Result<Vec<TargetOverview>, Error> {
     let stats = context.stats.get().await?;
     let configured = (context.state.targets)().ok_or(Error::Stopped)?;
     Ok(TargetOverview::merge(configured.iter().map(|target| &*target.name), &stats.targets, &paused))

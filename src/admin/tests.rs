@@ -13,12 +13,52 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::clock::UnixMillis;
+use crate::deliver;
 use crate::event::{ContentKey, Event, EventId};
 use crate::queue::{self, Disposition, NewEvent, Settlement};
 use crate::wechat::{Message, Mode};
 
 fn configured() -> Vec<ConfiguredTarget> {
     ["crm", "quiet"].map(|name| ConfiguredTarget { name: name.to_owned(), paused: false }).into()
+}
+
+/// `crm` alone, which fails.
+fn facts(name: &str) -> Option<TargetFacts> {
+    let config = "http://127.0.0.1:9/hook?key=5ec7e7";
+    let target = deliver::Target {
+        name: name.into(),
+        role: deliver::Role::Handler,
+        url: config.parse().unwrap(),
+        format: deliver::Format::Raw,
+        timeout: Duration::from_secs(10),
+        tries: deliver::Tries::Once,
+        headers: axum::http::HeaderMap::new(),
+        signing_keys: Vec::new(),
+        credentials: deliver::CredentialsOverride::default(),
+        tls: deliver::TlsOptions::default(),
+        proxy: None,
+        deny_private: false,
+        bare_scene: false,
+        answers: deliver::AnswerRules::default(),
+    };
+    let upstream = deliver::Upstream::new(target, [], &deliver::SystemRoots::default()).unwrap();
+    let health = deliver::TargetHealth::default();
+    let (now, soon) = (UnixMillis::now(), UnixMillis::now().after(Duration::from_secs(60)));
+    health.note_state(now, true);
+    health.note_success(now);
+    health.note_failure(now, Some(503), "answered 503");
+    health.note_probe(Some(soon));
+    health.note_due(Some(soon));
+    (name == "crm").then(|| TargetFacts {
+        upstream: Arc::new(upstream),
+        format: "raw",
+        retry: crate::backoff::Schedule::ending(vec![Duration::from_secs(5)]),
+        expire_after: Some(Duration::from_secs(60)),
+        concurrency: 32,
+        paused: false,
+        health: Arc::new(health),
+        account: None,
+    })
 }
 
 fn status(obstacle: Option<&'static str>, queue: QueueTotals) -> Status {
@@ -77,6 +117,8 @@ impl Relay {
             pause: Arc::new(|_, _| Box::pin(async { Ok(()) })),
             tail: Tail::default(),
             reload,
+            target: Arc::new(facts),
+            stop: CancellationToken::new(),
         };
         state.ready.set_ready();
         Self { state, reloads, folder }

@@ -194,7 +194,7 @@ impl App {
             self.drain,
         );
 
-        let (for_status, for_targets) = (Arc::downgrade(self), Arc::downgrade(self));
+        let (for_status, for_targets, for_target) = (Arc::downgrade(self), Arc::downgrade(self), Arc::downgrade(self));
         let state = admin::State {
             queue: self.queue.clone(),
             store: config.queue.clone(),
@@ -211,6 +211,8 @@ impl App {
             },
             tail: self.tail.clone(),
             reload,
+            target: Arc::new(move |name| for_target.upgrade()?.target_facts(name)),
+            stop: self.stop_admin.clone(),
         };
         let admin = admin::service(state, &config.admin);
         let admin_server = server::serve(

@@ -6,6 +6,7 @@ use super::App;
 use crate::admin::{self, QueueTotals};
 use crate::clock::UnixMillis;
 use crate::config;
+use crate::deliver::Format;
 use crate::push::Account;
 use crate::queue::{self, Engine};
 
@@ -14,6 +15,27 @@ impl App {
         let target =
             |name: &str| admin::ConfiguredTarget { name: name.to_owned(), paused: self.dispatcher.is_paused(name) };
         self.config().targets.iter().map(|settings| target(&settings.target.name)).collect()
+    }
+
+    /// `None` for a target that is not configured.
+    pub(super) fn target_facts(&self, name: &str) -> Option<admin::TargetFacts> {
+        let (policy, health) = self.dispatcher.target(name)?;
+        let config = self.config();
+        let concurrency = config.targets.iter().find(|one| *one.target.name == *name)?.concurrency;
+        let routed =
+            |account: &&Account| account.routes.routes().iter().any(|route| route.to.iter().any(|to| **to == *name));
+        let account = config.accounts.iter().find(routed).or(config.accounts.first());
+        let format = policy.upstream.target().format;
+        Some(admin::TargetFacts {
+            upstream: policy.upstream.clone(),
+            format: config::format_word(format),
+            retry: policy.retry.clone(),
+            expire_after: policy.expire_after,
+            concurrency,
+            paused: self.dispatcher.is_paused(name),
+            health,
+            account: account.filter(|_| format == Format::Wechat).map(|account| account.name.clone()),
+        })
     }
 
     pub(super) fn status(

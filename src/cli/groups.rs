@@ -10,7 +10,7 @@ use super::Command;
 const GROUPS: [(&str, &[&str]); 4] = [
     ("Run", &["init", "check", "serve", "reload", "healthcheck", "keygen", "completions", "man"]),
     ("Try", &["demo", "simulate", "sink"]),
-    ("Inspect", &["status", "replicas", "doctor", "events", "top", "why", "audit"]),
+    ("Inspect", &["status", "checks", "replicas", "doctor", "events", "top", "why", "audit"]),
     ("Fix", &["dead", "targets", "store"]),
 ];
 

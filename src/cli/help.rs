@@ -57,6 +57,7 @@ const EXAMPLES: &[(&str, &[&str])] = &[
     ),
     ("events forget", &["wxrelay events forget --openid oW8zA5Iwd6kd03ULmV4kqY2mGcbM"]),
     ("status", &["wxrelay status", "wxrelay status --json"]),
+    ("checks", &["wxrelay checks", "wxrelay checks --urgent --exit-code"]),
     ("replicas", &["wxrelay replicas"]),
     ("top", &["wxrelay top", "wxrelay top --once"]),
     ("why", &["wxrelay why '[OpenID=oW8zA5Iwd6kd03ULmV4kqY2mGcbM][Stamp=1763700001]'"]),

@@ -8,6 +8,7 @@ mod api;
 pub mod audit;
 mod changes;
 pub mod check;
+pub mod checks;
 pub mod completions;
 mod confirmation;
 mod console_paths;
@@ -46,7 +47,6 @@ mod steps;
 pub mod store;
 mod tail;
 mod taken_addresses;
-mod target_problem;
 pub mod targets;
 pub mod top;
 pub mod why;
@@ -110,6 +110,8 @@ pub enum Command {
     ///
     /// Its configuration, readiness, accounts, targets, store and warnings.
     Status(status::Args),
+    /// List what needs a hand, and what to do about it
+    Checks(checks::Args),
     /// List the replicas that share a store in PostgreSQL
     Replicas(access::ReportArgs),
     /// Watch accounts, targets, rates and trouble on a live screen
@@ -154,6 +156,7 @@ impl Command {
             Self::Serve(args) => serve::run(args).await,
             Self::Reload(args) => reload::run(args).await,
             Self::Status(args) => status::run(args).await,
+            Self::Checks(args) => checks::run(args).await,
             Self::Replicas(args) => replicas::run(args).await,
             Self::Check(args) => check::run(args).await,
             Self::Doctor(args) => doctor::run(args).await,

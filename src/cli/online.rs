@@ -10,10 +10,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{ClientError, Format, SystemRoots, Target, Upstream};
+use crate::deliver::{ClientError, Format, SystemRoots, Target, TargetProblem, Upstream};
 
 #[derive(Debug)]
 pub struct ProbeResult {

@@ -40,6 +40,7 @@ pub use error::{ConfigError, Problem, Remedy};
 pub use key_changes::KeyHashes;
 pub use restart::needs_restart;
 pub use store_access::{StoreAccess, store_access};
+pub use targets::format_word;
 
 use self::accounts::KnownTargets;
 use self::key_reader::{KeyReader, LoadContext};

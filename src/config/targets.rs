@@ -137,7 +137,7 @@ fn format(text: &str) -> Parsed<Format> {
 }
 
 /// A format's name in the configuration.
-pub(super) fn format_word(format: Format) -> &'static str {
+pub fn format_word(format: Format) -> &'static str {
     FORMATS.iter().find(|(_, known)| *known == format).map_or("", |(word, _)| word)
 }
 

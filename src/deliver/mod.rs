@@ -12,9 +12,11 @@ mod answer_rules;
 mod client;
 mod connection_use;
 pub mod format;
+mod health;
 mod outcome;
 mod post;
 mod probe;
+mod problem;
 mod report;
 mod resolver;
 #[cfg(test)]
@@ -41,12 +43,14 @@ use client::ConnectionChoice;
 pub use client::{
     ClientError, ConnectError, ConnectOptions, ExchangeError, PooledClient, RequestBody, SystemRoots, TlsOptions,
 };
+pub use health::{FailureCount, TargetFindings, TargetHealth};
 pub use outcome::Outcome;
 pub use post::{PostAnswer, PostClient, PostError};
 pub use probe::{
     EchostrWrapping, HeadAnswer, ReachFailure, Verification, VerificationFailure, VerificationRequest, date_header,
     judge_verification,
 };
+pub use problem::{ProbeReport, TargetProblem};
 pub use webhook::SigningKey;
 
 /// The most bytes of an answer that are read.

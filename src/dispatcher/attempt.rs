@@ -13,7 +13,7 @@ use super::offer::{Offered, OfferedAttempt};
 use super::tries::{AttemptTries, Tried};
 use super::{Policy, offer};
 use crate::clock::{UnixMillis, UnixNanos};
-use crate::deliver::{AttemptReport, AttemptRequest, Outcome, Role, Tries};
+use crate::deliver::{AttemptReport, AttemptRequest, Outcome, Role, TargetHealth, Tries};
 use crate::event::{Event, EventId};
 use crate::metrics::{Metrics, TargetMetrics};
 use crate::queue::{
@@ -31,6 +31,7 @@ const SETTLE_PAUSE: Duration = Duration::from_millis(500);
 pub(super) struct AttemptContext {
     pub(super) queue: Queue,
     pub(super) metrics: TargetMetrics,
+    pub(super) health: Arc<TargetHealth>,
     all_metrics: Arc<Metrics>,
     tail: Tail,
     /// The tasks that annotate the records of settled attempts.
@@ -65,13 +66,13 @@ pub(super) struct UnsettledAttempt {
 impl AttemptContext {
     pub(super) fn new(
         queue: Queue,
-        metrics: TargetMetrics,
+        (metrics, health): (TargetMetrics, Arc<TargetHealth>),
         all_metrics: Arc<Metrics>,
         tail: Tail,
         stop: CancellationToken,
     ) -> Self {
         let (annotations, unsettled_throttle) = (TaskTracker::new(), LogThrottle::default());
-        Self { queue, metrics, all_metrics, tail, annotations, unsettled_throttle, stop }
+        Self { queue, metrics, health, all_metrics, tail, annotations, unsettled_throttle, stop }
     }
 
     /// Makes the attempt that `lease` allows; the caller settles it. A `probe` of a target that is down does not count.
@@ -235,6 +236,11 @@ impl AttemptContext {
         };
         self.metrics.delivery(outcome);
         self.metrics.delivery_duration.observe(report.duration.as_secs_f64());
+        let status = report.status.map(|status| status.as_u16());
+        match disposition {
+            Disposition::End(DeliveryState::Delivered) => self.health.note_success(UnixMillis::now()),
+            _ => self.health.note_failure(UnixMillis::now(), status, report.error.as_deref().unwrap_or_default()),
+        }
         if disposition == Disposition::End(DeliveryState::Delivered) && policy.upstream.target().role == Role::Identity
         {
             let latency = UnixMillis::now().since(event.received_at);

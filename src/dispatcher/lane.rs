@@ -70,6 +70,7 @@ pub(super) async fn run(
         is_short_of_memory: false,
         poll_throttle: LogThrottle::default(),
     };
+    lane.context.health.note_state(UnixMillis::now(), false);
     lane.apply_share();
     while lane.step().await {}
     lane.finish().await;
@@ -245,15 +246,21 @@ impl LaneTask {
             (true, false) => {
                 self.release_leases();
                 self.context.metrics.up.set(0);
+                self.context.health.note_state(UnixMillis::now(), true);
                 tracing::warn!(target = %self.name, "breaker opened");
             }
             (false, true) => {
                 self.context.queue.set_accepting(&self.name, true);
                 self.poll_at = Some(Instant::now());
                 self.context.metrics.up.set(1);
+                self.context.health.note_state(UnixMillis::now(), false);
                 tracing::info!(target = %self.name, "breaker closed");
             }
             (true, true) | (false, false) => {}
+        }
+        if !self.breaker.is_closed() {
+            let wait = self.breaker.probe_at().map(|at| at.saturating_duration_since(Instant::now()));
+            self.context.health.note_probe(wait.map(|wait| UnixMillis::now().after(wait)));
         }
     }
 
@@ -288,6 +295,7 @@ impl LaneTask {
                     // The poll began before the breaker opened.
                     self.ready.truncate(1);
                 }
+                self.context.health.note_due(found.next_due);
                 let next = found.next_due.map(|due| Instant::now() + due.since(now).min(MAX_SLEEP));
                 self.is_short_of_memory = found.is_short_of_memory;
                 if found.is_short_of_memory {

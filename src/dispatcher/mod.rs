@@ -28,7 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backoff::Schedule;
-use crate::deliver::{Target, Upstream};
+use crate::clock::UnixMillis;
+use crate::deliver::{Target, TargetHealth, Upstream};
 use crate::metrics::{Metrics, TargetMetrics};
 use crate::queue::{self, DeliveryOrder, Queue, Share};
 use crate::tail::Tail;
@@ -171,6 +172,7 @@ struct Lane {
     /// Ends the task; `None` while the target is paused.
     stop: Option<CancellationToken>,
     heartbeat: Arc<Heartbeat>,
+    health: Arc<TargetHealth>,
 }
 
 impl Dispatcher {
@@ -218,7 +220,7 @@ impl Dispatcher {
                 Some(lane) => drop(lane.policy.send_replace(Arc::new(policy))),
                 None => {
                     let policy = watch::Sender::new(Arc::new(policy));
-                    let mut lane = Lane { policy, stop: None, heartbeat: Arc::default() };
+                    let mut lane = Lane { policy, stop: None, heartbeat: Arc::default(), health: Arc::default() };
                     let paused = self.is_paused(&name);
                     self.metrics.target(&name).paused.set(paused.into());
                     if paused {
@@ -239,6 +241,13 @@ impl Dispatcher {
         for lane in lanes.values() {
             lane.policy.send_modify(|policy| *policy = Arc::new(policy.with_share(share)));
         }
+    }
+
+    /// How a configured target is served, and what its attempts have shown.
+    pub fn target(&self, name: &str) -> Option<(Arc<Policy>, Arc<TargetHealth>)> {
+        let lanes = self.lanes();
+        let lane = lanes.get(name)?;
+        Some((lane.policy.borrow().clone(), lane.health.clone()))
     }
 
     /// Whether an operator has paused a target.
@@ -295,6 +304,7 @@ impl Dispatcher {
             (true, true) => {
                 self.stop(&name, lane);
                 self.metrics.target(&name).paused.set(1);
+                lane.health.note_state(UnixMillis::now(), false);
                 tracing::info!(target = %name, "target paused");
             }
             (false, false) => {
@@ -312,7 +322,13 @@ impl Dispatcher {
         let inbox = self.queue.subscribe(name.clone(), self.tuning.inbox_leases);
         let watched = lane.policy.subscribe();
         let all = self.metrics.clone();
-        let context = AttemptContext::new(self.queue.clone(), metrics, all, self.tail.clone(), stop.clone());
+        let context = AttemptContext::new(
+            self.queue.clone(),
+            (metrics, lane.health.clone()),
+            all,
+            self.tail.clone(),
+            stop.clone(),
+        );
         // A fresh one: the previous task may still settle its attempts.
         lane.heartbeat = Arc::default();
         let heartbeat = lane.heartbeat.clone();

@@ -5,6 +5,7 @@
 //! [`TargetMetrics`], which are resolved once, so that a push looks up no account by name.
 
 mod buckets;
+mod reading;
 mod registry;
 mod replies;
 #[cfg(test)]
@@ -21,6 +22,7 @@ use prometheus::{
 };
 
 use self::buckets::{COMMIT_BUCKETS, DELIVERY_BUCKETS, IDENTITY_BUCKETS, PUSH_BUCKETS};
+pub use self::reading::{Buckets, Gauges, Reading, Subject};
 use self::registry::{counters, describe_process, gauges, histograms, registered};
 
 /// The labels of a gauge that is absent where it has no value.

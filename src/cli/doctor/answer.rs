@@ -6,8 +6,7 @@ use super::LIMIT;
 use super::exchange::{CHUNKED, VerificationError};
 use super::report::{CheckResult, DoctorCheck};
 use crate::cli::simulate::Http10Error;
-use crate::cli::target_problem::TargetProblem;
-use crate::deliver::VerificationFailure;
+use crate::deliver::{TargetProblem, VerificationFailure};
 use crate::push::Account;
 
 const CHECK_SERVER: &str = "is it this relay, with this configuration, that answers there?";

@@ -13,9 +13,8 @@ use tokio_rustls::client::TlsStream;
 use super::chain::{ChainRecorder, TrustPolicy, explain_rejection, provider};
 use super::report::CheckFailure;
 use crate::cli::simulate::{ClientStream, Http10Error, RawResponse, ServerUrl, exchange_over, get, salt};
-use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
-use crate::deliver::{VerificationFailure, VerificationRequest, date_header, judge_verification};
+use crate::deliver::{TargetProblem, VerificationFailure, VerificationRequest, date_header, judge_verification};
 use crate::wechat::Credentials;
 
 /// A handshake of TLS 1.2 or 1.3 with SNI; returns the server's chain too.

@@ -5,8 +5,8 @@ use std::fmt;
 use serde_json::{Value, json};
 
 use crate::cli::simulate::Http10Error;
-use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
+use crate::deliver::TargetProblem;
 use crate::escape;
 
 /// The outcome of a check.

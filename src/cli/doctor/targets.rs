@@ -10,10 +10,11 @@ use super::clock::is_local_address;
 use super::report::{CheckResult, CheckResults, DoctorCheck, PeerClock};
 use super::{LIMIT, join_ordered, run_detached};
 use crate::cli::online::{ProbeKind, probes};
-use crate::cli::target_problem::TargetProblem;
 use crate::clock::UnixMillis;
 use crate::config::Config;
-use crate::deliver::{ClientError, HeadAnswer, Role, SystemRoots, Target, Upstream, Verification};
+use crate::deliver::{
+    ClientError, HeadAnswer, ProbeReport, SystemRoots, Target, TargetProblem, Upstream, Verification,
+};
 
 /// One result for each target, and for each account whose token a `wechat` target shares.
 pub(super) async fn check(config: Arc<Config>) -> CheckResults {
@@ -69,22 +70,14 @@ async fn one(
     findings
 }
 
-/// Judges the answer to a HEAD. No event was sent, so a refusal is not a failure; a redirect or a missing page may be.
+/// Judges the answer to a HEAD.
 fn judge(check: &DoctorCheck, target: &Target, answer: &HeadAnswer) -> CheckResult {
-    let HeadAnswer { status, location, took, .. } = answer;
-    let answered = format!("answered {status} to a HEAD (no event sent), {} ms", took.as_millis());
-    match status {
-        300..=399 => {
-            // An identity provider's path is secret.
-            let to = location.as_deref().filter(|_| target.role == Role::Handler).map(|to| format!(" to {to}"));
-            let text = format!("{answered}: a redirect{}, which the relay does not follow", to.unwrap_or_default());
-            check.warning(text, "if it redirects POST as well, put the final URL into `url`")
-        }
-        404 => check.warning(answered, "normal if it accepts POST only; else compare `url` with its path"),
-        410 => check.warning(answered, "an event that is answered 410 is a dead letter at once; is `url` still right?"),
-        502..=504 => check.failed(answered, "the proxy in front cannot reach it: is it running?"),
-        500 => check.warning(answered, "check its log: an event would be retried"),
-        _ => check.ok(answered),
+    let ProbeReport { ok, text, remedy, .. } = ProbeReport::of_head(target, answer);
+    let remedy = remedy.unwrap_or_default();
+    match ok {
+        Some(true) => check.ok(text),
+        Some(false) => check.failed(text, remedy),
+        None => check.warning(text, remedy),
     }
 }
 

@@ -13,7 +13,6 @@ pub(super) struct Digest {
     pub(super) attempts: BTreeMap<String, [f64; 2]>,
     /// The targets whose breaker is open.
     pub(super) down: BTreeSet<String>,
-    pub(super) unaccounted: f64,
     pub(super) latencies: Latencies,
 }
 
@@ -65,9 +64,6 @@ impl Digest {
         }
         let down = samples::of(metrics, "wxrelay_target_up").into_iter().filter(|sample| sample.value == 0.0);
         digest.down = down.filter_map(|sample| sample.label("target").map(str::to_owned)).collect();
-        // Each replica counts all.
-        let unaccounted = samples::of(metrics, "wxrelay_unaccounted_deliveries");
-        digest.unaccounted = unaccounted.iter().map(|sample| sample.value).fold(0.0, f64::max);
         digest.latencies = Latencies(HISTOGRAMS.map(|name| Histogram::read(metrics, name)));
         digest
     }

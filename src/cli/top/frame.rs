@@ -2,13 +2,14 @@
 
 use std::cmp::Reverse;
 
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::digest::{Digest, Latencies, Pushes, latency};
 use super::view::{KEYS, Sort, View};
 use crate::admin::{AccountOverview, Status, TargetOverview};
 use crate::cli::display::{self, Color, Column, StyledLine, Table, span, state_color, target_color, trouble};
-use crate::cli::samples;
+use crate::cli::{checks, samples};
 use crate::clock::UnixMillis;
 use crate::queue::view::EventSummary;
 
@@ -17,6 +18,9 @@ const LONG_WAIT: f64 = 10.0;
 /// The most lines of accounts while targets need lines, and the last events.
 const ACCOUNTS: usize = 4;
 const EVENTS: usize = 3;
+/// The most lines of checks, and the least height at which they have any.
+const CHECKS: usize = 4;
+const HEIGHT_FOR_CHECKS: usize = 12;
 /// The least height at which the last events have lines.
 const HEIGHT_FOR_EVENTS: usize = 20;
 
@@ -31,6 +35,8 @@ pub(super) struct Snapshot {
     pub(super) replicas: Option<Answered>,
     /// The newest events.
     pub(super) events: Vec<EventSummary>,
+    /// What needs a hand, as the API writes it.
+    pub(super) checks: Vec<Value>,
 }
 
 /// The replicas that have answered.
@@ -56,6 +62,9 @@ impl Frame<'_> {
     pub(super) fn lines(&self, view: &mut View, height: usize) -> Vec<StyledLine> {
         let width = self.settings.width;
         let mut lines = self.head(view);
+        if height >= HEIGHT_FOR_CHECKS {
+            lines.extend(self.checks());
+        }
         let accounts = self.accounts().lines(width);
         let targets = self.targets(view.sort).lines(width);
         let keys = usize::from(height < usize::MAX);
@@ -83,7 +92,7 @@ impl Frame<'_> {
     }
 
     fn head(&self, view: &View) -> Vec<StyledLine> {
-        let Snapshot { status, digest, .. } = self.now;
+        let Snapshot { status, .. } = self.now;
         let (version, queue) = (&status.version, &status.queue);
         let mut first = StyledLine::new("wxrelay", Color::Bold).with(&format!(" {version}  "), Color::Plain);
         match &status.not_ready_because {
@@ -93,9 +102,6 @@ impl Frame<'_> {
         first.push(&format!("  up {}", span(status.uptime_seconds as f64)), Color::Plain);
         if let Some(Answered { incarnations, live }) = &self.now.replicas {
             first.push(&format!("  {} of {live} replicas", incarnations.len()), Color::Plain);
-        }
-        if digest.unaccounted > 0.0 {
-            first.push(&format!("  UNACCOUNTED {}", digest.unaccounted), Color::Red);
         }
         first.push(&format!("  by {}", view.sort.word()), Color::Dim);
         let counts = queue.counts;
@@ -111,6 +117,21 @@ impl Frame<'_> {
             third.push(&latency(histogram.p99()), Color::Plain);
         }
         vec![first, second, third]
+    }
+
+    /// What needs a hand: those that wake somebody up are first.
+    fn checks(&self) -> Vec<StyledLine> {
+        let line = |check: &Value| {
+            let subject = checks::text(check, "subject");
+            let sign = StyledLine::new("! ", checks::color(check)).with(subject, Color::Bold);
+            sign.with(if subject.is_empty() { "" } else { "  " }, Color::Plain)
+                .with(checks::text(check, "text"), Color::Plain)
+        };
+        let mut lines: Vec<_> = self.now.checks.iter().take(CHECKS).map(line).collect();
+        let more = self.now.checks.len().saturating_sub(CHECKS);
+        let rest = || StyledLine::new(&format!(".. and {more} more: wxrelay checks"), Color::Dim);
+        lines.extend((more > 0).then(rest));
+        lines
     }
 
     fn accounts(&self) -> Table<'static> {

@@ -60,7 +60,15 @@ fn snapshot(at: Instant, delivered: u32, targets: usize) -> Snapshot {
         deliveries: vec![DeliverySummary { target: "crm".to_owned(), state: DeliveryState::Dead, attempts: 1 }],
     };
     let targets = (0..targets).rev().map(target).collect();
-    Snapshot { at, status, targets, digest: Digest::new(&metrics), replicas: None, events: vec![event; 5] }
+    Snapshot {
+        at,
+        status,
+        targets,
+        digest: Digest::new(&metrics),
+        replicas: None,
+        events: vec![event; 5],
+        checks: Vec::new(),
+    }
 }
 
 fn frame(
@@ -115,6 +123,20 @@ fn targets_in_trouble_are_first_and_then_those_with_the_most_attempts() {
     assert_eq!(order(Sort::Oldest), "3 0 1 2 4 5 6");
     assert_eq!(order(Sort::Dead), "2 0 1 3 4 5 6");
     assert_eq!(order(Sort::Name), "0 1 2 3 4 5 6");
+}
+
+#[test]
+fn what_needs_a_hand_is_above_the_tables() {
+    let mut now = snapshot(Instant::now(), 10, 5);
+    let check =
+        |target: usize| serde_json::json!({ "severity": "page", "subject": format!("t{target}"), "text": "down" });
+    now.checks = (0..4).map(check).collect();
+    let lines = frame(&now, None, &mut View::default(), Some(80), 24);
+    assert_eq!(lines[3..7], ["! t0  down", "! t1  down", "! t2  down", "! t3  down"]);
+    now.checks.extend((4..9).map(check));
+    let lines = frame(&now, None, &mut View::default(), Some(80), 24);
+    assert_eq!((&*lines[6], &*lines[7]), ("! t3  down", ".. and 5 more: wxrelay checks"));
+    assert!(!frame(&now, None, &mut View::default(), Some(80), 10).iter().any(|line| line.starts_with('!')));
 }
 
 #[test]

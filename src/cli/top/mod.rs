@@ -25,7 +25,7 @@ pub(super) use frame::{is_down, target_state};
 use super::access::RelayArgs;
 use super::api::Api;
 use super::display::{self, StyledLine, TimeArgs, Zone, allows_color};
-use super::output;
+use super::{checks, output};
 use crate::admin::{EventPage, Status, TargetList};
 use crate::queue::Replica;
 use digest::{Digest, Latencies};
@@ -156,7 +156,8 @@ async fn snapshot(api: &Api, all: bool) -> anyhow::Result<Snapshot> {
     };
     // The rest is worth a frame without them, too.
     let events = api.get::<EventPage>("/api/events?limit=3").await.map_or_else(|_| Vec::new(), |page| page.events);
-    Ok(Snapshot { at: Instant::now(), status, targets, digest: Digest::new(&metrics), replicas, events })
+    let checks = checks::get(api).await.unwrap_or_default();
+    Ok(Snapshot { at: Instant::now(), status, targets, digest: Digest::new(&metrics), replicas, events, checks })
 }
 
 /// The metrics of all live replicas that answer.

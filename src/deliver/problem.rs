@@ -1,9 +1,12 @@
-//! The texts for what a probe of a target found: the problem and how to fix it.
+//! The texts for what a probe of a target found: the problem and how to fix it. Used by `check --online`, `doctor`, and
+//! the admin API.
 
 use std::error::Error as _;
 use std::fmt;
+use std::time::Duration;
 
-use crate::deliver::{ClientError, EchostrWrapping, ReachFailure, VerificationFailure};
+use super::{ClientError, EchostrWrapping, HeadAnswer, ReachFailure, Role, Target, Upstream, VerificationFailure};
+use crate::clock::UnixMillis;
 
 const CHECK_URL_AND_NETWORK: &str = "is `url` right, and may this machine go there?";
 const CHECK_BACKEND_AND_NETWORK: &str = "does it run, is `url` right, and may this machine go there?";
@@ -11,9 +14,75 @@ const CHECK_BACKEND_AND_NETWORK: &str = "does it run, is `url` right, and may th
 /// What is wrong with a target. The text contains its causes.
 #[derive(Debug)]
 pub struct TargetProblem {
+    /// What was found.
     pub text: String,
     /// How to fix it, if the problem shows that.
     pub remedy: Option<&'static str>,
+}
+
+/// What a probe found.
+#[derive(Debug)]
+pub struct ProbeReport {
+    /// Whether it works; `None` if it deserves the operator's attention.
+    pub ok: Option<bool>,
+    /// How long an answer took.
+    pub took: Option<Duration>,
+    /// What was found.
+    pub text: String,
+    /// How to fix it.
+    pub remedy: Option<&'static str>,
+}
+
+impl From<TargetProblem> for ProbeReport {
+    fn from(TargetProblem { text, remedy }: TargetProblem) -> Self {
+        Self { ok: Some(false), took: None, text, remedy }
+    }
+}
+
+impl ProbeReport {
+    /// Judges the answer to a HEAD. No event was sent, so a refusal is not a failure; a redirect or a missing page may
+    /// be.
+    pub fn of_head(target: &Target, answer: &HeadAnswer) -> Self {
+        let HeadAnswer { status, location, took, .. } = answer;
+        let mut text = format!("answered {status} to a HEAD (no event sent), {} ms", took.as_millis());
+        let (ok, remedy) = match status {
+            300..=399 => {
+                // An identity provider's path is secret.
+                let to = location.as_deref().filter(|_| target.role == Role::Handler).map(|to| format!(" to {to}"));
+                text += &format!(": a redirect{}, which the relay does not follow", to.unwrap_or_default());
+                (None, Some("if it redirects POST as well, put the final URL into `url`"))
+            }
+            404 => (None, Some("normal if it accepts POST only; else compare `url` with its path")),
+            410 => (None, Some("an event that is answered 410 is a dead letter at once; is `url` still right?")),
+            502..=504 => (Some(false), Some("the proxy in front cannot reach it: is it running?")),
+            500 => (None, Some("check its log: an event would be retried")),
+            _ => (Some(true), None),
+        };
+        Self { ok, took: Some(*took), text, remedy }
+    }
+}
+
+impl Upstream {
+    /// Connects, and sends a request without a body or an event: with `account` the verification that WeChat would
+    /// send, else a HEAD. Ends within 5 s. The circuit breaker does not learn of it.
+    pub async fn probe(&self, account: Option<&str>, now: UnixMillis) -> ProbeReport {
+        let Some(account) = account else {
+            return match self.send_head().await {
+                Ok(answer) => ProbeReport::of_head(&self.target, &answer),
+                Err(failure) => TargetProblem::from(failure).into(),
+            };
+        };
+        match self.verify(account, now).await {
+            Ok(found) => {
+                let text = format!("accepts WeChat's verification, {} ms", found.took.as_millis());
+                ProbeReport { ok: Some(true), took: Some(found.took), text, remedy: None }
+            }
+            Err(failure) => {
+                let TargetProblem { text, remedy } = failure.into();
+                TargetProblem { text: format!("WeChat's verification: {text}"), remedy }.into()
+            }
+        }
+    }
 }
 
 impl TargetProblem {
