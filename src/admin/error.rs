@@ -14,7 +14,7 @@ use crate::queue;
 /// Why a request failed. The texts are for the operator who sent it.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("a bearer token is needed: send `Authorization: Bearer` and the token of [admin]")]
+    #[error("a bearer token is needed: send `Authorization: Bearer` and the token of [admin] or of a user")]
     Token,
     #[error("too many wrong tokens from this address; the right one is served at any time")]
     TooManyTokens(Duration),
@@ -22,6 +22,8 @@ pub(super) enum Error {
     Host,
     #[error("without a token, web pages of other sites are not served")]
     Origin,
+    #[error("the token is a viewer's, who may only read: send an operator's")]
+    Viewer,
     #[error("send Host once, as a host with a port or without")]
     BadHost,
     #[error("there is nothing at this path")]
@@ -101,7 +103,7 @@ impl Error {
         match self {
             Self::Token => StatusCode::UNAUTHORIZED,
             Self::TooManyTokens(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::Host | Self::Origin => StatusCode::FORBIDDEN,
+            Self::Host | Self::Origin | Self::Viewer => StatusCode::FORBIDDEN,
             Self::NoSuchPath | Self::NoSuchEvent | Self::NoSuchTarget | Self::NoSuchFolder | Self::NoHistory => {
                 StatusCode::NOT_FOUND
             }

@@ -4,6 +4,7 @@ use axum::extract::Request;
 use axum::response::Response;
 use serde::Deserialize;
 
+use super::caller::{Caller, hide_personal, hide_sender};
 use super::endpoint::{json, parameter, query};
 use super::{Context, Error, EventPage};
 use crate::clock::UnixMillis;
@@ -37,14 +38,22 @@ pub(super) async fn list(context: Context, request: Request) -> Result<Response,
     let mut events = context.inspect(move |store| async move { store.events(&filter).await }).await?;
     let more = events.len() > page;
     events.truncate(page);
+    if Caller::of(&request).is_viewer() {
+        events.iter_mut().for_each(hide_sender);
+    }
     let cursor = events.last().filter(|_| more).map(|last| last.id.to_string());
     json(&EventPage { events, cursor })
 }
 
 pub(super) async fn show(context: Context, mut request: Request) -> Result<Response, Error> {
     let id: EventId = parameter(&mut request).await?.parse()?;
+    let caller = Caller::of(&request);
     let found = context.inspect(move |store| async move { store.event(id).await }).await?;
-    json(&found.ok_or(Error::NoSuchEvent)?)
+    let mut event = found.ok_or(Error::NoSuchEvent)?;
+    if caller.is_viewer() {
+        hide_personal(&mut event);
+    }
+    json(&event)
 }
 
 impl Filters {

@@ -1,7 +1,7 @@
 //! Access control of the API.
 //!
-//! With a token: every request must have it, and wrong tokens are counted (`failures.rs`). Without one the listener is
-//! on loopback or a Unix socket, and the threat is a web page in a browser of this machine. A page whose name resolves
+//! With tokens: every request must have one, wrong ones are counted (`failures.rs`), and who has a viewer's may only read.
+//! Without any the listener is on loopback or a Unix socket, and the threat is a web page in a browser of this machine. A page whose name resolves
 //! to 127.0.0.1 (DNS rebinding) still sends its own name in Host; a page of another site is recognised by Origin or
 //! Sec-Fetch-Site.
 
@@ -9,39 +9,51 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::Error;
+use super::caller::{ADMIN, Caller, Role, User};
 use super::failures::TokenFailures;
-use crate::secret::Secret;
+use super::{Error, Settings};
 use crate::server::Peer;
 
-/// The access check, with the required token.
+/// The access check, with everyone who has a token.
 #[derive(Clone)]
 pub(super) struct AccessControl {
-    token: Option<Arc<Secret>>,
+    users: Arc<[User]>,
     failures: Arc<TokenFailures>,
 }
 
 impl AccessControl {
-    pub(super) fn new(token: Option<Secret>) -> Self {
-        Self { token: token.map(Arc::new), failures: Arc::new(TokenFailures::new()) }
+    pub(super) fn new(settings: &Settings) -> Self {
+        let admin =
+            settings.token.iter().map(|token| User { name: ADMIN.into(), token: token.clone(), role: Role::Operator });
+        let users = admin.chain(settings.users.iter().cloned()).collect();
+        Self { users, failures: Arc::new(TokenFailures::new()) }
     }
 
-    fn admits(&self, headers: &HeaderMap) -> Result<(), Error> {
-        match &self.token {
-            Some(token) => bearer(headers).filter(|sent| token.matches(sent)).map(|_| ()).ok_or(Error::Token),
-            None => from_this_machine(headers),
+    fn admits(&self, headers: &HeaderMap) -> Result<Caller, Error> {
+        if self.users.is_empty() {
+            return from_this_machine(headers).map(|()| Caller::local());
         }
+        let sent = bearer(headers).ok_or(Error::Token)?;
+        // Compared with all of them, so that the time does not tell whose it is.
+        let found = self.users.iter().filter(|user| user.token.matches(sent)).last().ok_or(Error::Token)?;
+        Ok(Caller { name: Arc::clone(&found.name), role: found.role })
     }
 }
 
 /// Passes a request on, or refuses it.
-pub(super) async fn check(State(access): State<AccessControl>, request: Request, next: Next) -> Response {
+pub(super) async fn check(State(access): State<AccessControl>, mut request: Request, next: Next) -> Response {
     match access.admits(request.headers()) {
-        Ok(()) => next.run(request).await,
+        Ok(caller) if caller.is_viewer() && !matches!(*request.method(), Method::GET | Method::HEAD) => {
+            Error::Viewer.into_response()
+        }
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
         // A request without a token is not counted: it guesses nothing.
         Err(Error::Token) if request.headers().contains_key(header::AUTHORIZATION) => {
             let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer(None));
@@ -86,10 +98,13 @@ fn text<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::Secret;
+    use crate::server::Listen;
 
     fn admits(token: Option<&str>, headers: &[(&'static str, &'static str)]) -> bool {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        AccessControl::new(token.map(Secret::new)).admits(&headers).is_ok()
+        let settings = Settings { listen: Listen::Systemd, token: token.map(Secret::new), users: Vec::new() };
+        AccessControl::new(&settings).admits(&headers).is_ok()
     }
 
     #[test]

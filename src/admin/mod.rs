@@ -6,6 +6,7 @@
 //! | `GET /readyz` | health.rs | 200, or 503 and the reason in one word |
 //! | `GET /readyz/direct` | health.rs | the same, not counting a spool |
 //! | `GET /metrics` | metrics.rs | Prometheus' text format |
+//! | `GET /api/me` | caller.rs | whom the token belongs to |
 //! | `GET /api/status` | status.rs | version, accounts, targets, and the queue's totals |
 //! | `GET /api/audit` | audit.rs | the ledger, counted row by row |
 //! | `GET /api/events` | events.rs | lists events by filter, newest first |
@@ -36,6 +37,7 @@
 
 mod admission;
 mod audit;
+mod caller;
 mod checks;
 mod clock_watch;
 mod endpoint;
@@ -84,6 +86,7 @@ use crate::secret::Secret;
 use crate::server::Listen;
 use crate::tail::Tail;
 
+pub use caller::{ADMIN, Role, User};
 pub use clock_watch::watch_clock;
 pub use health::Ready;
 pub use overview::{
@@ -102,8 +105,10 @@ use stats_cache::StatsCache;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub listen: Listen,
-    /// The required bearer token; `None` only on loopback and Unix sockets.
+    /// The required bearer token; `None` on loopback and Unix sockets, or where there are users.
     pub token: Option<Secret>,
+    /// Who else may use the API, each by a token of their own.
+    pub users: Vec<User>,
 }
 
 /// Pauses and resumes targets, by the dispatcher.
@@ -166,9 +171,10 @@ pub fn service(state: State, settings: &Settings) -> Router {
     };
     let (stop, watch) = (context.state.stop.clone(), history::watch(context.clone()));
     tokio::spawn(async move { stop.run_until_cancelled(watch).await });
-    let guard = guard::AccessControl::new(settings.token.clone());
+    let guard = guard::AccessControl::new(settings);
     let api = Admission::new(API_SLOTS, API_WAITING, DEADLINE);
     let requests = Router::new()
+        .route("/api/me", get(endpoint!(caller::me)))
         .route("/api/status", get(endpoint!(status::status)))
         .route("/api/audit", get(endpoint!(audit::audit)))
         .route("/api/events", get(endpoint!(events::list)))

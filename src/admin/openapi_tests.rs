@@ -96,6 +96,7 @@ fn operations(event: &str) -> Vec<(&'static str, &'static str, String, Value)> {
         ("get", "/api/events", "/api/events?limit=1".to_owned(), Value::Null),
         ("get", "/api/events/{id}", event("/api/events/{id}"), Value::Null),
         get("/api/targets"),
+        get("/api/me"),
         get("/api/checks"),
         ("get", "/api/history", "/api/history?of=total".to_owned(), Value::Null),
         ("get", "/api/history", "/api/history?of=account:shop".to_owned(), Value::Null),

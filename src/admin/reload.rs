@@ -17,5 +17,8 @@ pub struct Reload {
 pub(super) async fn reload(context: Context, _: Request) -> Result<Response, Error> {
     let (answer, answered) = oneshot::channel();
     context.state.reload.send(Reload { answer }).await.map_err(|_| Error::NoReload)?;
-    json(&answered.await.map_err(|_| Error::NoReload)?.map_err(Error::Reload)?)
+    let report = answered.await.map_err(|_| Error::NoReload)?.map_err(Error::Reload)?;
+    // A target that was removed is known by its deliveries alone.
+    context.stats.invalidate().await;
+    json(&report)
 }

@@ -15,9 +15,10 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body::Frame;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::caller::{Caller, hashed};
 use super::endpoint::query;
 use super::{Context, Error};
 use crate::tail::{Activity, WATCHERS, Watch, WatchItem};
@@ -42,7 +43,7 @@ pub(super) struct TailQuery {
 pub(super) async fn tail(context: Context, request: Request) -> Result<Response, Error> {
     let query: TailQuery = query(&request)?;
     let watch = context.state.tail.watch().ok_or(Error::TooManyWatchers(WATCHERS))?;
-    let reader = EventReader { filter: query.into_filter(), watch };
+    let reader = EventReader { filter: query.into_filter(), watch, hides: Caller::of(&request).is_viewer() };
     let hello = async { Some((Bytes::from_static(b": connected\n\n"), reader)) };
     let body = Body::new(EventStream(Some(Box::pin(hello))));
     Ok(([(header::CONTENT_TYPE, "text/event-stream")], body).into_response())
@@ -51,6 +52,8 @@ pub(super) async fn tail(context: Context, request: Request) -> Result<Response,
 struct EventReader {
     filter: TailFilter,
     watch: Watch,
+    /// Whether OpenIDs are shown as hashes, whatever the log does.
+    hides: bool,
 }
 
 /// A query, prepared for comparisons.
@@ -95,10 +98,13 @@ impl EventReader {
                 Ok(Some(WatchItem::Lagged(missed))) => {
                     server_sent_event("lagged", &json!({ "what": "lagged", "missed": missed }))
                 }
-                Ok(Some(WatchItem::Activity(activity))) if self.filter.matches(&activity) => match *activity {
-                    Activity::Push(_) => server_sent_event("push", &*activity),
-                    Activity::Attempt(_) => server_sent_event("attempt", &*activity),
-                },
+                Ok(Some(WatchItem::Activity(activity))) if self.filter.matches(&activity) => {
+                    let kind = match *activity {
+                        Activity::Push(_) => "push",
+                        Activity::Attempt(_) => "attempt",
+                    };
+                    server_sent_event(kind, &shown(&activity, self.hides))
+                }
                 Ok(Some(WatchItem::Activity(_))) => continue,
             };
             return Some((piece.into(), self));
@@ -106,10 +112,17 @@ impl EventReader {
     }
 }
 
-/// One server-sent event.
-fn server_sent_event(event: &str, data: &impl serde::Serialize) -> String {
-    // Compact JSON has no line breaks, and serializing cannot fail: all keys of these types are text.
-    let data = serde_json::to_string(data).unwrap_or_default();
+fn shown(activity: &Activity, hides: bool) -> Value {
+    // Serializing cannot fail: all keys of these types are text.
+    let mut shown = serde_json::to_value(activity).unwrap_or_default();
+    if let (true, Some(openid)) = (hides, shown["openid"].as_str()) {
+        shown["openid"] = hashed(openid).into();
+    }
+    shown
+}
+
+/// One server-sent event. Compact JSON has no line breaks.
+fn server_sent_event(event: &str, data: &Value) -> String {
     format!("event: {event}\ndata: {data}\n\n")
 }
 
@@ -147,7 +160,7 @@ mod tests {
     async fn a_filter_that_drops_everything_keeps_the_connection_alive() {
         let tail = Tail::default();
         let query = TailQuery { account: Some("other".to_owned()), ..TailQuery::default() };
-        let reader = EventReader { filter: query.into_filter(), watch: tail.watch().unwrap() };
+        let reader = EventReader { filter: query.into_filter(), watch: tail.watch().unwrap(), hides: false };
         let busy = async {
             for _ in 0..9 {
                 tokio::time::sleep(KEEP_ALIVE / 3).await;

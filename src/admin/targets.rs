@@ -103,8 +103,15 @@ fn parse_ids(body: &[u8]) -> Result<Option<Vec<EventId>>, Error> {
 /// Fails for a target that is neither configured nor in the store: a misspelt name is an error, not a target without
 /// deliveries.
 pub(super) async fn expect_known(context: &Context, name: &str) -> Result<(), Error> {
-    let targets = overviews(context, BTreeSet::new()).await?;
-    if targets.iter().any(|target| target.name == name) { Ok(()) } else { Err(Error::NoSuchTarget) }
+    for _ in 0..2 {
+        let targets = overviews(context, BTreeSet::new()).await?;
+        if targets.iter().any(|target| target.name == name) {
+            return Ok(());
+        }
+        // Its first delivery may be younger than the statistics.
+        context.stats.invalidate().await;
+    }
+    Err(Error::NoSuchTarget)
 }
 
 /// Fails for a target that is not configured: deliveries to it would stay pending for ever.

@@ -68,6 +68,15 @@ pub(super) struct AcmeSection {
 pub(super) struct AdminSection {
     pub(super) listen: Option<Scalar>,
     pub(super) token: Option<SecretSource>,
+    pub(super) users: BTreeMap<String, UserSection>,
+}
+
+/// `[admin.users.NAME]`
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct UserSection {
+    pub(super) token: Option<SecretSource>,
+    pub(super) role: Option<Scalar>,
 }
 
 /// `[queue]`

@@ -77,7 +77,7 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         server,
         new.server
     ));
-    compared.extend(compare!("admin", admin::Settings { listen, token }, admin, new.admin));
+    compared.extend(compare!("admin", admin::Settings { listen, token, users }, admin, new.admin));
     compared.extend(compare!(
         "queue",
         queue::Settings { engine, retention, dedup_window, replay_window, max_size, max_memory, encryption_keys },
@@ -185,6 +185,7 @@ mod tests {
             || key.starts_with("accounts.*.")
             || key.starts_with("targets.*.")
             || key.starts_with("logins.*.")
+            || key.starts_with("admin.users")
     }
 
     fn example(overrides: &[(&str, &str)]) -> Config {
@@ -199,7 +200,8 @@ mod tests {
     fn known_keys() -> BTreeSet<String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("config.toml");
-        let tables = ["server", "admin", "queue", "log", "telemetry", "accounts.a", "targets.a", "logins.a"];
+        let tables =
+            ["server", "admin", "admin.users.a", "queue", "log", "telemetry", "accounts.a", "targets.a", "logins.a"];
         std::fs::write(&path, tables.map(|table| format!("[{table}]\nx = 1\n")).concat()).unwrap();
         let errors = load(Some(&path), [], &[]).unwrap_err();
         let keys = errors.iter().flat_map(|error| {

@@ -9,7 +9,8 @@ use super::certificates::Kept;
 use super::error::Problem;
 use super::file;
 use super::key_reader::KeyReader;
-use super::{certificates, targets, value};
+use super::{accounts, certificates, targets, value};
+use crate::secret::Secret;
 use crate::server::{self, Listen};
 use crate::telemetry::{LogFormat, OpenIds};
 use crate::{admin, otlp, queue, telemetry};
@@ -112,7 +113,8 @@ pub(super) fn admin(
         Listen::Unix(_) => true,
         Listen::Systemd => false,
     };
-    if !local && file.token.is_none() {
+    let users = admin_users(&reader.at("users"), file, token.as_ref());
+    if !local && file.token.is_none() && file.users.is_empty() {
         reader.at("token").report(Problem::Missing("a token, since admin.listen is not on loopback"));
     }
     let fixed = !matches!(&listen, Listen::Tcp(address) if address.port() == 0);
@@ -121,7 +123,36 @@ pub(super) fn admin(
     } else if server.listen.iter().any(|push| overlap(push, &listen)) {
         at.report(Problem::expected("the same port as server.listen, on all addresses", "a different port"));
     }
-    Some(admin::Settings { listen, token })
+    Some(admin::Settings { listen, token, users })
+}
+
+/// `[admin.users]`
+fn admin_users(reader: &KeyReader<'_>, file: &file::AdminSection, admin: Option<&Secret>) -> Vec<admin::User> {
+    let mut users: Vec<admin::User> = Vec::new();
+    for (name, section) in &file.users {
+        let reader = reader.at(name);
+        accounts::check_name(&reader, name);
+        if name == admin::ADMIN {
+            reader.report(Problem::expected("the name of the holder of admin.token", "a different one"));
+        }
+        if section.token.is_none() {
+            reader.at("token").report(Problem::Missing("a token, different from all others"));
+        }
+        let role = reader.require("role", &section.role, "\"operator\" or \"viewer\"", |text| match text {
+            "operator" => Ok(admin::Role::Operator),
+            "viewer" => Ok(admin::Role::Viewer),
+            _ => Err("\"operator\" or \"viewer\""),
+        });
+        let (Some(token), Some(role)) = (reader.secret("token", &section.token), role) else { continue };
+        let reader = reader.at("token");
+        check_bearer(&reader, token.expose());
+        let is_taken = |other: &Secret| other.matches(token.expose());
+        if users.iter().map(|user| &user.token).chain(admin).any(is_taken) {
+            reader.report(Problem::expected("the token of another user or admin.token", "a token of the user's own"));
+        }
+        users.push(admin::User { name: name.as_str().into(), token, role });
+    }
+    users
 }
 
 fn check_bearer(reader: &KeyReader<'_>, token: &str) {

@@ -114,6 +114,7 @@ mod top;
 mod traces;
 mod tries;
 mod unread_log;
+mod users;
 mod vectors;
 mod verification;
 mod why;
