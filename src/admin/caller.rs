@@ -53,6 +53,10 @@ impl Caller {
         request.extensions().get().cloned().unwrap_or(Self { name: LOCAL.into(), role: Role::Viewer })
     }
 
+    pub(super) fn is_local(&self) -> bool {
+        *self.name == *LOCAL
+    }
+
     pub(super) fn is_viewer(&self) -> bool {
         self.role == Role::Viewer
     }

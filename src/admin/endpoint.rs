@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::{Context, Error};
 
-type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+pub(super) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Answers requests to a route.
 #[derive(Clone, Copy)]

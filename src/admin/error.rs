@@ -99,7 +99,7 @@ fn with_remedy(error: &queue::Error) -> String {
 }
 
 impl Error {
-    fn status(&self) -> StatusCode {
+    pub(super) fn status(&self) -> StatusCode {
         match self {
             Self::Token => StatusCode::UNAUTHORIZED,
             Self::TooManyTokens(_) => StatusCode::TOO_MANY_REQUESTS,

@@ -31,18 +31,23 @@ pub(super) struct Filters {
 }
 
 pub(super) async fn list(context: Context, request: Request) -> Result<Response, Error> {
-    let mut filter = query::<Filters>(&request)?.parse(UnixMillis::now())?;
+    let mut page = find(&context, query::<Filters>(&request)?.parse(UnixMillis::now())?).await?;
+    if Caller::of(&request).is_viewer() {
+        page.events.iter_mut().for_each(hide_sender);
+    }
+    json(&page)
+}
+
+/// A page of events.
+pub(super) async fn find(context: &Context, mut filter: EventFilter) -> Result<EventPage, Error> {
     let page = filter.limit;
     // One more than requested shows whether there is a next page.
     filter.limit += 1;
     let mut events = context.inspect(move |store| async move { store.events(&filter).await }).await?;
     let more = events.len() > page;
     events.truncate(page);
-    if Caller::of(&request).is_viewer() {
-        events.iter_mut().for_each(hide_sender);
-    }
     let cursor = events.last().filter(|_| more).map(|last| last.id.to_string());
-    json(&EventPage { events, cursor })
+    Ok(EventPage { events, cursor })
 }
 
 pub(super) async fn show(context: Context, mut request: Request) -> Result<Response, Error> {

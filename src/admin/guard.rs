@@ -33,13 +33,33 @@ impl AccessControl {
         Self { users, failures: Arc::new(TokenFailures::new()) }
     }
 
+    pub(super) fn users(&self) -> &[User] {
+        &self.users
+    }
+
+    /// The user whose token is sent by the console's form.
+    pub(super) async fn login(&self, peer: Peer, token: &str) -> Result<User, Error> {
+        match self.find(token) {
+            Some(user) => Ok(user.clone()),
+            None => Err(self.failed(peer).await),
+        }
+    }
+
+    /// Compared with all of them, so that the time does not tell whose it is.
+    fn find(&self, token: &str) -> Option<&User> {
+        self.users.iter().filter(|user| user.token.matches(token)).last()
+    }
+
+    /// Counts a wrong token.
+    async fn failed(&self, peer: Peer) -> Error {
+        self.failures.record(peer).await.map_or(Error::Token, Error::TooManyTokens)
+    }
+
     fn admits(&self, headers: &HeaderMap) -> Result<Caller, Error> {
         if self.users.is_empty() {
             return from_this_machine(headers).map(|()| Caller::local());
         }
-        let sent = bearer(headers).ok_or(Error::Token)?;
-        // Compared with all of them, so that the time does not tell whose it is.
-        let found = self.users.iter().filter(|user| user.token.matches(sent)).last().ok_or(Error::Token)?;
+        let found = bearer(headers).and_then(|sent| self.find(sent)).ok_or(Error::Token)?;
         Ok(Caller { name: Arc::clone(&found.name), role: found.role })
     }
 }
@@ -56,11 +76,15 @@ pub(super) async fn check(State(access): State<AccessControl>, mut request: Requ
         }
         // A request without a token is not counted: it guesses nothing.
         Err(Error::Token) if request.headers().contains_key(header::AUTHORIZATION) => {
-            let peer = request.extensions().get::<Peer>().copied().unwrap_or(Peer(None));
-            access.failures.record(peer).await.map_or(Error::Token, Error::TooManyTokens).into_response()
+            access.failed(peer_of(&request)).await.into_response()
         }
         Err(error) => error.into_response(),
     }
+}
+
+/// Who sent a request.
+pub(super) fn peer_of(request: &Request) -> Peer {
+    request.extensions().get().copied().unwrap_or(Peer(None))
 }
 
 fn bearer(headers: &HeaderMap) -> Option<&str> {
@@ -89,7 +113,7 @@ fn is_loopback(authority: &str) -> bool {
 }
 
 /// A header that occurs exactly once: of two, a proxy in front may have checked the other.
-fn text<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
+pub(super) fn text<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Option<&'h str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?;
     values.next().is_none().then_some(value)
@@ -103,7 +127,13 @@ mod tests {
 
     fn admits(token: Option<&str>, headers: &[(&'static str, &'static str)]) -> bool {
         let headers = headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
-        let settings = Settings { listen: Listen::Systemd, token: token.map(Secret::new), users: Vec::new() };
+        let settings = Settings {
+            listen: Listen::Systemd,
+            token: token.map(Secret::new),
+            users: Vec::new(),
+            console: false,
+            console_hosts: Vec::new(),
+        };
         AccessControl::new(&settings).admits(&headers).is_ok()
     }
 

@@ -40,6 +40,7 @@ mod audit;
 mod caller;
 mod checks;
 mod clock_watch;
+mod console;
 mod endpoint;
 mod error;
 mod events;
@@ -109,6 +110,10 @@ pub struct Settings {
     pub token: Option<Secret>,
     /// Who else may use the API, each by a token of their own.
     pub users: Vec<User>,
+    /// Whether the console is served.
+    pub console: bool,
+    /// Names by which browsers may open it, besides addresses and `localhost`.
+    pub console_hosts: Vec<String>,
 }
 
 /// Pauses and resumes targets, by the dispatcher.
@@ -200,7 +205,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/targets/{name}/drop-dead", post(endpoint!(targets::drop_dead)))
         .route("/api/targets/{name}/drop-pending", post(endpoint!(targets::drop_pending)))
         .route("/api/targets/{name}/redirect", post(endpoint!(targets::redirect)))
-        .route_layer(middleware::from_fn_with_state(api.with_deadline(ACTION_DEADLINE), admission::admit));
+        .route_layer(middleware::from_fn_with_state(api.clone().with_deadline(ACTION_DEADLINE), admission::admit));
     let scrapes = Admission::new(METRICS_SLOTS, METRICS_WAITING, DEADLINE);
     let metrics = Router::new()
         .route("/metrics", get(endpoint!(metrics::scrape)))
@@ -211,12 +216,14 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .fallback(async || Error::NoSuchPath)
         .method_not_allowed_fallback(async || Error::Method)
         // Around admission, so that unauthenticated clients cannot use up its slots.
-        .layer(middleware::from_fn_with_state(guard, guard::check));
+        .layer(middleware::from_fn_with_state(guard.clone(), guard::check));
+    let console = if settings.console { console::routes(api, &guard, &settings.console_hosts) } else { Router::new() };
     // Health stays outside the guard: probes have no token, and learn one word.
     Router::new()
         .route("/livez", get(endpoint!(health::livez)))
         .route("/readyz", get(endpoint!(health::readyz)))
         .route("/readyz/direct", get(endpoint!(health::readyz_direct)))
+        .merge(console)
         .merge(guarded)
         .layer(middleware::from_fn(check_host))
         .layer(CatchPanicLayer::custom(|_| Error::Internal.into_response()))
@@ -343,7 +350,8 @@ async fn harden(mut answer: Response) -> Response {
         (header::REFERRER_POLICY, "no-referrer"),
         (header::HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ] {
-        headers.insert(name, HeaderValue::from_static(value));
+        // The console has a policy of its own, and files that may be kept.
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
     }
     answer
 }

@@ -90,6 +90,13 @@ pub(super) async fn one(context: Context, mut request: Request) -> Result<Respon
     context.acted(json!({ "replayed": swept.changed })).await
 }
 
+/// Delivers one event again, to its targets or to one of them; how many deliveries wait again.
+pub(super) async fn replay_event(context: &Context, id: EventId, target: Option<&str>) -> Result<u64, Error> {
+    let filter = Filters { target: target.map(str::to_owned), ..Filters::default() }.parse(UnixMillis::now())?;
+    let sweep = sweep(context, filter, Some(vec![id]), None).await?;
+    Ok(replay(context, sweep, None).await?.changed)
+}
+
 /// The sweep that a request describes.
 async fn sweep(
     context: &Context,

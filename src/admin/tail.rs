@@ -41,9 +41,15 @@ pub(super) struct TailQuery {
 }
 
 pub(super) async fn tail(context: Context, request: Request) -> Result<Response, Error> {
-    let query: TailQuery = query(&request)?;
+    let hides = Caller::of(&request).is_viewer();
+    stream(&context, &request, hides)
+}
+
+/// The stream that a request asks for. `hides`: OpenIDs as hashes.
+pub(super) fn stream(context: &Context, request: &Request, hides: bool) -> Result<Response, Error> {
+    let query: TailQuery = query(request)?;
     let watch = context.state.tail.watch().ok_or(Error::TooManyWatchers(WATCHERS))?;
-    let reader = EventReader { filter: query.into_filter(), watch, hides: Caller::of(&request).is_viewer() };
+    let reader = EventReader { filter: query.into_filter(), watch, hides };
     let hello = async { Some((Bytes::from_static(b": connected\n\n"), reader)) };
     let body = Body::new(EventStream(Some(Box::pin(hello))));
     Ok(([(header::CONTENT_TYPE, "text/event-stream")], body).into_response())

@@ -71,15 +71,20 @@ async fn known(context: &Context, mut request: Request) -> Result<(String, Bytes
     Ok((name, body(request).await?))
 }
 
-/// Runs a whole sweep; logs and returns how many deliveries changed.
 async fn sweep_all(context: &Context, sweep: Sweep, fate: &'static str) -> Result<Response, Error> {
+    let count = self::sweep(context, sweep, fate).await?;
+    context.acted(json!({ fate: count })).await
+}
+
+/// Runs a whole sweep; logs and returns how many deliveries changed.
+pub(super) async fn sweep(context: &Context, sweep: Sweep, fate: &'static str) -> Result<u64, Error> {
     let target = sweep.filter.target.clone();
     let count = context.sweep_all(sweep).await;
     // Also after a failure: the steps before it are committed.
     context.stats.invalidate().await;
     let count = count?;
     tracing::info!(target, fate, count, "deliveries changed by an operator");
-    context.acted(json!({ fate: count })).await
+    Ok(count)
 }
 
 /// Selects dead letters.

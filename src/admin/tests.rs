@@ -167,7 +167,16 @@ impl Relay {
 
     pub(super) fn router(&self, token: Option<&str>) -> Router {
         let listen = Listen::Tcp("127.0.0.1:0".parse().unwrap());
-        service(self.state.clone(), &Settings { listen, token: token.map(Secret::new), users: Vec::new() })
+        service(
+            self.state.clone(),
+            &Settings {
+                listen,
+                token: token.map(Secret::new),
+                users: Vec::new(),
+                console: true,
+                console_hosts: Vec::new(),
+            },
+        )
     }
 
     pub(super) async fn ask(&self, method: Method, path: &str) -> (StatusCode, String) {

@@ -69,6 +69,8 @@ pub(super) struct AdminSection {
     pub(super) listen: Option<Scalar>,
     pub(super) token: Option<SecretSource>,
     pub(super) users: BTreeMap<String, UserSection>,
+    pub(super) console: Option<Scalar>,
+    pub(super) console_hosts: Option<List>,
 }
 
 /// `[admin.users.NAME]`

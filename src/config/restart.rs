@@ -77,7 +77,12 @@ pub fn needs_restart(old: &Config, new: &Config) -> Vec<&'static str> {
         server,
         new.server
     ));
-    compared.extend(compare!("admin", admin::Settings { listen, token, users }, admin, new.admin));
+    compared.extend(compare!(
+        "admin",
+        admin::Settings { listen, token, users, console, console_hosts },
+        admin,
+        new.admin
+    ));
     compared.extend(compare!(
         "queue",
         queue::Settings { engine, retention, dedup_window, replay_window, max_size, max_memory, encryption_keys },
@@ -116,7 +121,7 @@ mod tests {
     const OTHER_KEY: &str = "bcdefghijklmnopqrstuvwxyz0123456789ABCDEFGH";
 
     /// A change of each key: the key, an override and its value, and the key that needs a restart, if one does.
-    const CHANGES: [(&str, &str, &str, Option<&str>); 29] = [
+    const CHANGES: [(&str, &str, &str, Option<&str>); 31] = [
         ("server.listen", "server.listen", "127.0.0.1:1", Some("server.listen")),
         ("server.tls", "server.tls.cert", "", Some("server.tls")),
         ("server.trusted_proxies", "server.trusted_proxies", "10.0.0.0/8", Some("server.trusted_proxies")),
@@ -126,6 +131,8 @@ mod tests {
         ("server.max_body", "server.max_body", "2MiB", Some("server.max_body")),
         ("admin.listen", "admin.listen", "127.0.0.1:1", Some("admin.listen")),
         ("admin.token", "admin.token", "0123456789abcdef0123456789abcdef", Some("admin.token")),
+        ("admin.console", "admin.console", "false", Some("admin.console")),
+        ("admin.console_hosts", "admin.console_hosts", "relay.example", Some("admin.console_hosts")),
         ("queue.path", "queue.path", "/var/lib/other", Some("queue.path")),
         ("queue.retention", "queue.retention", "8d", Some("queue.retention")),
         ("queue.max_size", "queue.max_size", "11GiB", Some("queue.max_size")),

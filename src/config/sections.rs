@@ -123,7 +123,9 @@ pub(super) fn admin(
     } else if server.listen.iter().any(|push| overlap(push, &listen)) {
         at.report(Problem::expected("the same port as server.listen, on all addresses", "a different port"));
     }
-    Some(admin::Settings { listen, token, users })
+    let console = reader.read("console", &file.console, value::boolean).unwrap_or(true);
+    let console_hosts = file.console_hosts.as_ref().map_or_else(Vec::new, |hosts| hosts.0.clone());
+    Some(admin::Settings { listen, token, users, console, console_hosts })
 }
 
 /// `[admin.users]`

@@ -29,6 +29,7 @@ mod clock;
 mod commands;
 mod config;
 mod confirmations;
+mod console;
 mod corpus;
 mod crash;
 mod dedup;

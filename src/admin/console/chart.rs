@@ -158,7 +158,10 @@ mod tests {
                         <path class=\"line ok\" d=\"M21 22L41 2M79 12h1M118 2h1\"/></svg>";
         assert_eq!(spark("a <b> & \"c\"", &line("ok", values)), expected);
         assert!(spark("", &line("ok", vec![None; 60])).ends_with("<path class=\"line ok\" d=\"\"/></svg>"));
-        assert!(spark("", &line("ok", vec![Some(0.0); 2])).contains("d=\"M2 22L118 22\""), "no traffic is at the bottom");
+        assert!(
+            spark("", &line("ok", vec![Some(0.0); 2])).contains("d=\"M2 22L118 22\""),
+            "no traffic is at the bottom"
+        );
     }
 
     #[test]
@@ -190,7 +193,9 @@ mod tests {
 
     #[test]
     fn a_scale_is_a_round_number() {
-        for (most, expected) in [(0.0, 1.0), (1.0, 1.0), (1.5, 2.0), (4.0, 5.0), (7.0, 10.0), (11.0, 20.0), (4_100.0, 5_000.0)] {
+        for (most, expected) in
+            [(0.0, 1.0), (1.0, 1.0), (1.5, 2.0), (4.0, 5.0), (7.0, 10.0), (11.0, 20.0), (4_100.0, 5_000.0)]
+        {
             assert_eq!(scale(most), expected, "{most}");
         }
     }
