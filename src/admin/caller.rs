@@ -15,8 +15,6 @@ use crate::telemetry::{self, OpenIds};
 pub const ADMIN: &str = "admin";
 /// The name of whoever sends a request where no token is needed.
 const LOCAL: &str = "this machine";
-/// The length of an OpenID that is shown as a hash.
-const HASHED: usize = 12;
 
 /// What a user may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,8 +82,7 @@ pub(super) fn hide_sender(event: &mut EventSummary) {
     event.from = hashed(&event.from);
 }
 
-/// An OpenID that may be hashed already.
+/// An OpenID as its hash.
 pub(super) fn hashed(openid: &str) -> String {
-    let is_hash = openid.len() == HASHED && openid.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if is_hash { openid.to_owned() } else { telemetry::openid(OpenIds::Hash, openid).into_owned() }
+    telemetry::openid(OpenIds::Hash, openid).into_owned()
 }

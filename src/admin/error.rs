@@ -22,7 +22,7 @@ pub(super) enum Error {
     Host,
     #[error("without a token, web pages of other sites are not served")]
     Origin,
-    #[error("the token is a viewer's, who may only read: send an operator's")]
+    #[error("a viewer may only read, and look for no OpenID: send an operator's token")]
     Viewer,
     #[error("send Host once, as a host with a port or without")]
     BadHost,

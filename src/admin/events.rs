@@ -31,8 +31,12 @@ pub(super) struct Filters {
 }
 
 pub(super) async fn list(context: Context, request: Request) -> Result<Response, Error> {
-    let mut page = find(&context, query::<Filters>(&request)?.parse(UnixMillis::now())?).await?;
-    if Caller::of(&request).is_viewer() {
+    let (is_viewer, filter) = (Caller::of(&request).is_viewer(), query::<Filters>(&request)?.parse(UnixMillis::now())?);
+    if is_viewer && filter.from.is_some() {
+        return Err(Error::Viewer);
+    }
+    let mut page = find(&context, filter).await?;
+    if is_viewer {
         page.events.iter_mut().for_each(hide_sender);
     }
     json(&page)

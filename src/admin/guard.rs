@@ -1,9 +1,9 @@
 //! Access control of the API.
 //!
-//! With tokens: every request must have one, wrong ones are counted (`failures.rs`), and who has a viewer's may only read.
-//! Without any the listener is on loopback or a Unix socket, and the threat is a web page in a browser of this machine. A page whose name resolves
-//! to 127.0.0.1 (DNS rebinding) still sends its own name in Host; a page of another site is recognised by Origin or
-//! Sec-Fetch-Site.
+//! With tokens every request must have one, wrong ones are counted (`failures.rs`), and who has a viewer's may only read.
+//! Without any the listener is on loopback or a Unix socket, and the threat is a web page in a browser of this machine. A
+//! page whose name resolves to 127.0.0.1 (DNS rebinding) still sends its own name in Host; a page of another site is
+//! recognised by Origin or Sec-Fetch-Site.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -106,7 +106,7 @@ fn from_this_machine(headers: &HeaderMap) -> Result<(), Error> {
 }
 
 /// Whether `host` or `host:port` names this machine.
-fn is_loopback(authority: &str) -> bool {
+pub(super) fn is_loopback(authority: &str) -> bool {
     let Ok(authority) = authority.parse::<http::uri::Authority>() else { return false };
     let host = authority.host().trim_start_matches('[').trim_end_matches(']');
     host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())

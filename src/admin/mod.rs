@@ -205,7 +205,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .route("/api/targets/{name}/drop-dead", post(endpoint!(targets::drop_dead)))
         .route("/api/targets/{name}/drop-pending", post(endpoint!(targets::drop_pending)))
         .route("/api/targets/{name}/redirect", post(endpoint!(targets::redirect)))
-        .route_layer(middleware::from_fn_with_state(api.clone().with_deadline(ACTION_DEADLINE), admission::admit));
+        .route_layer(middleware::from_fn_with_state(api.with_deadline(ACTION_DEADLINE), admission::admit));
     let scrapes = Admission::new(METRICS_SLOTS, METRICS_WAITING, DEADLINE);
     let metrics = Router::new()
         .route("/metrics", get(endpoint!(metrics::scrape)))
@@ -217,7 +217,7 @@ pub fn service(state: State, settings: &Settings) -> Router {
         .method_not_allowed_fallback(async || Error::Method)
         // Around admission, so that unauthenticated clients cannot use up its slots.
         .layer(middleware::from_fn_with_state(guard.clone(), guard::check));
-    let console = if settings.console { console::routes(api, &guard, &settings.console_hosts) } else { Router::new() };
+    let console = if settings.console { console::routes(&guard, &settings.console_hosts) } else { Router::new() };
     // Health stays outside the guard: probes have no token, and learn one word.
     Router::new()
         .route("/livez", get(endpoint!(health::livez)))

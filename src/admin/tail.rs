@@ -27,6 +27,9 @@ use crate::telemetry::{self, OpenIds};
 /// A comment after this silence shows that the connection is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
+/// The length of an OpenID that is a hash already, as `log.openid` says.
+const HASHED: usize = 12;
+
 /// Filters activity; `None` matches all. Unknown keys are errors.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -121,7 +124,7 @@ impl EventReader {
 fn shown(activity: &Activity, hides: bool) -> Value {
     // Serializing cannot fail: all keys of these types are text.
     let mut shown = serde_json::to_value(activity).unwrap_or_default();
-    if let (true, Some(openid)) = (hides, shown["openid"].as_str()) {
+    if let (true, Some(openid)) = (hides, shown["openid"].as_str().filter(|openid| openid.len() > HASHED)) {
         shown["openid"] = hashed(openid).into();
     }
     shown

@@ -8,9 +8,6 @@ use crate::support::wechat::{WeChat, event, text};
 const USERS: &str = "token = \"the-admin-token-of-the-tests\"\n\
     users.wang = { token = \"the-token-of-wang-in-tests\", role = \"viewer\" }\n";
 const PAGES: [&str; 5] = ["/console/", "/console/dead", "/console/events", "/console/live", "/console/targets/crm"];
-/// Every route that changes something.
-const FORMS: [&str; 4] =
-    ["/console/targets/crm", "/console/dead", "/console/events/evt_1a1fe9c9a6a00000", "/console/logout"];
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       form-action 'self'; base-uri 'none'; frame-ancestors 'none'";
 
@@ -29,7 +26,9 @@ async fn every_page_is_there_with_a_strict_policy_in_both_languages() {
             assert!(page.header("content-type").is_some_and(|kind| kind.starts_with("text/html")), "{path}");
             assert!(page.text().contains(word) && page.text().contains(&format!("lang=\"{language}\"")), "{path}");
             assert!(!page.text().contains(" style=") && !page.text().contains("<script>"), "{path}: nothing is inline");
-            for link in attributes(page.text(), "href").chain(attributes(page.text(), "src")) {
+            let links: Vec<&str> = attributes(page.text(), "href").chain(attributes(page.text(), "src")).collect();
+            assert!(links.len() > 8, "{path}: {links:?}");
+            for link in links {
                 let followed = browser.ask("GET", &link.replace("&amp;", "&"), "", "").await;
                 assert!([200, 303].contains(&followed.status), "{path} leads to {link}: {}", followed.status);
             }
@@ -107,8 +106,8 @@ async fn a_viewer_is_refused_on_every_form_and_sees_nothing_personal() {
     let id = crm.delivery(0).await.header("wxrelay-event-id").to_owned();
     let viewer = Browser::new(&relay, "").log_in("the-token-of-wang-in-tests").await;
     let page = viewer.page("/console/").await;
-    for path in FORMS {
-        let answer = viewer.post(&page, path, &[("action", "pause"), ("sure", "yes")]).await;
+    for path in forms() {
+        let answer = viewer.post(&page, &path, &[("action", "pause"), ("sure", "yes")]).await;
         let expected = if path == "/console/logout" { 303 } else { 403 };
         assert_eq!(answer.status, expected, "{path}: {}", answer.text());
     }
@@ -140,7 +139,7 @@ async fn a_form_from_elsewhere_or_without_its_token_is_refused() {
     let browser = Browser::new(&relay, "").log_in("the-admin-token-of-the-tests").await;
     let page = browser.page("/console/").await;
     let token = form_token(&page);
-    for path in FORMS {
+    for path in forms() {
         for headers in [
             "Sec-Fetch-Site: same-site\r\n",
             "Sec-Fetch-Site: cross-site\r\n",
@@ -149,11 +148,11 @@ async fn a_form_from_elsewhere_or_without_its_token_is_refused() {
             "Origin: null\r\n",
             "",
         ] {
-            let answer = browser.ask("POST", path, headers, &format!("form={token}&action=pause")).await;
+            let answer = browser.ask("POST", &path, headers, &format!("form={token}&action=pause")).await;
             assert_eq!(answer.status, 403, "{path} {headers}");
         }
         for body in ["action=pause", "form=&action=pause", "form=0123456789abcdef&action=pause"] {
-            let answer = browser.ask("POST", path, "Sec-Fetch-Site: same-origin\r\n", body).await;
+            let answer = browser.ask("POST", &path, "Sec-Fetch-Site: same-origin\r\n", body).await;
             assert_eq!(answer.status, 403, "{path} {body}");
         }
     }
@@ -163,6 +162,9 @@ async fn a_form_from_elsewhere_or_without_its_token_is_refused() {
     assert_eq!(answer.status, 403, "the token of another session");
     let frame = "Sec-Fetch-Site: cross-site\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Dest: iframe\r\n";
     assert_eq!(browser.ask("GET", "/console/", frame, "").await.status, 403, "in a frame");
+    let (local, ..) = self::relay("").await;
+    let proxied = "GET /console/ HTTP/1.1\r\nHost: 10.0.0.5\r\nConnection: close\r\n\r\n";
+    assert_eq!(exchange(&local.admin, proxied.as_bytes()).await.status, 403, "without a token only on this machine");
     let rebound = format!(
         "GET /console/ HTTP/1.1\r\nHost: evil.example\r\nCookie: {}\r\nConnection: close\r\n\r\n",
         browser.cookie
@@ -194,6 +196,17 @@ async fn without_the_console_nothing_is_there() {
     for path in ["/", "/console/", "/console/login", "/console/app.js"] {
         assert_eq!(relay.get(path).await.status, 404, "{path}");
     }
+}
+
+/// Every route that changes something, as the router has them.
+fn forms() -> Vec<String> {
+    let source = include_str!("../../src/admin/console/mod.rs");
+    let changing = source.lines().filter(|line| line.contains(".route(\"") && line.contains(".post("));
+    let paths = changing.filter_map(|line| line.split('"').nth(1)).filter(|path| *path != "/console/login");
+    let paths: Vec<String> =
+        paths.map(|path| path.replace("{name}", "crm").replace("{id}", "evt_1a1fe9c9a6a00000")).collect();
+    assert!(paths.len() > 3, "{paths:?}: is the router where it was?");
+    paths
 }
 
 struct Browser<'r> {

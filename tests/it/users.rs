@@ -56,6 +56,8 @@ async fn an_operator_acts_and_everyone_is_known_by_the_token() {
     }
     assert_eq!(ask(&relay, "POST", "/api/targets/crm/pause", LI).await.0, 200);
     assert_eq!(ask(&relay, "POST", "/api/targets/crm/resume", WANG).await.0, 403);
+    assert_eq!(ask(&relay, "GET", "/api/events?from=o1", WANG).await.0, 403, "whether there is such a user");
+    assert_eq!(ask(&relay, "GET", "/api/events?from=o1", LI).await.0, 200);
 }
 
 #[tokio::test]

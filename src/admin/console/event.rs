@@ -29,7 +29,7 @@ async fn show(context: &Context, frame: &Frame, id: EventId, is_clear: bool) -> 
     }
     let path = format!("/console/events/{id}");
     let kind = if event.event.is_empty() { &event.msg_type } else { &event.event };
-    let openid = if is_clear { event.from.clone() } else { hashed(&event.from) };
+    let openid = if is_clear || frame.is_viewer() { event.from.clone() } else { hashed(&event.from) };
     let body = html! {
         h1 { (text(kind)) " " small { (id.to_string()) } }
         dl {
@@ -112,11 +112,16 @@ pub(super) async fn act(context: Context, mut request: Request) -> Result<Respon
     let (frame, form) = (Frame::of(&request), Form::of(&request));
     let who = frame.caller.as_ref().map(|caller| &*caller.name);
     let (action, target) = (form.get("action"), Some(form.get("target")).filter(|target| !target.is_empty()));
-    tracing::info!(who, action, event = %id, target, "operator action");
+    let note = |action| tracing::info!(who, action, event = %id, target, "operator action");
     match action {
-        "show" => show(&context, &frame, id, true).await,
+        "show" => {
+            let page = show(&context, &frame, id, true).await?;
+            note("show");
+            Ok(page)
+        }
         "replay" => {
             let count = replay_event(&context, id, target).await?;
+            note("replay");
             let text = format!("{} {count}", frame.say("Deliveries that wait again:", "重新进入待投递的条数："));
             Ok(frame.result(&format!("/console/events/{id}"), &text))
         }

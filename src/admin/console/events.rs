@@ -8,7 +8,7 @@ use maud::{Markup, html};
 
 use super::frame::{Frame, percent, target_path, text, time};
 use super::see_other;
-use crate::admin::caller::hide_sender;
+use crate::admin::caller::{hashed, hide_sender};
 use crate::admin::events::{Filters, find};
 use crate::admin::{Context, Error, EventPage, endpoint};
 use crate::clock::UnixMillis;
@@ -45,6 +45,7 @@ pub(super) async fn page(context: Context, request: Request) -> Result<Response,
     };
     let title = frame.say("Events", "事件");
     let found = match filters.parse(UnixMillis::now()) {
+        Ok(filter) if filter.from.is_some() && frame.is_viewer() => Err(Error::Viewer),
         Ok(filter) => find(&context, filter).await,
         Err(error) => Err(error),
     };
@@ -117,7 +118,7 @@ fn list(frame: &Frame, page: &EventPage) -> Markup {
                         td { a href={ (PATH) "/" (id) } { (id) } }
                         td { (text(if event.event.is_empty() { &event.msg_type } else { &event.event })) }
                         td { (text(&event.account)) }
-                        td { (text(&crate::admin::caller::hashed(&event.from))) }
+                        td { (text(&if frame.is_viewer() { event.from.clone() } else { hashed(&event.from) })) }
                         td { @for delivery in &event.deliveries {
                             a href=(target_path(&delivery.target)) { (text(&delivery.target)) } " " (delivery.state.name()) " "
                         } }

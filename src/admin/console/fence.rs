@@ -66,8 +66,12 @@ impl Fence {
     }
 
     /// Whether `Host` names this host in a way that no other name can be made to lead to: an address is no name.
+    /// Without a token only a loopback name will do, as for the API.
     fn is_our_host(&self, headers: &HeaderMap) -> bool {
         let Some(host) = guard::text(headers, &header::HOST) else { return false };
+        if self.users().is_empty() {
+            return guard::is_loopback(host);
+        }
         let Ok(authority) = host.parse::<http::uri::Authority>() else { return false };
         let name = authority.host().trim_start_matches('[').trim_end_matches(']');
         name.parse::<IpAddr>().is_ok()

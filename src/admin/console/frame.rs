@@ -7,6 +7,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::fence::FormToken;
 use super::session::cookie;
+use super::{SCRIPT, STYLE, version};
 use crate::admin::caller::Caller;
 use crate::clock::UnixMillis;
 use crate::escape;
@@ -137,7 +138,6 @@ impl Frame {
 
     pub(super) fn page(&self, title: &str, body: &Markup) -> Response {
         let title: String = escape::line(title).chars().take(TITLE).collect();
-        let version = env!("CARGO_PKG_VERSION");
         let back = percent(&self.path);
         let language = if self.is_chinese { "zh-CN" } else { "en" };
         let (other, other_name) = if self.is_chinese { ("en", "English") } else { ("zh", "中文") };
@@ -148,8 +148,8 @@ impl Frame {
                     meta charset="utf-8";
                     meta name="viewport" content="width=device-width, initial-scale=1";
                     title { (title) " - wxrelay" }
-                    link rel="stylesheet" href={ "/console/style.css?v=" (version) };
-                    @if self.caller.is_some() { script type="module" src={ "/console/app.js?v=" (version) } {} }
+                    link rel="stylesheet" href={ "/console/style.css" (version(STYLE)) };
+                    @if self.caller.is_some() { script type="module" src={ "/console/app.js" (version(SCRIPT)) } {} }
                 }
                 body {
                     a.skip href="#main" { (self.say("Skip to the content", "跳到正文")) }

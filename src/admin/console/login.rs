@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
 use maud::html;
 
@@ -15,18 +15,22 @@ use crate::admin::{Context, Error, endpoint, guard};
 
 pub(super) async fn page(_: Context, request: Request) -> Result<Response, Error> {
     let query: BTreeMap<String, String> = endpoint::query(&request).unwrap_or_default();
-    Ok(login_page(&request, query.get("next").map_or("", String::as_str), false))
+    Ok(login_page(&request, query.get("next").map_or("", String::as_str), None))
 }
 
-fn login_page(request: &Request, next: &str, is_wrong: bool) -> Response {
+fn login_page(request: &Request, next: &str, refused: Option<&Error>) -> Response {
     let frame = Frame::bare(request);
     let title = frame.say("Log in", "登录");
-    frame.page(
+    let why = refused.map(|error| match error {
+        Error::Token => frame.say("This token is not known.", "令牌不正确。"),
+        _ => frame.say("Too many wrong tokens. Wait a minute.", "错误令牌太多，请一分钟后再试。"),
+    });
+    let mut page = frame.page(
         title,
         &html! {
             form #login method="post" action="/console/login" {
                 h1 { (title) }
-                @if is_wrong { p role="alert" { (frame.say("This token is not known.", "令牌不正确。")) } }
+                @if let Some(why) = why { p role="alert" { (why) } }
                 (frame.form_token())
                 input type="hidden" name="next" value=(next);
                 label for="token" { (frame.say("Token", "令牌")) }
@@ -34,7 +38,11 @@ fn login_page(request: &Request, next: &str, is_wrong: bool) -> Response {
                 button { (title) }
             }
         },
-    )
+    );
+    if let Some(error) = refused {
+        *page.status_mut() = error.status();
+    }
+    page
 }
 
 pub(super) async fn login(_: Context, request: Request) -> Result<Response, Error> {
@@ -42,12 +50,7 @@ pub(super) async fn login(_: Context, request: Request) -> Result<Response, Erro
     let form = Form::of(&request);
     let user = match fence.access.login(guard::peer_of(&request), form.get("token").trim()).await {
         Ok(user) => user,
-        Err(Error::Token) => {
-            let mut page = login_page(&request, form.get("next"), true);
-            *page.status_mut() = StatusCode::UNAUTHORIZED;
-            return Ok(page);
-        }
-        Err(error) => return Err(error),
+        Err(error) => return Ok(login_page(&request, form.get("next"), Some(&error))),
     };
     let next =
         Some(form.get("next")).filter(|next| next.starts_with("/console/") && !next.contains(['\\', '\r', '\n']));

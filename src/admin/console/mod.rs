@@ -38,7 +38,7 @@ use axum::routing::get;
 use super::admission::{self, Admission};
 use super::endpoint::{Endpoint, Work, endpoint};
 use super::guard::AccessControl;
-use super::{API_SLOTS, Context, DEADLINE, Error};
+use super::{ACTION_DEADLINE, API_SLOTS, API_WAITING, Context, Error};
 
 use fence::Fence;
 use frame::Frame;
@@ -56,8 +56,11 @@ const SCRIPT: &str = include_str!("app.js");
 const STYLE: &str = include_str!("style.css");
 
 /// The routes under `/console/`, and `/`, which leads there.
-pub(super) fn routes(api: Admission, access: &AccessControl, hosts: &[String]) -> Router<Context> {
+pub(super) fn routes(access: &AccessControl, hosts: &[String]) -> Router<Context> {
     let fence = Fence::new(access.clone(), hosts);
+    // Of its own, outside the fence, which reads forms: whoever sends none uses up no slot of the API.
+    let admission = Admission::new(API_SLOTS, API_WAITING, ACTION_DEADLINE);
+    let admission = || middleware::from_fn_with_state(admission.clone(), admission::admit);
     let pages = Router::new()
         .route("/console/", get(shown!(now::page)))
         .route("/console/targets/{name}", get(shown!(target::page)).post(shown!(target::act)))
@@ -68,18 +71,20 @@ pub(super) fn routes(api: Admission, access: &AccessControl, hosts: &[String]) -
         .route("/console/tail", get(endpoint!(live::tail)))
         .route("/console/logout", get(shown!(login::page)).post(shown!(login::logout)))
         .route("/console/look", get(shown!(look::set)))
-        .route_layer(middleware::from_fn_with_state(api, admission::admit))
-        .route_layer(middleware::from_fn_with_state(fence.clone(), fence::admit));
+        .route_layer(middleware::from_fn_with_state(fence.clone(), fence::admit))
+        .route_layer(admission());
     let login = Router::new()
         .route("/console/login", get(shown!(login::page)).post(shown!(login::login)))
-        .route_layer(middleware::from_fn_with_state(Admission::new(API_SLOTS, API_SLOTS, DEADLINE), admission::admit))
-        .route_layer(middleware::from_fn_with_state(fence.clone(), fence::admit_to_login));
+        .route_layer(middleware::from_fn_with_state(fence, fence::admit_to_login))
+        .route_layer(admission());
     pages
         .merge(login)
         .route("/", get(endpoint!(lead)))
         .route("/console", get(endpoint!(lead)))
         .route("/console/app.js", get(endpoint!(script)))
         .route("/console/style.css", get(endpoint!(style)))
+        // Browsers ask for it by themselves, and complain of anything but success.
+        .route("/favicon.ico", get(endpoint!(no_icon)))
         .layer(middleware::map_response(harden))
 }
 
@@ -93,6 +98,10 @@ async fn lead(_: Context, _: Request) -> Result<Response, Error> {
     Ok(see_other("/console/"))
 }
 
+async fn no_icon(_: Context, _: Request) -> Result<Response, Error> {
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
 async fn script(_: Context, _: Request) -> Result<Response, Error> {
     Ok(asset("text/javascript; charset=utf-8", SCRIPT))
 }
@@ -101,7 +110,12 @@ async fn style(_: Context, _: Request) -> Result<Response, Error> {
     Ok(asset("text/css; charset=utf-8", STYLE))
 }
 
-/// A file of this release: pages name it with the release's version.
+/// The query by which pages name a file: another one for other content.
+fn version(file: &str) -> String {
+    format!("?v={:08x}", crc32fast::hash(file.as_bytes()))
+}
+
+/// A file that browsers keep.
 fn asset(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind), (header::CACHE_CONTROL, "public, max-age=31536000, immutable")], text)
         .into_response()
