@@ -9,12 +9,13 @@
 //! | 3 | [`server`], [`admin`], [`push`], [`dispatcher`] | HTTP in; health, metrics, API; the push pipeline; delivery |
 //! | 3 | [`otlp`], [`login`] | spans to a collector; login callbacks and verification files |
 //! | 2 | [`queue`], [`deliver`], [`tail`] | the durable store; HTTP out; activity for watchers |
-//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`host`], [`trace`], [`trust`] | pure: protocol, event, routing, schedule, trace, certificates |
+//! | 1 | [`wechat`], [`event`], [`route`], [`backoff`], [`host`], [`trace`], [`trust`], [`alarm`] | pure: protocol, event, routing, schedule, trace, certificates, alarms |
 //! | 0 | [`secret`], [`escape`], [`bounded_file`], [`certificate`], [`clock`], [`metrics`], [`telemetry`], [`tuning`] | foundation |
 //!
 //! To learn the structure, read [`push`], then [`dispatcher`], then [`app`].
 
 pub mod admin;
+pub mod alarm;
 pub mod app;
 pub mod backoff;
 pub mod bounded_file;

@@ -7,8 +7,10 @@ use serde::Deserialize;
 use super::caller::{Caller, hide_personal, hide_sender};
 use super::endpoint::{json, parameter, query};
 use super::{Context, Error, EventPage};
+use crate::alarm::Alarm;
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::queue::view::EventSummary;
 use crate::queue::{self, EventFilter};
 
 const LIMIT: usize = 50;
@@ -28,14 +30,33 @@ pub(super) struct Filters {
     pub(super) limit: Option<usize>,
     /// The `cursor` of the previous page.
     pub(super) cursor: Option<String>,
+    /// What an operator looks for: see [`Search`].
+    pub(super) q: Option<String>,
+}
+
+/// What the text of a search box stands for.
+enum Search {
+    Event(EventId),
+    /// A line of WeChat's alarm, or a user alone.
+    Alarm(Alarm),
 }
 
 pub(super) async fn list(context: Context, request: Request) -> Result<Response, Error> {
-    let (is_viewer, filter) = (Caller::of(&request).is_viewer(), query::<Filters>(&request)?.parse(UnixMillis::now())?);
-    if is_viewer && filter.from.is_some() {
+    let is_viewer = Caller::of(&request).is_viewer();
+    let mut filters = query::<Filters>(&request)?;
+    let search = filters.q.take().map(|text| Search::of(&text));
+    let mut filter = filters.parse(UnixMillis::now())?;
+    if is_viewer && (filter.from.is_some() || search.as_ref().is_some_and(|search| !matches!(search, Search::Event(_)))) {
         return Err(Error::Viewer);
     }
+    if search.as_ref().is_some_and(|search| !search.narrow(&mut filter)) {
+        return json(&EventPage { events: Vec::new(), cursor: None });
+    }
     let mut page = find(&context, filter).await?;
+    if let Some(search) = &search {
+        page.events.retain(|event| search.is_for(event));
+        page.cursor.take_if(|_| matches!(search, Search::Event(_)));
+    }
     if is_viewer {
         page.events.iter_mut().for_each(hide_sender);
     }
@@ -52,6 +73,56 @@ pub(super) async fn find(context: &Context, mut filter: EventFilter) -> Result<E
     events.truncate(page);
     let cursor = events.last().filter(|_| more).map(|last| last.id.to_string());
     Ok(EventPage { events, cursor })
+}
+
+impl Search {
+    /// An event's id, an alarm that names a user or a time, or else an OpenID.
+    fn of(text: &str) -> Self {
+        let text = text.trim();
+        if let Ok(id) = text.parse() {
+            return Self::Event(id);
+        }
+        let alarm = Alarm::parse(text);
+        Self::Alarm(match alarm.names_a_push() {
+            true => alarm,
+            false => Alarm { openid: Some(text.to_owned()), ..Alarm::default() },
+        })
+    }
+
+    /// Narrows a filter to what the store can find; `false` if nothing can match both.
+    fn narrow(&self, filter: &mut EventFilter) -> bool {
+        let (from, window) = match self {
+            Self::Event(id) if id.0 >= i64::MAX.cast_unsigned() => return false,
+            Self::Event(id) => (None, Some((id.moment(), UnixMillis(id.moment().0 + 1)))),
+            Self::Alarm(alarm) => (alarm.openid.as_ref(), alarm.window()),
+        };
+        if let Self::Event(id) = self {
+            // The first of the page is then that event, if it is there.
+            let behind = EventId(id.0 + 1);
+            filter.before = Some(filter.before.map_or(behind, |before| before.min(behind)));
+            filter.limit = 1;
+        }
+        if let Some((since, until)) = window {
+            filter.since = Some(filter.since.map_or(since, |given| given.max(since)));
+            filter.until = Some(filter.until.map_or(until, |given| given.min(until)));
+        }
+        match (from, &filter.from) {
+            (Some(from), Some(given)) => from == given,
+            (Some(from), None) => {
+                filter.from = Some(from.clone());
+                true
+            }
+            (None, _) => true,
+        }
+    }
+
+    /// Whether an event that the store found is meant.
+    fn is_for(&self, event: &EventSummary) -> bool {
+        match self {
+            Self::Event(id) => event.id == *id,
+            Self::Alarm(alarm) => alarm.is_about(&event.msg_type, &event.event, &event.event_key),
+        }
+    }
 }
 
 pub(super) async fn show(context: Context, mut request: Request) -> Result<Response, Error> {

@@ -3,7 +3,6 @@
 //! What a command prints for people or scripts goes to stdout; progress and errors go to stderr.
 
 mod access;
-mod alarm;
 mod api;
 pub mod audit;
 mod changes;

@@ -10,23 +10,19 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::access::{Access, RelayArgs};
-use super::alarm::Alarm;
 use super::api::Api;
 use super::console_paths::ALARMS;
 use super::description::{EventTexts, description};
 use super::output;
 use super::samples;
 use crate::admin::Status;
+use crate::alarm::Alarm;
 use crate::clock::UnixMillis;
 use crate::escape;
 use crate::queue::EventFilter;
 use crate::queue::view::EventDetail;
 use crate::wechat::Message;
 
-/// How far from the stamp a user's push may be: the default `max_skew`.
-const AROUND: Duration = Duration::from_secs(600);
-/// The same if the alarm names no user: WeChat tries for 15 s.
-const CLOSE_AROUND: Duration = Duration::from_secs(30);
 /// The largest difference between CreateTime and the alarm's stamp that counts as the same push: WeChat tries for 15 s.
 const SAME: Duration = Duration::from_secs(30);
 /// The most events that are looked through, and those of them that are fetched one by one.
@@ -168,13 +164,12 @@ impl Source {
     }
 
     fn filter(&self, alarm: &Alarm) -> EventFilter {
-        let around = if alarm.openid.is_some() { AROUND } else { CLOSE_AROUND };
-        let around = i64::try_from(around.as_millis()).unwrap_or(i64::MAX);
+        let (since, until) = alarm.window().unzip();
         EventFilter {
             account: alarm.app_id.as_ref().and_then(|app_id| self.account(app_id)),
             from: alarm.openid.clone(),
-            since: alarm.stamp.map(|stamp| UnixMillis(stamp.0.saturating_sub(around))),
-            until: alarm.stamp.map(|stamp| UnixMillis(stamp.0.saturating_add(around))),
+            since,
+            until,
             limit: LISTED,
             ..EventFilter::default()
         }

@@ -13,7 +13,7 @@ const LAYERS: [(u8, &[&str]); 6] = [
     (4, &["app", "config", "health", "simulation"]),
     (3, &["server", "admin", "push", "login", "dispatcher", "otlp"]),
     (2, &["queue", "deliver", "tail"]),
-    (1, &["wechat", "route", "backoff", "event", "host", "trace", "trust"]),
+    (1, &["wechat", "route", "backoff", "event", "host", "trace", "trust", "alarm"]),
     (0, &["secret", "escape", "bounded_file", "certificate", "clock", "metrics", "telemetry", "tuning"]),
 ];
 

@@ -45,6 +45,48 @@ async fn an_alarm_leads_to_its_event_with_every_attempt() {
 }
 
 #[tokio::test]
+async fn the_api_finds_events_by_id_openid_and_alarm() {
+    let (relay, wechat, _crm) = relay().await;
+    let clear = event("oAlarmed", "CLICK", "menu");
+    let stamp: i64 = element(&clear, "CreateTime").expect("it has one").parse().expect("a number");
+    relay.accept(&wechat, &clear).await;
+    relay.accept(&wechat, &text("oAlarmed", "another")).await;
+    relay.accept(&wechat, &event("oQuiet", "CLICK", "menu")).await;
+    let find = async |query: String| {
+        let page = relay.get(&format!("/api/events?{query}")).await.json();
+        let found = page["events"].as_array().expect("a list");
+        let ids: Vec<_> = found.iter().map(|one| one["id"].as_str().expect("an id").to_owned()).collect();
+        (ids, page["cursor"].clone())
+    };
+    let (all, _) = find(String::new()).await;
+    let [quiet, message, click] = &all[..] else { panic!("{all:?}") };
+    let whole = [click.clone()];
+    let old = stamp - 3600;
+    for (query, expected) in [
+        (format!("q=%20{message}%20"), vec![message]),
+        (format!("q={message}&limit=1&target=crm"), vec![message]),
+        (format!("q={message}&from=oQuiet"), vec![]),
+        (format!("q={message}&cursor={message}"), vec![]),
+        ("q=evt_ffffffffffffffff".to_owned(), vec![]),
+        ("q=oAlarmed".to_owned(), vec![message, click]),
+        ("q=oAlarmed&from=oQuiet".to_owned(), vec![]),
+        ("q=oNobody".to_owned(), vec![]),
+        (format!("q=%5BOpenID=oAlarmed%5D%5BStamp={stamp}%5D%5BEvent=Click%5D"), whole.iter().collect()),
+        (format!("q=%5BStamp={stamp}%5D%5BEvent=Click%5D"), vec![quiet, click]),
+        (format!("q=%5BOpenID=oAlarmed%5D%5BStamp={old}%5D"), vec![]),
+    ] {
+        let (found, cursor) = find(query.clone()).await;
+        assert_eq!(found.iter().collect::<Vec<_>>(), expected, "{query}");
+        assert_eq!(cursor, Value::Null, "{query}");
+    }
+    let alarm = format!("q=%5BOpenID=oAlarmed%5D%5BStamp={stamp}%5D%5BEvent=Click%5D&limit=1");
+    let (none, next) = find(alarm.clone()).await;
+    assert!(none.is_empty(), "the newer message is of another kind: {none:?}");
+    let next = next.as_str().expect("there is another page");
+    assert_eq!(find(format!("{alarm}&cursor={next}")).await, (whole.to_vec(), Value::Null));
+}
+
+#[tokio::test]
 async fn where_nothing_is_found_it_says_what_that_means() {
     let (relay, wechat, _crm) = relay().await;
     let now = element(&text("o1", "now"), "CreateTime").expect("it has one").to_owned();

@@ -11,6 +11,7 @@ use super::see_other;
 use crate::admin::caller::{hashed, hide_sender};
 use crate::admin::events::{Filters, find};
 use crate::admin::{Context, Error, EventPage, endpoint};
+use crate::alarm::Alarm;
 use crate::clock::UnixMillis;
 use crate::escape;
 use crate::event::EventId;
@@ -29,7 +30,14 @@ pub(super) async fn page(context: Context, request: Request) -> Result<Response,
         if sought.parse::<EventId>().is_ok() {
             return Ok(see_other(&format!("{PATH}/{sought}")));
         }
-        return Ok(see_other(&format!("{PATH}?from={}", percent(sought))));
+        // A line of WeChat's alarm names a user, a time, or both; anything else is an OpenID.
+        let alarm = Alarm::parse(sought);
+        let from = if alarm.names_a_push() { alarm.openid.as_deref().unwrap_or_default() } else { sought };
+        let mut path = format!("{PATH}?from={}", percent(from));
+        if let Some((since, until)) = alarm.window() {
+            path = format!("{path}&since={}&until={}", percent(&since.to_string()), percent(&until.to_string()));
+        }
+        return Ok(see_other(&path));
     }
     let given = |key: &str| query.get(key).cloned();
     let filters = Filters {
@@ -40,8 +48,8 @@ pub(super) async fn page(context: Context, request: Request) -> Result<Response,
         state: given("state"),
         since: given("since"),
         until: given("until"),
-        limit: None,
         cursor: given("cursor"),
+        ..Filters::default()
     };
     let title = frame.say("Events", "事件");
     let found = match filters.parse(UnixMillis::now()) {

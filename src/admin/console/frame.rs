@@ -183,7 +183,7 @@ impl Frame {
                 }
                 form.search action="/console/events" role="search" {
                     label for="search" { (self.say("OpenID or event id", "OpenID 或事件 id")) }
-                    input #search name="q" type="search" maxlength="200";
+                    input #search name="q" type="search" maxlength="500";
                     button { (self.say("Find", "查找")) }
                 }
                 span.who {

@@ -3,20 +3,28 @@
 //! WeChat documents no format for alarms, so the parser is lenient: one line or the whole alarm, brackets of any kind
 //! or none, any case, parts in any order or missing.
 
+use std::time::Duration;
+
 use crate::clock::UnixMillis;
+
+/// How far from the stamp a user's push may be: the default `max_skew`.
+const AROUND: Duration = Duration::from_secs(600);
+/// The same if the alarm names no user: WeChat tries for 15 s.
+const CLOSE_AROUND: Duration = Duration::from_secs(30);
 
 /// The parts of an alarm that the text contains.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Alarm {
+pub struct Alarm {
     /// The user whose push failed.
-    pub(super) openid: Option<String>,
+    pub openid: Option<String>,
     /// The time of the push, by WeChat's clock.
-    pub(super) stamp: Option<UnixMillis>,
+    pub stamp: Option<UnixMillis>,
     /// Whether that is the push's own time, not the minutes of the whole alarm.
-    pub(super) is_exact: bool,
+    pub is_exact: bool,
     /// The kind of the push, in the alarm's own spelling: `Click`, `UnSubscribe`, `Scan QRCode`.
-    pub(super) event: Option<String>,
-    pub(super) app_id: Option<String>,
+    pub event: Option<String>,
+    /// The AppID of the account that it is about.
+    pub app_id: Option<String>,
 }
 
 /// The UTC offset of China's time in seconds: dates in alarms have no offset of their own.
@@ -51,7 +59,7 @@ const KINDS: [(&[&str], AlarmKind); 10] = [
 
 impl Alarm {
     /// Parses an alarm, or any part of one. `Stamp` has precedence over the date of the whole alarm.
-    pub(super) fn parse(text: &str) -> Self {
+    pub fn parse(text: &str) -> Self {
         let (mut alarm, mut date) = (Self::default(), None);
         for part in text.split(|c| "[]【】［］〔〕「」\n\r".contains(c)) {
             let Some((key, value)) = part.split_once(['=', '＝', ':', '：']) else { continue };
@@ -104,7 +112,7 @@ impl Alarm {
     }
 
     /// Whether an event with these names can be the one that the alarm is about. An alarm without a kind can be about any.
-    pub(super) fn is_about(&self, msg_type: &str, event: &str, event_key: &str) -> bool {
+    pub fn is_about(&self, msg_type: &str, event: &str, event_key: &str) -> bool {
         let Some(named) = self.event.as_deref().map(letters) else { return true };
         let is_event = msg_type.eq_ignore_ascii_case("event");
         let own = letters(if is_event { event } else { msg_type });
@@ -121,8 +129,15 @@ impl Alarm {
         })
     }
 
+    /// The first moment at which its push may have been received, and the moment after the last; `None` without a stamp.
+    pub fn window(&self) -> Option<(UnixMillis, UnixMillis)> {
+        let around = if self.openid.is_some() { AROUND } else { CLOSE_AROUND };
+        let around = i64::try_from(around.as_millis()).unwrap_or(i64::MAX);
+        self.stamp.map(|stamp| (UnixMillis(stamp.0.saturating_sub(around)), UnixMillis(stamp.0.saturating_add(around))))
+    }
+
     /// Whether it has the user or the time: without either, no event can be found.
-    pub(super) fn names_a_push(&self) -> bool {
+    pub fn names_a_push(&self) -> bool {
         self.openid.is_some() || self.stamp.is_some()
     }
 }
