@@ -17,6 +17,8 @@ cp "$binary" target/package/wxrelay
 for shell in bash zsh fish; do
   "${run[@]}" completions "$shell" >"target/package/completions/wxrelay.$shell"
 done
+# A package has nothing in /usr/local.
+sed 's|/usr/local/lib/wxrelay/|/usr/lib/wxrelay/|' deploy/systemd/wxrelay-notify@.service >target/package/wxrelay-notify@.service
 export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct)}
 deploy/sbom.sh ${target:+"$target"}
 # The variant of a static binary needs no libc. It is stripped already.

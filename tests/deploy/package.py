@@ -18,7 +18,7 @@ sys.path.insert(0, str(HERE.parent))
 from checks import Checks, expect, expect_that  # noqa: E402
 
 COMMANDS = ("serve", "check", "events", "dead", "audit", "healthcheck")
-UNITS = ("wxrelay.service", "wxrelay.socket", "wxrelay-http.socket")
+UNITS = ("wxrelay.service", "wxrelay.socket", "wxrelay-http.socket", "wxrelay-watch.service", "wxrelay-watch.timer")
 
 
 class Package:
@@ -72,6 +72,10 @@ class Package:
         for unit in UNITS:
             shipped = (HERE.parent.parent / "deploy/systemd" / unit).read_text()
             expect((self.root / "usr/lib/systemd/system" / unit).read_text(), shipped, unit)
+        notify = (self.root / "usr/lib/systemd/system/wxrelay-notify@.service").read_text()
+        started = re.search(r"^ExecStart=/(\S+) %i$", notify, re.M).group(1)
+        expect_that(os.access(self.root / started, os.X_OK), f"the script that notifies is at {started}")
+        expect_that((self.root / "usr/share/doc/wxrelay/examples/systemd/notify.conf").exists(), "the drop-in for OnFailure")
         drop_in = self.root / "usr/lib/systemd/system/wxrelay.service.d/older-systemd.conf"
         expect_that("Type=notify\n" in drop_in.read_text(), "the drop-in for Debian 12")
         listed = subprocess.run(["dpkg-deb", "--contents", self.deb], capture_output=True, text=True, check=True).stdout.splitlines()
