@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail, ensure};
 
+use super::client::PushAnswer;
 use super::url::ServerUrl;
 use crate::cli::ConfigArgs;
 use crate::cli::fixable::fixable;
@@ -48,7 +49,7 @@ impl AccountArgs {
     /// The account, with what its configuration says of it.
     pub(super) fn resolve(&self) -> anyhow::Result<SimulatedAccount> {
         if let Some(credentials) = self.given.credentials()? {
-            return Ok(SimulatedAccount { credentials, url: None, routes: None });
+            return Ok(SimulatedAccount { credentials, url: None, routes: None, paths: String::new() });
         }
         let config = self.config.load()?;
         let account = choose(&config.accounts, self.account.as_deref())?;
@@ -60,6 +61,7 @@ impl AccountArgs {
         Ok(SimulatedAccount {
             credentials: account.credentials.clone(),
             url: server_url(listen, tls, &account.path),
+            paths: config.accounts.iter().map(|account| &*account.path).collect::<Vec<_>>().join(", "),
             routes: Some((account.routes.clone(), handlers.collect())),
         })
     }
@@ -72,9 +74,20 @@ pub(super) struct SimulatedAccount {
     pub(super) url: Option<ServerUrl>,
     /// Its routes, and the names of all handlers.
     routes: Option<(route::Table, Vec<Arc<str>>)>,
+    /// The paths of all accounts; empty without a configuration.
+    paths: String,
 }
 
 impl SimulatedAccount {
+    /// What is known of a refusal beyond its status: where a redirect leads, and the paths of the configuration.
+    pub(super) fn of_refusal(&self, answer: &PushAnswer) -> Option<String> {
+        match (answer.status?, &answer.location) {
+            (300..=399, Some(location)) => Some(format!("the Location was {location}")),
+            (404, _) if !self.paths.is_empty() => Some(format!("the configuration has: {}", self.paths)),
+            _ => None,
+        }
+    }
+
     /// What to do if a push has no reply and a handler gave one: where the configuration is known and asks none.
     pub(super) fn missing_reply(&self, clear: &str) -> Option<String> {
         let (routes, handlers) = self.routes.as_ref()?;

@@ -56,6 +56,8 @@ pub struct PushAnswer {
     pub status: Option<u16>,
     /// The body of the last attempt's answer, as received.
     pub body: Vec<u8>,
+    /// The Location header of the last attempt's answer.
+    pub location: Option<String>,
     /// When the last attempt began, after the first did.
     pub started: Duration,
     /// How long the last attempt took.
@@ -144,11 +146,12 @@ fn answer(
     tries: u32,
     judge: impl FnOnce(&RawResponse) -> AnswerVerdict,
 ) -> PushAnswer {
+    let location = result.as_ref().ok().and_then(|response| response.header("location").map(str::to_owned));
     let (verdict, status, body) = match result {
         Ok(response) => (judge(&response), Some(response.status), response.body),
         Err(failure) => (AnswerVerdict::Fault(AnswerError::NoAnswer(failure)), None, Vec::new()),
     };
-    PushAnswer { verdict, status, body, started: Duration::ZERO, took, tries, earlier: Vec::new() }
+    PushAnswer { verdict, status, body, location, started: Duration::ZERO, took, tries, earlier: Vec::new() }
 }
 
 /// The current time and new random bytes, for one signature.

@@ -145,7 +145,7 @@ pub async fn run(args: Args) -> anyhow::Result<ExitCode> {
         ok &= answer.verdict.is_ok();
         let hint = match (&work, &answer.verdict) {
             (SimulatedRequest::Push { clear, .. }, AnswerVerdict::Received) => account.missing_reply(clear),
-            _ => None,
+            _ => account.of_refusal(&answer),
         };
         if args.json {
             writeln!(output::stdout(), "{}", report::line(url, name, openid, &answer))?;

@@ -217,6 +217,7 @@ mod tests {
             verdict,
             status: Some(status),
             body,
+            location: None,
             started,
             took: Duration::from_millis(millis),
             tries: 1,

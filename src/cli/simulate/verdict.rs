@@ -82,6 +82,11 @@ impl AnswerError {
         match self {
             Self::NoAnswer(error) => error.remedy(),
             Self::Sealed(_) => Some("are token, EncodingAESKey and AppID the same on both sides?"),
+            Self::Status(300..=399) => Some("WeChat follows no redirect: enter the final URL in its console"),
+            Self::Status(403) => {
+                Some("are token, EncodingAESKey, mode and AppID the same on both sides, and is the clock right?")
+            }
+            Self::Status(404) => Some("is the path of the URL that of an account?"),
             Self::Status(_)
             | Self::NotEchoed
             | Self::Coded(_)

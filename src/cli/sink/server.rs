@@ -53,7 +53,7 @@ pub struct Options {
     /// The credentials that decrypt pushes in WeChat's own form. With them, a push that cannot be verified or decrypted
     /// is answered 403.
     pub credentials: Option<Credentials>,
-    /// A header that only the relay sends. With it, every other request is answered 404 and not received.
+    /// A header that only the relay sends. With it, every other request is answered 200 with a sentence, and not received.
     pub marker: Option<(HeaderName, HeaderValue)>,
 }
 
@@ -134,8 +134,8 @@ async fn handle(state: &SinkState, request: Request<Incoming>) -> Response<Full<
     if let Some((name, value)) = &state.options.marker
         && head.headers.get(name) != Some(value)
     {
-        let text = "This stand-in takes deliveries of its relay alone.\n".to_owned();
-        return response(StatusCode::NOT_FOUND, Some(("text/plain", text)));
+        let text = "This is a stand-in of the demo. It takes deliveries of its relay alone.\n".to_owned();
+        return response(StatusCode::OK, Some(("text/plain", text)));
     }
     #[expect(clippy::disallowed_methods, reason = "bounded by Limited")]
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else {
