@@ -31,6 +31,7 @@ pub mod health;
 pub mod host;
 pub mod login;
 pub mod metrics;
+pub mod ordered;
 pub mod otlp;
 pub mod push;
 pub mod queue;

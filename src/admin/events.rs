@@ -46,7 +46,8 @@ pub(super) async fn list(context: Context, request: Request) -> Result<Response,
     let mut filters = query::<Filters>(&request)?;
     let search = filters.q.take().map(|text| Search::of(&text));
     let mut filter = filters.parse(UnixMillis::now())?;
-    if is_viewer && (filter.from.is_some() || search.as_ref().is_some_and(|search| !matches!(search, Search::Event(_)))) {
+    if is_viewer && (filter.from.is_some() || search.as_ref().is_some_and(|search| !matches!(search, Search::Event(_))))
+    {
         return Err(Error::Viewer);
     }
     if search.as_ref().is_some_and(|search| !search.narrow(&mut filter)) {

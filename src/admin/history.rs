@@ -334,6 +334,7 @@ pub(super) async fn watch(context: Context) {
         context.history.record(now, context.state.metrics.readings());
         // So that the checks know since when a condition holds.
         super::checks::current(&context).await;
+        context.stats.expire().await;
         let step = i64::try_from(STEP.as_millis()).unwrap_or(i64::MAX);
         let rest = u64::try_from(step - UnixMillis::now().0.rem_euclid(step)).unwrap_or(1000);
         tokio::time::sleep(Duration::from_millis(rest)).await;

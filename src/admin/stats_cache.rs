@@ -102,6 +102,12 @@ impl StatsCache {
         *self.cache.lock().await = Cache::default();
     }
 
+    /// Makes the next request refresh, after a look that nobody asked for: an operator gets what is there now. A refresh
+    /// in progress stays the only one.
+    pub(super) async fn expire(&self) {
+        self.cache.lock().await.last = None;
+    }
+
     /// The free bytes of the store's disk for this user. Runs on a blocking thread, as the disk may hang.
     async fn disk_free(&self) -> Option<u64> {
         let folder = self.folder.clone()?;

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use crate::clock::UnixMillis;
 use crate::config::Config;
 use crate::deliver::{ClientError, Format, SystemRoots, Target, TargetProblem, Upstream};
+use crate::ordered;
 
 #[derive(Debug)]
 pub struct ProbeResult {
@@ -45,7 +46,7 @@ pub async fn probe_targets(config: &Config) -> Vec<ProbeResult> {
         }
     }
     let mut findings = asked.join_all().await;
-    findings.sort_unstable_by_key(|(index, _)| *index);
+    ordered::sort(&mut findings, |one, other| one.0.cmp(&other.0));
     findings.into_iter().map(|(_, finding)| finding).collect()
 }
 

@@ -1,6 +1,5 @@
 //! `wxrelay events replay`: delivers events again.
 
-use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,6 +17,7 @@ use super::output;
 use super::steps::{self, Executor, Step, StepsResult};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::ordered;
 use crate::queue::{Sweep, SweepAction, SweepProgress};
 
 /// The key of the number of replayed deliveries in the API's responses.
@@ -136,7 +136,7 @@ async fn count(access: &Access, sweep: &Sweep, after: Option<EventId>) -> anyhow
         return Ok(api.post("/api/events/replay", Some(&body)).await?[WOULD_REPLAY].as_u64());
     };
     let mut total = 0;
-    for id in BTreeSet::from_iter(events) {
+    for id in ordered::set(events) {
         let mut body = of_one(sweep);
         body["dry_run"] = true.into();
         let answer = api.post(&format!("/api/events/{id}/replay"), Some(&body)).await?;

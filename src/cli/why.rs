@@ -19,8 +19,9 @@ use crate::admin::Status;
 use crate::alarm::Alarm;
 use crate::clock::UnixMillis;
 use crate::escape;
+use crate::ordered;
 use crate::queue::EventFilter;
-use crate::queue::view::EventDetail;
+use crate::queue::view::{EventDetail, EventSummary};
 use crate::wechat::Message;
 
 /// The largest difference between CreateTime and the alarm's stamp that counts as the same push: WeChat tries for 15 s.
@@ -139,10 +140,11 @@ impl Source {
     async fn find(&self, alarm: &Alarm) -> anyhow::Result<Found> {
         let mut candidates = self.access.events(&self.filter(alarm)).await?;
         // Those of the kind first: many others may be nearer.
-        candidates.sort_by_key(|event| {
+        let rank = |event: &EventSummary| {
             let is_about = alarm.is_about(&event.msg_type, &event.event, &event.event_key);
             (!is_about, alarm.stamp.map(|stamp| distance(event.received_at, stamp)))
-        });
+        };
+        ordered::sort(&mut candidates, |one, other| rank(one).cmp(&rank(other)));
         let mut found = Found::default();
         for event in candidates.iter().take(MAX_CANDIDATES) {
             // It may be deleted meanwhile.
@@ -153,7 +155,8 @@ impl Source {
         }
         for events in [&mut found.events, &mut found.near] {
             if let Some(stamp) = alarm.stamp {
-                events.sort_by_key(|event| distance(created(event), stamp));
+                let rank = |event: &EventDetail| distance(created(event), stamp);
+                ordered::sort(events, |one, other| rank(one).cmp(&rank(other)));
             }
             events.truncate(SHOWN);
         }

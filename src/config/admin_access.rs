@@ -11,6 +11,7 @@ use super::key_reader::{KeyReader, LoadContext};
 use super::layers::{Environment, Layers, ParsedLayers, PartialLayers};
 use super::sections;
 use crate::admin;
+use crate::ordered;
 use crate::secret::Secret;
 use crate::server::Listen;
 
@@ -36,7 +37,7 @@ pub fn admin_access(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<AdminAccess, Vec<ConfigError>> {
-    let env: Environment = env.into_iter().map(|(name, text)| (name, text.into())).collect();
+    let env: Environment = ordered::map(env.into_iter().map(|(name, text)| (name, text.into())));
     let PartialLayers { layers, lost, syntax } =
         Layers::read_tables(file, &["admin"], &env).map_err(|error| vec![error])?;
     if let Some(syntax) = syntax.filter(|_| !lost.is_empty()) {

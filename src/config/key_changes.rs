@@ -1,6 +1,6 @@
 //! Which keys differ between two configurations. Known by hashes: no value is kept, and none is shown.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::hash::{BuildHasher as _, Hash, Hasher, RandomState};
 use std::os::unix::fs::MetadataExt as _;
@@ -10,6 +10,7 @@ use figment::value::{Dict, Value};
 
 use super::layers::LOCATION_KEYS;
 use crate::admin::{KeyChange, KeyChangeKind};
+use crate::ordered;
 use crate::secret::Secret;
 
 /// Keyed anew in each process, so that a hash shows nothing of a secret.
@@ -40,7 +41,7 @@ impl KeyHashes {
 
     /// What differs in `new`, by key. An entry of a named table that came or went is one change.
     pub fn changes(&self, new: &Self) -> Vec<KeyChange> {
-        let keys: BTreeSet<_> = self.0.keys().chain(new.0.keys()).collect();
+        let keys = ordered::set(self.0.keys().chain(new.0.keys()));
         let differs = keys.into_iter().filter(|key| self.0.get(*key) != new.0.get(*key));
         let mut changes: BTreeMap<&str, KeyChangeKind> = BTreeMap::new();
         for key in differs {

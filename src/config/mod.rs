@@ -46,6 +46,7 @@ use self::accounts::KnownTargets;
 use self::key_reader::{KeyReader, LoadContext};
 use self::layers::{Environment, Layers, ParsedLayers};
 use crate::dispatcher::TargetSettings;
+use crate::ordered;
 use crate::push::Account;
 use crate::{admin, login, otlp, queue, server, telemetry};
 
@@ -108,7 +109,7 @@ pub fn load(
     env: impl IntoIterator<Item = (String, String)>,
     overrides: &[(&str, &str)],
 ) -> Result<Config, Vec<ConfigError>> {
-    let env: Environment = env.into_iter().map(|(name, text)| (name, text.into())).collect();
+    let env: Environment = ordered::map(env.into_iter().map(|(name, text)| (name, text.into())));
     let layers = Layers::read(file, &env, overrides).map_err(|error| vec![error])?;
     let ParsedLayers { file: sections, errors, damaged } = layers.parse();
     let context = LoadContext::new(&layers, &env, file, errors, damaged);
@@ -117,7 +118,7 @@ pub fn load(
     let shared_sha256 = context.fingerprint();
     let strict = sections::strict(&context.root().at("server"), &sections.server);
     let (mut errors, warnings) = context.finish(strict);
-    errors.sort_by(|one, other| one.key.cmp(&other.key));
+    ordered::sort(&mut errors, |one, other| one.key.cmp(&other.key));
     match config {
         Some(config) if errors.is_empty() => Ok(Config { warnings, strict, keys, shared_sha256, ..config }),
         _ => Err(errors),

@@ -9,6 +9,7 @@ use super::error::{ConfigError, Problem};
 use super::key_reader::{KeyReader, LoadContext};
 use super::layers::{Environment, Layers, ParsedLayers, PartialLayers};
 use super::{Config, file, queue_section, targets};
+use crate::ordered;
 use crate::queue::{self, DeliveryOrder};
 
 /// How long a process that does not know `[accounts]` keeps what retention would delete: until it ends.
@@ -44,7 +45,7 @@ pub fn store_access(
     file: Option<&Path>,
     env: impl IntoIterator<Item = (String, String)>,
 ) -> Result<StoreAccess, Vec<ConfigError>> {
-    let env: Environment = env.into_iter().map(|(name, text)| (name, text.into())).collect();
+    let env: Environment = ordered::map(env.into_iter().map(|(name, text)| (name, text.into())));
     let partial = Layers::read_tables(file, &["queue", "admin", "targets"], &env).map_err(|error| vec![error])?;
     let PartialLayers { layers, lost, syntax } = partial;
     let is_lost = |table: &str| lost.contains(&table);

@@ -115,7 +115,7 @@ fn the_example_names_every_key() {
     let known: Vec<_> = known.collect();
     assert_eq!(known.len(), 22, "one list for each kind of table");
     for key in known.concat() {
-        let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]")];
+        let written = [format!("{key} = "), format!("[{key}"), format!(".{key}]"), format!("# {key}.")];
         assert!(written.iter().any(|text| example.contains(text)), "the example lacks `{key}`");
     }
 }

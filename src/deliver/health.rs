@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use parking_lot::Mutex;
 
 use crate::clock::UnixMillis;
+use crate::ordered;
 
 /// How long failures are counted, in minutes.
 const MINUTES: usize = 60;
@@ -114,7 +115,7 @@ impl TargetHealth {
         let moment = |of: &AtomicI64| Some(of.load(Ordering::Relaxed)).filter(|at| *at != NEVER).map(UnixMillis);
         found.last_success = moment(&self.last_success);
         found.next_due = moment(&self.next_due).filter(|at| *at > now);
-        found.failures.sort_by_key(|one| std::cmp::Reverse(one.last));
+        ordered::sort(&mut found.failures, |one, other| other.last.cmp(&one.last));
         found
     }
 }

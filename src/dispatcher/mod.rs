@@ -31,6 +31,7 @@ use crate::backoff::Schedule;
 use crate::clock::UnixMillis;
 use crate::deliver::{Target, TargetHealth, Upstream};
 use crate::metrics::{Metrics, TargetMetrics};
+use crate::ordered;
 use crate::queue::{self, DeliveryOrder, Queue, Share};
 use crate::tail::Tail;
 use crate::telemetry::OpenIds;
@@ -204,7 +205,7 @@ impl Dispatcher {
         let mut lanes = self.lanes();
         let share = *self.share.lock();
         let policies = policies.into_iter().map(|policy| policy.with_share(share));
-        let named: BTreeMap<_, _> = policies.map(|p| (p.upstream.target().name.clone(), p)).collect();
+        let named = ordered::map(policies.map(|policy| (policy.upstream.target().name.clone(), policy)));
         lanes.retain(|name, lane| {
             let kept = named.contains_key(name);
             if !kept {

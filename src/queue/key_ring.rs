@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::encryption::{DecryptError, EncryptError, EncryptionKey, EncryptionKeys, Fingerprint, SealContext};
 use super::{Error, NewEvent};
 use crate::event::EventId;
+use crate::ordered;
 
 /// The keys that a store names, by number: each the key itself where it is configured, else its fingerprint.
 #[derive(Clone, Default)]
@@ -63,7 +64,7 @@ impl KeyRing {
     /// The keys of these numbers, as far as they are configured.
     pub(super) fn of(named: Vec<(i64, Fingerprint)>, configured: &EncryptionKeys) -> Self {
         let named = named.into_iter();
-        Self(named.map(|(number, print)| (number, configured.find(print).cloned().ok_or(print))).collect())
+        Self(ordered::map(named.map(|(number, print)| (number, configured.find(print).cloned().ok_or(print)))))
     }
 
     /// Whether the store names no key.

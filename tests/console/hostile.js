@@ -1,8 +1,7 @@
 // Hostile texts in every field that a push, a target or a certificate can fill. Two relays get the same events, one with
-// harmless texts: every page of both must have the same shape, and the browser must hear nothing.
+// harmless texts: no page may have an element that harmless texts never make, and the browser must hear nothing.
 'use strict'
 
-const { createHash } = require('node:crypto')
 const { expect, expectThat, until } = require('./checks.js')
 const { eachPage } = require('./pages.js')
 const { withStage } = require('./stage.js')
@@ -52,31 +51,26 @@ async function fill(stage, isHostile) {
   return sent
 }
 
-/** The shape of a page: its tags and the names of their attributes. Marks within a text are not of it. */
-function shape() {
+/** The elements of a page, each with the names of its attributes and what it is in. Marks within a text are none of them. */
+function elements() {
   const marks = new Set(['BDI', 'WBR'])
-  const walk = (node) => {
-    const inner = [...node.children].filter((one) => !marks.has(one.tagName)).map(walk).join('')
+  const found = new Set()
+  const walk = (node, within) => {
     const names = [...node.attributes].map((one) => one.name).sort().join(' ')
-    return `<${node.tagName}${names ? ` ${names}` : ''}>${inner}</>`
+    const path = `${within}<${node.tagName}${names ? ` ${names}` : ''}>`
+    found.add(path)
+    for (const inner of node.children) if (!marks.has(inner.tagName)) walk(inner, path)
   }
-  return walk(document.documentElement)
+  walk(document.documentElement, '')
+  return [...found]
 }
 
-/** Where two shapes part. */
-function parting(one, two) {
-  let at = 0
-  while (at < one.length && one[at] === two[at]) at += 1
-  return `...${one.slice(Math.max(0, at - 120), at + 120)}... and ...${two.slice(Math.max(0, at - 120), at + 120)}...`
-}
-
-/** Every page and every event of a stage by its place: its shape. */
-async function shapes(stage, texts) {
+/** Every page and every event of a stage: its elements. */
+async function pages(stage, texts) {
   const visitor = await stage.visitor()
   const found = new Map()
   const keep = async (name, path) => {
-    const page = await visitor.page.evaluate(shape)
-    found.set(name, { path, page, heard: visitor.heard.splice(0) })
+    found.set(name, { path, page: await visitor.page.evaluate(elements), heard: visitor.heard.splice(0) })
   }
   await eachPage(visitor, ({ name, path }) => keep(name, path))
   await visitor.open('/console/targets/legacy')
@@ -105,19 +99,17 @@ async function compare(binary) {
       const stored = [...accepted[0]].filter((status) => status === 200).length
       expectThat(stored > CORPUS.length * 3, `most hostile pushes are stored: ${stored} of ${accepted[0].length}`)
       const texts = [...CORPUS.keys()]
-      const [found, wanted] = [await shapes(hostile, CORPUS), await shapes(harmless, texts.map(() => 'harmless'))]
+      const [found, wanted] = [await pages(hostile, CORPUS), await pages(harmless, texts.map((index) => `harmless ${index}`))]
+      // How many rows a list has depends on what the targets had time for; what a row is made of does not.
+      const known = new Set([...wanted.values()].flatMap(({ page }) => page))
       const faults = []
       for (const [name, { path, page, heard }] of found) {
         if (heard.length) faults.push(`${path}: ${heard[0]}`)
-        // The lists are compared as wholes only where both relays stored the same.
-        const other = wanted.get(name)
-        if (!other) faults.push(`${name}: only with hostile texts`)
-        else if (other.page !== page) faults.push(`${name} (${path}): ${parting(page, other.page)}`)
+        for (const element of page) if (!known.has(element)) faults.push(`${name} (${path}): ${element}`)
       }
-      expect(faults.slice(0, 4), [], `${faults.length} faults`)
-      expectThat(found.size > 60, `pages: ${found.size}`)
-      const print = createHash('sha256').update([...found.values()].map(({ page }) => page).join('')).digest('hex')
-      return `${found.size} pages, ${stored} of ${accepted[0].length} pushes stored, shape ${print.slice(0, 8)}`
+      expect(faults, [], `${faults.length} faults`)
+      expectThat(found.size > 60 && known.size > 100, `${found.size} pages of ${known.size} elements`)
+      return `${found.size} pages of ${known.size} kinds of elements, ${stored} of ${accepted[0].length} pushes stored`
     }),
   )
 }

@@ -191,7 +191,7 @@ async fn strange_requests(address: &str) {
         "DELETE /x?y=%ff HTTP/1.1\r\nHost: a\r\nwxrelay-event-id: evt_0000000000000001\r\nwxrelay-attempt: 1\r\nConnection: close\r\n\r\n",
     ] {
         let answer = http::exchange(address, request.as_bytes()).await;
-        assert_eq!(answer.status, 404, "{answer:?}");
+        assert_eq!(answer.status, 200, "{answer:?}");
     }
     let mut half = http::Connection::open(address).await.expect("it listens");
     half.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\nhalf").await.expect("it reads");

@@ -14,7 +14,7 @@ const LAYERS: [(u8, &[&str]); 6] = [
     (3, &["server", "admin", "push", "login", "dispatcher", "otlp"]),
     (2, &["queue", "deliver", "tail"]),
     (1, &["wechat", "route", "backoff", "event", "host", "trace", "trust", "alarm"]),
-    (0, &["secret", "escape", "bounded_file", "certificate", "clock", "metrics", "telemetry", "tuning"]),
+    (0, &["secret", "escape", "bounded_file", "certificate", "clock", "metrics", "ordered", "telemetry", "tuning"]),
 ];
 
 /// Whether a module may name another one of its own layer: not in layers 3, 2 and 0, but `admin` uses the type of a

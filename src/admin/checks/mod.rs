@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use super::{Context, Error, endpoint};
 use crate::clock::UnixMillis;
+use crate::ordered;
 
 use judge::{Facts, TargetFact, judge};
 pub(super) use rules::{Rule, Unit};
@@ -119,7 +120,7 @@ pub(super) async fn current(context: &Context) -> Vec<Check> {
     };
     let mut found = judge(&facts);
     context.since.note(&mut found, now);
-    found.sort_by_key(|check| !check.rule.is_page);
+    ordered::sort(&mut found, |one, other| other.rule.is_page.cmp(&one.rule.is_page));
     found
 }
 

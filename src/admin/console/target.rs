@@ -177,7 +177,7 @@ pub(super) async fn act(context: Context, mut request: Request) -> Result<Respon
         "probe" => {
             let found = probe(&context, &name).await?;
             let took = found.took.map_or_else(String::new, |took| format!(" ({} ms)", took.as_millis()));
-            let remedy = found.remedy.as_deref().map_or_else(String::new, |remedy| format!(": {remedy}"));
+            let remedy = found.remedy.map_or_else(String::new, |remedy| format!(": {remedy}"));
             format!("{}{took}{remedy}", found.text)
         }
         "drop-pending" | "redirect" if !is_sure => {

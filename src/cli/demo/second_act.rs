@@ -80,7 +80,9 @@ impl DemoRun {
         let program = std::env::args().next().filter(|path| path.len() <= PROGRAM);
         let program = program.unwrap_or_else(|| "wxrelay".to_owned());
         let folder = self.environment.folder.path().display();
-        self.print_line("\nIt keeps running. In another terminal:", Color::Bold)?;
+        self.print_line("\nIt keeps running. In a browser:", Color::Bold)?;
+        self.print(&format!("\n  http://{}/console/", self.environment.app.admin_address()))?;
+        self.print_line("\nIn another terminal:", Color::Bold)?;
         self.print(&format!(
             "\n  export WXRELAY_CONFIG={folder}/config.toml\n  \
              {program} top\n  {program} events tail\n  {program} simulate text hello"

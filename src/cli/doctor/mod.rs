@@ -47,6 +47,7 @@ use super::ConfigArgs;
 use super::console_paths::SERVER_SETTINGS;
 use super::output;
 use crate::config::Config;
+use crate::ordered;
 use crate::queue::{self, Engine};
 
 /// WeChat's timeout.
@@ -179,7 +180,7 @@ async fn join_ordered<T: Send + 'static>(
         running.spawn(async move { (index, future.await) });
     }
     let mut results = running.join_all().await;
-    results.sort_unstable_by_key(|(index, _)| *index);
+    ordered::sort(&mut results, |one, other| one.0.cmp(&other.0));
     results.into_iter().map(|(_, result)| result).collect()
 }
 

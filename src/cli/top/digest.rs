@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::cli::samples;
+use crate::ordered;
 
 /// The sums over all label sets that a frame does not tell apart.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -99,7 +100,7 @@ impl Histogram {
                 None => buckets.push((bound, sample.value)),
             }
         }
-        buckets.sort_by(|one, other| one.0.total_cmp(&other.0));
+        ordered::sort(&mut buckets, |one: &(f64, f64), other| one.0.total_cmp(&other.0));
         Self(buckets)
     }
 

@@ -11,6 +11,7 @@ use crate::admin::{AccountOverview, Status, TargetOverview};
 use crate::cli::display::{self, Color, Column, StyledLine, Table, span, state_color, target_color, trouble};
 use crate::cli::{checks, samples};
 use crate::clock::UnixMillis;
+use crate::ordered;
 use crate::queue::view::EventSummary;
 
 /// How long a delivery may wait before that is trouble, in seconds.
@@ -150,7 +151,7 @@ impl Frame<'_> {
             let pushes = self.now.digest.pushes.get(name).unwrap_or(&none);
             let rate = self.rate(|digest| digest.pushes.get(name).map_or(0.0, Pushes::total));
             let mut reasons: Vec<_> = pushes.refused.iter().filter(|(_, count)| **count > 0.0).collect();
-            reasons.sort_by(|one, other| other.1.total_cmp(one.1));
+            ordered::sort(&mut reasons, |one: &(&String, &f64), other| other.1.total_cmp(one.1));
             let reasons: Vec<_> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
             table.push(vec![
                 name.as_str().into(),
@@ -180,7 +181,7 @@ impl Frame<'_> {
             Column::number("EXPIRED"),
         ];
         let mut rows: Vec<TargetRow<'_>> = self.now.targets.iter().map(|target| self.row(target)).collect();
-        rows.sort_by(|one, other| one.compare(other, sort));
+        ordered::sort(&mut rows, |one, other| one.compare(other, sort));
         let mut table = Table::new(&COLUMNS);
         for TargetRow { target, state, done, failed, waits } in rows {
             let counts = target.counts;

@@ -20,6 +20,7 @@ use super::values::{event_id, id_of, state_of};
 use super::{deep, keys, schema};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::ordered;
 use crate::queue::columns::ColumnReader;
 use crate::queue::encryption::{EncryptionKeys, SealContext};
 use crate::queue::key_ring::{EncryptionStatus, KeyRing};
@@ -316,7 +317,8 @@ pub(super) fn read_replicas(rows: &[Row]) -> Result<Vec<Replica>, Failure> {
 pub(super) async fn paused(session: &PinnedSession) -> Result<BTreeSet<String>, Error> {
     read!(session, SHORT, |snapshot| {
         let rows = snapshot.query("SELECT name FROM target WHERE paused", &[]).await?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        let names = rows.iter().map(|row| Ok(row.try_get(0)?)).collect::<Result<Vec<String>, Failure>>()?;
+        Ok(ordered::set(names))
     })
 }
 

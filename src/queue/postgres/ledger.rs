@@ -14,6 +14,7 @@ use super::session::{Snapshot, Value};
 use super::values::{event_id, id_of, state_of};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::ordered;
 use crate::queue::view::{Audit, Counts, ReplyCounts, ReplyDetail, Stats, TargetCounts, TargetStats};
 use crate::queue::{DeliveryState, ReplyState};
 
@@ -96,7 +97,7 @@ impl OldestPending {
         let began = Instant::now();
         let rows = snapshot.query(OLDEST_HELD, &[]).await?;
         self.pace.note(began.elapsed());
-        rows.iter().map(|row| Ok((row.try_get(0)?, event_id(row.try_get(1)?)))).collect()
+        ordered::try_map(rows.iter().map(|row| Ok((row.try_get(0)?, event_id(row.try_get(1)?)))))
     }
 }
 
@@ -197,7 +198,7 @@ async fn tally(snapshot: &Snapshot<'_>) -> Result<Tally, Failure> {
 async fn held_by_account(snapshot: &Snapshot<'_>) -> Result<BTreeMap<String, u64>, Failure> {
     let held = "SELECT account, count(*) FROM held_reply WHERE expires_at IS NOT NULL AND state = 2 GROUP BY account";
     let rows = snapshot.query(held, &[]).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, count(row, 1)?))).collect()
+    ordered::try_map(rows.iter().map(|row| Ok((row.try_get(0)?, count(row, 1)?))))
 }
 
 /// The given replies of each state. Those of no event or of an unknown state add to `unaccounted`.

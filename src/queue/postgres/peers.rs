@@ -23,6 +23,7 @@ use super::session::{Session, Value};
 use super::settings::Address;
 use super::values::{event_id, id_of};
 use crate::event::EventId;
+use crate::ordered;
 use crate::queue::replicas::{SILENT, mark_same};
 use crate::queue::{Error, Replica, ReplicaFacts, Seen};
 
@@ -108,7 +109,7 @@ impl Peers {
     /// The live replicas, this one with what it would tell now.
     fn note_replicas(&self, mut replicas: Vec<Replica>) {
         mark_same(&mut replicas);
-        replicas.sort_unstable_by(|one, other| (&one.name, one.incarnation).cmp(&(&other.name, other.incarnation)));
+        ordered::sort(&mut replicas, |one, other| (&one.name, one.incarnation).cmp(&(&other.name, other.incarnation)));
         let others: Vec<_> = replicas.iter().filter(|replica| replica.live && !replica.same_config).collect();
         let mut known = self.known.lock();
         match known.drift.note(!others.is_empty(), Instant::now()) {

@@ -13,6 +13,7 @@ use super::key_table;
 use super::selection::IS_ABOUT;
 use super::{files, ledger, schema};
 use crate::event::EventId;
+use crate::ordered;
 use crate::queue::columns::ColumnReader;
 use crate::queue::encryption::{EncryptionKeys, SealContext};
 use crate::queue::key_ring::{EncryptionStatus, KeyRing};
@@ -207,7 +208,8 @@ impl SqliteReader {
     /// If the store cannot be read.
     pub(in crate::queue) fn paused(&self) -> Result<BTreeSet<String>, Error> {
         let mut find = self.connection.prepare("SELECT name FROM target WHERE paused")?;
-        Ok(find.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<_>>()?)
+        let names = find.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<_>>>()?;
+        Ok(ordered::set(names))
     }
 
     /// One event with its text, deliveries and every attempt.

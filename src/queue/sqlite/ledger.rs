@@ -6,6 +6,7 @@ use rusqlite::{Connection, OptionalExtension as _};
 
 use super::inspect::count;
 use crate::event::EventId;
+use crate::ordered;
 use crate::queue::ReplyState;
 use crate::queue::view::{ReplyCounts, ReplyDetail};
 
@@ -15,7 +16,7 @@ pub(super) fn held_by_account(connection: &Connection) -> rusqlite::Result<BTree
         "SELECT account, count(*) FROM held_reply INDEXED BY held_reply_user \
           WHERE expires_at IS NOT NULL AND state = 2 GROUP BY account",
     )?;
-    find.query_map([], |row| Ok((row.get(0)?, count(row, 1)?)))?.collect()
+    ordered::try_map(find.query_map([], |row| Ok((row.get(0)?, count(row, 1)?)))?)
 }
 
 /// The given replies of each state. Those of no event or of an unknown state add to `unaccounted`.

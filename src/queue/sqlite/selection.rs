@@ -2,7 +2,6 @@
 //!
 //! One search reads a limited number of rows, so that it is short also where few of many rows match.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use rusqlite::types::Value;
@@ -11,6 +10,7 @@ use rusqlite::{Connection, OptionalExtension, params_from_iter};
 use super::inspect::{LAST_ID, SqliteReader};
 use crate::clock::UnixMillis;
 use crate::event::EventId;
+use crate::ordered;
 use crate::queue::{DeliveryState, Error, EventFilter, Sweep, SweepAction};
 
 /// Events changed in one transaction: few enough not to delay a push.
@@ -100,7 +100,7 @@ impl SqliteReader {
     pub(in crate::queue) fn count(&self, sweep: &Sweep, after: Option<EventId>) -> Result<u64, Error> {
         let after = after.unwrap_or(EventId(0));
         let Some(events) = &sweep.events else { return self.count_in(sweep, after, LAST_ID) };
-        let events: BTreeSet<_> = events.iter().filter(|event| **event > after && **event < LAST_ID).collect();
+        let events = ordered::set(events.iter().filter(|event| **event > after && **event < LAST_ID));
         events.into_iter().map(|event| self.count_in(sweep, EventId(event.0 - 1), EventId(event.0 + 1))).sum()
     }
 

@@ -14,6 +14,7 @@ use super::record;
 use super::stage::Stage;
 use crate::clock::UnixMillis;
 use crate::event::{ContentKey, Event, EventId};
+use crate::ordered;
 use crate::queue::checksum::{self, Checksum};
 use crate::queue::encryption::{DecryptError, EncryptionKeys, Fingerprint, SealContext};
 use crate::queue::key_ring::KeyRing;
@@ -77,7 +78,7 @@ impl EventReader {
         drop(find);
         let mut find = stage.connection.prepare("SELECT no, name FROM target")?;
         let targets = find.query_map([], |row| Ok((row.get(0)?, row.get::<_, String>(1)?.into())))?;
-        let targets = targets.collect::<rusqlite::Result<_>>()?;
+        let targets = ordered::try_map(targets)?;
         drop(find);
         Ok(Self { pages, stage, keys, targets, needs_key: false })
     }
