@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::{env, fs};
+use std::{env, fs, io};
 
 /// The flags, for optimised builds on Linux with glibc.
 const FLAGS: [&str; 2] = [
@@ -16,20 +16,21 @@ const FLAGS: [&str; 2] = [
 /// The description of the admin API, which is compiled in without the blanks between its parts: a third less.
 const OPENAPI: &str = "src/admin/openapi.json";
 
-fn main() {
+fn main() -> io::Result<()> {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed={OPENAPI}");
-    let openapi = fs::read_to_string(OPENAPI).expect("the description of the API is there");
+    let openapi = fs::read_to_string(OPENAPI)?;
     let compact = PathBuf::from(variable("OUT_DIR")).join("openapi.json");
-    fs::write(compact, without_blanks(&openapi)).expect("OUT_DIR can be written");
+    fs::write(compact, without_blanks(&openapi))?;
     // Also "release" for each profile that inherits it.
     let is_optimised = variable("PROFILE") == "release";
     if !is_optimised || variable("CARGO_CFG_TARGET_OS") != "linux" || variable("CARGO_CFG_TARGET_ENV") != "gnu" {
-        return;
+        return Ok(());
     }
     for flag in FLAGS.into_iter().filter(|flag| linker_takes(flag)) {
         println!("cargo::rustc-link-arg-bins={flag}");
     }
+    Ok(())
 }
 
 /// JSON without the blanks outside of its texts.
