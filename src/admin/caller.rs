@@ -13,12 +13,12 @@ use crate::telemetry::{self, OpenIds};
 
 /// The name of the holder of `admin.token`.
 pub const ADMIN: &str = "admin";
-/// The name of whoever sends a request where no token is needed.
+/// The name of every caller where no token is needed.
 const LOCAL: &str = "this machine";
 
 /// What a user may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum UserRole {
     /// Everything.
     Operator,
     /// Read, but no OpenID, text, answer or reply.
@@ -30,25 +30,25 @@ pub enum Role {
 pub struct User {
     pub name: Arc<str>,
     pub token: Secret,
-    pub role: Role,
+    pub role: UserRole,
 }
 
 /// Who sent a request.
 #[derive(Clone)]
 pub(super) struct Caller {
     pub(super) name: Arc<str>,
-    pub(super) role: Role,
+    pub(super) role: UserRole,
 }
 
 impl Caller {
-    /// Whoever uses this machine: there is no token.
+    /// Every user of this machine: there is no token.
     pub(super) fn local() -> Self {
-        Self { name: LOCAL.into(), role: Role::Operator }
+        Self { name: LOCAL.into(), role: UserRole::Operator }
     }
 
     /// The caller that the guard found; without one nothing personal is shown.
     pub(super) fn of(request: &Request) -> Self {
-        request.extensions().get().cloned().unwrap_or(Self { name: LOCAL.into(), role: Role::Viewer })
+        request.extensions().get().cloned().unwrap_or(Self { name: LOCAL.into(), role: UserRole::Viewer })
     }
 
     pub(super) fn is_local(&self) -> bool {
@@ -56,15 +56,15 @@ impl Caller {
     }
 
     pub(super) fn is_viewer(&self) -> bool {
-        self.role == Role::Viewer
+        self.role == UserRole::Viewer
     }
 }
 
 pub(super) async fn me(_: Context, request: Request) -> Result<Response, Error> {
     let Caller { name, role } = Caller::of(&request);
     let role = match role {
-        Role::Operator => "operator",
-        Role::Viewer => "viewer",
+        UserRole::Operator => "operator",
+        UserRole::Viewer => "viewer",
     };
     endpoint::json(&json!({ "name": &*name, "role": role }))
 }

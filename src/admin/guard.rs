@@ -13,7 +13,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
-use super::caller::{ADMIN, Caller, Role, User};
+use super::caller::{ADMIN, Caller, User, UserRole};
 use super::failures::TokenFailures;
 use super::{Error, Settings};
 use crate::server::Peer;
@@ -27,8 +27,11 @@ pub(super) struct AccessControl {
 
 impl AccessControl {
     pub(super) fn new(settings: &Settings) -> Self {
-        let admin =
-            settings.token.iter().map(|token| User { name: ADMIN.into(), token: token.clone(), role: Role::Operator });
+        let admin = settings.token.iter().map(|token| User {
+            name: ADMIN.into(),
+            token: token.clone(),
+            role: UserRole::Operator,
+        });
         let users = admin.chain(settings.users.iter().cloned()).collect();
         Self { users, failures: Arc::new(TokenFailures::new()) }
     }

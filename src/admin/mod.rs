@@ -87,7 +87,7 @@ use crate::secret::Secret;
 use crate::server::Listen;
 use crate::tail::Tail;
 
-pub use caller::{ADMIN, Role, User};
+pub use caller::{ADMIN, User, UserRole};
 pub use clock_watch::watch_clock;
 pub use health::Ready;
 pub use overview::{

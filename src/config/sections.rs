@@ -141,8 +141,8 @@ fn admin_users(reader: &KeyReader<'_>, file: &file::AdminSection, admin: Option<
             reader.at("token").report(Problem::Missing("a token, different from all others"));
         }
         let role = reader.require("role", &section.role, "\"operator\" or \"viewer\"", |text| match text {
-            "operator" => Ok(admin::Role::Operator),
-            "viewer" => Ok(admin::Role::Viewer),
+            "operator" => Ok(admin::UserRole::Operator),
+            "viewer" => Ok(admin::UserRole::Viewer),
             _ => Err("\"operator\" or \"viewer\""),
         });
         let (Some(token), Some(role)) = (reader.secret("token", &section.token), role) else { continue };

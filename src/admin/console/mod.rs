@@ -58,7 +58,7 @@ const STYLE: &str = include_str!("style.css");
 /// The routes under `/console/`, and `/`, which leads there.
 pub(super) fn routes(access: &AccessControl, hosts: &[String]) -> Router<Context> {
     let fence = Fence::new(access.clone(), hosts);
-    // Of its own, outside the fence, which reads forms: whoever sends none uses up no slot of the API.
+    // Of its own, outside the fence, which reads forms: a client that sends no body uses up no slot of the API.
     let admission = Admission::new(API_SLOTS, API_WAITING, ACTION_DEADLINE);
     let admission = || middleware::from_fn_with_state(admission.clone(), admission::admit);
     let pages = Router::new()

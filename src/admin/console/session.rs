@@ -130,11 +130,11 @@ pub(super) fn random_key() -> Arc<[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::caller::Role;
+    use crate::admin::caller::UserRole;
     use crate::secret::Secret;
 
     fn user(token: &str) -> User {
-        User { name: "li".into(), token: Secret::new(token), role: Role::Operator }
+        User { name: "li".into(), token: Secret::new(token), role: UserRole::Operator }
     }
 
     fn headers(cookie: &str) -> HeaderMap {
