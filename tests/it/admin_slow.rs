@@ -98,6 +98,27 @@ async fn connections_of_one_client_block_neither_metrics_nor_commands() {
     is_served(&relay).await;
 }
 
+#[tokio::test]
+async fn forms_of_the_console_that_do_not_arrive_block_nobody_and_are_given_up() {
+    let (relay, _crm) = relay("token = \"the-admin-token\"").await;
+    let mut open = Vec::new();
+    for path in ["/console/login", "/console/dead"].repeat(30) {
+        let mut connection = TcpStream::connect(&relay.admin).await.expect("it listens");
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: {0}\r\nOrigin: http://{0}\r\nContent-Length: 99\r\n\r\nform=",
+            relay.admin
+        );
+        connection.write_all(head.as_bytes()).await.expect("the relay reads");
+        open.push(connection);
+    }
+    is_served(&relay).await;
+    for mut connection in open {
+        let mut status = [0; 12];
+        connection.read_exact(&mut status).await.expect("an answer");
+        assert_eq!(&status, b"HTTP/1.1 408");
+    }
+}
+
 /// Health, metrics and a command are answered at once.
 async fn is_served(relay: &Relay) {
     let token = "Authorization: Bearer the-admin-token\r\n";

@@ -230,6 +230,14 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// A browser obeys markup in the texts of others, so one file of the console writes any without escaping it.
+#[test]
+fn markup_is_written_unescaped_in_one_file() {
+    let found: Vec<_> = sources("src").into_iter().filter(|source| source.text.contains("PreEscaped")).collect();
+    let paths: Vec<_> = found.iter().map(|source| source.path.as_path()).collect();
+    assert_eq!(paths, [Path::new("src/admin/console/frame.rs")]);
+}
+
 /// A terminal obeys control characters in the texts of others, so one file escapes what every command prints.
 #[test]
 fn commands_print_through_one_file() {
